@@ -1,0 +1,102 @@
+"""The words of the library: scores, sparsities, masks, and the transform of masks.
+
+    params -> scores -> sparsities (allocation) -> masks (pattern) -> sparsified update
+
+Four words, each a pytree shaped like `params`: **scores** (float, higher = keep), **sparsities**
+(scalars), **masks** (bool, True = kept) and **params**. A leaf that is never pruned is `None` in
+scores and masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+Params = Any
+Scores = Any
+Masks = Any
+
+# A Python float, a float scalar array, or an integer. A *float* is the fraction that is pruned, in
+# [0, 1); an *integer* is the number of weights that are pruned. Only allocations hand out
+# integers: a fraction in float32 can't name one weight among 25 million.
+Sparsity = Any
+Sparsities = Any
+
+Score = Callable[..., Scores]  # (params, *, grads, opt_state, step, **extra) -> scores
+Allocation = Callable[[Scores, Sparsity], Sparsities]  # how much of each leaf
+Pattern = Callable[[jax.Array, Sparsity], jax.Array]  # which entries of one leaf
+
+
+class MaskState(NamedTuple):
+    """The smallest state of a mask transform: its masks, bool, `None` where never pruned."""
+
+    masks: Masks
+
+
+class StateWithMasks(Protocol):
+    """Any NamedTuple with a field (or property) `masks`."""
+
+    @property
+    def masks(self) -> Masks: ...
+
+
+class MaskTransform(NamedTuple):
+    """A pair of pure functions that makes masks and changes them over time: optax's pair for masks.
+
+    Attributes:
+      init: `params -> state`, a NamedTuple with a field `masks`.
+      update: `(state, params, *, grads, step, opt_state, **extra) -> state`, of the same structure,
+        shapes and dtypes. `grads` are those of this step, `step` (int32 scalar) counts from 0,
+        `opt_state` is the inner optimizer's state, and `extra` what the user passed to
+        `optimizer.update`, such as `value=loss`.
+    """
+
+    init: Callable[[Params], Any]
+    update: Callable[..., Any]
+
+
+# What a schedule is asked at the last update of `every`: its value after all its transitions.
+END = int(np.iinfo(np.int32).max)
+
+
+def is_none(leaf: Any) -> bool:
+    """Whether `leaf` is `None`; the `is_leaf` of trees with never-pruned leaves."""
+    return leaf is None
+
+
+def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`f(leaf, *rest_leaves)` wherever `tree` is not None; there it stays None, whatever `rest` has."""
+    return jax.tree.map(
+        lambda leaf, *others: None if leaf is None else f(leaf, *others),
+        tree,
+        *rest,
+        is_leaf=is_none,
+    )
+
+
+def check_sparsity(sparsity: Any) -> Any:
+    """`sparsity` itself, or ValueError where it is known and not a fraction in [0, 1)."""
+    if isinstance(sparsity, jax.core.Tracer):
+        return sparsity
+    if isinstance(sparsity, bool) or not isinstance(
+        sparsity, (int, float, np.ndarray, np.generic, jax.Array)
+    ):
+        raise TypeError(
+            f"sparsity must be a number in [0, 1), the fraction pruned; got {sparsity!r} of type "
+            f"{type(sparsity).__name__}."
+        )
+    if np.ndim(sparsity) != 0:
+        raise ValueError(
+            f"sparsity must be one number; got an array of shape {np.shape(sparsity)}. "
+            "For one sparsity a layer use allocation=per_layer({path: sparsity})."
+        )
+    value = float(sparsity)
+    if not 0.0 <= value < 1.0:
+        hint = f" For {value:g}% write {value / 100:g}." if 1.0 < value < 100.0 else ""
+        raise ValueError(
+            f"sparsity is the fraction pruned, in [0, 1); got {value:g}.{hint}"
+        )
+    return sparsity

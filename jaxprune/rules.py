@@ -1,0 +1,149 @@
+"""Leaves by name: the path of a leaf, rules that match paths, and what is prunable by default."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import Params, is_none
+
+Rule = str | re.Pattern | Callable[[str, Any], bool]
+
+
+def name(path: tuple) -> str:
+    """The path of a leaf as users write it: `"Dense_0/kernel"`.
+
+    The `.value` in which `flax.nnx` keeps the array of a variable is left out.
+    """
+    text = jax.tree_util.keystr(path, simple=True, separator="/")
+    return text.removesuffix("/value")
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """`(name, leaf)` of every leaf, None leaves included, in the order of `jax.tree.leaves`."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
+    return [(name(path), leaf) for path, leaf in pairs]
+
+
+def matches(rule: Rule, leaf_name: str, leaf: Any) -> bool:
+    """Whether `rule` means this leaf.
+
+    A string is an exact name or a glob (`"*/kernel"`, `"Dense_[01]/*"`; `*` also crosses `/`), a
+    compiled regular expression is searched for in the name, and a callable is given
+    `(name, leaf)`.
+    """
+    if isinstance(rule, str):
+        return leaf_name == rule or fnmatch.fnmatchcase(leaf_name, rule)
+    if isinstance(rule, re.Pattern):
+        return rule.search(leaf_name) is not None
+    if callable(rule):
+        return bool(rule(leaf_name, leaf))
+    raise TypeError(
+        "a rule is a string (an exact path or a glob), a compiled regular expression, or a "
+        f"callable (path, leaf) -> bool; got {rule!r}."
+    )
+
+
+def check_all_match(rules: Iterable[Rule], tree: Any) -> None:
+    """ValueError if a rule matches no leaf of `tree`: a mistyped rule must not pass silently."""
+    leaves = [(leaf_name, leaf) for leaf_name, leaf in named_leaves(tree) if leaf is not None]
+    for rule in rules:
+        if not any(matches(rule, leaf_name, leaf) for leaf_name, leaf in leaves):
+            raise ValueError(
+                f"the rule {rule!r} matches no leaf. The leaves are: {quoted(leaves)}. "
+                "Correct the rule, or leave it out."
+            )
+
+
+def quoted(leaves: Iterable[tuple[str, Any]], most: int = 12) -> str:
+    """The names of `leaves` for an error message, at most `most` of them."""
+    names = [repr(leaf_name) for leaf_name, _ in leaves]
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) + more) or "(none)"
+
+
+# --- what is prunable -----------------------------------------------------------------------------
+
+# Names of leaves that are no kernels, whatever their rank: nn.scan and vmap stack them.
+_NOT_KERNELS = re.compile(
+    r"(.*bias.*|b|scale|offset|gamma|beta|mean|var|.*embed.*|cls(_token)?|count)", re.IGNORECASE
+)
+_NAMED_WEIGHT = re.compile(r"(w|weight|weights)", re.IGNORECASE)
+_NOT_PRUNED_PARENT = re.compile(r"(.*norm.*|.*embed.*|bn\d*|ln\d*)", re.IGNORECASE)
+
+
+def _is_kernel(leaf_name: str, leaf: Any) -> bool:
+    *parents, own = leaf_name.split("/")
+    if not hasattr(leaf, "ndim") or leaf.ndim < 2 or not leaf.size:
+        return False
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or "batch_stats" in parents:
+        return False
+    if _NOT_KERNELS.fullmatch(own):
+        return False
+    # equinox and torch call the scale of a norm and the table of an embedding `weight` too
+    is_weight = _NAMED_WEIGHT.fullmatch(own) is not None
+    return not (is_weight and parents and _NOT_PRUNED_PARENT.fullmatch(parents[-1]))
+
+
+def _only(params: Params, is_wanted: Callable[[str, Any], bool]) -> Params:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if leaf is not None and is_wanted(name(path), leaf) else None,
+        params,
+        is_leaf=is_none,
+    )
+
+
+def kernels(params: Params) -> Params:
+    """`params` with None in place of every leaf that is not a kernel: the default `prunable`.
+
+    A kernel is a floating-point leaf of rank 2 or more that is not called a bias, the scale or
+    the statistics of a norm, or an embedding; so a bias that `nn.scan` or `vmap` stacked to rank
+    2 is none. For another choice see `matching`.
+
+    >>> import jax.numpy as jnp
+    >>> kernels({'kernel': jnp.ones((1, 2)), 'bias': jnp.ones(2)})
+    {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
+    """
+    return _only(params, _is_kernel)
+
+
+def matching(*rules: Rule, exclude: Rule | Iterable[Rule] = ()) -> Callable[[Params], Params]:
+    """A `prunable`: None in place of every leaf that no rule matches, or that `exclude` matches.
+
+    Args:
+      *rules: exact names, globs, compiled regular expressions, or `(name, leaf) -> bool`. With
+        no rule, all that `kernels` chooses.
+      exclude: one or several rules for leaves to leave out of these.
+
+    Returns:
+      `params -> params` with None holes. It raises ValueError if a rule matches no leaf.
+
+    >>> import jax.numpy as jnp
+    >>> params = {'body': {'kernel': jnp.ones((2, 2))}, 'head': {'kernel': jnp.ones((2, 1))}}
+    >>> matching(exclude='head/*')(params)['head']
+    {'kernel': None}
+    """
+    if len(rules) == 1 and isinstance(rules[0], (list, tuple, set)):
+        rules = tuple(rules[0])
+    single = isinstance(exclude, (str, re.Pattern)) or callable(exclude)
+    excluded: tuple[Rule, ...] = (exclude,) if single else tuple(exclude)  # type: ignore[assignment,arg-type]
+
+    def prunable(params: Params) -> Params:
+        check_all_match((*rules, *excluded), params)
+
+        def is_wanted(leaf_name: str, leaf: Any) -> bool:
+            chosen = (
+                any(matches(rule, leaf_name, leaf) for rule in rules)
+                if rules
+                else _is_kernel(leaf_name, leaf)
+            )
+            return chosen and not any(matches(rule, leaf_name, leaf) for rule in excluded)
+
+        return _only(params, is_wanted)
+
+    return prunable

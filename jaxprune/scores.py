@@ -1,0 +1,125 @@
+"""Scores: what each weight is worth. Params and gradients in, floats out; higher is kept.
+
+A score is a function `(params, *, grads, opt_state, step, **extra) -> scores`, and takes of these
+what it needs. Where `params` is None, so are the scores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.base import Params, Score, Scores, map_scored
+from jaxprune.rules import named_leaves
+
+
+def magnitude(params: Params, **_: Any) -> Scores:
+    """|w|, like `params`.
+
+    Reference: Han et al., 2015, Learning both Weights and Connections for Efficient Neural
+    Networks.
+    """
+    return map_scored(jnp.abs, params)
+
+
+def saliency(params: Params, *, grads: Params = None, **_: Any) -> Scores:
+    """|w dL/dw|, like `params`: how much the loss changes, to first order, if the weight goes.
+
+    Raises:
+      ValueError: without `grads`.
+
+    Reference: Mozer and Smolensky, 1988, Skeletonization; Molchanov et al., 2017, Pruning
+    Convolutional Neural Networks for Resource Efficient Inference.
+    """
+    _need_grads("saliency", grads)
+    return map_scored(lambda w, g: jnp.abs(w * g), params, grads)
+
+
+def gradient(params: Params, *, grads: Params = None, **_: Any) -> Scores:
+    """|dL/dw|, like `params`.
+
+    Raises:
+      ValueError: without `grads`.
+    """
+    _need_grads("gradient", grads)
+    return map_scored(lambda w, g: jnp.abs(g), params, grads)
+
+
+def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
+    """w^2 nu, like `params`; nu is the optimizer's mean of squared gradients (adam, rmsprop, ...).
+
+    The second-order estimate of the loss without the weight, with the diagonal of the empirical
+    Fisher matrix for the curvature. At the first step nu is zero: prune later, with
+    `every(..., start=...)`.
+
+    Raises:
+      ValueError: if `opt_state` has no `nu` for a leaf.
+
+    Reference: Theis et al., 2018, Faster Gaze Prediction with Dense Networks and Fisher Pruning.
+    """
+    found = [dict(named_leaves(nu)) for _, nu in optax.tree.get_all_with_path(opt_state, "nu")]
+
+    def score(path: str, w: jax.Array) -> jax.Array:
+        nus = [nu[path] for nu in found if getattr(nu.get(path), "shape", None) == w.shape]
+        if not nus:
+            raise ValueError(
+                f"fisher needs the optimizer's second moment `nu` of '{path}', with shape "
+                f"{w.shape}; its state has none. Use adam, adamw, lamb or rmsprop, or another score."
+            )
+        return w * w * nus[0]
+
+    leaves = [None if w is None else score(path, w) for path, w in named_leaves(params)]
+    treedef = jax.tree.structure(params, is_leaf=lambda leaf: leaf is None)
+    return treedef.unflatten(leaves)
+
+
+def random(key: jax.Array) -> Score:
+    """Uniform random scores from `key`, folded with the step: each step draws anew.
+
+    Args:
+      key: a key of `jax.random`; under `vmap`, one a seed.
+    """
+    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
+        raise TypeError(
+            f"random(key) needs a key of jax.random, such as jax.random.key(0); got {key!r}."
+        )
+
+    def score(params: Params, *, step: Any = 0, **_: Any) -> Scores:
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.fold_in(key, step), max(len(leaves), 1))
+        drawn = [jax.random.uniform(k, w.shape) for k, w in zip(keys, leaves, strict=False)]
+        return treedef.unflatten(drawn)
+
+    return score
+
+
+def lamp(score: Score = magnitude) -> Score:
+    """A score of a score: s_u^2 / sum of s_v^2 over all v of its leaf with s_v >= s_u.
+
+    The largest weight of every leaf scores 1, so that a global threshold empties no layer.
+    Entries that are equal are ranked as in `select`: the lower index is the larger.
+
+    Reference: Lee et al., 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning.
+    """
+
+    def leaf(s: jax.Array) -> jax.Array:
+        flat = s.astype(jnp.float32).reshape(-1)
+        order = jnp.argsort(-flat, stable=True)  # descending; among equals the lower index first
+        # sums of squares of what pruning marks -inf would be inf: those stay at the bottom
+        squares = jnp.where(jnp.isneginf(flat[order]), 0.0, flat[order] ** 2)
+        tail = jnp.cumsum(squares)
+        scores = jnp.where(tail > 0, squares / tail, 0.0)
+        return jnp.zeros_like(flat).at[order].set(scores, unique_indices=True).reshape(s.shape)
+
+    return lambda params, **context: map_scored(leaf, score(params, **context))
+
+
+def _need_grads(what: str, grads: Any) -> None:
+    if grads is None:
+        raise ValueError(
+            f"{what} needs gradients: call it as {what}(params, grads=grads), or give it to "
+            "prune(...), whose optimizer update passes them."
+        )

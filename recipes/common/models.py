@@ -1,0 +1,108 @@
+"""The networks that the recipes train, as flax linen modules: images (n, h, w, c) -> logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from recipes.common.convolution import conv_general_dilated
+from recipes.common.errors import RecipeError
+
+MODELS = ("mlp", "lenet", "conv", "resnet20")
+NORMS = ("group", "batch")
+
+Norm = Callable[..., nn.Module]
+
+Conv = partial(
+    nn.Conv,
+    use_bias=False,  # a norm follows each convolution, and has one
+    kernel_init=nn.initializers.he_normal(),
+    conv_general_dilated=conv_general_dilated,
+)
+
+
+def model(name: str, classes: int, norm: str = "group") -> nn.Module:
+    """The network called `name`; call it as `module.apply(variables, images, train=...)`.
+
+    `norm` chooses the normalisation of the convolutional ones; with "batch" the variables hold
+    running statistics under "batch_stats". Raises `RecipeError` for an unknown name or norm.
+    """
+    if norm not in NORMS:
+        raise RecipeError(f"unknown norm '{norm}'; choose one of {', '.join(NORMS)}")
+    if name == "mlp":
+        return MLP((256, 128), classes)
+    if name == "lenet":
+        return MLP((300, 100), classes)  # LeNet-300-100 (LeCun et al., 1998)
+    if name == "conv":
+        return ConvNet((32, 64, 64), classes, norm)
+    if name == "resnet20":
+        return ResNet(3, (16, 32, 64), classes, norm)
+    raise RecipeError(f"unknown model '{name}'; choose one of {', '.join(MODELS)}")
+
+
+class MLP(nn.Module):
+    """Fully connected layers with ReLU between them."""
+
+    hidden: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = images.reshape(images.shape[0], -1)
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(x))
+        return nn.Dense(self.classes)(x)
+
+
+class ConvNet(nn.Module):
+    """3x3 convolutions that halve the image from the second on (no pooling), then the mean."""
+
+    widths: tuple[int, ...]
+    classes: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        norm = normalisation(self.norm, train)
+        x = images
+        for i, width in enumerate(self.widths):
+            x = nn.relu(norm()(Conv(width, (3, 3), strides=1 if i == 0 else 2)(x)))
+        return nn.Dense(self.classes)(jnp.mean(x, axis=(1, 2)))
+
+
+class ResNet(nn.Module):
+    """The CIFAR ResNet of He et al. (2016), with projections where the shape changes."""
+
+    blocks: int
+    widths: tuple[int, ...]
+    classes: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        norm = normalisation(self.norm, train)
+        x = nn.relu(norm()(Conv(self.widths[0], (3, 3))(images)))
+        for stage, width in enumerate(self.widths):
+            for block in range(self.blocks):
+                x = residual(x, width, 2 if stage > 0 and block == 0 else 1, norm)
+        return nn.Dense(self.classes)(jnp.mean(x, axis=(1, 2)))
+
+
+def residual(x: jax.Array, width: int, stride: int, norm: Norm) -> jax.Array:
+    """relu(x + f(x)), f two 3x3 convolutions; x is projected where f changes its shape."""
+    y = nn.relu(norm()(Conv(width, (3, 3), strides=stride)(x)))
+    y = norm()(Conv(width, (3, 3))(y))
+    if x.shape != y.shape:
+        x = norm()(Conv(width, (1, 1), strides=stride)(x))
+    return nn.relu(x + y)
+
+
+def normalisation(norm: str, train: bool) -> Norm:
+    """The norm layer to build: groups of channels of one image, or channels of the whole batch."""
+    if norm == "batch":
+        return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+    return partial(nn.GroupNorm, num_groups=8)

@@ -1,0 +1,184 @@
+"""Training several seeds at once: one program, `vmap` over seeds inside each step.
+
+Every array of a state has a leading seed axis. Each seed has its own initial weights and its own
+order of the data; the data itself is on the device once. A call runs a chunk of steps in one
+`lax.scan`, and between chunks the caller can look, log, evaluate and stop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from recipes.common.data import Split
+
+
+class TrainState(NamedTuple):
+    """What changes in a step. With a seed axis in front of every array, a stack of states."""
+
+    params: Any
+    batch_stats: Any  # running statistics of batch norm; {} where there are none
+    opt_state: optax.OptState
+
+
+class Progress(NamedTuple):
+    """How far training is: `loss` and `accuracy` (seeds,) are means over the steps of a chunk."""
+
+    step: int
+    seconds: float  # in steps so far, without compilation and without what the caller does
+    state: TrainState
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+
+# (params, batch_stats, images, labels) -> loss, (accuracy, batch_stats)
+LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
+# (state, train, order (steps, seeds, batch)) -> state, {"loss", "accuracy"}: (seeds,)
+Chunk = Callable[[TrainState, Split, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def seed_keys(seed: int, seeds: int) -> jax.Array:
+    """One key per seed (seeds,): the keys of `seed`, `seed + 1`, ..., so that any can run alone."""
+    return jax.vmap(jax.random.key)(seed + jnp.arange(seeds))
+
+
+def init(
+    module: nn.Module, tx: optax.GradientTransformation, keys: jax.Array, images: np.ndarray
+) -> TrainState:
+    """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
+
+    @jax.jit
+    @jax.vmap
+    def init_one(key):
+        variables = module.init(jax.random.fold_in(key, 0), jnp.asarray(images[:1]))
+        params = variables["params"]
+        return TrainState(params, variables.get("batch_stats", {}), tx.init(params))
+
+    return init_one(keys)
+
+
+def classification(module: nn.Module) -> LossFn:
+    """Cross-entropy of a classifier, with its accuracy on the same batch."""
+
+    def loss_fn(params, batch_stats, images, labels):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+        return loss, (accuracy, changed.get("batch_stats", {}))
+
+    return loss_fn
+
+
+def make_chunk(loss_fn: LossFn, tx: optax.GradientTransformation) -> Chunk:
+    """A jitted function that runs as many steps as `order` has; the state it is given is donated.
+
+    It is the plain optax loop: `tx` may be `jp.sparsify(...)` or any other optimizer.
+    """
+    tx = optax.with_extra_args_support(tx)
+
+    def step(state: TrainState, images, labels):
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (accuracy, batch_stats)), grads = gradient_fn(
+            state.params, state.batch_stats, images, labels
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
+
+    @partial(jax.jit, donate_argnums=0)
+    def chunk(state, train, order):
+        def steps(state, indices):
+            return jax.vmap(step)(state, train.images[indices], train.labels[indices])
+
+        state, metrics = jax.lax.scan(steps, state, order)
+        return state, jax.tree.map(lambda m: m.mean(0), metrics)
+
+    return chunk
+
+
+def data_order(
+    keys: jax.Array, examples: int, batch_size: int, start: int = 0
+) -> Iterator[np.ndarray]:
+    """Indices (seeds, batch) of the examples of step `start` and on: each epoch a permutation.
+
+    The examples that do not fill a batch are left out of their epoch.
+    """
+    steps = examples // batch_size
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    def permutation(key, epoch):
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
+        return jax.random.permutation(key, examples)[: steps * batch_size].astype(jnp.int32)
+
+    epoch, first = divmod(start, steps)
+    while True:
+        order = np.asarray(permutation(keys, epoch)).reshape(len(keys), steps, batch_size)
+        yield from order.swapaxes(0, 1)[first:]
+        epoch, first = epoch + 1, 0
+
+
+def train(
+    chunk: Chunk,
+    state: TrainState,
+    data: Split,
+    keys: jax.Array,
+    *,
+    batch_size: int,
+    steps: int,
+    chunk_steps: int,
+    start: int = 0,
+) -> Iterator[Progress]:
+    """Runs steps `start` to `steps`; yields after every `chunk_steps` and at the end.
+
+    `data` should be on the device (`jax.device_put`). A yielded state is donated to the next chunk:
+    copy what must outlive it.
+    """
+    order = data_order(keys, len(data.labels), batch_size, start)
+    compiled: dict[int, Any] = {}
+    seconds = 0.0
+    while start < steps:
+        now = min(chunk_steps, steps - start)
+        indices = jnp.asarray(np.stack(list(islice(order, now))))
+        if now not in compiled:  # compile apart from the clock; the last chunk may be shorter
+            compiled[now] = chunk.lower(state, data, indices).compile()
+        began = time.perf_counter()
+        state, metrics = compiled[now](state, data, indices)
+        loss, accuracy = np.asarray(metrics["loss"]), np.asarray(metrics["accuracy"])
+        seconds += time.perf_counter() - began
+        start += now
+        yield Progress(start, seconds, state, loss, accuracy)
+
+
+def make_evaluate(
+    module: nn.Module, test: Split, batch_size: int = 1000
+) -> Callable[[TrainState], np.ndarray]:
+    """A function from a stack of states to their accuracy (seeds,) on all of `test`."""
+    batch_size = min(batch_size, len(test.labels))
+    padding = -len(test.labels) % batch_size
+    images = np.concatenate([test.images, np.zeros_like(test.images[:padding])])
+    labels = np.concatenate([test.labels, np.full(padding, -1, np.int32)])  # -1: never right
+    images = images.reshape(-1, batch_size, *images.shape[1:])
+    batches = jax.device_put((images, labels.reshape(-1, batch_size)))
+
+    @jax.jit
+    def evaluate(params, batch_stats, batches):
+        def right(params, batch_stats, images, labels):
+            logits = module.apply({"params": params, "batch_stats": batch_stats}, images)
+            return jnp.sum(jnp.argmax(logits, -1) == labels)
+
+        over_seeds = jax.vmap(right, in_axes=(0, 0, None, None))
+        counts = jax.lax.map(lambda batch: over_seeds(params, batch_stats, *batch), batches)
+        return counts.sum(0) / len(test.labels)
+
+    return lambda state: np.asarray(evaluate(state.params, state.batch_stats, batches))

@@ -1,0 +1,128 @@
+"""The drop-in convolution equals `lax.conv_general_dilated`, its gradients and its lanes too."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from recipes.common.convolution import NHWC, conv_general_dilated
+
+CASES = [
+    # kernel, strides, padding, kernel dilation
+    (1, (1, 1), "SAME", (1, 1)),
+    (1, (2, 2), "VALID", (1, 1)),
+    (3, (1, 1), "SAME", (1, 1)),
+    (3, (2, 2), "SAME", (1, 1)),
+    (3, (2, 1), "VALID", (1, 1)),
+    (5, (2, 2), "SAME", (1, 1)),
+    (5, (1, 1), ((3, 0), (1, 2)), (1, 1)),
+    (3, (2, 2), ((4, 3), (0, 0)), (1, 1)),  # wider than the kernel: some outputs see only padding
+    (3, (2, 1), "SAME", (2, 3)),
+]
+
+
+def arrays(kernel, seeds=()):
+    x = jax.random.normal(jax.random.key(0), (*seeds, 2, 9, 8, 3))
+    w = jax.random.normal(jax.random.key(1), (*seeds, kernel, kernel, 3, 4))
+    return x, w
+
+
+def both(strides, padding, dilation):
+    """The drop-in and lax's own, as functions of (x, w) and a scalar loss of each."""
+    options = {"rhs_dilation": dilation, "dimension_numbers": NHWC}
+
+    def ours(x, w):
+        return conv_general_dilated(x, w, strides, padding, **options)
+
+    def native(x, w):
+        return lax.conv_general_dilated(x, w, strides, padding, **options)
+
+    return ours, native
+
+
+def assert_close(a, b):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), a, b)
+
+
+@pytest.mark.parametrize(("kernel", "strides", "padding", "dilation"), CASES)
+def test_value_and_gradients_equal_lax(kernel, strides, padding, dilation):
+    ours, native = both(strides, padding, dilation)
+    x, w = arrays(kernel)
+    assert_close(ours(x, w), native(x, w))
+
+    def loss(f):
+        return lambda x, w: jnp.sum(jnp.sin(f(x, w)))
+
+    assert_close(*(jax.jit(jax.grad(loss(f), (0, 1)))(x, w) for f in (ours, native)))
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("in_axes", [(0, 0), (None, 0), (0, None)])
+def test_vmapped_gradients_equal_lax(strides, in_axes):
+    ours, native = both(strides, "SAME", (1, 1))
+    xs, ws = arrays(3, seeds=(3,))
+    x, w = (a if axis == 0 else a[0] for a, axis in zip((xs, ws), in_axes, strict=True))
+
+    def gradients(f):
+        per_seed = jax.grad(lambda x, w: jnp.sum(jnp.sin(f(x, w))), (0, 1))
+        return jax.jit(jax.vmap(per_seed, in_axes))(x, w)
+
+    assert_close(gradients(ours), gradients(native))
+
+
+def test_gradient_descent_in_a_vmapped_scan_equals_lax():
+    ours, native = both((2, 2), "SAME", (1, 1))
+    x, w = arrays(3, seeds=(2,))
+
+    def descend(f):
+        def step(w, _):
+            value, gradient = jax.value_and_grad(lambda w: jnp.mean(f(x[0], w) ** 2))(w)
+            return w - 0.1 * gradient, value
+
+        return jax.jit(jax.vmap(lambda w: lax.scan(step, w, length=3)))(w)
+
+    assert_close(descend(ours), descend(native))
+
+
+def test_second_derivatives_equal_lax():
+    ours, native = both((2, 2), "SAME", (1, 1))
+    x, w = arrays(3)
+
+    def hessian_vector_product(f):
+        def gradient(w):
+            return jax.grad(lambda w: jnp.mean(jnp.sin(f(x, w))))(w)
+
+        return jax.grad(lambda w: jnp.vdot(gradient(w), jnp.ones_like(w)))(w)
+
+    assert_close(hessian_vector_product(ours), hessian_vector_product(native))
+
+
+def test_what_it_does_not_cover_goes_to_lax():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    grouped = jax.random.normal(jax.random.key(1), (3, 3, 1, 4))
+    options = {"dimension_numbers": NHWC, "feature_group_count": 4}
+    assert_close(
+        conv_general_dilated(x, grouped, (1, 1), "SAME", **options),
+        lax.conv_general_dilated(x, grouped, (1, 1), "SAME", **options),
+    )
+    nchw, oihw = x.transpose(0, 3, 1, 2), jax.random.normal(jax.random.key(1), (5, 4, 3, 3))
+    assert_close(
+        conv_general_dilated(nchw, oihw, (1, 1), "SAME"),
+        lax.conv_general_dilated(nchw, oihw, (1, 1), "SAME"),
+    )
+    one_d, kernel = x[:, 0], jax.random.normal(jax.random.key(1), (3, 4, 5))
+    numbers = ("NWC", "WIO", "NWC")
+    assert_close(
+        conv_general_dilated(one_d, kernel, (1,), "SAME", dimension_numbers=numbers),
+        lax.conv_general_dilated(one_d, kernel, (1,), "SAME", dimension_numbers=numbers),
+    )
+
+
+def test_drops_into_flax():
+    x, _ = arrays(3)
+    native = nn.Conv(4, (3, 3), strides=2, kernel_dilation=1)
+    ours = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=conv_general_dilated)
+    params = native.init(jax.random.key(0), x)
+    assert_close(ours.apply(params, x), native.apply(params, x))

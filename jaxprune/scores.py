@@ -108,8 +108,7 @@ def lamp(score: Score = magnitude) -> Score:
     def leaf(s: jax.Array) -> jax.Array:
         flat = s.astype(jnp.float32).reshape(-1)
         order = jnp.argsort(-flat, stable=True)  # descending; among equals the lower index first
-        # sums of squares of what pruning marks -inf would be inf: those stay at the bottom
-        squares = jnp.where(jnp.isneginf(flat[order]), 0.0, flat[order] ** 2)
+        squares = flat[order] ** 2
         tail = jnp.cumsum(squares)
         scores = jnp.where(tail > 0, squares / tail, 0.0)
         return jnp.zeros_like(flat).at[order].set(scores, unique_indices=True).reshape(s.shape)

@@ -122,6 +122,19 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
     return treedef.unflatten([leaf(i) for i in range(len(avals))])
 
 
+def reads_deferred(f: Callable) -> Callable:
+    """Marks a function of scores that takes `Deferred` leaves; all others are given arrays."""
+    f.reads_deferred = True  # type: ignore[attr-defined]
+    return f
+
+
+def readable_by(f: Callable, scores: Any) -> Any:
+    """`scores`, with `Deferred` leaves only if `f` is marked to take them."""
+    if getattr(f, "reads_deferred", False):
+        return scores
+    return jax.tree.map(jnp.asarray, scores)
+
+
 def _read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array], Any]:
     """The leaves as arrays, computed after `thresholds`: XLA can't hoist them out of a loop."""
     operands = [x.operands if isinstance(x, Deferred) else (x,) for x in leaves]

@@ -1,0 +1,1 @@
+"""Mask transforms: one paper, one file. `combine` holds what joins them."""

@@ -1,0 +1,55 @@
+"""jaxprune: optax transforms gradients; jaxprune transforms masks.
+
+    params -> scores -> sparsities (allocation) -> masks (pattern) -> sparsified update -> report
+
+The public names, in the order in which data flow through them.
+"""
+
+# the words
+from jaxprune.base import MaskState as MaskState
+from jaxprune.base import MaskTransform as MaskTransform
+
+# what may be pruned
+from jaxprune.rules import kernels as kernels
+from jaxprune.rules import matching as matching
+
+# params -> scores
+from jaxprune.scores import fisher as fisher
+from jaxprune.scores import gradient as gradient
+from jaxprune.scores import lamp as lamp
+from jaxprune.scores import magnitude as magnitude
+from jaxprune.scores import random as random
+from jaxprune.scores import saliency as saliency
+
+# scores -> sparsities
+from jaxprune.allocation import er as er
+from jaxprune.allocation import erk as erk
+from jaxprune.allocation import global_threshold as global_threshold
+from jaxprune.allocation import per_layer as per_layer
+from jaxprune.allocation import uniform as uniform
+
+# scores, sparsities -> masks
+from jaxprune.pattern import block as block
+from jaxprune.pattern import channel as channel
+from jaxprune.pattern import nm as nm
+from jaxprune.pattern import select as select
+from jaxprune.pattern import unstructured as unstructured
+
+# masks over time
+from jaxprune.methods.combine import chain as chain
+from jaxprune.methods.combine import every as every
+from jaxprune.methods.combine import fixed as fixed
+from jaxprune.methods.combine import once as once
+from jaxprune.methods.prune import prune as prune
+
+# masks into optax
+from jaxprune.sparsify import sparsify as sparsify
+from jaxprune.sparsify import track_masks as track_masks
+
+# masks at work
+from jaxprune.masks import apply_masks as apply_masks
+from jaxprune.masks import get_masks as get_masks
+from jaxprune.masks import overlap as overlap
+from jaxprune.masks import sparsity as sparsity
+
+__version__ = "0.1.0"

@@ -1,0 +1,148 @@
+"""Allocations: how much of each leaf is pruned so that the whole reaches the asked sparsity.
+
+An allocation is a function `(scores, sparsity) -> sparsities`. Most read shapes only;
+`global_threshold` reads values. A float is a fraction, an integer a number of weights
+(`jaxprune.base.Sparsity`). Where the sparsity is a Python number so are those of the layers, even
+under `jit`; where it is traced (a schedule), so are they.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import (
+    Allocation,
+    Scores,
+    Sparsities,
+    Sparsity,
+    check_sparsity,
+    is_none,
+    map_scored,
+)
+from jaxprune.rules import Rule, check_all_match, matches, named_leaves
+from jaxprune.selection import count, numbers_largest, reads_deferred
+
+
+@reads_deferred
+def uniform(scores: Scores, sparsity: Sparsity) -> Sparsities:
+    """The same sparsity for every leaf."""
+    return map_scored(lambda _: sparsity, scores)
+
+
+@reads_deferred
+def er(scores: Scores, sparsity: Sparsity) -> Sparsities:
+    """Erdos-Renyi: the density of a leaf is proportional to (fan_in + fan_out) / (fan_in fan_out).
+
+    Leaves that would exceed density 1 are dense, tied ones together, and the others make up for
+    it, so that the sum of density * size is (1 - sparsity) * total. The last two axes of a leaf
+    count as fan_in and fan_out.
+
+    Reference: Mocanu et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive
+    Sparse Connectivity inspired by Network Science.
+    """
+    return _proportional(scores, sparsity, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:]))
+
+
+@reads_deferred
+def erk(scores: Scores, sparsity: Sparsity) -> Sparsities:
+    """Erdos-Renyi-Kernel: the density of a leaf is proportional to sum(shape) / prod(shape).
+
+    As `er`, with the spatial axes of a convolution counted too.
+
+    Reference: Evci et al., 2020, Rigging the Lottery: Making All Tickets Winners.
+    """
+    return _proportional(scores, sparsity, lambda shape: sum(shape) / math.prod(shape))
+
+
+@reads_deferred
+def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
+    """What one threshold over the scores of all leaves together prunes of each: integers.
+
+    The counts sum to `round(sparsity * total)` exactly. Among equal scores the earlier leaf is
+    kept first. A leaf can lose all its weights: see `report`, or use `lamp` scores.
+    """
+    leaves, treedef = jax.tree.flatten(scores)
+    total = sum(x.size for x in leaves)
+    kept = numbers_largest(leaves, total - count(sparsity, total))
+    return treedef.unflatten([x.size - n for x, n in zip(leaves, kept, strict=True)])
+
+
+def per_layer(
+    rules: Mapping[Rule, float | Callable[[Sparsity], Sparsity]], rest: Allocation = uniform
+) -> Allocation:
+    """Sparsities by rule: the first rule that matches a leaf's path decides, `rest` the others.
+
+    Args:
+      rules: from an exact path, glob, compiled regular expression or `(path, leaf) -> bool` to a
+        fixed sparsity, or to a function of the overall sparsity, which may be a schedule's.
+      rest: the allocation of the leaves that no rule matches, among themselves.
+
+    Raises:
+      ValueError: if a rule matches no leaf, or a sparsity is outside [0, 1).
+
+    >>> import jax.numpy as jnp
+    >>> scores = {'body': jnp.ones((2, 5)), 'head': jnp.ones((5, 2))}
+    >>> per_layer({'head': 0.5})(scores, 0.9)
+    {'body': 0.9, 'head': 0.5}
+    >>> per_layer({'h*': lambda s: s / 2})(scores, 0.9)
+    {'body': 0.9, 'head': 0.45}
+    """
+    for sparsity in rules.values():
+        if not callable(sparsity):
+            check_sparsity(sparsity)
+
+    def allocation(scores: Scores, sparsity: Sparsity) -> Sparsities:
+        check_all_match(rules, scores)
+
+        def ruled(leaf_name: str, leaf: Any) -> Any:
+            for rule, own in rules.items():
+                if leaf is not None and matches(rule, leaf_name, leaf):
+                    return check_sparsity(own(sparsity)) if callable(own) else own
+            return None
+
+        named = named_leaves(scores)
+        own = [ruled(leaf_name, leaf) for leaf_name, leaf in named]
+        treedef = jax.tree.structure(scores, is_leaf=is_none)
+        left = [leaf if s is None else None for s, (_, leaf) in zip(own, named, strict=True)]
+        others = jax.tree.leaves(rest(treedef.unflatten(left), sparsity), is_leaf=is_none)
+        return treedef.unflatten(
+            [s if s is not None else other for s, other in zip(own, others, strict=True)]
+        )
+
+    return allocation
+
+
+def _proportional(
+    scores: Scores, sparsity: Sparsity, raw: Callable[[tuple[int, ...]], float]
+) -> Sparsities:
+    """Density of each leaf: min(1, eps * raw(shape)), with eps such that the budget is met.
+
+    Closed form. With the j leaves of largest `raw` dense, the budget d N gives
+    eps_j = (d N - N_dense) / (sum of raw N over the rest), and that is right for the first j for
+    which no other leaf exceeds density 1, that is for d <= limit_j below.
+    """
+    leaves, treedef = jax.tree.flatten(scores)
+    if not leaves:
+        return scores
+    sizes = np.array([x.size for x in leaves], np.float64)
+    raws = np.array([raw(x.shape) if x.size else 0.0 for x in leaves], np.float64)
+    distinct = np.unique(raws)[::-1]  # tied maxima go dense together
+    is_dense = raws >= np.concatenate([[np.inf], distinct[:-1]])[:, None]  # (j, leaf)
+    n_dense = is_dense @ sizes
+    rest = (~is_dense * raws) @ sizes
+    limits = (rest / np.where(distinct > 0, distinct, 1.0) + n_dense) / sizes.sum()
+
+    xp = np if isinstance(sparsity, (int, float)) else jnp
+    density = 1 - sparsity
+    j = xp.minimum(xp.sum(density > xp.asarray(limits + 1e-9)), len(limits) - 1)
+    numerator = density * sizes.sum() - xp.asarray(n_dense)[j]
+    eps = numerator / xp.asarray(np.where(rest > 0, rest, 1.0))[j]
+    densities = xp.where(xp.asarray(is_dense)[j], 1.0, xp.minimum(eps * raws, 1.0))
+    sparsities = xp.maximum(1 - densities, 0.0)
+    return treedef.unflatten([float(s) if xp is np else s for s in sparsities])

@@ -1,0 +1,181 @@
+"""Masks: apply them, find them in optimizer states, count them, compare them.
+
+Masks are a pytree like the params: bool, True = kept, None where a leaf is never pruned. Only the
+functions here know what None means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.base import Masks, Params, is_none
+from jaxprune.rules import name, quoted
+
+
+def apply_masks(params: Params, masks: Masks) -> Params:
+    """`params` with exact zeros where a mask is False; where it is None, unchanged.
+
+    A floating-point mask (a gate) multiplies, and may broadcast against its parameter. Masks and
+    params are matched by the paths of their leaves, so that masks found in the state of an
+    `nnx.Optimizer` apply to an `nnx.State`.
+
+    Raises:
+      ValueError: if the paths or the shapes differ; it names the leaf.
+    """
+    aligned, treedef = _aligned(masks, params)
+    leaves = [
+        leaf if mask is None else _masked(leaf_name, leaf, mask)
+        for (leaf_name, leaf), mask in aligned
+    ]
+    return treedef.unflatten(leaves)
+
+
+def like(masks: Masks, params: Params) -> Masks:
+    """`masks` in the tree structure of `params`, matched by path; None where they have none.
+
+    Raises:
+      ValueError: if the paths or the shapes differ; it names the leaf.
+    """
+    aligned, treedef = _aligned(masks, params)
+    for (leaf_name, leaf), mask in aligned:
+        if mask is not None and jnp.shape(mask) != jnp.shape(leaf):
+            raise ValueError(_shapes_differ(leaf_name, leaf, mask))
+    return treedef.unflatten([mask for _, mask in aligned])
+
+
+def get_masks(opt_state: Any) -> Masks:
+    """The masks in an optimizer's state, however nested, and also in a bare orbax restore of one.
+
+    Raises:
+      ValueError: if the state has no masks, or more than one tree of them.
+    """
+    found = list(_mask_states(opt_state, ""))
+    if not found:
+        raise ValueError(
+            "this optimizer state has no masks. Make the optimizer with "
+            "jaxprune.sparsify(optimizer, transform), or add jaxprune.track_masks(transform) to "
+            f"its chain; got a state of type {type(opt_state).__name__}."
+        )
+    if len(found) > 1:
+        places = " and ".join(f"'{place or '(root)'}'" for place, _ in found)
+        raise ValueError(
+            f"this optimizer state has {len(found)} trees of masks, at {places}. Call get_masks "
+            "on the one you mean."
+        )
+    masks = _field(found[0][1], "masks")
+    return jax.tree.map(lambda m: None if _is_hole(m) else m, masks, is_leaf=_is_hole)
+
+
+def sparsity(masks: Masks) -> jax.Array:
+    """The fraction of False entries over all masks: float32 scalar; under `vmap`, one a seed.
+
+    Of gates, the fraction of exact zeros.
+
+    Raises:
+      ValueError: if all masks are None.
+
+    >>> import jax.numpy as jnp
+    >>> float(sparsity({'kernel': jnp.array([[True, False], [False, False]]), 'bias': None}))
+    0.75
+    """
+    leaves = _some(masks)
+    size = sum(mask.size for mask in leaves)
+    zeros = [jnp.sum(mask == 0, dtype=jnp.int32) for mask in leaves]
+    if size < 2**31:  # then the quotient is the float32 next to the truth
+        return sum(zeros) / size
+    return sum(n / size for n in zeros)
+
+
+def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
+    """Intersection over union of the kept weights of two trees of masks: float32 scalar, 0 to 1.
+
+    Two trees that both keep nothing overlap by 1.
+
+    Raises:
+      ValueError: if their paths or shapes differ, or all are None.
+    """
+    pairs = list(zip(_some(masks_a), _some(like(masks_b, masks_a)), strict=True))
+    both = sum(jnp.sum(a & b, dtype=jnp.float32) for a, b in pairs)
+    either = sum(jnp.sum(a | b, dtype=jnp.float32) for a, b in pairs)
+    return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
+
+
+def _some(masks: Masks) -> list[jax.Array]:
+    leaves = jax.tree.leaves(masks)
+    if not leaves:
+        raise ValueError("there are no masks: every leaf is None.")
+    return leaves
+
+
+def _is_hole(node: Any) -> bool:
+    """None, or what `optax.masked` and `optax.partition` leave in the place of a leaf."""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
+    if mask.dtype == bool:
+        if mask.shape != jnp.shape(leaf):
+            raise ValueError(_shapes_differ(leaf_name, leaf, mask))
+        return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))  # not `*`: inf * 0 is nan
+    try:
+        fits = jnp.broadcast_shapes(mask.shape, jnp.shape(leaf)) == jnp.shape(leaf)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(_shapes_differ(leaf_name, leaf, mask))
+    return leaf * mask.astype(leaf.dtype)
+
+
+def _shapes_differ(leaf_name: str, leaf: Any, mask: Any) -> str:
+    return (
+        f"the mask of '{leaf_name}' has shape {jnp.shape(mask)}, its parameter "
+        f"{jnp.shape(leaf)}. Use masks made from these params; if one of them has a leading axis "
+        "of seeds, vmap over both."
+    )
+
+
+def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], Any]], Any]:
+    """((path, leaf), mask) of every leaf of `params`, and the tree structure of `params`."""
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_none)
+    found = jax.tree_util.tree_leaves_with_path(masks, is_leaf=_is_hole)
+    by_name = {name(path): None if _is_hole(mask) else mask for path, mask in found}
+    leaves = [(name(path), leaf) for path, leaf in pairs]
+    missing = [leaf for leaf in leaves if leaf[1] is not None and leaf[0] not in by_name]
+    unknown = set(by_name) - {leaf_name for leaf_name, _ in leaves}
+    extra = [(leaf_name, None) for leaf_name in unknown if by_name[leaf_name] is not None]
+    if missing or extra:
+        raise ValueError(
+            "these masks belong to other params: "
+            + (f"they have no leaf for {quoted(missing)}" if missing else "")
+            + (" and " if missing and extra else "")
+            + (f"the params have no leaf for {quoted(sorted(extra))}" if extra else "")
+            + ". Masks are like the params, with None (not nothing) where a leaf is never pruned."
+        )
+    return [(leaf, by_name.get(leaf[0])) for leaf in leaves], treedef
+
+
+def _field(node: Any, field: str) -> Any:
+    """`node.field` of a state, `node["field"]` of a bare restore, None where it has neither."""
+    if isinstance(node, Mapping):
+        return node[field] if field in node else None
+    return getattr(node, field, None)
+
+
+def _mask_states(opt_state: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """(path, mask state) of every `sparsify` or `track_masks` in a state, nested ones too."""
+
+    def is_holder(node: Any) -> bool:
+        return _field(node, "mask_state") is not None
+
+    for path, node in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_holder):
+        if is_holder(node):
+            here = "/".join(part for part in (place, name(path)) if part)
+            yield here, _field(node, "mask_state")
+            yield from _mask_states(_field(node, "inner_state"), f"{here}/inner_state".lstrip("/"))
+
+

@@ -1,0 +1,197 @@
+"""Mask transforms from mask transforms: when they act, and one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxprune.base import END, Masks, MaskState, MaskTransform, Params
+from jaxprune.masks import like
+
+
+def every(
+    n: int, transform: MaskTransform, start: int = 0, stop: int | None = None
+) -> MaskTransform:
+    """`transform` at the steps start, start + n, ... and stop; between them the masks rest.
+
+    The last update, at `stop`, sees its schedules at their very end, so that it lands exactly on
+    a schedule's final value, whatever n, start and stop are. Its step reads as 2**31 - 1.
+
+    On a step without an update it costs nothing, also under `vmap`, where lanes may be at
+    different steps.
+
+    Args:
+      n: steps between updates, at least 1.
+      start: the first step with an update; steps count from 0.
+      stop: the last step with an update, at least `start`; None for no end.
+
+    Raises:
+      ValueError, TypeError: if these do not hold, or `transform` is no mask transform.
+    """
+    _check_transform("every", transform)
+    _check_step("every(n, ...)", "n", n, least=1)
+    _check_step("every", "start", start, least=0)
+    if stop is not None:
+        _check_step("every", "stop", stop, least=0)
+        if stop < start:
+            raise ValueError(f"every needs start <= stop; got start={start}, stop={stop}.")
+
+    def update(state: Any, params: Params, *, step: Any, **context: Any) -> Any:
+        step = jnp.asarray(step, jnp.int32)
+        due = (step >= start) & ((step - start) % n == 0)
+        if stop is not None:
+            due = (due & (step < stop)) | (step == stop)
+            step = jnp.where(step == stop, END, step)
+        return _where_due(
+            due, lambda: transform.update(state, params, step=step, **context), state
+        )
+
+    return MaskTransform(transform.init, update)
+
+
+class OnceState(NamedTuple):
+    """State of `once`: the masks, whether they were made (bool scalar), and the rest."""
+
+    masks: Masks
+    done: jax.Array
+    rest: Any
+
+
+def once(transform: MaskTransform) -> MaskTransform:
+    """`transform` the first time that it is asked to update; after that its masks are frozen."""
+    _check_transform("once", transform)
+
+    def init(params: Params) -> OnceState:
+        state = transform.init(params)
+        return OnceState(state.masks, jnp.zeros((), bool), _without_masks(state))
+
+    def update(state: OnceState, params: Params, **context: Any) -> OnceState:
+        def first() -> OnceState:
+            new = transform.update(_with_masks(state.rest, state.masks), params, **context)
+            return OnceState(new.masks, jnp.ones((), bool), _without_masks(new))
+
+        return _where_due(~state.done, first, state)
+
+    return MaskTransform(init, update)
+
+
+def fixed(masks: Masks) -> MaskTransform:
+    """The given masks, for ever: lottery tickets, soup children, fine-tuning.
+
+    Args:
+      masks: like the params, bool, None where never pruned.
+
+    Raises:
+      ValueError: (in init) if they do not fit the params; it names the leaf.
+      TypeError: if a mask is not bool.
+    """
+    for mask in jax.tree.leaves(masks):
+        if getattr(mask, "dtype", None) != bool:
+            raise TypeError(
+                "masks are bool arrays, True = kept; got "
+                f"{getattr(mask, 'dtype', type(mask).__name__)}. From gates or zeros: "
+                "jax.tree.map(lambda g: g > 0, gates)."
+            )
+
+    def init(params: Params) -> MaskState:
+        return MaskState(jax.tree.map(jnp.asarray, like(masks, params)))
+
+    def update(state: MaskState, params: Params, **context: Any) -> MaskState:
+        return state
+
+    return MaskTransform(init, update)
+
+
+class ChainState(NamedTuple):
+    """State of `chain`: the masks, and what else each of its transforms keeps."""
+
+    masks: Masks
+    rests: tuple[Any, ...]
+
+
+def chain(*transforms: MaskTransform) -> MaskTransform:
+    """Mask transforms one after the other, each starting from the masks of the one before.
+
+    The first masks are what all of them keep.
+    """
+    if not transforms:
+        raise ValueError("chain needs at least one mask transform.")
+    for transform in transforms:
+        _check_transform("chain", transform)
+
+    def init(params: Params) -> ChainState:
+        states = [transform.init(params) for transform in transforms]
+        masks = states[0].masks
+        for state in states[1:]:
+            # a leaf that one of them never prunes is the others' to prune
+            masks = jax.tree.map(
+                lambda a, b: b if a is None else a if b is None else a & b,
+                masks,
+                state.masks,
+                is_leaf=lambda leaf: leaf is None,
+            )
+        return ChainState(masks, tuple(_without_masks(state) for state in states))
+
+    def update(state: ChainState, params: Params, **context: Any) -> ChainState:
+        masks, rests = state.masks, []
+        for transform, rest in zip(transforms, state.rests, strict=True):
+            new = transform.update(_with_masks(rest, masks), params, **context)
+            masks = new.masks
+            rests.append(_without_masks(new))
+        return ChainState(masks, tuple(rests))
+
+    return MaskTransform(init, update)
+
+
+# --- the only lax.cond of the library ------------------------------------------------------------
+
+
+@jax.custom_batching.custom_vmap
+def _in_any_lane(due: jax.Array) -> jax.Array:
+    return due
+
+
+@_in_any_lane.def_vmap
+def _(axis_size, in_batched, due):  # noqa: ANN001
+    return _in_any_lane(due.any() if in_batched[0] else due), False
+
+
+def _where_due(due: jax.Array, update: Callable[[], Any], state: Any) -> Any:
+    """`update()` where `due`, else `state`; computed only if some lane of every `vmap` is due.
+
+    Under `vmap` a `lax.cond` on a batched predicate becomes a select that computes both sides at
+    every step. Here the predicate is reduced over the lanes first, so that it stays a branch, and
+    the select among lanes is inside it.
+    """
+
+    def updated() -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(due, new, old), update(), state)
+
+    return lax.cond(_in_any_lane(due), updated, lambda: state)
+
+
+def _without_masks(state: Any) -> Any:
+    return state._replace(masks=None)
+
+
+def _with_masks(state: Any, masks: Masks) -> Any:
+    return state._replace(masks=masks)
+
+
+def _check_transform(what: str, transform: Any) -> None:
+    if not isinstance(transform, MaskTransform):
+        raise TypeError(
+            f"{what} needs a mask transform, such as jp.prune(...); got "
+            f"{getattr(transform, '__name__', None) or type(transform).__name__}."
+        )
+
+
+def _check_step(what: str, argument: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what}: {argument} is a number of steps, an int; got {value!r}.")
+    if value < least:
+        raise ValueError(f"{what}: {argument} must be at least {least}; got {value}.")

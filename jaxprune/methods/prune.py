@@ -1,0 +1,122 @@
+"""Pruning by score: one-shot with a number, gradual with a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune.base import (
+    END,
+    Allocation,
+    MaskState,
+    MaskTransform,
+    Params,
+    Pattern,
+    Score,
+    check_sparsity,
+    map_scored,
+)
+from jaxprune.masks import like
+from jaxprune.methods.combine import once
+from jaxprune.pattern import _check_callables, select, unstructured
+from jaxprune.rules import kernels, named_leaves, quoted
+from jaxprune.selection import defer
+
+
+def prune(
+    score: Score,
+    allocation: Allocation,
+    sparsity: float | optax.Schedule,
+    pattern: Pattern = unstructured,
+    prunable: Callable[[Params], Params] = kernels,
+) -> MaskTransform:
+    """Prunes the lowest scores. What is pruned stays pruned, at zero.
+
+        masks = select(score(params), allocation, sparsity(step), pattern)
+
+    With a number it prunes once, at its first update, and freezes the masks. With a schedule it
+    prunes at every update that it is asked for: wrap it in `every(n, ...)`. With `magnitude` and
+    the cubic `optax.polynomial_schedule(0, final, power=3, transition_steps, transition_begin)`
+    it is gradual magnitude pruning.
+
+    Args:
+      score: what each weight is worth; see `jaxprune.scores`.
+      allocation: how much of each leaf; see `jaxprune.allocation`.
+      sparsity: the fraction pruned, in [0, 1), or a function of the step (int32) to it. Should a
+        schedule fall, the masks stay as they are.
+      pattern: which entries of a leaf; see `jaxprune.pattern`.
+      prunable: `params -> params` with None in place of what is never pruned.
+
+    Raises:
+      ValueError: if the sparsity, or either end of its schedule, is outside [0, 1); (in init) if
+        nothing is prunable.
+      TypeError: if an argument is of the wrong kind.
+
+    Reference: Zhu and Gupta, 2017, To prune, or not to prune: exploring the efficacy of pruning
+    for model compression.
+    """
+    _check_functions(score, prunable)
+    _check_callables(allocation, pattern)
+    if callable(sparsity):
+        _check_schedule(sparsity)
+    else:
+        check_sparsity(sparsity)
+
+    def init(params: Params) -> MaskState:
+        chosen = prunable(params)
+        if not jax.tree.leaves(chosen):
+            leaves = [(path, leaf) for path, leaf in named_leaves(params) if leaf is not None]
+            raise ValueError(
+                f"nothing is prunable among {quoted(leaves)}. kernels, the default, chooses "
+                "leaves of rank 2 or more that are no bias, norm scale or embedding; choose "
+                "others with prunable=matching(...)."
+            )
+        return MaskState(map_scored(lambda w: jnp.ones(w.shape, bool), chosen))
+
+    def update(
+        state: MaskState, params: Params, *, step: Any, grads: Params = None, **context: Any
+    ) -> MaskState:
+        masks = like(state.masks, params)
+
+        def scores(params: Params, grads: Params, masks: Any) -> Any:
+            own = map_scored(lambda _, w: w, masks, params)
+            slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
+            worth = score(own, grads=slopes, step=step, **context)
+            return map_scored(lambda m, s: jnp.where(m, s, -jnp.inf), masks, worth)
+
+        asked = sparsity(step) if callable(sparsity) else sparsity
+        kept = select(defer(scores, params, grads, masks), allocation, asked, pattern)
+        new = map_scored(jnp.logical_and, masks, kept)  # a falling schedule revives nothing
+        return MaskState(like(new, state.masks))
+
+    gradual = MaskTransform(init, update)
+    return gradual if callable(sparsity) else once(gradual)
+
+
+def _check_functions(score: Any, prunable: Any) -> None:
+    for argument, value, example in (
+        ("score", score, "jp.magnitude, jp.random(key) or jp.lamp()"),
+        ("prunable", prunable, "jp.kernels or jp.matching('*/kernel')"),
+    ):
+        if not callable(value):
+            raise TypeError(f"prune: {argument} is a function, such as {example}; got {value!r}.")
+
+
+def _check_schedule(schedule: optax.Schedule) -> None:
+    """ValueError if the first or last value of the schedule is no sparsity, where known."""
+    for when, step in (("starts", 0), ("ends", END)):
+        with jax.ensure_compile_time_eval():
+            value = schedule(jnp.asarray(step, jnp.int32))
+        if isinstance(value, jax.core.Tracer):
+            continue
+        if np.ndim(value) != 0 or not 0.0 <= float(value) < 1.0:
+            raise ValueError(
+                f"the sparsity schedule {when} at {value}; a sparsity is a fraction in [0, 1). "
+                "optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...) ends at 0.9; "
+                "a function of your own must level off: jnp.minimum(step / 1000, 1.0) * 0.9."
+            )

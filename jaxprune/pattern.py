@@ -1,0 +1,233 @@
+"""Patterns: which entries of one leaf are kept. `select`: one-shot pruning in one call.
+
+A pattern is a function `(scores of one leaf, sparsity) -> mask`, bool, True = kept.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_none
+from jaxprune.rules import name
+from jaxprune.selection import count, is_largest, readable_by, reads_deferred
+
+
+@reads_deferred
+def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
+    """Mask of the largest scores, one by one; `round(sparsity * size)` are False, exactly."""
+    return is_largest(scores, scores.size - count(sparsity, scores.size))
+
+
+def nm(n: int, m: int, axis: int = -2) -> Pattern:
+    """N:M: of every `m` consecutive entries along `axis`, the `n` largest are kept.
+
+    Args:
+      n, m: 1 <= n <= m. The sparsity is 1 - n / m, and no other can be asked for.
+      axis: -2 are the input features of flax's kernels, as in NVIDIA's sparse tensor cores.
+
+    Raises:
+      ValueError: (when used) if `m` does not divide the axis, or the sparsity is not 1 - n / m.
+
+    Reference: Mishra et al., 2021, Accelerating Sparse Deep Neural Networks.
+    """
+    if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m):
+        raise ValueError(f"nm(n, m) keeps n of every m, with 1 <= n <= m; got nm({n}, {m}).")
+
+    def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
+        _check_nm(n, m, axis, scores.shape, sparsity)
+        last = jnp.moveaxis(scores, axis, -1)
+        groups = last.reshape(*last.shape[:-1], -1, m)
+        earlier = jnp.arange(m)
+        rank = jnp.zeros(groups.shape, jnp.int32)
+        for j in range(m):  # rank: how many of its group go before an entry
+            other = groups[..., j : j + 1]
+            before = (other > groups) | ((other == groups) & (j < earlier))
+            rank += before
+        return jnp.moveaxis((rank < n).reshape(last.shape), -1, axis)
+
+    return pattern
+
+
+def block(h: int, w: int) -> Pattern:
+    """Blocks of `h` x `w` entries of the last two axes are kept or pruned whole, by mean score.
+
+    `round(sparsity * blocks)` blocks are pruned. Where h or w does not divide its axis, the last
+    blocks are smaller.
+
+    Reference: Narang et al., 2017, Block-Sparse Recurrent Neural Networks.
+    """
+    if not (isinstance(h, int) and isinstance(w, int) and h >= 1 and w >= 1):
+        raise ValueError(f"block(h, w) needs positive integers; got block({h}, {w}).")
+
+    def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
+        if scores.ndim < 2:
+            raise ValueError(
+                f"block({h}, {w}) needs two axes or more; got shape {scores.shape}. "
+                "Exclude the leaf with prunable=..."
+            )
+        *_, rows, columns = scores.shape
+        pad = [(0, 0)] * (scores.ndim - 2) + [(0, -rows % h), (0, -columns % w)]
+
+        def sums(x):
+            x = jnp.pad(x, pad)
+            x = x.reshape(*x.shape[:-2], x.shape[-2] // h, h, x.shape[-1] // w, w)
+            return x.sum((-3, -1))
+
+        kept = _whole(sums(scores) / sums(jnp.ones_like(scores)), sparsity, scores.size)
+        return jnp.repeat(jnp.repeat(kept, h, -2), w, -1)[..., :rows, :columns]
+
+    return pattern
+
+
+def channel(axis: int = -1) -> Pattern:
+    """Slices along `axis` are kept or pruned whole, by mean score; -1 are flax's output features.
+
+    `round(sparsity * channels)` channels are pruned. A pruned output channel makes the network no
+    smaller by itself: its bias, its norm and the next layer's inputs still stand.
+
+    Reference: Li et al., 2017, Pruning Filters for Efficient ConvNets.
+    """
+    if not isinstance(axis, int):
+        raise ValueError(f"channel(axis) needs an integer; got channel({axis!r}).")
+
+    def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
+        own = _axis(f"channel({axis})", axis, scores.shape)
+        others = tuple(a for a in range(scores.ndim) if a != own)
+        kept = _whole(scores.mean(others), sparsity, scores.size)
+        return jnp.broadcast_to(jnp.expand_dims(kept, others), scores.shape)
+
+    return pattern
+
+
+def select(
+    scores: Scores,
+    allocation: Allocation,
+    sparsity: Sparsity,
+    pattern: Pattern = unstructured,
+) -> Masks:
+    """Masks that keep the highest scores: one-shot pruning. Like `scores`, bool, None where None.
+
+    Args:
+      scores: pytree of floats, higher = keep; None where a leaf is never pruned.
+      allocation: how much of each leaf, such as `uniform`, `erk` or `global_threshold`.
+      sparsity: the fraction pruned, in [0, 1): a number, or a traced scalar.
+      pattern: which entries of a leaf.
+
+    Raises:
+      ValueError: if the sparsity is outside [0, 1), nothing is prunable, or the pattern can't mean
+        the sparsity that the allocation gives a leaf.
+
+    Warns:
+      UserWarning: if a layer is left with no weight, where that is known (not under `jit`).
+
+    >>> import jax.numpy as jnp
+    >>> w = jnp.array([.5, -.1, .3, -.2, .05, .4, -.35, .15])
+    >>> select({'kernel': jnp.abs(w)}, uniform, 0.5)['kernel'].astype(int)
+    Array([1, 0, 1, 0, 0, 1, 1, 0], dtype=int32)
+    """
+    _check_callables(allocation, pattern)
+    check_sparsity(sparsity)
+    if not jax.tree.leaves(scores):
+        raise ValueError(
+            "there is nothing to prune: all scores are None. prunable=kernels chooses leaves of "
+            "rank 2 or more that are no bias, norm scale or embedding; name others with "
+            "prunable=matching(...)."
+        )
+    sparsities = allocation(readable_by(allocation, scores), sparsity)
+
+    def mask(path: tuple, leaf: Any, own: Sparsity) -> jax.Array | None:
+        if leaf is None:
+            return None
+        try:
+            kept = pattern(readable_by(pattern, leaf), own)
+        except ValueError as error:
+            raise ValueError(f"'{name(path)}': {error}") from error
+        _check_mask(name(path), leaf, own, kept)
+        return kept
+
+    masks = jax.tree_util.tree_map_with_path(mask, scores, sparsities, is_leaf=is_none)
+    return masks
+
+
+def _check_callables(allocation: Any, pattern: Any) -> None:
+    if not callable(allocation):
+        raise TypeError(
+            "allocation is a function (scores, sparsity) -> sparsities, such as jp.erk or "
+            f"jp.global_threshold; got {allocation!r}."
+        )
+    if not callable(pattern) or pattern in (nm, block, channel):
+        raise TypeError(
+            "pattern is a function (scores, sparsity) -> mask of one leaf, such as "
+            f"jp.unstructured, jp.nm(2, 4), jp.block(4, 4) or jp.channel(-1); got {pattern!r}."
+        )
+
+
+def _check_mask(leaf_name: str, leaf: Any, sparsity: Sparsity, mask: Any) -> None:
+    """TypeError if a pattern returned no mask of its leaf; a warning if that keeps nothing."""
+    if getattr(mask, "dtype", None) != bool or mask.shape != leaf.shape:
+        raise TypeError(
+            f"the pattern must return a bool mask of shape {leaf.shape} for '{leaf_name}'; got "
+            f"{getattr(mask, 'dtype', type(mask).__name__)} of shape {jnp.shape(mask)}."
+        )
+    known = not isinstance(mask, jax.core.Tracer)
+    asked = isinstance(sparsity, (int, float)) and count(sparsity, leaf.size) == leaf.size
+    if leaf.size and ((known and not mask.any()) or (not known and asked)):
+        warnings.warn(
+            f"'{leaf_name}' keeps none of its {leaf.size:,} weights: its layer is dead. Lower the "
+            "sparsity, exempt it with per_layer or prunable=..., or use lamp scores.",
+            stacklevel=2,
+        )
+
+
+def _axis(what: str, axis: int, shape: tuple[int, ...]) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"{what} has no such axis in shape {shape}. Exclude the leaf with prunable=..., or "
+            "choose another axis."
+        )
+    return axis % len(shape)
+
+
+def _check_nm(n: int, m: int, axis: int, shape: tuple[int, ...], sparsity: Sparsity) -> None:
+    own = _axis(f"nm({n}, {m}, axis={axis})", axis, shape)
+    if shape[own] % m:
+        raise ValueError(
+            f"nm({n}, {m}) needs axis {axis} divisible by {m}; got shape {shape}. "
+            "Exclude the leaf with prunable=..., or choose another axis."
+        )
+    meaning = f"nm({n}, {m}) prunes exactly {1 - n / m:g} of every leaf"
+    if isinstance(sparsity, jax.core.Tracer):
+        raise ValueError(
+            f"{meaning}; got a sparsity that is traced (a schedule, global_threshold, or an "
+            f"argument of jit). Use uniform and sparsity={1 - n / m:g}; every(..., start=...) "
+            "says when."
+        )
+    if isinstance(sparsity, int) or jnp.issubdtype(jnp.asarray(sparsity).dtype, jnp.integer):
+        asked = int(sparsity) / math.prod(shape)
+    else:
+        asked = float(sparsity)
+    if abs(asked - (1 - n / m)) > 1e-6:
+        raise ValueError(
+            f"{meaning}; got sparsity {asked:g}. Use uniform and sparsity={1 - n / m:g}, or "
+            "another pattern."
+        )
+
+
+def _whole(group_scores: jax.Array, sparsity: Sparsity, size: int) -> jax.Array:
+    """Mask of the groups to keep: `sparsity` of them pruned, whether a fraction or a number of
+    the leaf's `size` entries."""
+    groups = group_scores.size
+    if isinstance(sparsity, int):
+        pruned: Any = round(sparsity * groups / size)
+    elif isinstance(sparsity, jax.Array) and jnp.issubdtype(sparsity.dtype, jnp.integer):
+        pruned = jnp.round(sparsity.astype(jnp.float32) * (groups / size)).astype(jnp.int32)
+    else:
+        pruned = count(sparsity, groups)
+    return is_largest(group_scores, groups - pruned)
+
+

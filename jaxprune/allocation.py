@@ -70,7 +70,7 @@ def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
     leaves, treedef = jax.tree.flatten(scores)
     total = sum(x.size for x in leaves)
     kept = numbers_largest(leaves, total - count(sparsity, total))
-    return treedef.unflatten([x.size - n for x, n in zip(leaves, kept, strict=True)])
+    return jax.tree.unflatten(treedef, [x.size - n for x, n in zip(leaves, kept, strict=True)])
 
 
 def per_layer(
@@ -110,10 +110,9 @@ def per_layer(
         own = [ruled(leaf_name, leaf) for leaf_name, leaf in named]
         treedef = jax.tree.structure(scores, is_leaf=is_none)
         left = [leaf if s is None else None for s, (_, leaf) in zip(own, named, strict=True)]
-        others = jax.tree.leaves(rest(treedef.unflatten(left), sparsity), is_leaf=is_none)
-        return treedef.unflatten(
-            [s if s is not None else other for s, other in zip(own, others, strict=True)]
-        )
+        others = jax.tree.leaves(rest(jax.tree.unflatten(treedef, left), sparsity), is_leaf=is_none)
+        chosen = [other if s is None else s for s, other in zip(own, others, strict=True)]
+        return jax.tree.unflatten(treedef, chosen)
 
     return allocation
 
@@ -145,4 +144,4 @@ def _proportional(
     eps = numerator / xp.asarray(np.where(rest > 0, rest, 1.0))[j]
     densities = xp.where(xp.asarray(is_dense)[j], 1.0, xp.minimum(eps * raws, 1.0))
     sparsities = xp.maximum(1 - densities, 0.0)
-    return treedef.unflatten([float(s) if xp is np else s for s in sparsities])
+    return jax.tree.unflatten(treedef, [float(s) if xp is np else s for s in sparsities])

@@ -67,8 +67,13 @@ def is_none(leaf: Any) -> bool:
     return leaf is None
 
 
+def is_mask(leaf: Any) -> bool:
+    """Whether `leaf` is an array of bool."""
+    return np.dtype(getattr(leaf, "dtype", object)) == np.bool_
+
+
 def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`f(leaf, *rest_leaves)` wherever `tree` is not None; there it stays None, whatever `rest` has."""
+    """`f(leaf, *rest_leaves)` where `tree` has a leaf; where it is None it stays None."""
     return jax.tree.map(
         lambda leaf, *others: None if leaf is None else f(leaf, *others),
         tree,
@@ -96,7 +101,5 @@ def check_sparsity(sparsity: Any) -> Any:
     value = float(sparsity)
     if not 0.0 <= value < 1.0:
         hint = f" For {value:g}% write {value / 100:g}." if 1.0 < value < 100.0 else ""
-        raise ValueError(
-            f"sparsity is the fraction pruned, in [0, 1); got {value:g}.{hint}"
-        )
+        raise ValueError(f"sparsity is the fraction pruned, in [0, 1); got {value:g}.{hint}")
     return sparsity

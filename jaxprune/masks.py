@@ -32,7 +32,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
         leaf if mask is None else _masked(leaf_name, leaf, mask)
         for (leaf_name, leaf), mask in aligned
     ]
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def like(masks: Masks, params: Params) -> Masks:
@@ -45,7 +45,7 @@ def like(masks: Masks, params: Params) -> Masks:
     for (leaf_name, leaf), mask in aligned:
         if mask is not None and jnp.shape(mask) != jnp.shape(leaf):
             raise ValueError(_shapes_differ(leaf_name, leaf, mask))
-    return treedef.unflatten([mask for _, mask in aligned])
+    return jax.tree.unflatten(treedef, [mask for _, mask in aligned])
 
 
 def get_masks(opt_state: Any) -> Masks:
@@ -86,9 +86,9 @@ def sparsity(masks: Masks) -> jax.Array:
     leaves = _some(masks)
     size = sum(mask.size for mask in leaves)
     zeros = [jnp.sum(mask == 0, dtype=jnp.int32) for mask in leaves]
-    if size < 2**31:  # then the quotient is the float32 next to the truth
-        return sum(zeros) / size
-    return sum(n / size for n in zeros)
+    if size >= 2**31:  # more than int32 can count
+        return jnp.stack([n / size for n in zeros]).sum()
+    return jnp.stack(zeros).sum() / size
 
 
 def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
@@ -162,7 +162,7 @@ def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], 
 def _field(node: Any, field: str) -> Any:
     """`node.field` of a state, `node["field"]` of a bare restore, None where it has neither."""
     if isinstance(node, Mapping):
-        return node[field] if field in node else None
+        return node.get(field)
     return getattr(node, field, None)
 
 
@@ -177,5 +177,3 @@ def _mask_states(opt_state: Any, place: str) -> Iterator[tuple[str, Any]]:
             here = "/".join(part for part in (place, name(path)) if part)
             yield here, _field(node, "mask_state")
             yield from _mask_states(_field(node, "inner_state"), f"{here}/inner_state".lstrip("/"))
-
-

@@ -12,7 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_none
+from jaxprune.base import (
+    Allocation,
+    Masks,
+    Pattern,
+    Scores,
+    Sparsity,
+    check_sparsity,
+    is_mask,
+    is_none,
+)
 from jaxprune.rules import name
 from jaxprune.selection import count, is_largest, readable_by, reads_deferred
 
@@ -169,7 +178,7 @@ def _check_callables(allocation: Any, pattern: Any) -> None:
 
 def _check_mask(leaf_name: str, leaf: Any, sparsity: Sparsity, mask: Any) -> None:
     """TypeError if a pattern returned no mask of its leaf; a warning if that keeps nothing."""
-    if getattr(mask, "dtype", None) != bool or mask.shape != leaf.shape:
+    if not is_mask(mask) or mask.shape != leaf.shape:
         raise TypeError(
             f"the pattern must return a bool mask of shape {leaf.shape} for '{leaf_name}'; got "
             f"{getattr(mask, 'dtype', type(mask).__name__)} of shape {jnp.shape(mask)}."
@@ -220,7 +229,8 @@ def _check_nm(n: int, m: int, axis: int, shape: tuple[int, ...], sparsity: Spars
 
 def _whole(group_scores: jax.Array, sparsity: Sparsity, size: int) -> jax.Array:
     """Mask of the groups to keep: `sparsity` of them pruned, whether a fraction or a number of
-    the leaf's `size` entries."""
+    the leaf's `size` entries.
+    """
     groups = group_scores.size
     if isinstance(sparsity, int):
         pruned: Any = round(sparsity * groups / size)
@@ -229,5 +239,3 @@ def _whole(group_scores: jax.Array, sparsity: Sparsity, size: int) -> jax.Array:
     else:
         pruned = count(sparsity, groups)
     return is_largest(group_scores, groups - pruned)
-
-

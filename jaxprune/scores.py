@@ -66,14 +66,14 @@ def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
         nus = [nu[path] for nu in found if getattr(nu.get(path), "shape", None) == w.shape]
         if not nus:
             raise ValueError(
-                f"fisher needs the optimizer's second moment `nu` of '{path}', with shape "
-                f"{w.shape}; its state has none. Use adam, adamw, lamb or rmsprop, or another score."
+                f"fisher needs the optimizer's second moment `nu` of '{path}', shape {w.shape}; "
+                "its state has none. Use adam, adamw, lamb or rmsprop, or another score."
             )
         return w * w * nus[0]
 
     leaves = [None if w is None else score(path, w) for path, w in named_leaves(params)]
     treedef = jax.tree.structure(params, is_leaf=lambda leaf: leaf is None)
-    return treedef.unflatten(leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
 def random(key: jax.Array) -> Score:
@@ -91,7 +91,7 @@ def random(key: jax.Array) -> Score:
         leaves, treedef = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.fold_in(key, step), max(len(leaves), 1))
         drawn = [jax.random.uniform(k, w.shape) for k, w in zip(keys, leaves, strict=False)]
-        return treedef.unflatten(drawn)
+        return jax.tree.unflatten(treedef, drawn)
 
     return score
 

@@ -49,7 +49,7 @@ def count(sparsity: Any, size: int) -> Any:
 
 
 def _rounded_quotient(decimal: jax.Array, size: int) -> jax.Array:
-    """`round(decimal * size / 10**7)`, half to even, in int32 for decimal <= 10**7, size < 2**31."""
+    """`round(decimal * size / 10**7)`, half to even, in int32; decimal <= 10**7, size < 2**31."""
     whole, rest = divmod(size, _GRID)
     # schoolbook multiplication of decimal and rest in base 10**4: no product reaches 2**31
     high, low = decimal // 10_000, decimal % 10_000
@@ -119,7 +119,7 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
         kept = tuple(x for x, is_used in zip(operands, used, strict=True) if is_used)
         return Deferred(lambda *xs: compute(*xs)[0], kept, avals[index])
 
-    return treedef.unflatten([leaf(i) for i in range(len(avals))])
+    return jax.tree.unflatten(treedef, [leaf(i) for i in range(len(avals))])
 
 
 def reads_deferred(f: Callable) -> Callable:
@@ -168,7 +168,7 @@ def _real(x: jax.Array) -> jax.Array:
 def _sums(flags: Sequence[jax.Array]) -> jax.Array:
     """How many are True in each of `flags` (same shape), int32, in one pass over memory."""
     zeros = (jnp.int32(0),) * len(flags)
-    add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))  # noqa: E731
+    add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))
     ints = tuple(flag.astype(jnp.int32) for flag in flags)
     return jnp.stack(lax.reduce(ints, zeros, add, tuple(range(flags[0].ndim))))
 
@@ -259,7 +259,7 @@ def _numbers_largest(leaves: Sequence[Any], k: Any) -> list[jax.Array]:
     """See `numbers_largest`; also takes `Deferred` leaves, whose values are then never written."""
     k, total = jnp.asarray(k, jnp.int32), sum(x.size for x in leaves)
     rank = jnp.maximum(k, 1)
-    at_least = lambda keys: _counts(leaves, keys).sum(0)  # noqa: E731
+    at_least = lambda keys: _counts(leaves, keys).sum(0)
     key, n_low, _ = _close(at_least, rank, _LOWEST, _ABOVE_ALL, total)
     # one more pass, leaf by leaf: at or above the k-th largest, and above it
     n_equal_or_above, n_above = _counts(leaves, key + jnp.arange(2, dtype=jnp.uint32)).T
@@ -303,7 +303,7 @@ def numbers_largest(leaves: Sequence[Any], k: Any) -> list[jax.Array]:
     if total >= 2**31:
         raise ValueError(
             f"a global ranking counts in int32, below 2**31 weights; got {total:,}. "
-            "Use a layer-wise allocation such as erk or uniform, or rank fewer leaves (prunable=...)."
+            "Use a layer-wise allocation such as erk or uniform, or a narrower prunable=..."
         )
     if not total:
         return [jnp.int32(0) for _ in leaves]

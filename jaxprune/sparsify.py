@@ -88,9 +88,7 @@ def sparsify(
         masks = like(mask_state.masks, params)
         sparse = apply_masks(params, masks)
         inner_state = zero_pruned(state.inner_state, masks, params)
-        updates, inner_state = inner.update(
-            apply_masks(grads, masks), inner_state, sparse, **extra
-        )
+        updates, inner_state = inner.update(apply_masks(grads, masks), inner_state, sparse, **extra)
         # An optimizer may write where it saw only zeros: noise, decay towards a copy.
         inner_state = zero_pruned(inner_state, masks, params)
         updates = jax.tree.map(
@@ -153,9 +151,7 @@ def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> opta
     def zero_part(part: Any) -> Any:
         if structure(part) != wanted:
             return part
-        return jax.tree.map(
-            lambda _, mask, leaf: zero(leaf, mask), params, masks, part
-        )
+        return jax.tree.map(lambda _, mask, leaf: zero(leaf, mask), params, masks, part)
 
     return jax.tree.map(zero_part, opt_state, is_leaf=lambda part: structure(part) == wanted)
 

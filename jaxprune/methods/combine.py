@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.base import END, Masks, MaskState, MaskTransform, Params
+from jaxprune.base import END, Masks, MaskState, MaskTransform, Params, is_mask
 from jaxprune.masks import like
 
 
@@ -46,9 +46,7 @@ def every(
         if stop is not None:
             due = (due & (step < stop)) | (step == stop)
             step = jnp.where(step == stop, END, step)
-        return _where_due(
-            due, lambda: transform.update(state, params, step=step, **context), state
-        )
+        return _where_due(due, lambda: transform.update(state, params, step=step, **context), state)
 
     return MaskTransform(transform.init, update)
 
@@ -90,7 +88,7 @@ def fixed(masks: Masks) -> MaskTransform:
       TypeError: if a mask is not bool.
     """
     for mask in jax.tree.leaves(masks):
-        if getattr(mask, "dtype", None) != bool:
+        if not is_mask(mask):
             raise TypeError(
                 "masks are bool arrays, True = kept; got "
                 f"{getattr(mask, 'dtype', type(mask).__name__)}. From gates or zeros: "
@@ -156,7 +154,7 @@ def _in_any_lane(due: jax.Array) -> jax.Array:
 
 
 @_in_any_lane.def_vmap
-def _(axis_size, in_batched, due):  # noqa: ANN001
+def _(axis_size, in_batched, due):
     return _in_any_lane(due.any() if in_batched[0] else due), False
 
 

@@ -10,6 +10,7 @@ import optax
 
 from jaxprune.base import Masks, MaskTransform, Params
 from jaxprune.masks import apply_masks, get_masks, like
+from jaxprune.zero_flow import keeps_zeros
 
 
 class SparsifyState(NamedTuple):
@@ -86,11 +87,13 @@ def sparsify(
             **extra,
         )
         masks = like(mask_state.masks, params)
-        sparse = apply_masks(params, masks)
-        inner_state = zero_pruned(state.inner_state, masks, params)
-        updates, inner_state = inner.update(apply_masks(grads, masks), inner_state, sparse, **extra)
-        # An optimizer may write where it saw only zeros: noise, decay towards a copy.
-        inner_state = zero_pruned(inner_state, masks, params)
+        sparse = (
+            apply_masks(grads, masks),
+            zero_pruned(state.inner_state, masks, params),
+            apply_masks(params, masks),
+        )
+        updates, inner_state = inner.update(*sparse, **extra)
+        inner_state = _zero_again(inner, inner_state, sparse, masks, extra)
         updates = jax.tree.map(
             lambda w, m, u: u if m is None else jnp.where(m, u, -w), params, masks, updates
         )
@@ -136,24 +139,67 @@ def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> opta
     `optax.tree.map_params`, which fails where `init` looks into its params (labels by path,
     lbfgs). Factored moments (adafactor's rows and columns) have other shapes and stay.
     """
+    leaves, treedef = jax.tree.flatten(opt_state)
+    own = _leaf_masks(opt_state, masks, params)
+    return jax.tree.unflatten(treedef, map(_zero_where_pruned, leaves, own))
+
+
+def _zero_again(
+    inner: optax.GradientTransformationExtraArgs,
+    inner_state: optax.OptState,
+    sparse: tuple[optax.Updates, optax.OptState, Params],
+    masks: Masks,
+    extra: dict[str, Any],
+) -> optax.OptState:
+    """The new `inner_state`, zeroed where `inner` may write although it saw only zeros there.
+
+    Adafactor adds 1e-30 to its moments, others add noise; `zero_flow` says why not all are
+    zeroed again.
+    """
+    _, old_state, params = sparse
+    of_params = jax.tree.structure(params).flatten_up_to(masks)
+    own = (*of_params, *_leaf_masks(old_state, masks, params), *of_params)
+    proven = keeps_zeros(
+        lambda *args: inner.update(*args, **extra)[1], [mask is not None for mask in own], *sparse
+    )
+    leaves, treedef = jax.tree.flatten(inner_state)
+    masked = zip(leaves, _leaf_masks(inner_state, masks, params), proven, strict=True)
+    return jax.tree.unflatten(
+        treedef,
+        [leaf if done else _zero_where_pruned(leaf, mask) for leaf, mask, done in masked],
+    )
+
+
+def _zero_where_pruned(leaf: Any, mask: Any) -> Any:
+    return leaf if mask is None else jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+
+
+def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list[Any]:
+    """For every leaf of `opt_state` the mask it belongs to, else None."""
 
     def structure(tree: Any) -> Any:
-        # a leaf that optax.masked took out counts as one
-        return jax.tree.structure(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        return jax.tree.structure(tree, is_leaf=_is_masked_node)
 
-    wanted = structure(params)
+    def is_like_params(part: Any) -> bool:
+        return structure(part) == wanted
 
-    def zero(leaf: Any, mask: Any) -> Any:
-        if mask is None or jnp.shape(leaf) != mask.shape:
-            return leaf
-        return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
+    wanted, of_params = structure(params), jax.tree.structure(params).flatten_up_to(masks)
+    found: list[Any] = []
+    for part in jax.tree.leaves(opt_state, is_leaf=is_like_params):
+        if not is_like_params(part):
+            found.append(None)
+            continue
+        # what optax.masked took out stands for a leaf, but is none
+        for leaf, mask in zip(
+            jax.tree.leaves(part, is_leaf=_is_masked_node), of_params, strict=True
+        ):
+            if not _is_masked_node(leaf):
+                found.append(mask if jnp.shape(leaf) == jnp.shape(mask) else None)
+    return found
 
-    def zero_part(part: Any) -> Any:
-        if structure(part) != wanted:
-            return part
-        return jax.tree.map(lambda _, mask, leaf: zero(leaf, mask), params, masks, part)
 
-    return jax.tree.map(zero_part, opt_state, is_leaf=lambda part: structure(part) == wanted)
+def _is_masked_node(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _check_kinds(what: str, inner: Any, transform: Any) -> None:

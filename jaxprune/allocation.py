@@ -26,16 +26,14 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.rules import Rule, check_all_match, matches, named_leaves
-from jaxprune.selection import count, numbers_largest, reads_deferred
+from jaxprune.selection import count, largest
 
 
-@reads_deferred
 def uniform(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """The same sparsity for every leaf."""
     return map_scored(lambda _: sparsity, scores)
 
 
-@reads_deferred
 def er(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """Erdos-Renyi: the density of a leaf is proportional to (fan_in + fan_out) / (fan_in fan_out).
 
@@ -49,7 +47,6 @@ def er(scores: Scores, sparsity: Sparsity) -> Sparsities:
     return _proportional(scores, sparsity, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:]))
 
 
-@reads_deferred
 def erk(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """Erdos-Renyi-Kernel: the density of a leaf is proportional to sum(shape) / prod(shape).
 
@@ -60,7 +57,6 @@ def erk(scores: Scores, sparsity: Sparsity) -> Sparsities:
     return _proportional(scores, sparsity, lambda shape: sum(shape) / math.prod(shape))
 
 
-@reads_deferred
 def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """What one threshold over the scores of all leaves together prunes of each: integers.
 
@@ -69,8 +65,8 @@ def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """
     leaves, treedef = jax.tree.flatten(scores)
     total = sum(x.size for x in leaves)
-    kept = numbers_largest(leaves, total - count(sparsity, total))
-    return jax.tree.unflatten(treedef, [x.size - n for x, n in zip(leaves, kept, strict=True)])
+    kept = largest(leaves, total - count(sparsity, total), together=True)
+    return jax.tree.unflatten(treedef, [jnp.sum(~mask, dtype=jnp.int32) for mask in kept])
 
 
 def per_layer(

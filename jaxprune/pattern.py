@@ -12,24 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import (
-    Allocation,
-    Masks,
-    Pattern,
-    Scores,
-    Sparsity,
-    check_sparsity,
-    is_mask,
-    is_none,
-)
+from jaxprune.allocation import global_threshold
+from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_mask
 from jaxprune.rules import name
-from jaxprune.selection import count, is_largest, readable_by, reads_deferred
+from jaxprune.selection import count, largest
 
 
-@reads_deferred
 def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
     """Mask of the largest scores, one by one; `round(sparsity * size)` are False, exactly."""
-    return is_largest(scores, scores.size - count(sparsity, scores.size))
+    return largest([scores], [scores.size - count(sparsity, scores.size)])[0]
 
 
 def nm(n: int, m: int, axis: int = -2) -> Pattern:
@@ -147,20 +138,38 @@ def select(
             "rank 2 or more that are no bias, norm scale or embedding; name others with "
             "prunable=matching(...)."
         )
-    sparsities = allocation(readable_by(allocation, scores), sparsity)
+    masks = _masks(scores, allocation, sparsity, pattern)
+    jax.tree_util.tree_map_with_path(_warn_if_empty, masks)
+    return masks
 
-    def mask(path: tuple, leaf: Any, own: Sparsity) -> jax.Array | None:
-        if leaf is None:
-            return None
+
+def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: Pattern) -> Masks:
+    leaves, treedef = jax.tree.flatten(scores)
+    if pattern is unstructured and allocation is global_threshold:
+        # one search finds both how much of each leaf and which entries
+        total = sum(x.size for x in leaves)
+        masks = largest(leaves, total - count(sparsity, total), together=True)
+        return jax.tree.unflatten(treedef, masks)
+    arrays = [jnp.asarray(x) for x in leaves]  # no allocation or pattern but ours reads Deferred
+    sparsities = allocation(jax.tree.unflatten(treedef, arrays), sparsity)
+    if pattern is unstructured:
+        # all leaves in one loop: each by itself gives the same masks, and compiles longer
+        pruned = [
+            count(s, x.size) for s, x in zip(treedef.flatten_up_to(sparsities), leaves, strict=True)
+        ]
+        kept = [x.size - n for x, n in zip(leaves, pruned, strict=True)]
+        return jax.tree.unflatten(treedef, largest(leaves, kept))
+
+    def mask(path: tuple, leaf: jax.Array, own: Sparsity) -> jax.Array:
         try:
-            kept = pattern(readable_by(pattern, leaf), own)
+            kept = pattern(leaf, own)
         except ValueError as error:
             raise ValueError(f"'{name(path)}': {error}") from error
-        _check_mask(name(path), leaf, own, kept)
+        _check_mask(name(path), leaf, kept)
         return kept
 
-    masks = jax.tree_util.tree_map_with_path(mask, scores, sparsities, is_leaf=is_none)
-    return masks
+    tree = jax.tree.unflatten(treedef, arrays)
+    return jax.tree_util.tree_map_with_path(mask, tree, sparsities)
 
 
 def _check_callables(allocation: Any, pattern: Any) -> None:
@@ -176,20 +185,21 @@ def _check_callables(allocation: Any, pattern: Any) -> None:
         )
 
 
-def _check_mask(leaf_name: str, leaf: Any, sparsity: Sparsity, mask: Any) -> None:
-    """TypeError if a pattern returned no mask of its leaf; a warning if that keeps nothing."""
+def _check_mask(leaf_name: str, leaf: jax.Array, mask: Any) -> None:
     if not is_mask(mask) or mask.shape != leaf.shape:
         raise TypeError(
             f"the pattern must return a bool mask of shape {leaf.shape} for '{leaf_name}'; got "
             f"{getattr(mask, 'dtype', type(mask).__name__)} of shape {jnp.shape(mask)}."
         )
-    known = not isinstance(mask, jax.core.Tracer)
-    asked = isinstance(sparsity, (int, float)) and count(sparsity, leaf.size) == leaf.size
-    if leaf.size and ((known and not mask.any()) or (not known and asked)):
+
+
+def _warn_if_empty(path: tuple, mask: jax.Array) -> None:
+    """A warning if a layer keeps nothing, where that is known."""
+    if mask.size and not isinstance(mask, jax.core.Tracer) and not mask.any():
         warnings.warn(
-            f"'{leaf_name}' keeps none of its {leaf.size:,} weights: its layer is dead. Lower the "
+            f"'{name(path)}' keeps none of its {mask.size:,} weights: its layer is dead. Lower the "
             "sparsity, exempt it with per_layer or prunable=..., or use lamp scores.",
-            stacklevel=2,
+            stacklevel=4,
         )
 
 
@@ -238,4 +248,4 @@ def _whole(group_scores: jax.Array, sparsity: Sparsity, size: int) -> jax.Array:
         pruned = jnp.round(sparsity.astype(jnp.float32) * (groups / size)).astype(jnp.int32)
     else:
         pruned = count(sparsity, groups)
-    return is_largest(group_scores, groups - pruned)
+    return largest([group_scores], [groups - pruned])[0]

@@ -1,29 +1,30 @@
 """The k-th largest of a pytree, without sorting: exact counts, ties to the lower index.
 
 Floats are mapped to integers that order alike, and the k-th largest is found by closing a bracket
-of integers: one pass over the leaves where they lie compares every entry with seven thresholds
-and counts, so three bits a pass and at most eleven passes. It needs no concatenation across
-leaves, vmaps, and under sharding its only communication is the sum of seven counts.
+of integers: one pass over the leaves where they lie compares every entry with a few thresholds
+and counts. It needs no concatenation across leaves, vmaps, and under sharding its only
+communication is the sum of those counts. Should the bracket close on equal values, the same loop
+goes on to close one around their places.
 
-A pass is one *variadic* reduction: XLA's CPU backend runs a reduction of two or more operands
-about ten times faster than one of a single operand (jax 0.10.2), so seven counts cost less than
-one.
+A pass is one *variadic* reduction a leaf: XLA's CPU backend runs a reduction of two or more
+operands about ten times faster than one of a single operand (jax 0.10.2), so that three counts
+cost less than one. All leaves share one loop, which is most of what it costs to compile.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
 
-WAYS = 8  # a pass cuts the bracket into this many parts
+WAYS = 4  # a pass cuts the bracket into this many parts
 _GRID = 10_000_000  # traced sparsities are read as decimals of seven digits
 
 
@@ -79,7 +80,7 @@ class Deferred:
         return self.compute(*self.operands)
 
 
-# Recomputing these in each of eleven passes is cheaper than one write of their result.
+# Recomputing these in each of some fifteen passes is cheaper than one write of their result.
 _ELEMENTWISE = {
     "abs", "add", "broadcast_in_dim", "convert_element_type", "copy", "div", "eq", "ge", "gt",
     "integer_pow", "is_finite", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "and",
@@ -122,19 +123,6 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
     return jax.tree.unflatten(treedef, [leaf(i) for i in range(len(avals))])
 
 
-def reads_deferred(f: Callable) -> Callable:
-    """Marks a function of scores that takes `Deferred` leaves; all others are given arrays."""
-    f.reads_deferred = True  # type: ignore[attr-defined]
-    return f
-
-
-def readable_by(f: Callable, scores: Any) -> Any:
-    """`scores`, with `Deferred` leaves only if `f` is marked to take them."""
-    if getattr(f, "reads_deferred", False):
-        return scores
-    return jax.tree.map(jnp.asarray, scores)
-
-
 def _read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array], Any]:
     """The leaves as arrays, computed after `thresholds`: XLA can't hoist them out of a loop."""
     operands = [x.operands if isinstance(x, Deferred) else (x,) for x in leaves]
@@ -148,21 +136,51 @@ def _read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array],
 
 # --- the search ----------------------------------------------------------------------------------
 
+_LOWEST = np.uint32(0x007FFFFF)  # the key of -inf
+_ABOVE_ALL = np.uint32(0xFF800001)  # the key after that of +inf
+_FIRST_NORMAL = np.uint32(0x80800000)  # the key of the smallest normal float: below it, CPUs flush to zero
+
 
 def _value(key: jax.Array) -> jax.Array:
-    """The float32 of rank `key`: uint32 keys order like the floats they stand for."""
+    """The float32 of a uint32 key. Keys order like the floats that they stand for."""
     bits = jnp.where(key >> 31, key ^ jnp.uint32(1 << 31), ~key)
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
-_LOWEST = 0x007FFFFF  # the key of -inf
-_ABOVE_ALL = 0xFF800001  # the key after that of +inf
+class _Search(NamedTuple):
+    """Brackets around the k-th largest of each group; all (groups,).
+
+    `n_low >= k` entries are at least `low`, and `n_high < k` at least `high`, keys in uint32.
+    Once a bracket holds one value and that is not enough, as many of those that equal it
+    (`tied`) are sought as are wanted, from the front (`in_ties`).
+    """
+
+    low: jax.Array
+    high: jax.Array
+    n_low: jax.Array
+    n_high: jax.Array
+    tied: jax.Array
+    in_ties: jax.Array
 
 
-def _real(x: jax.Array) -> jax.Array:
-    """`x` in float32; nan becomes +inf, so that it is kept and seen, and every count is exact."""
+def _rankable(x: jax.Array, back: jax.Array, tied: jax.Array, in_ties: jax.Array) -> jax.Array:
+    """float32 that rank like `x`, or among `tied` like their places from the `back`, uint32.
+
+    nan ranks as +inf, so that it is kept and seen, and every count is exact.
+    """
     x = x.astype(jnp.float32)
-    return jnp.where(jnp.isnan(x), jnp.inf, x)
+    x = jnp.where(jnp.isnan(x), jnp.inf, x)
+    place = _value(_FIRST_NORMAL + back)
+    among = jnp.where(x > tied, jnp.inf, jnp.where(x == tied, place, -jnp.inf))
+    return jnp.where(in_ties, among, x)
+
+
+def _places_from_back(shape: tuple[int, ...], last: Any, strides: Sequence[Any]) -> jax.Array:
+    """`last` minus each entry's index in the flattened array, uint32, made where it lies."""
+    place = jnp.full(shape, jnp.uint32(last))
+    for axis, stride in enumerate(strides):
+        place -= lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return place
 
 
 def _sums(flags: Sequence[jax.Array]) -> jax.Array:
@@ -173,140 +191,101 @@ def _sums(flags: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack(lax.reduce(ints, zeros, add, tuple(range(flags[0].ndim))))
 
 
-def _counts(leaves: Sequence[Any], keys: jax.Array) -> jax.Array:
-    """How many entries of each leaf are at or above each key's value: int32 (leaves, keys)."""
-    arrays, keys = _read_anew(leaves, keys)
-    values = _value(keys)
-    return jnp.stack([_sums([_real(x) >= value for value in values]) for x in arrays])
+def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Array]:
+    """See `largest`; also takes `Deferred` leaves, whose values are then never written."""
+    sizes = [x.size for x in leaves]
+    # a group is what is ranked together; its entries are numbered through
+    total = jnp.asarray([sum(sizes)] if together else sizes, jnp.int32)
+    ends = [sum(sizes[i:]) if together else size for i, size in enumerate(sizes)]
+    group = [0 if together else i for i in range(len(leaves))]
+    strides = [
+        [jnp.uint32(math.prod(x.shape[axis + 1 :])) for axis in range(x.ndim)] for x in leaves
+    ]
 
+    def rankable(i: int, x: jax.Array, steps: Sequence[Any], state: _Search) -> jax.Array:
+        back = _places_from_back(x.shape, ends[i], steps)
+        return _rankable(x, back, state.tied[group[i]], state.in_ties[group[i]])
 
-def _close(at_least: Callable, k: Any, bottom: int, top: int, everything: Any) -> tuple:
-    """Closes a bracket around the k-th largest of uint32 values, 1 <= k <= everything.
+    def at_least(keys: jax.Array, state: _Search) -> jax.Array:
+        # strides are read anew too, or the place of every entry would be written to memory
+        arrays, (steps, keys) = _read_anew(leaves, (strides, keys))
+        values = _value(keys)
+        ranked = [rankable(i, x, steps[i], state) for i, x in enumerate(arrays)]
+        n = [_sums([x >= q for q in values[group[i]]]) for i, x in enumerate(ranked)]
+        return sum(n)[None] if together else jnp.stack(n)
 
-    Args:
-      at_least: thresholds (WAYS - 1,) uint32 -> how many values are at or above each, int32.
-      k: the rank that is sought, int32.
-      bottom, top: every value is at least `bottom` and below `top`.
-      everything: how many values there are, int32.
-
-    Returns:
-      `(low, n_low, n_high)`: `n_low >= k` values are at least `low`, and `n_high < k` are above
-      it; or `n_low == k`, and `low` separates the k largest from the others.
-    """
-
-    def cut(state):
-        low, high, n_low, n_high = state
+    def cut(state: _Search) -> _Search:
+        low, high = state.low[:, None], state.high[:, None]
         span, parts = high - low, jnp.arange(1, WAYS, dtype=jnp.uint32)
         # low + span * parts / WAYS, rounded up but below high, without leaving 32 bits
         steps = (span // WAYS) * parts + ((span % WAYS) * parts + WAYS - 1) // WAYS
-        thresholds = low + jnp.minimum(steps, span - 1)
-        n = at_least(thresholds)
-        enough = n >= k
-        low = jnp.max(jnp.where(enough, thresholds, low))
-        high = jnp.min(jnp.where(enough, high, thresholds))
-        n_low = jnp.min(jnp.where(enough, n, n_low))
-        n_high = jnp.max(jnp.where(enough, n_high, n))
-        return low, high, n_low, n_high
+        keys = low + jnp.minimum(steps, span - 1)
+        n = at_least(keys, state)
+        enough = n >= k[:, None]
+        return state._replace(
+            low=jnp.where(enough, keys, low).max(1),
+            high=jnp.where(enough, high, keys).min(1),
+            n_low=jnp.where(enough, n, state.n_low[:, None]).min(1),
+            n_high=jnp.where(enough, state.n_high[:, None], n).max(1),
+        )
 
-    def is_open(state):
-        low, high, n_low, _ = state
-        return (n_low != k) & (high - low > 1)
+    def go_to_ties(state: _Search) -> _Search:
+        goes = (state.n_low != k) & ~state.in_ties & (state.high - state.low <= 1)
+        first, last = _FIRST_NORMAL, _FIRST_NORMAL + 1 + total.astype(jnp.uint32)
+        return state._replace(
+            low=jnp.where(goes, first, state.low),
+            high=jnp.where(goes, last, state.high),
+            tied=jnp.where(goes, _value(state.low), state.tied),
+            in_ties=state.in_ties | goes,
+        )
 
-    first = (jnp.uint32(bottom), jnp.uint32(top), jnp.asarray(everything, jnp.int32), jnp.int32(0))
-    low, _, n_low, n_high = lax.while_loop(is_open, cut, first)
-    return low, n_low, n_high
-
-
-def _strides(shape: tuple[int, ...]) -> list[jax.Array]:
-    return [jnp.uint32(math.prod(shape[axis + 1 :])) for axis in range(len(shape))]
-
-
-def _flat_index(shape: tuple[int, ...], strides: Sequence[jax.Array]) -> jax.Array:
-    """Each entry's index in the flattened array, uint32, made where it lies."""
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis, stride in enumerate(strides):
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return index
-
-
-def _is_largest(x: Any, k: Any) -> jax.Array:
-    """See `is_largest`; also takes a `Deferred`, whose values are then never written."""
-    if x.size == 0:
-        return jnp.zeros(x.shape, bool)
-    k = jnp.asarray(k, jnp.int32)
-    rank = jnp.maximum(k, 1)
-    key, n_low, n_high = _close(
-        lambda keys: _counts([x], keys)[0], rank, _LOWEST, _ABOVE_ALL, x.size
+    blank = jnp.zeros_like(total)
+    start = _Search(
+        low=jnp.full_like(total, _LOWEST, jnp.uint32),
+        high=jnp.full_like(total, _ABOVE_ALL, jnp.uint32),
+        n_low=total,
+        n_high=blank,
+        tied=blank.astype(jnp.float32),
+        in_ties=blank.astype(bool),
     )
-    threshold, strides = _value(key), _strides(x.shape)
-    # If the rank falls among equals, keep as many of those as are wanted, from the front.
-    separated, equals = n_low == rank, n_low - n_high
-    wanted = jnp.where(separated, equals, rank - n_high)
-
-    def equals_before(bounds):
-        # the strides too are read anew, or XLA would write the index of every entry to memory
-        (values,), (limits, own) = _read_anew([x], (x.size - bounds, strides))
-        tied, index = _real(values) == threshold, _flat_index(x.shape, own)
-        return _sums([tied & (index <= limit) for limit in limits])
-
-    back, _, _ = _close(equals_before, wanted, 0, x.size + 1, equals)
-    values = _real(jnp.asarray(x))
-    among = separated | (_flat_index(x.shape, strides) <= jnp.uint32(x.size) - back)
-    return ((values > threshold) | ((values == threshold) & among)) & (k > 0)
+    k, none = jnp.maximum(k, 1), k < 1
+    found = lax.while_loop(
+        lambda state: (state.n_low != k).any(), lambda state: go_to_ties(cut(state)), start
+    )
+    threshold = jnp.where(none, jnp.nan, _value(found.low))  # nothing is at least nan
+    return [
+        rankable(i, jnp.asarray(x), strides[i], found) >= threshold[group[i]]
+        for i, x in enumerate(leaves)
+    ]
 
 
-def _numbers_largest(leaves: Sequence[Any], k: Any) -> list[jax.Array]:
-    """See `numbers_largest`; also takes `Deferred` leaves, whose values are then never written."""
-    k, total = jnp.asarray(k, jnp.int32), sum(x.size for x in leaves)
-    rank = jnp.maximum(k, 1)
-    at_least = lambda keys: _counts(leaves, keys).sum(0)
-    key, n_low, _ = _close(at_least, rank, _LOWEST, _ABOVE_ALL, total)
-    # one more pass, leaf by leaf: at or above the k-th largest, and above it
-    n_equal_or_above, n_above = _counts(leaves, key + jnp.arange(2, dtype=jnp.uint32)).T
-    n_above = jnp.where(n_low == rank, n_equal_or_above, n_above)
-    equals, left = n_equal_or_above - n_above, rank - n_above.sum()
-    earlier = jnp.cumsum(equals) - equals
-    n = n_above + jnp.clip(left - earlier, 0, equals)
-    return list(jnp.where(k > 0, n, 0))
+_largest_arrays = jax.jit(_largest, static_argnames="together")
 
 
-@functools.partial(jax.jit, static_argnames=())
-def _is_largest_array(x: jax.Array, k: jax.Array) -> jax.Array:
-    return _is_largest(x, k)
-
-
-@jax.jit
-def _numbers_largest_arrays(leaves: list[jax.Array], k: jax.Array) -> list[jax.Array]:
-    return _numbers_largest(leaves, k)
-
-
-def is_largest(x: Any, k: Any) -> jax.Array:
-    """Mask of the `k` largest entries of `x`: bool, the shape of `x`, exactly `k` True.
+def largest(leaves: Sequence[Any], k: Any, together: bool = False) -> list[jax.Array]:
+    """Masks of the largest entries: bool, one of the shape of each leaf, exactly `k` True.
 
     Args:
-      x: scores, any real dtype, ranked as float32. Among equals the lower flat index is kept.
-      k: int or int32 scalar, 0 <= k <= x.size; may be traced.
-    """
-    return _is_largest(x, k) if isinstance(x, Deferred) else _is_largest_array(x, k)
-
-
-def numbers_largest(leaves: Sequence[Any], k: Any) -> list[jax.Array]:
-    """How many of the `k` largest entries of all `leaves` together lie in each: int32 scalars.
-
-    Among equals the earlier leaf counts first. The numbers sum to `k` exactly.
+      leaves: scores, any real dtype, ranked as float32. Among equals the lower flat index is
+        kept, and the earlier leaf.
+      k: int32, how many to keep: (leaves,) of each leaf, or a scalar, of all `together`.
+      together: whether all leaves are ranked as one.
 
     Raises:
-      ValueError: if the leaves hold 2**31 entries or more, which int32 can't count.
+      ValueError: if 2**31 - 2**24 entries or more are to be ranked together.
     """
-    leaves = list(leaves)
-    total = sum(x.size for x in leaves)
-    if total >= 2**31:
+    filled = [x for x in leaves if x.size]
+    k = jnp.atleast_1d(jnp.asarray(k, jnp.int32))
+    if not together:
+        k = k[jnp.asarray([i for i, x in enumerate(leaves) if x.size], jnp.int32)]
+    most = sum(x.size for x in filled) if together else max((x.size for x in filled), default=0)
+    if most >= 2**31 - 2**24:
         raise ValueError(
-            f"a global ranking counts in int32, below 2**31 weights; got {total:,}. "
-            "Use a layer-wise allocation such as erk or uniform, or a narrower prunable=..."
+            f"ranking counts in int32, below {2**31 - 2**24:,} weights; got {most:,}. Use a "
+            "layer-wise allocation such as erk or uniform, or a narrower prunable=..."
         )
-    if not total:
-        return [jnp.int32(0) for _ in leaves]
-    if any(isinstance(x, Deferred) for x in leaves):
-        return _numbers_largest(leaves, k)
-    return _numbers_largest_arrays(leaves, k)
+    if not filled:
+        return [jnp.zeros(x.shape, bool) for x in leaves]
+    is_deferred = any(isinstance(x, Deferred) for x in filled)
+    masks = iter((_largest if is_deferred else _largest_arrays)(filled, k, together))
+    return [next(masks) if x.size else jnp.zeros(x.shape, bool) for x in leaves]

@@ -1,0 +1,43 @@
+"""Eight CPU devices, no silent broadcasting, and the small params that the tests share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def params():
+    """A small MLP as flax writes it: two kernels (32 and 16 weights), two biases."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    return {
+        "Dense_0": {
+            "kernel": jax.random.normal(keys[0], (4, 8)),
+            "bias": jax.random.normal(keys[1], (8,)),
+        },
+        "Dense_1": {
+            "kernel": jax.random.normal(keys[2], (8, 2)),
+            "bias": jax.random.normal(keys[3], (2,)),
+        },
+    }
+
+
+@pytest.fixture
+def grads(params):
+    """Gradients that differ from weight to weight, like `params`."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    drawn = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
+
+
+@pytest.fixture
+def mesh():
+    """Eight devices in a row, with the sharding of jax's default for a new mesh."""
+    return jax.make_mesh((8,), ("d",))

@@ -1,0 +1,113 @@
+"""The words of the library: what a sparsity is, what a mask is, where None stays None."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune.base import END, MaskState, check_sparsity, is_mask, is_none, map_scored
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.0, 0.5, 0.999, np.float32(0.9), np.float64(0.25)])
+def test_a_fraction_passes_unchanged(sparsity):
+    assert check_sparsity(sparsity) is sparsity
+
+
+def test_a_scalar_array_passes_unchanged():
+    for sparsity in (jnp.float32(0.5), np.array(0.5)):
+        assert check_sparsity(sparsity) is sparsity
+
+
+def test_a_traced_sparsity_passes_unchanged():
+    passed = []
+
+    @jax.jit
+    def f(sparsity):
+        passed.append(check_sparsity(sparsity) is sparsity)
+        return sparsity
+
+    f(90.0)  # unknown while it is traced
+    assert passed == [True]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "fragments"),
+    [
+        (90, ["in [0, 1)", "got 90", "For 90% write 0.9."]),
+        (90.0, ["got 90", "For 90% write 0.9."]),
+        (97.5, ["got 97.5", "For 97.5% write 0.975."]),
+        (1.0, ["in [0, 1)", "got 1."]),
+        (1, ["in [0, 1)", "got 1."]),
+        (-0.1, ["in [0, 1)", "got -0.1."]),
+        (100, ["got 100."]),
+        (float("nan"), ["in [0, 1)", "got nan."]),
+        (float("inf"), ["got inf."]),
+        (np.float32(1.5), ["got 1.5"]),
+        (jnp.float32(-1), ["got -1."]),
+    ],
+)
+def test_no_fraction_is_refused(sparsity, fragments):
+    with pytest.raises(ValueError) as error:
+        check_sparsity(sparsity)
+    for fragment in fragments:
+        assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, 100, float("nan")])
+def test_percent_is_suggested_only_for_percents(sparsity):
+    with pytest.raises(ValueError) as error:
+        check_sparsity(sparsity)
+    assert "%" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "kind"),
+    [(True, "bool"), (False, "bool"), ("0.9", "str"), (None, "NoneType"), ([0.9], "list")],
+)
+def test_no_number_is_refused_by_its_type(sparsity, kind):
+    with pytest.raises(TypeError, match="sparsity must be a number in") as error:
+        check_sparsity(sparsity)
+    assert repr(sparsity) in str(error.value) and f"of type {kind}" in str(error.value)
+
+
+@pytest.mark.parametrize("array", [np.array([0.5, 0.9]), jnp.array([0.5])])
+def test_an_array_of_sparsities_is_sent_to_per_layer(array):
+    with pytest.raises(ValueError, match="must be one number") as error:
+        check_sparsity(array)
+    assert f"shape {array.shape}" in str(error.value)
+    assert "allocation=per_layer({path: sparsity})" in str(error.value)
+
+
+def test_map_scored_leaves_none_where_the_first_tree_has_none():
+    first = {"a": jnp.array([1.0, 2.0]), "b": None}
+    second = {"a": jnp.array([10.0, 20.0]), "b": jnp.ones(3)}
+    added = map_scored(lambda x, y: x + y, first, second)
+    assert added["b"] is None
+    assert added["a"].tolist() == [11.0, 22.0]
+
+
+def test_map_scored_hands_on_none_of_the_other_trees():
+    assert map_scored(lambda x, y: y is None, {"a": 1.0}, {"a": None}) == {"a": True}
+
+
+def test_is_mask():
+    assert is_mask(jnp.ones(2, bool)) and is_mask(np.zeros((), bool)) and is_mask(np.bool_(True))
+    assert not is_mask(jnp.ones(2)) and not is_mask(jnp.ones(2, jnp.int8))
+    assert not is_mask(None) and not is_mask([True])
+
+
+def test_is_mask_of_a_bool_struct():
+    assert is_mask(jax.ShapeDtypeStruct((2,), bool))
+
+
+def test_is_none():
+    assert is_none(None) and not is_none(0) and not is_none(())
+
+
+def test_mask_state_is_a_pytree_of_its_masks():
+    mask = jnp.ones(2, bool)
+    assert jax.tree.leaves(MaskState({"a": mask, "b": None})) == [mask]
+
+
+def test_end_is_the_last_int32():
+    assert int(jnp.int32(END)) == END == 2**31 - 1

@@ -52,4 +52,7 @@ from jaxprune.masks import get_masks as get_masks
 from jaxprune.masks import overlap as overlap
 from jaxprune.masks import sparsity as sparsity
 
+# what it came to
+from jaxprune.report import report as report
+
 __version__ = "0.1.0"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -12,73 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import rendering
-from jaxprune.base import Masks, Params, Sparsities, Sparsity, check_sparsity, is_mask
+from jaxprune.base import Masks, Params, Sparsities
 from jaxprune.flops import count_flops
 from jaxprune.masks import like
 from jaxprune.rules import named_leaves, quoted
-from jaxprune.selection import count
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One leaf of the params, or a sum of several.
-
-    Attributes:
-      path: its name.
-      shape: None for a sum.
-      kept: how many weights have a mask that is True, or none at all.
-      total: how many weights there are.
-      target_kept: how many the target keeps; None where it says nothing.
-      outside: how many are not zero although their mask is False.
-      flops: FLOPs of one call in products that read the leaf; None without `apply_fn`.
-      sparse_flops: flops * kept / total.
-    """
-
-    path: str
-    shape: tuple[int, ...] | None
-    kept: int
-    total: int
-    target_kept: int | None = None
-    outside: int = 0
-    flops: int | None = None
-    sparse_flops: int | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction pruned."""
-        return (self.total - self.kept) / max(self.total, 1)
-
-    @property
-    def target(self) -> float | None:
-        """The fraction that the target prunes, counted in whole weights."""
-        if self.target_kept is None:
-            return None
-        return (self.total - self.target_kept) / max(self.total, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        shape = None if self.shape is None else list(self.shape)
-        rates = {"sparsity": self.sparsity, "target": self.target}
-        return {**asdict(self), "shape": shape, **rates}
+from jaxprune.tally import Layer as Layer
+from jaxprune.tally import check_masks, sum_of, tally, wanted
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `report` returns. Its `repr` is a table; see also `to_dict` and `plot`.
+    """What `report` returns; it prints as a table.
 
     Attributes:
-      layers: a `Layer` for each prunable leaf, in the order of the params.
-      never_pruned: a `Layer` for each other leaf of floats.
+      layers: a `Layer` for each prunable leaf, in their order, Conv_2 before Conv_10.
       prunable: the sum of `layers`.
-      total: the sum of both; its FLOPs are those of the whole call.
-      other_flops: FLOPs in products that read no leaf (attention scores); None without `apply_fn`.
+      never_pruned: the sum of all other leaves of floats.
+      activations: no weights; the FLOPs of products that read no leaf, such as attention scores.
+      total: the sum of these three.
       notes: what else there is to say about the numbers.
     """
 
     layers: tuple[Layer, ...]
-    never_pruned: tuple[Layer, ...]
     prunable: Layer
+    never_pruned: Layer
+    activations: Layer
     total: Layer
-    other_flops: int | None
     notes: tuple[str, ...]
 
     @property
@@ -89,25 +49,23 @@ class Report:
         found = []
         if dead:
             found.append(
-                f"{quoted(dead)}: no weight at all is kept, so the layer is dead. Lower the "
-                "sparsity, exempt the layer with per_layer or prunable=..., or use lamp scores."
+                f"no weight at all is kept in {quoted(dead)}: dead layers. Lower the sparsity, "
+                "exempt them with per_layer or prunable=..., or use lamp scores."
             )
         if leaky:
             found.append(
-                f"{quoted(leaky)}: {self.prunable.outside:,} weights are not zero where their mask "
-                "is False. Is sparsify last in the optax.chain? Of params that no mask was "
-                "applied to yet, report(apply_masks(params, masks), masks)."
+                f"{self.prunable.outside:,} weights are not zero where their mask is False, in "
+                f"{quoted(leaky, most=4)}. Is sparsify last in the optax.chain? If the masks are not "
+                "applied yet: report(apply_masks(params, masks), masks)."
             )
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in dicts, lists, strings and numbers, as JSON takes them."""
+        sums = ("prunable", "never_pruned", "activations", "total")
         return {
             "layers": [layer.to_dict() for layer in self.layers],
-            "never_pruned": [layer.to_dict() for layer in self.never_pruned],
-            "prunable": self.prunable.to_dict(),
-            "total": self.total.to_dict(),
-            "other_flops": self.other_flops,
+            **{name: getattr(self, name).to_dict() for name in sums},
             "warnings": list(self.warnings),
             "notes": list(self.notes),
         }
@@ -116,7 +74,7 @@ class Report:
         """The density of each layer as a bar, its target as a mark: a matplotlib `Figure`.
 
         Args:
-          ax: matplotlib axes to draw into, or None for a figure of its own.
+          ax: matplotlib axes to draw into; None for a figure of its own.
 
         Raises:
           ImportError: without matplotlib.
@@ -132,35 +90,95 @@ def report(
     masks: Masks,
     apply_fn: Callable[..., Any] | None = None,
     *inputs: Any,
-    target: Sparsities | Sparsity | None = None,
+    target: Sparsities = None,
 ) -> Report:
-    """Kept weights, targets and FLOPs of each layer and of all: a `Report`, which prints as a table.
+    """What is kept of each layer and of all, against the target, and the FLOPs: a `Report`.
 
-    The FLOPs are those of the matrix products and convolutions (`jaxprune.flops`). Sparse FLOPs
-    are what a kernel that skips zeros would do; masks only simulate that, and make nothing faster.
+    FLOPs are those of matrix products and convolutions (`jaxprune.flops`). Sparse FLOPs are what a
+    kernel that skips zeros would do: masks simulate, and make nothing faster.
 
     Args:
-      params: pytree of arrays. A leading axis of seeds is an axis as any other: counts are sums.
+      params: pytree of arrays. A leading axis of seeds is an axis like others: the seeds add up.
       masks: like the params, bool, None where never pruned.
-      apply_fn: `(params, *inputs) -> Any`, to count FLOPs: traced on shapes, never run.
-      *inputs: example inputs of `apply_fn`; arrays or `jax.ShapeDtypeStruct`.
-      target: the sparsities that were asked for, as an allocation returns them (floats are
-        fractions, ints numbers of weights), or one number for all prunable weights together.
+      apply_fn: `(params, *inputs) -> Any`, traced on shapes and never run; None counts no FLOPs.
+      *inputs: its example inputs, arrays or `jax.ShapeDtypeStruct`.
+      target: sparsities, as the allocation returned them (floats are fractions, ints numbers of
+        weights); or one number, for all prunable weights together.
 
     Raises:
-      ValueError: if masks or target belong to other params, a target is no sparsity, or every mask
-        is None.
+      ValueError: if masks or target belong to other params, a target is no sparsity, or every
+        mask is None.
       TypeError: if a mask is not bool, or values are not known, as under `jit`.
 
     Warns:
       UserWarning: if a layer keeps no weight, or weights are not zero where their mask is False.
 
-    >>> params = {'Dense_0': {'kernel': jnp.array([[3., 0.], [0., -4.]]), 'bias': jnp.ones(2)}}
-    >>> masks = {'Dense_0': {'kernel': params['Dense_0']['kernel'] != 0, 'bias': None}}
-    >>> report(params, masks, target=0.5)
+    >>> params = {'kernel': jnp.array([[3., 0., 0.], [0., -4., 0.]]), 'bias': jnp.ones(3)}
+    >>> masks = {'kernel': params['kernel'] != 0, 'bias': None}
+    >>> report(params, masks, target={'kernel': 0.5, 'bias': None})
+    layer             shape  kept  total  sparsity  target  +/-
+    -----------------------------------------------------------
+    kernel              2x3     2      6    0.6667  0.5000   -1
+    -----------------------------------------------------------
+    prunable                    2      6    0.6667  0.5000   -1
+    never pruned (1)            3      3    0.0000
+    total                       5      9    0.4444
     """
+    check_masks(masks)
     aligned = zip(named_leaves(params), named_leaves(like(masks, params)), strict=True)
     leaves = [(path, leaf, mask) for (path, leaf), (_, mask) in aligned if leaf is not None]
     masked = {path: (leaf, mask) for path, leaf, mask in leaves if mask is not None}
-    _check(masked)
-    ...
+    if not masked:
+        raise ValueError("there is nothing to report: the mask of every leaf is None.")
+    counts = tally(masked)
+    asked, asked_of_all = wanted(target, {path: m.size for path, (_, m) in masked.items()})
+    flops, other, notes = _flops(params, masked, apply_fn, inputs)
+
+    def layer(path: str, leaf: Any) -> Layer:
+        shape, size, dense = np.shape(leaf), np.size(leaf), flops.get(path)
+        kept, outside = counts.get(path, (size, 0))
+        sparse = None if dense is None else dense * kept // max(size, 1)
+        return Layer(path, shape, kept, size, asked.get(path), outside, dense, sparse)
+
+    layers = tuple(layer(path, masked[path][0]) for path in _in_order(masked))
+    others = [(path, leaf) for path, leaf, mask in leaves if mask is None]
+    rest = [layer(path, leaf) for path, leaf in others if _is_float(leaf) or flops.get(path)]
+    activations = Layer("no weights", None, 0, 0, flops=other, sparse_flops=other)
+    result = Report(
+        layers,
+        prunable=replace(sum_of("prunable", layers), target_kept=asked_of_all),
+        never_pruned=sum_of(f"never pruned ({len(rest)})", rest),
+        activations=activations,
+        total=sum_of("total", [*layers, *rest, activations]),
+        notes=notes,
+    )
+    for warning in result.warnings:
+        warnings.warn(warning, stacklevel=2)
+    return result
+
+
+def _in_order(paths: Iterable[str]) -> list[str]:
+    """The paths as they come; but where dicts have sorted them, Conv_2 before Conv_10."""
+    paths = list(paths)
+    if paths != sorted(paths, key=lambda path: path.split("/")):
+        return paths
+    parts = lambda path: re.split(r"(\d+)", path)  # every other part is a number
+    return sorted(paths, key=lambda path: [int(p) if p.isdecimal() else p for p in parts(path)])
+
+
+def _flops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple) -> tuple:
+    """FLOPs by path, those of no path, and notes; of no function, none."""
+    if apply_fn is None:
+        return {}, None, ()
+    flops = count_flops(apply_fn, params, *inputs, prunable=masked)
+    seen = [f"{jnp.result_type(x)}{list(np.shape(x))}" for x in jax.tree.leaves(inputs)]
+    about = (
+        f"FLOPs of one call on {', '.join(seen) or 'no inputs'}; the sparse ones are what a kernel "
+        "that skips zeros would do."
+    )
+    return flops.leaves, flops.other, (about, *flops.notes)
+
+
+def _is_float(leaf: Any) -> bool:
+    """Whether a leaf is a parameter; a counter or a random key is none."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)

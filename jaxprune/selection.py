@@ -1,14 +1,14 @@
 """The k-th largest of a pytree, without sorting: exact counts, ties to the lower index.
 
-Floats are mapped to integers that order alike, and the k-th largest is found by closing a bracket
-of integers: one pass over the leaves where they lie compares every entry with a few thresholds
-and counts. It needs no concatenation across leaves, vmaps, and under sharding its only
-communication is the sum of those counts. Should the bracket close on equal values, the same loop
-goes on to close one around their places.
+Floats have integer keys that order alike. The key of the k-th largest is found three bits at a
+time: a pass over the leaves where they lie compares every entry with seven thresholds and counts.
+It needs no concatenation across leaves, vmaps, and under sharding its only communication is the
+sum of those counts. It stops as soon as a threshold separates k entries from the rest; should the
+k-th largest have equals, the same loop goes on to find a place among them.
 
 A pass is one *variadic* reduction a leaf: XLA's CPU backend runs a reduction of two or more
-operands about ten times faster than one of a single operand (jax 0.10.2), so that three counts
-cost less than one. All leaves share one loop, which is most of what it costs to compile.
+operands about ten times faster than one of a single operand (jax 0.10.2), so that seven counts
+cost less than one. All leaves share one loop, which saves most of what it costs to compile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
 
-WAYS = 4  # a pass cuts the bracket into this many parts
 _GRID = 10_000_000  # traced sparsities are read as decimals of seven digits
 
 
@@ -136,9 +135,10 @@ def _read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array],
 
 # --- the search ----------------------------------------------------------------------------------
 
-_LOWEST = np.uint32(0x007FFFFF)  # the key of -inf
-_ABOVE_ALL = np.uint32(0xFF800001)  # the key after that of +inf
-_FIRST_NORMAL = np.uint32(0x80800000)  # the key of the smallest normal float: below it, CPUs flush to zero
+_LOWEST = np.uint32(0x007FFFFF)  # the key of -inf: below and above the infinities lie the nans
+_FIRST_NORMAL = np.uint32(0x80800000)  # of the smallest normal float: CPUs flush what is below
+_BITS = 3  # of a key, found in each pass
+_VALUE_PASSES = -(-32 // _BITS)
 
 
 def _value(key: jax.Array) -> jax.Array:
@@ -148,39 +148,41 @@ def _value(key: jax.Array) -> jax.Array:
 
 
 class _Search(NamedTuple):
-    """Brackets around the k-th largest of each group; all (groups,).
+    """The key of the k-th largest of each group, as far as it is known.
 
-    `n_low >= k` entries are at least `low`, and `n_high < k` at least `high`, keys in uint32.
-    Once a bracket holds one value and that is not enough, as many of those that equal it
-    (`tied`) are sought as are wanted, from the front (`in_ties`).
+    Attributes:
+      passes: how many were made, int32 scalar.
+      low: the largest key, of those tried, with `k` entries or more at or above it; (groups,).
+      n_low: how many these are, int32 (groups,).
+      tied: once `low` is one value and `n_low` too many, that value: then as many of those that
+        equal it are sought as are wanted, from the front, by their places. Else nan; (groups,).
     """
 
+    passes: jax.Array
     low: jax.Array
-    high: jax.Array
     n_low: jax.Array
-    n_high: jax.Array
     tied: jax.Array
-    in_ties: jax.Array
 
 
-def _rankable(x: jax.Array, back: jax.Array, tied: jax.Array, in_ties: jax.Array) -> jax.Array:
-    """float32 that rank like `x`, or among `tied` like their places from the `back`, uint32.
+def _rankable(x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]) -> jax.Array:
+    """float32 that rank like `x`; or if `tied` is no nan, those that equal it by their places.
 
     nan ranks as +inf, so that it is kept and seen, and every count is exact.
+
+    Args:
+      last: the place of the first entry, counted from the back of its group; static.
+      strides: of each axis, in entries.
     """
     x = x.astype(jnp.float32)
     x = jnp.where(jnp.isnan(x), jnp.inf, x)
-    place = _value(_FIRST_NORMAL + back)
-    among = jnp.where(x > tied, jnp.inf, jnp.where(x == tied, place, -jnp.inf))
-    return jnp.where(in_ties, among, x)
-
-
-def _places_from_back(shape: tuple[int, ...], last: Any, strides: Sequence[Any]) -> jax.Array:
-    """`last` minus each entry's index in the flattened array, uint32, made where it lies."""
-    place = jnp.full(shape, jnp.uint32(last))
+    back = jnp.full(x.shape, np.uint32(last))
     for axis, stride in enumerate(strides):
-        place -= lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    return place
+        back -= lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
+    # places become keys of normal floats: one comparison serves values and places
+    among = jnp.where(
+        x == tied, _value(_FIRST_NORMAL + back), jnp.where(x > tied, jnp.inf, -jnp.inf)
+    )
+    return jnp.where(jnp.isnan(tied), x, among)
 
 
 def _sums(flags: Sequence[jax.Array]) -> jax.Array:
@@ -195,67 +197,57 @@ def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Ar
     """See `largest`; also takes `Deferred` leaves, whose values are then never written."""
     sizes = [x.size for x in leaves]
     # a group is what is ranked together; its entries are numbered through
-    total = jnp.asarray([sum(sizes)] if together else sizes, jnp.int32)
-    ends = [sum(sizes[i:]) if together else size for i, size in enumerate(sizes)]
     group = [0 if together else i for i in range(len(leaves))]
+    last = [sum(sizes[i:]) if together else size for i, size in enumerate(sizes)]
+    total = np.array([sum(sizes)] if together else sizes, np.int32)
     strides = [
         [jnp.uint32(math.prod(x.shape[axis + 1 :])) for axis in range(x.ndim)] for x in leaves
     ]
 
-    def rankable(i: int, x: jax.Array, steps: Sequence[Any], state: _Search) -> jax.Array:
-        back = _places_from_back(x.shape, ends[i], steps)
-        return _rankable(x, back, state.tied[group[i]], state.in_ties[group[i]])
-
-    def at_least(keys: jax.Array, state: _Search) -> jax.Array:
+    def at_least(keys: jax.Array, tied: jax.Array) -> jax.Array:
+        """How many entries of each group are at or above each key: int32 (groups, keys)."""
         # strides are read anew too, or the place of every entry would be written to memory
         arrays, (steps, keys) = _read_anew(leaves, (strides, keys))
-        values = _value(keys)
-        ranked = [rankable(i, x, steps[i], state) for i, x in enumerate(arrays)]
-        n = [_sums([x >= q for q in values[group[i]]]) for i, x in enumerate(ranked)]
-        return sum(n)[None] if together else jnp.stack(n)
+        values, n = _value(keys), []
+        for x, g, first, step in zip(arrays, group, last, steps, strict=True):
+            ranked = _rankable(x, tied[g], first, step)
+            n.append(_sums([ranked >= value for value in values[g]]))
+        return jnp.stack(n).sum(0, keepdims=True) if together else jnp.stack(n)
 
-    def cut(state: _Search) -> _Search:
-        low, high = state.low[:, None], state.high[:, None]
-        span, parts = high - low, jnp.arange(1, WAYS, dtype=jnp.uint32)
-        # low + span * parts / WAYS, rounded up but below high, without leaving 32 bits
-        steps = (span // WAYS) * parts + ((span % WAYS) * parts + WAYS - 1) // WAYS
-        keys = low + jnp.minimum(steps, span - 1)
-        n = at_least(keys, state)
+    def one_pass(state: _Search) -> _Search:
+        to_ties = state.passes >= _VALUE_PASSES
+        places = max(int(total.max()).bit_length() - _BITS, 0)
+        done = jnp.where(to_ties, state.passes - _VALUE_PASSES, state.passes)
+        shift = jnp.maximum(jnp.where(to_ties, places, 32 - _BITS) - _BITS * done, 0).astype(
+            jnp.uint32
+        )
+        digits = jnp.arange(1, 1 << _BITS, dtype=jnp.uint32)
+        keys = jnp.maximum(state.low[:, None] + (digits << shift), _LOWEST)
+        n = at_least(keys, state.tied)
         enough = n >= k[:, None]
-        return state._replace(
-            low=jnp.where(enough, keys, low).max(1),
-            high=jnp.where(enough, high, keys).min(1),
-            n_low=jnp.where(enough, n, state.n_low[:, None]).min(1),
-            n_high=jnp.where(enough, state.n_high[:, None], n).max(1),
+        low = state.low + (enough.sum(1, dtype=jnp.uint32) << shift)
+        n_low = jnp.where(enough, n, state.n_low[:, None]).min(1)
+        ends = (state.passes == _VALUE_PASSES - 1) & (n_low != k)
+        return _Search(
+            passes=state.passes + 1,
+            low=jnp.where(ends, _FIRST_NORMAL, low),
+            n_low=n_low,
+            tied=jnp.where(ends, _value(low), state.tied),
         )
 
-    def go_to_ties(state: _Search) -> _Search:
-        goes = (state.n_low != k) & ~state.in_ties & (state.high - state.low <= 1)
-        first, last = _FIRST_NORMAL, _FIRST_NORMAL + 1 + total.astype(jnp.uint32)
-        return state._replace(
-            low=jnp.where(goes, first, state.low),
-            high=jnp.where(goes, last, state.high),
-            tied=jnp.where(goes, _value(state.low), state.tied),
-            in_ties=state.in_ties | goes,
-        )
-
-    blank = jnp.zeros_like(total)
+    k, wants_none = jnp.maximum(k, 1), k < 1
     start = _Search(
-        low=jnp.full_like(total, _LOWEST, jnp.uint32),
-        high=jnp.full_like(total, _ABOVE_ALL, jnp.uint32),
-        n_low=total,
-        n_high=blank,
-        tied=blank.astype(jnp.float32),
-        in_ties=blank.astype(bool),
+        passes=jnp.int32(0),
+        low=jnp.zeros(total.shape, jnp.uint32),
+        n_low=jnp.asarray(total),
+        tied=jnp.full(total.shape, jnp.nan, jnp.float32),
     )
-    k, none = jnp.maximum(k, 1), k < 1
-    found = lax.while_loop(
-        lambda state: (state.n_low != k).any(), lambda state: go_to_ties(cut(state)), start
-    )
-    threshold = jnp.where(none, jnp.nan, _value(found.low))  # nothing is at least nan
+    found = lax.while_loop(lambda state: (state.n_low != k).any(), one_pass, start)
+    low = _value(jnp.maximum(found.low, _LOWEST))
+    threshold = jnp.where(wants_none, jnp.nan, low)  # nothing is at least nan
     return [
-        rankable(i, jnp.asarray(x), strides[i], found) >= threshold[group[i]]
-        for i, x in enumerate(leaves)
+        _rankable(jnp.asarray(x), found.tied[g], first, step) >= threshold[g]
+        for x, g, first, step in zip(leaves, group, last, strides, strict=True)
     ]
 
 

@@ -113,9 +113,9 @@ def _backward(strides, padding, dilation, precision, residuals, dy):
 
 
 def _input_gradient(dy, x, w, strides, padding, dilation, precision):
-    """dy * flipped w, with dy spread out by the strides: written as zeros between its entries.
+    """The convolution of dy with w: dy spread out by the strides (zeros between), w flipped.
 
-    XLA could spread it itself (`lhs_dilation`), but not in its fast form.
+    XLA could spread dy itself (`lhs_dilation`), but not in its fast form.
     """
     spread = [(0, 0, 0)]
     for axis in (0, 1):
@@ -131,7 +131,10 @@ def _input_gradient(dy, x, w, strides, padding, dilation, precision):
 
 
 def _kernel_gradient(dy, x, w, strides, padding, dilation, precision):
-    """The correlation of x with dy, channels of x as the batch and the batch as channels; strides and dilation swap."""
+    """The correlation of x with dy: x's channels as the batch, the batch as channels.
+
+    Strides and dilation change places.
+    """
     edges = []
     for axis in (0, 1):
         stride, (low, _) = strides[axis], padding[axis]

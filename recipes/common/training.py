@@ -55,15 +55,16 @@ def init(
     module: nn.Module, tx: optax.GradientTransformation, keys: jax.Array, images: np.ndarray
 ) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
+    variables = _init_variables(module, keys, jnp.asarray(images[:1]))
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    state = TrainState(params, batch_stats, jax.jit(jax.vmap(tx.init))(params))
+    # copied, since a state is donated whole: no two of its leaves may share memory
+    return jax.tree.map(jnp.copy, state)
 
-    @jax.jit
-    @jax.vmap
-    def init_one(key):
-        variables = module.init(jax.random.fold_in(key, 0), jnp.asarray(images[:1]))
-        params = variables["params"]
-        return TrainState(params, variables.get("batch_stats", {}), tx.init(params))
 
-    return init_one(keys)
+@partial(jax.jit, static_argnums=0)
+def _init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
+    return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
 
 
 def classification(module: nn.Module) -> LossFn:
@@ -173,12 +174,16 @@ def make_evaluate(
 
     @jax.jit
     def evaluate(params, batch_stats, batches):
-        def right(params, batch_stats, images, labels):
+        def count(params, batch_stats, images, labels):
             logits = module.apply({"params": params, "batch_stats": batch_stats}, images)
             return jnp.sum(jnp.argmax(logits, -1) == labels)
 
-        over_seeds = jax.vmap(right, in_axes=(0, 0, None, None))
+        over_seeds = jax.vmap(count, in_axes=(0, 0, None, None))
         counts = jax.lax.map(lambda batch: over_seeds(params, batch_stats, *batch), batches)
-        return counts.sum(0) / len(test.labels)
+        return counts.sum(0)
 
-    return lambda state: np.asarray(evaluate(state.params, state.batch_stats, batches))
+    def accuracy(state: TrainState) -> np.ndarray:
+        right = evaluate(state.params, state.batch_stats, batches)
+        return np.asarray(right) / len(test.labels)
+
+    return accuracy

@@ -1,0 +1,88 @@
+"""Orbax checkpoints in which a bool costs one bit: finished models, and runs that were stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from recipes.common.errors import RecipeError
+from recipes.common.run import remove
+
+
+def pack(tree: Any) -> Any:
+    """`tree` with each bool array as uint8 (ceil(size / 8),), eight entries in each."""
+    return jax.tree.map(lambda x: jnp.packbits(x.ravel()) if _is_bool(x) else x, tree)
+
+
+def unpack(tree: Any, like: Any) -> Any:
+    """What was packed, given the shapes and dtypes of the original: `unpack(pack(t), t)` is t."""
+
+    def unpacked(original, x):
+        if not _is_bool(original):
+            return x
+        return jnp.unpackbits(x, count=original.size).astype(bool).reshape(original.shape)
+
+    return jax.tree.map(unpacked, like, tree)
+
+
+def save_model(path: Path, params: Any, batch_stats: Any, masks: Any) -> None:
+    """A network for use: parameters, running statistics, and masks (bool, None where unpruned)."""
+    _save(path, {"params": params, "batch_stats": batch_stats, "masks": pack(masks)})
+
+
+def load_model(path: Path) -> tuple[Any, Any, Any]:
+    """(params, batch_stats, masks) of `save_model`; a mask has the shape of its parameter."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(path.absolute())
+    masks = jax.tree.map(
+        lambda mask, w: None if mask is None else unpack(mask, _bool_like(w)),
+        saved["masks"],
+        saved["params"],
+        is_leaf=lambda x: x is None,
+    )
+    return saved["params"], saved["batch_stats"], masks
+
+
+def save_checkpoint(folder: Path, step: int, state: Any) -> Path:
+    """All that a run needs to go on at `step`, as `folder/step`; replaces what was in `folder`."""
+    path = folder / str(step)
+    _save(path, pack(state))
+    for other in folder.iterdir():
+        if other != path:
+            remove(other)
+    return path
+
+
+def load_checkpoint(folder: Path, like: Any) -> tuple[int, Any]:
+    """(step, state) of the last checkpoint in `folder`.
+
+    `like` is a state of the same structure, shapes and dtypes. Raises `RecipeError` if there is no
+    checkpoint or it holds another structure.
+    """
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    if not steps:
+        raise RecipeError(f"there is no checkpoint in '{folder}'")
+    path = folder / str(max(steps))
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            packed = checkpointer.restore(path.absolute(), jax.eval_shape(pack, like))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"the checkpoint in '{path}' is of another configuration") from error
+    return max(steps), unpack(packed, like)
+
+
+def _save(path: Path, tree: Any) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), tree)
+
+
+def _is_bool(x: Any) -> bool:
+    return x.dtype == bool
+
+
+def _bool_like(w: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(w.shape, bool)

@@ -1,0 +1,160 @@
+"""The command line of a recipe: a documented dataclass, read from flags and from a YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import tyro
+import yaml
+
+from recipes.common.errors import RecipeError
+from recipes.common.interrupt import Stopped
+
+C = TypeVar("C")
+
+# What concerns one invocation, and not the run that it makes: never in a file.
+NOT_SAVED = ("config", "overwrite", "resume")
+
+
+def main(
+    cls: type[C], run: Callable[[C], Any], program: str, argv: Sequence[str] | None = None
+) -> None:
+    """`run(config)`, with what the user can put right as one line on stderr, no traceback.
+
+    Exits with 2 after such an error, and with 130 (143) if Ctrl-C (SIGTERM) ended the run.
+    """
+    try:
+        run(parse(cls, program, argv))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(128 + stopped.signum)
+    except KeyboardInterrupt:
+        print("stopped; nothing more was saved", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(cls: type[C], program: str, argv: Sequence[str] | None = None) -> C:
+    """The configuration: the defaults of `cls`, then the file of --config, then the flags.
+
+    With --resume the file is the one in the folder --out. Raises `RecipeError`.
+    """
+    config = _flags(cls, cls(), program, argv)
+    file = getattr(config, "config", None)
+    if file is None and getattr(config, "resume", False):
+        file = getattr(config, "out") / "config.yaml"  # noqa: B009 (a type checker can't know it)
+    if file is None:
+        return config
+    return _flags(cls, from_yaml(cls, file), program, argv)
+
+
+def from_yaml(cls: type[C], file: Path) -> C:
+    """The configuration in a YAML file; raises `RecipeError` for what `cls` has no place for."""
+    try:
+        read = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read --config '{file}': {_reason(error)}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--config '{file}' is not YAML: {_one_line(str(error))}") from error
+    if not isinstance(read, dict):
+        raise RecipeError(f"--config '{file}' must hold 'key: value' lines")
+    hints = get_type_hints(cls)
+    known = [field.name for field in fields(cls) if field.name not in NOT_SAVED]  # type: ignore[arg-type]
+    values = {}
+    for key, value in read.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+            raise RecipeError(f"unknown key '{key}' in --config '{file}'; {hint}")
+        values[key] = _typed(file, key, value, hints[key])
+    return replace(cls(), **values)  # type: ignore[type-var]
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as YAML: `from_yaml` reads it back, equal."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_SAVED}
+    plain = {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def in_range(flag: str, value: float, low: float, high: float, brackets: str = "[]") -> None:
+    """Raises `RecipeError` unless `value` lies between; "[)" leaves the upper end out."""
+    above = value >= low if brackets[0] == "[" else value > low
+    below = value <= high if brackets[1] == "]" else value < high
+    if not (above and below):  # nan is in no range
+        bounds = f"{brackets[0]}{low:g}, {high:g}{brackets[1]}"
+        percent = high == 1 and 1 < value <= 100
+        hint = f" (a fraction: did you mean {value / 100:g}?)" if percent else ""
+        raise RecipeError(f"{flag} must be in {bounds}, got {value:g}{hint}")
+
+
+def at_least(flag: str, value: int, low: int) -> None:
+    """Raises `RecipeError` if `value` is less than `low`."""
+    if value < low:
+        raise RecipeError(f"{flag} must be at least {low}, got {value}")
+
+
+def one_of(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Raises `RecipeError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise RecipeError(f"unknown {flag} '{value}'; choose one of {', '.join(choices)}")
+
+
+def _flags(cls: type[C], default: C, program: str, argv: Sequence[str] | None) -> C:
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                cls,
+                prog=program,
+                default=default,
+                args=argv,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise RecipeError(_first_paragraph(said.getvalue())) from None
+
+
+def _first_paragraph(box: str) -> str:
+    """The message in the frame that tyro draws around it, on one line."""
+    words = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│|╭╮╰╯─+- ")
+        if not text:
+            break
+        words.append(text)
+    return " ".join(words) or "these flags make no sense; see --help"
+
+
+def _typed(file: Path, key: str, value: Any, hint: Any) -> Any:
+    allowed = get_args(hint) or (hint,)
+    if Path in allowed and isinstance(value, str):
+        return Path(value)
+    if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML reads 1e-3 as a string, and 1 as an integer
+            return float(value)
+        except ValueError:
+            pass
+    if not any(type(value) is kind for kind in allowed):
+        wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
+        raise RecipeError(f"'{key}' in --config '{file}' must be {wanted}, got {value!r}")
+    return value
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

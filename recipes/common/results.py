@@ -1,0 +1,73 @@
+"""The numbers of a finished run: mean and spread over seeds, memory, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+PACKAGES = ("jaxprune", "jax", "flax", "optax", "numpy")
+
+
+def over_seeds(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """{mean, std, per_seed}; std is the sample's (n - 1), 0 for one seed."""
+    per_seed = np.asarray(values, np.float64)
+    std = per_seed.std(ddof=1) if per_seed.size > 1 else 0.0
+    return {"mean": float(per_seed.mean()), "std": float(std), "per_seed": per_seed.tolist()}
+
+
+def percent(numbers: dict[str, Any]) -> str:
+    """`over_seeds` of fractions as "97.81 ± 0.12 %"."""
+    return f"{100 * numbers['mean']:.2f} ± {100 * numbers['std']:.2f} %"
+
+
+def kept_weights(masks: Any) -> tuple[np.ndarray, int]:
+    """(weights kept by each seed, int (seeds,); prunable weights of one seed) of stacked masks."""
+    leaves = [np.asarray(mask) for mask in jax.tree.leaves(masks)]
+    kept = np.sum([mask.reshape(len(mask), -1).sum(1) for mask in leaves], axis=0)
+    return kept, sum(mask[0].size for mask in leaves)
+
+
+def layer_density(masks: Any) -> dict[str, np.ndarray]:
+    """{path: fraction kept by each seed (seeds,)} of stacked masks."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(mask)
+        .reshape(len(mask), -1)
+        .mean(1)
+        for path, mask in jax.tree_util.tree_leaves_with_path(masks)
+    }
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays in a pytree."""
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held: on the accelerator if there is one, else RSS."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return int(statistics["peak_bytes_in_use"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on beside the configuration: versions and the device."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "device": jax.local_devices()[0].device_kind,
+    }

@@ -1,0 +1,486 @@
+"""Exact counts and exact ranks, against a stable sort and against fractions."""
+
+import re
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from jaxprune.selection import Deferred, count, defer, largest
+
+INF, NAN = np.inf, np.nan
+
+
+def of_one(x, k):
+    """Mask of the k largest of one array."""
+    return largest([x], [k])[0]
+
+
+def by_sorting(x, k):
+    """What `of_one` must give, by a stable sort in numpy."""
+    values = np.asarray(x).astype(np.float32)
+    values = np.where(np.isnan(values), INF, values)
+    order = np.argsort(-values.reshape(-1), kind="stable")
+    mask = np.zeros(values.size, bool)
+    mask[order[:k]] = True
+    return mask.reshape(values.shape)
+
+
+def all_together_by_sorting(leaves, k):
+    """What `largest(leaves, k, together=True)` must give, by a stable sort in numpy."""
+    flat = np.concatenate([np.asarray(x, np.float32).reshape(-1) for x in leaves])
+    mask, masks = by_sorting(flat, k), []
+    for x in leaves:
+        own, mask = np.split(mask, [x.size])
+        masks.append(own.reshape(x.shape))
+    return masks
+
+
+# --- the largest of one array --------------------------------------------------------------------
+
+
+def test_every_array_of_five_from_seven_values_and_every_k():
+    # ties, infinities of both signs, nan, both zeros: 7**5 arrays x 6 counts, all of them
+    alphabet = np.array([-INF, -1.5, -0.0, 0.0, 2.0, INF, NAN], np.float32)
+    arrays = alphabet[np.indices((7,) * 5).reshape(5, -1).T]
+    select = jax.jit(jax.vmap(jax.vmap(of_one, (None, 0)), (0, None)))
+    masks = np.asarray(select(arrays, jnp.arange(6)))  # (array, k, 5)
+
+    finite = np.where(np.isnan(arrays), INF, arrays)
+    order = np.argsort(-finite, axis=1, kind="stable")
+    rank = np.argsort(order, axis=1)  # of each entry, 0 is the largest
+    np.testing.assert_array_equal(masks, rank[:, None, :] < np.arange(6)[:, None])
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (7,), (3, 4), (2, 3, 4), (1, 1, 5), (2, 1, 2, 3), (5, 1)]
+)
+def test_every_k_of_every_shape(shape):
+    size = int(np.prod(shape))
+    rng = np.random.default_rng(size)
+    for x in (rng.normal(size=shape), np.zeros(shape), rng.integers(-2, 3, shape)):
+        x = jnp.asarray(x, jnp.float32)
+        for k in range(size + 1):
+            mask = of_one(x, k)
+            assert mask.shape == shape and mask.dtype == bool and int(mask.sum()) == k
+            np.testing.assert_array_equal(mask, by_sorting(x, k))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", "float16", "int32", "int8", "uint8", "bool"]
+)
+def test_every_dtype(dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 9, (6, 7)) if dtype != "bool" else rng.random((6, 7)) < 0.5)
+    x = x.astype(dtype)
+    for k in (0, 1, 13, 41, 42):
+        np.testing.assert_array_equal(of_one(x, k), by_sorting(x, k))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_floats_rank_by_all_their_bits(dtype):
+    x = jax.random.normal(jax.random.key(0), (40, 50), dtype)
+    for k in (1, 777, 1999):
+        np.testing.assert_array_equal(of_one(x, k), by_sorting(x, k))
+
+
+def test_a_large_array_of_close_values():
+    # neighbours in float32, so that the bracket must close to the last bit
+    bits = np.float32(1.0).view(np.int32) + np.random.default_rng(0).integers(0, 300, 100_000)
+    x = bits.astype(np.int32).view(np.float32).reshape(250, 400)
+    for k in (1, 12_345, 50_000, 99_999):
+        np.testing.assert_array_equal(of_one(jnp.asarray(x), k), by_sorting(x, k))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -INF, INF, NAN, 1e-40, -3.4e38])
+def test_among_equals_the_lower_index_is_kept(value):
+    x = jnp.full((30, 40), value, jnp.float32)
+    for k in (0, 1, 599, 1199, 1200):
+        mask = np.asarray(of_one(x, k)).reshape(-1)
+        assert mask[:k].all() and not mask[k:].any()
+
+
+def test_both_zeros_are_equal():
+    x = jnp.array([-0.0, 0.0, -0.0, 0.0, -1.0])
+    assert of_one(x, 3).tolist() == [True, True, True, False, False]
+
+
+def test_nan_counts_as_infinity_and_is_kept():
+    x = jnp.array([1.0, NAN, INF, -NAN, 5.0])
+    assert of_one(x, 3).tolist() == [False, True, True, True, False]
+    assert of_one(x, 2).tolist() == [False, True, True, False, False]
+    assert of_one(x, 4).tolist() == [False, True, True, True, True]
+
+
+def test_denormals_keep_the_count_and_lie_between_the_normal_numbers():
+    # XLA's CPU backend reads denormals as zero, others do not: both orders are right
+    x = np.array([1e-40, -1e-40, 0.0, 3e-39, 1e-38, -2e-39, 2e-38, -2e-38, -0.0], np.float32)
+    flushed = np.where(np.abs(x) < np.finfo(np.float32).tiny, 0, x).astype(np.float32)
+    for k in range(x.size + 1):
+        mask = np.asarray(of_one(jnp.asarray(x), k))
+        assert mask.sum() == k
+        assert any((mask == by_sorting(order, k)).all() for order in (x, flushed))
+
+
+def test_the_smallest_normal_numbers_are_told_apart():
+    tiny = np.finfo(np.float32).tiny
+    x = jnp.array([tiny, 2 * tiny, -tiny, 0.0, -2 * tiny])
+    assert of_one(x, 1).tolist() == [False, True, False, False, False]
+    assert of_one(x, 3).tolist() == [True, True, False, True, False]
+    assert of_one(x, 4).tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0, 4)])
+def test_an_empty_leaf_has_an_empty_mask(shape):
+    mask = of_one(jnp.zeros(shape), 0)
+    assert mask.shape == shape and mask.dtype == bool
+
+
+def test_k_may_be_traced_and_jit_equals_eager():
+    x = jax.random.normal(jax.random.key(0), (8, 9)).round(1)
+    select = jax.jit(of_one)
+    for k in (0, 1, 30, 71, 72):
+        eager = of_one(x, k)
+        np.testing.assert_array_equal(select(x, jnp.int32(k)), eager)
+        np.testing.assert_array_equal(eager, by_sorting(x, k))
+
+
+def test_vmap_equals_loop():
+    x = jax.random.normal(jax.random.key(0), (5, 4, 6)).round(1).at[2].set(0.0)
+    ks = jnp.array([0, 3, 11, 24, 7])
+    lanes = jax.jit(jax.vmap(of_one))(x, ks)
+    loop = jax.jit(of_one)
+    for lane, own, k in zip(lanes, x, ks, strict=True):
+        np.testing.assert_array_equal(lane, loop(own, k))
+        np.testing.assert_array_equal(lane, by_sorting(own, int(k)))
+
+
+# --- the largest of several ----------------------------------------------------------------------
+
+
+def test_each_leaf_by_itself_equals_one_call_a_leaf():
+    rng = np.random.default_rng(0)
+    shapes = [(3, 5), (0, 2), (7,), (), (2, 2, 2)]
+    leaves = [jnp.asarray(rng.integers(-3, 4, s), jnp.float32) for s in shapes]
+    for ks in ([0] * 5, [15, 0, 7, 1, 8], [4, 0, 3, 0, 7]):
+        masks = largest(leaves, ks)
+        assert [int(m.sum()) for m in masks] == ks
+        for mask, leaf, k in zip(masks, leaves, ks, strict=True):
+            assert mask.shape == leaf.shape
+            np.testing.assert_array_equal(mask, by_sorting(leaf, k))
+
+
+def test_all_together_every_tree_of_four_values_and_every_k():
+    alphabet = np.array([-INF, 0.0, 1.0, NAN], np.float32)
+    arrays = alphabet[np.indices((4,) * 5).reshape(5, -1).T]  # (1024, 5)
+    leaves = [arrays[:, :2], arrays[:, :0], arrays[:, 2:].reshape(-1, 1, 3)]
+    select = jax.vmap(
+        jax.vmap(lambda tree, k: largest(tree, k, together=True), (None, 0)), (0, None)
+    )
+    masks = jax.jit(select)(leaves, jnp.arange(6))
+    together = np.concatenate([np.asarray(m).reshape(1024, 6, -1) for m in masks], -1)
+
+    finite = np.where(np.isnan(arrays), INF, arrays)
+    rank = np.argsort(np.argsort(-finite, axis=1, kind="stable"), axis=1)
+    np.testing.assert_array_equal(together, rank[:, None, :] < np.arange(6)[:, None])
+
+
+def test_all_together_the_counts_sum_exactly():
+    keys = list(jax.random.split(jax.random.key(0), 3))
+    shapes = [(50, 7), (3,), (4, 5, 6)]
+    leaves = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+    leaves[1] = leaves[1].astype(jnp.bfloat16)
+    total = sum(x.size for x in leaves)
+    for k in (0, 1, 47, total // 2, total - 1, total):
+        masks = largest(leaves, k, together=True)
+        assert sum(int(mask.sum()) for mask in masks) == k
+        for mask, expected in zip(masks, all_together_by_sorting(leaves, k), strict=True):
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_all_together_among_equals_the_earlier_leaf_is_kept():
+    leaves = [jnp.ones((2, 2)), jnp.ones(3), jnp.ones(2)]
+    masks = largest(leaves, 5, together=True)
+    assert [mask.tolist() for mask in masks] == [
+        [[True, True], [True, True]],
+        [True, False, False],
+        [False, False],
+    ]
+
+
+def test_nothing_but_empty_leaves():
+    masks = largest([jnp.zeros((0, 2)), jnp.zeros(0)], 0, together=True)
+    assert [mask.shape for mask in masks] == [(0, 2), (0,)]
+    assert largest([], 0, together=True) == []
+
+
+def test_more_than_int32_can_count_is_refused():
+    leaves = [jax.ShapeDtypeStruct((2**15, 2**15), jnp.float32)] * 2
+    with pytest.raises(ValueError, match="counts in int32") as error:
+        jax.eval_shape(lambda *xs: largest(xs, 5, together=True), *leaves)
+    assert "got 2,147,483,648" in str(error.value)
+    assert "layer-wise allocation such as erk or uniform" in str(error.value)
+
+
+# --- counts --------------------------------------------------------------------------------------
+
+SIZES = (
+    *range(1, 130), 1_000, 9_999, 10_000, 10_001, 235_200, 266_610, 268_336, 999_983, 10_000_000,
+    25_502_912, 25_557_032, 86_567_656, 2**24 + 1, 2**30 + 3, 2_000_000_011,
+)  # fmt: skip
+
+
+def exact(decimal, size):
+    """round(decimal * size), half to even, in rational numbers."""
+    return round(Fraction(decimal) * size)
+
+
+def test_python_counts_are_exact_for_decimals():
+    decimals = [f"0.{i:0{digits}d}" for digits in (1, 2, 3) for i in range(10**digits)]
+    decimals += ["0.9999", "0.99999", "0.0001", "0.123456", "0.333333", "0.9999999"]
+    for size in SIZES:
+        for decimal in decimals:
+            assert count(float(decimal), size) == exact(decimal, size), (decimal, size)
+
+
+def test_traced_counts_are_exact_for_decimals():
+    decimals = [f"0.{i:03d}" for i in range(1000)]
+    decimals += ["0.9999", "0.99999", "0.0001", "0.123456", "0.333333", "0.9999999"]
+    sparsities = jnp.array([float(d) for d in decimals], jnp.float32)
+    for size in SIZES:
+        expected = [exact(d, size) for d in decimals]
+        np.testing.assert_array_equal(count(sparsities, size), expected, err_msg=str(size))
+
+
+def test_traced_counts_are_exact_for_all_decimals_of_seven_digits():
+    decimals = np.arange(0, 10_000_000, 7)
+    counts = count(jnp.asarray(decimals / 1e7, jnp.float32), 10_000_000)
+    assert int((np.asarray(counts) != decimals).sum()) == 0
+
+
+def test_counts_under_jit_equal_counts_without():
+    sparsities = jnp.linspace(0.0, 0.999, 1000)
+    for size in (7, 266_610, 2_000_000_011):
+        jitted = jax.jit(lambda s, size=size: count(s, size))(sparsities)
+        np.testing.assert_array_equal(jitted, count(sparsities, size))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "size", "expected"),
+    [
+        (0.9, 25_557_032, 23_001_329),  # 23,001,328.8; a float32 product gives 23,001,328
+        (0.5, 5, 2),  # 2.5
+        (0.5, 7, 4),  # 3.5
+        (0.5, 1, 0),
+        (0.145, 100, 14),  # 14.499999999999998 in binary, 14.5 in decimal
+        (0.155, 100, 16),  # 15.5
+        (0.25, 2, 0),
+        (0.75, 2, 2),
+        (0.9, 15, 14),  # 13.5
+        (0.0, 10, 0),
+        (0.9, 0, 0),
+    ],
+)
+def test_half_to_even(sparsity, size, expected):
+    assert count(sparsity, size) == expected
+    assert int(count(jnp.float32(sparsity), size)) == expected
+
+
+def test_a_python_number_gives_a_python_int():
+    assert type(count(0.5, 10)) is int and type(count(np.float64(0.5), 10)) is int
+    assert count(jnp.float32(0.5), 10).dtype == jnp.int32
+
+
+def test_float32_of_numpy_counts_as_float32_of_jax():
+    assert count(np.float32(0.9), 25_557_032) == 23_001_329
+    assert count(np.array(0.9, np.float32), 25_557_032) == 23_001_329
+
+
+def test_an_integer_is_a_count_already():
+    assert count(3, 10) == 3 and count(12, 10) == 10
+    assert count(jnp.int32(3), 10) == 3 and count(jnp.int32(12), 10) == 10
+
+
+def test_an_integer_of_numpy_is_a_count_already():
+    assert count(np.int64(3), 10) == 3
+    assert count(np.array(3, np.int32), 10) == 3
+
+
+@pytest.mark.parametrize("sparsity", [-0.5, -1e-3, np.nan, 1.5, -3])
+def test_a_traced_count_never_leaves_the_array(sparsity):
+    # a schedule is checked at its ends only; with a count below 0 the search would not end
+    sparsity = jnp.asarray(sparsity)
+    assert 0 <= int(count(sparsity, 10)) <= 10
+
+
+# --- scores that are never written ---------------------------------------------------------------
+
+
+def scores_of(score):
+    return lambda p, g: score(p, grads=g)
+
+
+@pytest.mark.parametrize("score", [jp.magnitude, jp.saliency, jp.gradient])
+def test_elementwise_scores_are_deferred(score, params, grads):
+    deferred, arrays = defer(scores_of(score), params, grads), score(params, grads=grads)
+    for lazy, array in zip(
+        jax.tree.leaves(deferred, is_leaf=lambda x: isinstance(x, Deferred)),
+        jax.tree.leaves(arrays),
+        strict=True,
+    ):
+        assert isinstance(lazy, Deferred)
+        assert (lazy.shape, lazy.dtype, lazy.size, lazy.ndim) == (
+            (array.shape, array.dtype, array.size, array.ndim)
+        )
+        np.testing.assert_array_equal(jnp.asarray(lazy), array)
+
+
+@pytest.mark.parametrize("score", [jp.random(jax.random.key(0)), jp.lamp(), jp.lamp(jp.gradient)])
+def test_scores_with_more_to_them_are_arrays(score, params, grads):
+    leaves = jax.tree.leaves(defer(scores_of(score), params, grads))
+    expected = jax.tree.leaves(score(params, grads=grads))
+    for leaf, array in zip(leaves, expected, strict=True):
+        assert isinstance(leaf, jax.Array)
+        np.testing.assert_array_equal(leaf, array)
+
+
+def test_each_leaf_is_deferred_or_not_by_itself(params):
+    mixed = defer(lambda p: {"lazy": -p["Dense_0"]["kernel"], "now": p["Dense_0"]["bias"].sum()}, params)
+    assert isinstance(mixed["lazy"], Deferred) and isinstance(mixed["now"], jax.Array)
+    np.testing.assert_array_equal(jnp.asarray(mixed["lazy"]), -params["Dense_0"]["kernel"])
+
+
+def test_a_deferred_leaf_holds_only_what_it_reads(params, grads):
+    lazy = defer(scores_of(jp.gradient), params, grads)["Dense_0"]["kernel"]
+    assert len(lazy.operands) == 1 and lazy.operands[0] is grads["Dense_0"]["kernel"]
+
+
+def test_holes_stay_holes(params):
+    deferred = defer(lambda p: jp.magnitude(jp.kernels(p)), params)
+    assert deferred["Dense_0"]["bias"] is None and isinstance(deferred["Dense_0"]["kernel"], Deferred)
+
+
+def test_a_closed_over_tracer_is_no_obstacle():
+    w = jnp.array([[3.0, -1.0], [2.0, -4.0]])
+
+    @jax.jit
+    def f(w, scale):
+        deferred = defer(lambda w: jnp.abs(w) * scale, w)
+        assert isinstance(deferred, Deferred)
+        return of_one(deferred, 2)
+
+    assert f(w, w).tolist() == [[True, False], [True, False]]  # 9, -1, 4, -16
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_selecting_from_deferred_equals_selecting_from_arrays(together, params, grads):
+    @jax.jit
+    def select(params, grads, k):
+        leaves = jax.tree.leaves(
+            defer(scores_of(jp.saliency), params, grads), is_leaf=lambda x: isinstance(x, Deferred)
+        )
+        assert all(isinstance(leaf, Deferred) for leaf in leaves)
+        return largest(leaves, k, together)
+
+    arrays = jax.tree.leaves(jp.saliency(params, grads=grads))
+    ks = [0, 25, 58] if together else [[5, 17, 1, 2], [0, 32, 2, 16]]
+    for k in ks:
+        masks = select(params, grads, jnp.array(k))
+        jax.tree.map(np.testing.assert_array_equal, masks, largest(arrays, k, together))
+
+
+def test_deferred_under_vmap_equals_a_loop():
+    w = jax.random.normal(jax.random.key(0), (4, 6, 5))
+    select = lambda w, k: of_one(defer(jp.magnitude, [w])[0], k)
+    ks = jnp.array([0, 7, 15, 30])
+    for lane, own, k in zip(jax.jit(jax.vmap(select))(w, ks), w, ks, strict=True):
+        np.testing.assert_array_equal(lane, by_sorting(jnp.abs(own), int(k)))
+
+
+def temporary_bytes(f, *args):
+    return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("allocation", [jp.uniform, jp.global_threshold])
+def test_a_deferred_selection_writes_no_scores(allocation):
+    params = {"flat": jnp.ones(2**17), "two": jnp.ones((256, 512)), "conv": jnp.ones((3, 3, 64, 256))}
+    size = sum(x.nbytes for x in params.values())
+
+    def lazy(p):
+        return jp.select(defer(jp.magnitude, p), allocation, 0.9)
+
+    assert temporary_bytes(lazy, params) < size / 50
+    # so the measure measures: a sort does write
+    assert temporary_bytes(lambda p: jp.select(jp.lamp()(p), allocation, 0.9), params) > size / 2
+
+
+# --- sharding ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights():
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = {"rows": (64, 16), "columns": (8, 32), "alone": (5, 7)}
+    return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+
+
+def sharded(weights, kind):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+    specs = {"rows": P("d"), "columns": P(None, "d"), "alone": P()}
+    return jax.device_put(weights, {n: NamedSharding(mesh, s) for n, s in specs.items()})
+
+
+def select_global(params):
+    return jp.select(jp.magnitude(jp.kernels(params)), jp.global_threshold, 0.9)
+
+
+def select_each(params):
+    return jp.select(jp.magnitude(jp.kernels(params)), jp.uniform, 0.9)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("select", [select_global, select_each])
+def test_sharding_changes_no_mask_and_masks_take_it(kind, select, weights):
+    assert jax.device_count() == 8
+    jitted = jax.jit(select)
+    for w in (weights, jax.tree.map(lambda x: x.round(), weights)):  # distinct; many ties
+        expected, params = jitted(w), sharded(w, kind)
+        for masks in (select(params), jitted(params)):
+            for name in w:
+                np.testing.assert_array_equal(masks[name], expected[name])
+                assert masks[name].sharding.is_equivalent_to(params[name].sharding, 2)
+
+
+def collectives(f, params):
+    """(operation, elements of its result) of all communication in the compiled f."""
+    text = jax.jit(f).lower(params).compile().as_text()
+    found = re.findall(
+        r"= \(?\w+\[([\d,]*)\][^\n]*? (all-reduce|all-gather|all-to-all|collective-permute|"
+        r"reduce-scatter|collective-broadcast)(?:-start)?\(",
+        text,
+    )
+    return [(op, int(np.prod([int(n) for n in dims.split(",") if n]))) for dims, op in found], text
+
+
+@pytest.mark.parametrize("select", [select_global, select_each])
+def test_sharded_selection_moves_counts_only(select, weights):
+    found, text = collectives(select, sharded(weights, AxisType.Auto))
+    assert found and max(elements for _, elements in found) <= 32
+    assert not re.search(r" (sort|gather)\(", text)
+
+
+@pytest.mark.parametrize("select", [select_global, select_each])
+def test_sharded_selection_needs_only_all_reduce(select, weights):
+    found, _ = collectives(select, sharded(weights, AxisType.Auto))
+    assert {op for op, _ in found} == {"all-reduce"}
+
+
+def test_the_collectives_of_a_sort_are_seen(weights):
+    # so that the two tests above can fail
+    found, text = collectives(lambda p: jp.lamp()(p), sharded(weights, AxisType.Auto))
+    assert max(elements for _, elements in found) >= 1024 and re.search(r" (sort|gather)\(", text)

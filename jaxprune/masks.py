@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxprune.base import Masks, Params, is_none
@@ -43,7 +44,7 @@ def like(masks: Masks, params: Params) -> Masks:
     """
     aligned, treedef = _aligned(masks, params)
     for (leaf_name, leaf), mask in aligned:
-        if mask is not None and jnp.shape(mask) != jnp.shape(leaf):
+        if mask is not None and np.shape(mask) != np.shape(leaf):
             raise ValueError(_shapes_differ(leaf_name, leaf, mask))
     return jax.tree.unflatten(treedef, [mask for _, mask in aligned])
 
@@ -119,11 +120,11 @@ def _is_hole(node: Any) -> bool:
 
 def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
     if mask.dtype == bool:
-        if mask.shape != jnp.shape(leaf):
+        if mask.shape != np.shape(leaf):
             raise ValueError(_shapes_differ(leaf_name, leaf, mask))
         return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))  # not `*`: inf * 0 is nan
     try:
-        fits = jnp.broadcast_shapes(mask.shape, jnp.shape(leaf)) == jnp.shape(leaf)
+        fits = jnp.broadcast_shapes(mask.shape, np.shape(leaf)) == np.shape(leaf)
     except ValueError:
         fits = False
     if not fits:
@@ -133,8 +134,8 @@ def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
 
 def _shapes_differ(leaf_name: str, leaf: Any, mask: Any) -> str:
     return (
-        f"the mask of '{leaf_name}' has shape {jnp.shape(mask)}, its parameter "
-        f"{jnp.shape(leaf)}. Use masks made from these params; if one of them has a leading axis "
+        f"the mask of '{leaf_name}' has shape {np.shape(mask)}, its parameter "
+        f"{np.shape(leaf)}. Use masks made from these params; if one of them has a leading axis "
         "of seeds, vmap over both."
     )
 

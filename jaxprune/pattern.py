@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxprune.allocation import global_threshold
 from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_mask
@@ -42,11 +44,11 @@ def nm(n: int, m: int, axis: int = -2) -> Pattern:
         _check_nm(n, m, axis, scores.shape, sparsity)
         last = jnp.moveaxis(scores, axis, -1)
         groups = last.reshape(*last.shape[:-1], -1, m)
-        earlier = jnp.arange(m)
+        place = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
         rank = jnp.zeros(groups.shape, jnp.int32)
         for j in range(m):  # rank: how many of its group go before an entry
             other = groups[..., j : j + 1]
-            before = (other > groups) | ((other == groups) & (j < earlier))
+            before = (other > groups) | ((other == groups) & (j < place))
             rank += before
         return jnp.moveaxis((rank < n).reshape(last.shape), -1, axis)
 
@@ -150,15 +152,12 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         total = sum(x.size for x in leaves)
         masks = largest(leaves, total - count(sparsity, total), together=True)
         return jax.tree.unflatten(treedef, masks)
-    arrays = [jnp.asarray(x) for x in leaves]  # no allocation or pattern but ours reads Deferred
-    sparsities = allocation(jax.tree.unflatten(treedef, arrays), sparsity)
+    tree = jax.tree.map(jnp.asarray, scores)  # no one else needs to know of Deferred leaves
+    sparsities = allocation(tree, sparsity)
     if pattern is unstructured:
         # all leaves in one loop: each by itself gives the same masks, and compiles longer
-        pruned = [
-            count(s, x.size) for s, x in zip(treedef.flatten_up_to(sparsities), leaves, strict=True)
-        ]
-        kept = [x.size - n for x, n in zip(leaves, pruned, strict=True)]
-        return jax.tree.unflatten(treedef, largest(leaves, kept))
+        kept = jax.tree.map(lambda x, own: x.size - count(own, x.size), tree, sparsities)
+        return jax.tree.unflatten(treedef, largest(leaves, jax.tree.leaves(kept)))
 
     def mask(path: tuple, leaf: jax.Array, own: Sparsity) -> jax.Array:
         try:
@@ -168,7 +167,6 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         _check_mask(name(path), leaf, kept)
         return kept
 
-    tree = jax.tree.unflatten(treedef, arrays)
     return jax.tree_util.tree_map_with_path(mask, tree, sparsities)
 
 
@@ -189,7 +187,7 @@ def _check_mask(leaf_name: str, leaf: jax.Array, mask: Any) -> None:
     if not is_mask(mask) or mask.shape != leaf.shape:
         raise TypeError(
             f"the pattern must return a bool mask of shape {leaf.shape} for '{leaf_name}'; got "
-            f"{getattr(mask, 'dtype', type(mask).__name__)} of shape {jnp.shape(mask)}."
+            f"{getattr(mask, 'dtype', type(mask).__name__)} of shape {np.shape(mask)}."
         )
 
 

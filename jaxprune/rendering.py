@@ -10,33 +10,51 @@ if TYPE_CHECKING:
     from jaxprune.report import Report
     from jaxprune.tally import Layer
 
-WIDTH = 100  # columns of text; paths are shortened to fit
+WIDTH = 100  # columns of text
 
 
 def table(report: Report) -> str:
-    """The report in lines of at most WIDTH columns; columns of which nothing is known are left out.
+    """The report as text. Columns of which nothing is known are left out.
 
-    The column `+/-` is how many weights more or fewer are kept than the target keeps.
+    The column `+/-` is how many weights more or fewer are kept than the target keeps. Where paths
+    leave no room in WIDTH columns, their first parts become headings.
     """
     sums = [report.prunable]
     sums += [report.never_pruned] if report.never_pruned.total else []
     sums += [report.activations] if report.activations.flops else []
-    rows = [*report.layers, *sums, report.total]
-    columns = [column for column in _columns(rows) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    paths = _shortened([row.path for row in report.layers], WIDTH - sum(widths) - 2 * len(widths))
-    names = ["layer", *paths, *(row.path for row in rows[len(paths) :])]
-    first = max(map(len, names))
-    lines = [
-        "  ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
-        for name, *cells in zip(names, *columns, strict=True)
-    ]
-    rule = "-" * len(lines[0])
-    lines = [lines[0], rule, *lines[1 : 1 + len(paths)], rule, *lines[1 + len(paths) :]]
-    remarks = [f"warning: {text}" for text in report.warnings] + list(report.notes)
-    for text in remarks:
-        lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    sums += [report.total]
+    columns = [cells for cells in _columns([*report.layers, *sums]) if any(cells[1:])]
+    columns = [[cell.rjust(max(map(len, cells)) + 2) for cell in cells] for cells in columns]
+    heading, *numbers = ("".join(cells) for cells in zip(*columns, strict=True))
+    names = _headed([layer.path for layer in report.layers], WIDTH - len(heading))
+    first = max(len(name) for _, name in [*names, *(("", row.path) for row in sums)])
+
+    rule = "-" * (first + len(heading))
+    lines, above = ["layer".ljust(first) + heading, rule], ""
+    for (head, name), cells in zip(names, numbers, strict=False):
+        lines += [head] if head not in ("", above) else []
+        lines, above = [*lines, name.ljust(first) + cells], head
+    last = numbers[len(names) :]
+    lines += [rule, *(row.path.ljust(first) + cells for row, cells in zip(sums, last, strict=True))]
+    for remark in [*(f"warning: {text}" for text in report.warnings), *report.notes]:
+        lines += textwrap.wrap(remark, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _headed(paths: Sequence[str], width: int) -> list[tuple[str, str]]:
+    """(heading, name) of each path, with so few parts in the headings that the names fit."""
+
+    def split(path: str, depth: int) -> tuple[str, str]:
+        parts = path.split("/")
+        if not 0 < depth < len(parts):
+            return "", path
+        return "/".join(parts[:depth]), "  " + "/".join(parts[depth:])
+
+    for depth in range(1 + max(path.count("/") for path in paths)):
+        names = [split(path, depth) for path in paths]
+        if all(len(name) <= width for _, name in names):
+            break
+    return names
 
 
 def _columns(rows: Sequence[Layer]) -> list[list[str]]:
@@ -65,17 +83,6 @@ def _short(flops: int | None) -> str:
     return f"{value:#.4g} {units[0]}"
 
 
-def _shortened(paths: Sequence[str], width: int) -> list[str]:
-    """The paths in `width` columns, without a middle that makes two of them look alike."""
-    room = max(width, 16) - 3
-    cut = lambda path, head: (
-        path if len(path) <= room + 3 else f"{path[:head]}...{path[len(path) - room + head :]}"
-    )
-    heads = sorted(range(1, room), key=lambda head: abs(head - room // 2))
-    tries = ([cut(path, head) for path in paths] for head in heads)
-    return next((names for names in tries if len(set(names)) == len(set(paths))), list(paths))
-
-
 def density_bars(report: Report, ax: Any = None) -> Any:
     """The density of each layer as a bar, top to bottom: the matplotlib figure.
 
@@ -91,18 +98,19 @@ def density_bars(report: Report, ax: Any = None) -> Any:
         ) from error
     layers, everything = report.layers, 1 - report.prunable.sparsity
     if ax is None:  # no pyplot: it would keep every figure, and is not safe in threads
-        size = (6.4, 1.0 + 0.22 * len(layers))
+        longest = max(len(layer.path) for layer in layers)
+        size = (5.0 + 0.065 * longest, 1.0 + 0.22 * len(layers))
         ax = Figure(figsize=size, layout="constrained").add_subplot()
     densities = [1 - layer.sparsity for layer in layers]
     targets = {y: 1 - row.target for y, row in enumerate(layers) if row.target not in (None, 1.0)}
     positive = [d for d in (*densities, *targets.values()) if d > 0] or [1.0]
-    low, high = min(positive), min(1.15 * max(positive), 1.0)
+    low, high = min(positive), max(positive)
     if high > 10 * low:
         steps = (1, 2, 5) if high < 1000 * low else (1,)
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=steps))
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(low / 2 if high > 10 * low else 0, high)
+    ax.set_xlim(low / 2 if high > 10 * low else 0, min(1.15 * high, 1.0))
     ax.barh(range(len(layers)), densities, height=0.7, color="#4878a8")
     ax.axvline(everything, color="0.35", lw=1, ls="--", label=f"all prunable: {everything:.2%}")
     if targets:

@@ -55,8 +55,8 @@ class Report:
         if leaky:
             found.append(
                 f"{self.prunable.outside:,} weights are not zero where their mask is False, in "
-                f"{quoted(leaky, most=4)}. Is sparsify last in the optax.chain? If the masks are not "
-                "applied yet: report(apply_masks(params, masks), masks)."
+                f"{quoted(leaky, most=4)}. Is sparsify last in the optax.chain? Where masks were "
+                "never applied: report(apply_masks(params, masks), masks)."
             )
         return tuple(found)
 
@@ -172,10 +172,8 @@ def _flops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple) -> tup
         return {}, None, ()
     flops = count_flops(apply_fn, params, *inputs, prunable=masked)
     seen = [f"{jnp.result_type(x)}{list(np.shape(x))}" for x in jax.tree.leaves(inputs)]
-    about = (
-        f"FLOPs of one call on {', '.join(seen) or 'no inputs'}; the sparse ones are what a kernel "
-        "that skips zeros would do."
-    )
+    on = ", ".join(seen) or "no inputs"
+    about = f"FLOPs of one call on {on}; sparse: what a kernel that skips zeros would do."
     return flops.leaves, flops.other, (about, *flops.notes)
 
 

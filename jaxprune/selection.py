@@ -37,11 +37,12 @@ def count(sparsity: Any, size: int) -> Any:
     `0.9 * 25_557_032` in float32 is wrong: an array is read as the decimal of seven digits next
     to it, and multiplied in integers. An integer is already a count and comes back unchanged.
     """
-    if isinstance(sparsity, int):
-        return min(sparsity, size)
-    if not isinstance(sparsity, jax.Array):
-        # ten digits first: 0.145 * 100 is 14.499999999999998 in binary
-        return round(round(float(sparsity) * size, 10 - len(str(size))))
+    if isinstance(sparsity, (int, np.integer)):
+        return min(int(sparsity), size)
+    if isinstance(sparsity, float):  # np.float64 too
+        # digits of a count first: 0.145 * 100 is 14.499999999999998 in binary
+        return round(round(sparsity * size, 10 - len(str(size))))
+    sparsity = jnp.asarray(sparsity)
     if jnp.issubdtype(sparsity.dtype, jnp.integer):
         return jnp.minimum(sparsity.astype(jnp.int32), size)
     decimal = jnp.round(sparsity.astype(jnp.float32) * _GRID).astype(jnp.int32)
@@ -222,7 +223,7 @@ def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Ar
             jnp.uint32
         )
         digits = jnp.arange(1, 1 << _BITS, dtype=jnp.uint32)
-        keys = jnp.maximum(state.low[:, None] + (digits << shift), _LOWEST)
+        keys = jnp.maximum(state.low[:, None] + (digits << shift)[None], _LOWEST)
         n = at_least(keys, state.tied)
         enough = n >= k[:, None]
         low = state.low + (enough.sum(1, dtype=jnp.uint32) << shift)

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxprune.base import Masks, MaskTransform, Params
+from jaxprune.base import Masks, MaskTransform, Params, is_none
 from jaxprune.masks import apply_masks, get_masks, like
+from jaxprune.rules import named_leaves
 from jaxprune.zero_flow import keeps_zeros
 
 
@@ -157,7 +159,7 @@ def _zero_again(
     zeroed again.
     """
     _, old_state, params = sparse
-    of_params = jax.tree.structure(params).flatten_up_to(masks)
+    of_params = _masks_of_leaves(masks, params)
     own = (*of_params, *_leaf_masks(old_state, masks, params), *of_params)
     proven = keeps_zeros(
         lambda *args: inner.update(*args, **extra)[1], [mask is not None for mask in own], *sparse
@@ -183,7 +185,7 @@ def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list
     def is_like_params(part: Any) -> bool:
         return structure(part) == wanted
 
-    wanted, of_params = structure(params), jax.tree.structure(params).flatten_up_to(masks)
+    wanted, of_params = structure(params), _masks_of_leaves(masks, params)
     found: list[Any] = []
     for part in jax.tree.leaves(opt_state, is_leaf=is_like_params):
         if not is_like_params(part):
@@ -194,8 +196,15 @@ def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list
             jax.tree.leaves(part, is_leaf=_is_masked_node), of_params, strict=True
         ):
             if not _is_masked_node(leaf):
-                found.append(mask if jnp.shape(leaf) == jnp.shape(mask) else None)
+                fits = mask is not None and np.shape(leaf) == mask.shape
+                found.append(mask if fits else None)
     return found
+
+
+def _masks_of_leaves(masks: Masks, params: Params) -> list[Any]:
+    """The masks, None included, in the order of `jax.tree.leaves(params)`."""
+    pairs = zip(named_leaves(params), jax.tree.leaves(masks, is_leaf=is_none), strict=True)
+    return [mask for (_, leaf), mask in pairs if leaf is not None]
 
 
 def _is_masked_node(node: Any) -> bool:

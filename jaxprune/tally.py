@@ -95,7 +95,10 @@ def tally(masked: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[int, int]]:
     for path, (leaf, _) in masked.items():
         if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
             raise TypeError(_unknown(path))
-    counts = jax.device_get(_counts(list(masked.values())))
+    counts = _counts(list(masked.values()))
+    if isinstance(counts[0][0], jax.core.Tracer):  # under jit even what is known is traced
+        raise TypeError(_unknown(next(iter(masked))))
+    counts = jax.device_get(counts)
     whole = lambda rows: int(np.sum(rows, dtype=np.int64))
     return {
         path: (whole(kept), whole(outside))

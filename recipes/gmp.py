@@ -20,16 +20,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from rich.console import Console
-from rich.table import Table
-from tyro.conf import arg
 
 import jaxprune as jp
 from recipes.common import checkpoint, cli, data, models, plots, results, run, training
 from recipes.common.errors import RecipeError
 from recipes.common.side_by_side import Folder, History, Plan, States, train_arms
+from recipes.common.writeup import Writeup, to_markdown, to_terminal
 
 PROGRAM = "python -m recipes.gmp"
+CURVES, LAYERS = "plots/training.png", "plots/layers.png"
 OPTIMIZERS = {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}
 SCHEDULES = {"constant": optax.constant_schedule, "cosine": optax.cosine_decay_schedule}
 ALLOCATIONS = {"global": jp.global_threshold, "erk": jp.erk, "uniform": jp.uniform}
@@ -38,53 +37,47 @@ EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
 LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1}  # about a second on two cores
 
 
-def choice(names: Sequence[str]) -> Any:
-    """How --help shows a flag that takes one of `names`."""
-    return arg(metavar="{" + ",".join(names) + "}")
-
-
-def default_is(metavar: str, default: str) -> Any:
-    """How --help shows a flag that is None unless given."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
 @dataclass(frozen=True)
 class Config:
     """Gradual magnitude pruning beside dense training, several seeds in one program."""
 
-    dataset: Annotated[str, choice(data.DATASETS)] = "digits"
+    dataset: Annotated[str, cli.choice(data.DATASETS)] = "digits"
     """What to learn; digits come with scikit-learn, the others are read from --data-dir."""
-    data_dir: Annotated[Path | None, default_is("DIR", "TFDS_DATA_DIR, of the environment")] = None
+    data_dir: Annotated[Path | None, cli.default_is("DIR", "TFDS_DATA_DIR, of the environment")] = (
+        None
+    )
     """A TensorFlow Datasets folder."""
-    train_examples: Annotated[int | None, default_is("INT", "all")] = None
+    train_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
     """Train on only the first so many examples."""
-    model: Annotated[str, choice(models.MODELS)] = "mlp"
+    model: Annotated[str, cli.choice(models.MODELS)] = "mlp"
     """The network; lenet is LeNet-300-100."""
-    norm: Annotated[str, choice(models.NORMS)] = "group"
+    norm: Annotated[str, cli.choice(models.NORMS)] = "group"
     """Normalisation of the convolutional networks."""
 
     seeds: int = 8
     """How many seeds to train at once."""
     seed: int = 0
     """The first seed; the others follow it."""
-    epochs: Annotated[float | None, default_is("FLOAT", "digits 100, mnist 5, cifar10 20")] = None
+    epochs: Annotated[float | None, cli.default_is("FLOAT", "digits 100, mnist 5, cifar10 20")] = (
+        None
+    )
     """Passes over the data."""
-    steps: Annotated[int | None, default_is("INT", "those of --epochs")] = None
+    steps: Annotated[int | None, cli.default_is("INT", "those of --epochs")] = None
     """Training steps, instead of epochs."""
     batch_size: int = 128
     """Examples per step and seed."""
-    optimizer: Annotated[str, choice(tuple(OPTIMIZERS))] = "adam"
+    optimizer: Annotated[str, cli.choice(tuple(OPTIMIZERS))] = "adam"
     """The optimizer; sgd has momentum 0.9."""
     learning_rate: float = 1e-3
     """The learning rate at its highest."""
-    schedule: Annotated[str, choice(tuple(SCHEDULES))] = "constant"
+    schedule: Annotated[str, cli.choice(tuple(SCHEDULES))] = "constant"
     """The learning rate over time; cosine falls to zero."""
 
     sparsity: float = 0.95
     """The fraction of weights to prune, in [0, 1)."""
-    allocation: Annotated[str, choice(tuple(ALLOCATIONS))] = "global"
+    allocation: Annotated[str, cli.choice(tuple(ALLOCATIONS))] = "global"
     """How much of each layer: one threshold for all, by shape (erk), or the same."""
-    pattern: Annotated[str, choice(tuple(PATTERNS))] = "unstructured"
+    pattern: Annotated[str, cli.choice(tuple(PATTERNS))] = "unstructured"
     """What is pruned together in a layer."""
     begin: float = 0.1
     """When pruning begins, as a fraction of the steps."""
@@ -95,7 +88,9 @@ class Config:
 
     evaluations: int = 20
     """How often to measure test accuracy, evenly spread."""
-    log_every: Annotated[int | None, default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = None
+    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
+        None
+    )
     """Steps between lines of metrics.jsonl."""
     out: Path = Path("runs/gmp")
     """The folder to write to."""
@@ -103,7 +98,7 @@ class Config:
     """Replace the run in --out."""
     resume: bool = False
     """Go on with the run in --out that was stopped by Ctrl-C, with its config.yaml."""
-    config: Annotated[Path | None, default_is("FILE", "none")] = None
+    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
     """Read all of these from a config.yaml; flags given beside it win."""
 
 
@@ -129,9 +124,9 @@ def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
     states, history = train_arms(arms, module, dataset, plan, folder)
     summary = summarise(config, states, history, time.perf_counter() - began)
 
-    layers = layer_report(module, dataset, states["sparse"])
-    save(config, states, history, summary, layers)
-    show(summary)
+    writeup = write_up(config, summary, layer_report(module, dataset, states["sparse"]))
+    save(config, states, history, summary, to_markdown(writeup))
+    to_terminal(writeup)
     print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
     return summary
 
@@ -224,7 +219,7 @@ def summarise(config: Config, states: States, history: History, seconds: float) 
 
 
 def save(
-    config: Config, states: States, history: History, summary: dict[str, Any], layers: str
+    config: Config, states: States, history: History, summary: dict[str, Any], report: str
 ) -> None:
     """Writes the model, the plots, summary.json and report.md."""
     sparse, out = states["sparse"], config.out
@@ -233,11 +228,10 @@ def save(
     accuracy = {arm: plots.curve(history, arm, "test_accuracy") for arm in states}
     sparsity = {"sparse": plots.curve(history, "sparse", "sparsity")}
     between = pruning_steps(config, summary["steps"])
-    run.write(out / run.PLOTS / "training.png", plots.training_curves(accuracy, sparsity, between))
-    density = plots.layer_density(results.layer_density(masks))
-    run.write(out / run.PLOTS / "layers.png", density)
+    run.write(out / CURVES, plots.training_curves(accuracy, sparsity, between))
+    run.write(out / LAYERS, plots.layer_density(results.layer_density(masks)))
     run.write_json(out / run.SUMMARY, summary)
-    run.write(out / run.REPORT, report(config, summary, layers))
+    run.write(out / run.REPORT, report)
     run.remove(out / run.CHECKPOINT)
 
 
@@ -254,80 +248,37 @@ def layer_report(module: nn.Module, dataset: data.Dataset, state: training.Train
         return str(jp.report(first.params, jp.get_masks(first.opt_state), apply, image))
 
 
-def rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The result: (what, dense, sparse)."""
+def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+    """The result, for people."""
+    dense, sparse = (results.percent(summary[f"{arm}_accuracy"]) for arm in ("dense", "sparse"))
     weights, kept = summary["prunable_weights"], summary["kept_weights"]
-    seconds, size = summary["training_seconds"], summary["state_bytes"]
     few, many = min(kept), max(kept)
-    accuracy = (results.percent(summary[f"{arm}_accuracy"]) for arm in ("dense", "sparse"))
-    return [
-        ("test accuracy", *accuracy),
-        ("sparsity", "0 %", f"{100 * summary['sparsity']:.7g} %"),
-        ("weights kept", f"{weights:,}", f"{few:,}" if few == many else f"{few:,} to {many:,}"),
-        ("training time", f"{seconds['dense']:.1f} s", f"{seconds['sparse']:.1f} s"),
-        ("training state", f"{size['dense'] / 1e6:.1f} MB", f"{size['sparse'] / 1e6:.1f} MB"),
-    ]
-
-
-def headline(summary: dict[str, Any]) -> str:
-    """What was run, in a line."""
-    return (
-        f"{summary['model']} on {summary['dataset']}, {summary['seeds']} seeds, "
-        f"{summary['steps']:,} steps: mean ± standard deviation over seeds"
+    seconds, size = summary["training_seconds"], summary["state_bytes"]
+    wall, peak = summary["seconds"], summary["peak_memory_bytes"] / 1e9
+    return Writeup(
+        title="Gradual magnitude pruning",
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} "
+            "steps: mean ± standard deviation over seeds"
+        ),
+        columns=("dense", "sparse"),
+        rows=(
+            ("test accuracy", dense, sparse),
+            ("sparsity", "0 %", f"{100 * summary['sparsity']:.7g} %"),
+            ("weights kept", f"{weights:,}", f"{few:,}" if few == many else f"{few:,}-{many:,}"),
+            ("training time", f"{seconds['dense']:.1f} s", f"{seconds['sparse']:.1f} s"),
+            ("training state", f"{size['dense'] / 1e6:.1f} MB", f"{size['sparse'] / 1e6:.1f} MB"),
+        ),
+        footline=f"{wall:.0f} s with compilation and tests, peak memory {peak:.2f} GB",
+        command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
+        pictures={
+            CURVES: "Means over seeds; bands from the worst seed to the best. The masks change in "
+            "the grey part.",
+            LAYERS: "Weights kept in each layer: mean and standard deviation over seeds.",
+        },
+        layers=layers,
+        environment=summary["environment"],
     )
-
-
-def show(summary: dict[str, Any]) -> None:
-    """Prints the result."""
-    table = Table("", "dense", "sparse")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows(summary):
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(headline(summary), table, footline(summary), sep="\n")
-
-
-def footline(summary: dict[str, Any]) -> str:
-    """What it took, in a line."""
-    peak = summary["peak_memory_bytes"] / 1e9
-    return f"{summary['seconds']:.0f} s with compilation and tests; peak memory {peak:.2f} GB"
-
-
-def report(config: Config, summary: dict[str, Any], layers: str) -> str:
-    """The content of report.md."""
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows(summary))
-    environment = ", ".join(f"{name} {value}" for name, value in summary["environment"].items())
-    return f"""# Gradual magnitude pruning
-
-{headline(summary)}.
-
-| | dense | sparse |
-|---|---:|---:|
-{lines}
-
-Run it again: `{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER`
-
-![Test accuracy and sparsity over steps]({run.PLOTS}/training.png)
-
-Lines are means over seeds, bands reach from the worst seed to the best; the masks change in the
-grey part.
-
-![Weights kept by layer]({run.PLOTS}/layers.png)
-
-The first seed, layer by layer:
-
-```
-{layers}
-```
-
-The masked weights and the masks (one bit each) are in `{run.MODEL}`, a stack over seeds: read them
-with `recipes.common.checkpoint.load_model`. Every logged point is a line of `{run.METRICS}`, all
-numbers of this page are in `{run.SUMMARY}`.
-
-{environment}; {summary["seconds"]:.0f} s in all, peak memory
-{summary["peak_memory_bytes"] / 1e9:.2f} GB.
-"""
 
 
 if __name__ == "__main__":

@@ -68,11 +68,22 @@ def load_checkpoint(folder: Path, like: Any) -> tuple[int, Any]:
         raise RecipeError(f"there is no checkpoint in '{folder}'")
     path = folder / str(max(steps))
     with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            packed = checkpointer.restore(path.absolute(), jax.eval_shape(pack, like))
-        except (ValueError, KeyError, TypeError) as error:
-            raise RecipeError(f"the checkpoint in '{path}' is of another configuration") from error
+        saved = _by_name(checkpointer.restore(path.absolute()))
+    wanted = _by_name(jax.eval_shape(pack, like))
+    if _shapes(saved) != _shapes(wanted):
+        raise RecipeError(f"the checkpoint in '{path}' is of another configuration")
+    packed = jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in wanted])
     return max(steps), unpack(packed, like)
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Leaves by path; the same for a NamedTuple and for the dict that it was saved as."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _shapes(leaves: dict[str, Any]) -> dict[str, Any]:
+    return {name: (leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
 
 
 def _save(path: Path, tree: Any) -> None:

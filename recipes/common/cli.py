@@ -23,6 +23,16 @@ C = TypeVar("C")
 NOT_SAVED = ("config", "overwrite", "resume")
 
 
+def choice(names: Sequence[str]) -> Any:
+    """How --help shows a flag that takes one of `names`."""
+    return tyro.conf.arg(metavar="{" + ",".join(names) + "}")
+
+
+def default_is(metavar: str, default: str) -> Any:
+    """How --help shows a flag that is None unless given."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
 def main(
     cls: type[C], run: Callable[[C], Any], program: str, argv: Sequence[str] | None = None
 ) -> None:
@@ -127,13 +137,14 @@ def _flags(cls: type[C], default: C, program: str, argv: Sequence[str] | None) -
 
 
 def _first_paragraph(box: str) -> str:
-    """The message in the frame that tyro draws around it, on one line."""
-    words = []
-    for line in box.splitlines()[1:]:
+    """The message that tyro frames (or, without Unicode, rules off), on one line."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:  # the first line is a title
         text = line.strip("│|╭╮╰╯─+- ")
-        if not text:
+        if text:
+            words.append(text)
+        elif words:
             break
-        words.append(text)
     return " ".join(words) or "these flags make no sense; see --help"
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -54,7 +54,7 @@ def training_curves(
                 if label in curves:
                     _band(axes, curves[label], label, color)
             if pruned_between:
-                axes.axvspan(*pruned_between, color="#f2f2f2", zorder=0, label="pruning")
+                axes.axvspan(*pruned_between, color="#efefef", zorder=0, label="pruning")
             axes.set(title=title, xlabel="Step")
             axes.set_xlim(0, max(max(steps) for steps, _ in accuracy.values()))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -79,10 +79,11 @@ def layer_density(layers: Mapping[str, np.ndarray]) -> bytes:
         axes.barh(rows, means, xerr=spread, height=0.62, color=COLORS[1], ecolor="#333333")
         for row, mean, deviation in zip(rows, means, spread, strict=True):
             text = f" {mean:.3g}"
-            axes.text(mean + deviation, row, text, va="center", fontsize=8, color="#333333")
+            axes.text(mean + deviation, float(row), text, va="center", fontsize=8, color="#333333")
         axes.set_yticks(rows, [path.removesuffix("/kernel") for path in density])
-        axes.set(title="Weights kept (%), by layer from input to output")
+        axes.set(title="Weights kept (%), by layer")
         axes.set_xlim(0, min(112, 1.12 * (max(means) + max(spread)) + 0.01))
+        axes.margins(y=0.02)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 import resource
 import sys
 from collections.abc import Sequence
@@ -35,13 +36,17 @@ def kept_weights(masks: Any) -> tuple[np.ndarray, int]:
 
 
 def layer_density(masks: Any) -> dict[str, np.ndarray]:
-    """{path: fraction kept by each seed (seeds,)} of stacked masks."""
-    return {
+    """{path: fraction kept by each seed (seeds,)} of stacked masks, layer 2 before layer 10."""
+    leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(mask)
-        .reshape(len(mask), -1)
-        .mean(1)
         for path, mask in jax.tree_util.tree_leaves_with_path(masks)
     }
+    density = {path: mask.reshape(len(mask), -1).mean(1) for path, mask in leaves.items()}
+
+    def numbers_as_such(path: str) -> list[Any]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path)]
+
+    return dict(sorted(density.items(), key=lambda item: numbers_as_such(item[0])))
 
 
 def tree_bytes(tree: Any) -> int:

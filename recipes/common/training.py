@@ -42,8 +42,8 @@ class Progress(NamedTuple):
 
 # (params, batch_stats, images, labels) -> loss, (accuracy, batch_stats)
 LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
-# (state, train, order (steps, seeds, batch)) -> state, {"loss", "accuracy"}: (seeds,)
-Chunk = Callable[[TrainState, Split, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+# (state, train, order (steps, seeds, batch)) -> state, {"loss", "accuracy"}: (seeds,); jitted
+Chunk = jax.stages.Wrapped
 
 
 def seed_keys(seed: int, seeds: int) -> jax.Array:
@@ -175,7 +175,7 @@ def make_evaluate(
     @jax.jit
     def evaluate(params, batch_stats, batches):
         def count(params, batch_stats, images, labels):
-            logits = module.apply({"params": params, "batch_stats": batch_stats}, images)
+            logits: Any = module.apply({"params": params, "batch_stats": batch_stats}, images)
             return jnp.sum(jnp.argmax(logits, -1) == labels)
 
         over_seeds = jax.vmap(count, in_axes=(0, 0, None, None))

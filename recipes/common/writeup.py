@@ -1,0 +1,67 @@
+"""What a finished run says: the same table on the terminal and in report.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from recipes.common.run import METRICS, MODEL, SUMMARY
+
+
+class Writeup(NamedTuple):
+    """A result in words and numbers, already formatted."""
+
+    title: str
+    headline: str  # what was run, in a line
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]  # each a name and one cell per column
+    footline: str  # what it took, in a line
+    command: str  # that runs it again
+    pictures: Mapping[str, str]  # path below the run's folder -> what it shows
+    layers: str  # a table of the layers of the first seed, as text
+    environment: Mapping[str, str]
+
+
+def to_terminal(writeup: Writeup) -> None:
+    """Prints the table between its headline and its footline."""
+    table = Table("", *writeup.columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in writeup.rows:
+        table.add_row(*row)
+    Console(highlight=False).print(writeup.headline, table, writeup.footline, sep="\n")
+
+
+def to_markdown(writeup: Writeup) -> str:
+    """The content of report.md."""
+    table = [("", *writeup.columns), ("---", *("---:" for _ in writeup.columns)), *writeup.rows]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    pictures = "\n\n".join(
+        f"![{text}]({path})\n\n{text}" for path, text in writeup.pictures.items()
+    )
+    environment = ", ".join(f"{name} {value}" for name, value in writeup.environment.items())
+    return f"""# {writeup.title}
+
+{writeup.headline}.
+
+{lines}
+
+Run it again: `{writeup.command}`
+
+{pictures}
+
+The first seed, layer by layer:
+
+```
+{writeup.layers}
+```
+
+The masked weights and the masks (one bit each), a stack over seeds, are in `{MODEL}`: read them
+with `recipes.common.checkpoint.load_model`. Every logged point is a line of `{METRICS}`; all
+numbers of this page are in `{SUMMARY}`.
+
+{writeup.footline}. {environment}.
+"""

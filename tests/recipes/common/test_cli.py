@@ -1,0 +1,155 @@
+"""Configurations from flags and files; mistakes are one line and exit code 2."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+
+from recipes.common import cli
+from recipes.common.errors import RecipeError
+from recipes.common.interrupt import Stopped, deferred_signals
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a recipe needs."""
+
+    dataset: Annotated[str, cli.choice(("digits", "mnist"))] = "digits"
+    """What to learn."""
+    data_dir: Annotated[Path | None, cli.default_is("DIR", "none")] = None
+    """Where it is."""
+    steps: Annotated[int | None, cli.default_is("INT", "as many as it takes")] = None
+    """How long."""
+    learning_rate: float = 1e-3
+    """How fast."""
+    out: Path = Path("runs/x")
+    """Where to."""
+    overwrite: bool = False
+    """Replace it."""
+    resume: bool = False
+    """Go on."""
+    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
+    """From where."""
+
+
+def parse(*argv):
+    return cli.parse(Config, "python -m recipes.x", argv)
+
+
+def test_flags():
+    assert parse() == Config()
+    config = parse("--data-dir", "d", "--steps", "5", "--learning-rate", "1e-2", "--overwrite")
+    assert config == Config(data_dir=Path("d"), steps=5, learning_rate=0.01, overwrite=True)
+
+
+def test_help_shows_every_flag_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for text in ("{digits,mnist}", "DIR", "as many as it takes", "How fast.", "0.001", "--resume"):
+        assert text in said
+
+
+def test_a_file_gives_back_the_configuration(tmp_path):
+    config = Config(dataset="mnist", data_dir=Path("d"), steps=7, learning_rate=3e-5)
+    file = tmp_path / "config.yaml"
+    file.write_text(cli.to_yaml(config))
+    assert cli.from_yaml(Config, file) == config
+    assert "overwrite" not in file.read_text()
+    assert parse("--config", str(file), "--steps", "9") == Config(
+        dataset="mnist", data_dir=Path("d"), steps=9, learning_rate=3e-5, config=file
+    )
+
+
+def test_resume_reads_the_configuration_of_the_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 11\n")
+    config = parse("--out", str(tmp_path), "--resume")
+    assert (config.steps, config.out, config.resume) == (11, tmp_path, True)
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("learning_rate: 1e-3\nsteps: null\n")  # YAML reads 1e-3 as a string
+    assert cli.from_yaml(Config, file) == Config()
+    file.write_text("learning_rate: 1\n")
+    assert type(cli.from_yaml(Config, file).learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("step: 5", "unknown key 'step' in --config .*; did you mean 'steps'?"),
+        ("zebra: 5", "unknown key 'zebra' in --config .*; known are dataset, data_dir"),
+        ("overwrite: true", "unknown key 'overwrite'"),
+        ("steps: five", "'steps' in --config .* must be int or null, got 'five'"),
+        ("steps: 5.5", "must be int or null, got 5.5"),
+        ("steps: true", "must be int or null, got True"),
+        ("learning_rate: fast", "must be float, got 'fast'"),
+        ("dataset: null", "must be str, got None"),
+        ("- 5", "must hold 'key: value' lines"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        cli.from_yaml(Config, file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "five"], "--steps"),
+        (["--stepz", "5"], "--stepz"),
+        (["--config", "/nowhere.yaml"], "cannot read --config '/nowhere.yaml': No such file"),
+        (["--config"], "--config"),
+        (["stray"], "stray"),
+    ],
+)
+def test_mistakes_in_flags_are_one_line_and_exit_code_2(capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(Config, lambda config: None, "python -m recipes.x", argv)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_in_range():
+    cli.in_range("--sparsity", 0.0, 0, 1, "[)")
+    with pytest.raises(RecipeError, match=r"must be in \[0, 1\), got 90 .*did you mean 0\.9\?"):
+        cli.in_range("--sparsity", 90.0, 0, 1, "[)")
+    for value in (1.0, -0.1, float("nan")):
+        with pytest.raises(RecipeError, match=r"--sparsity must be in \[0, 1\), got [^(]*$"):
+            cli.in_range("--sparsity", value, 0, 1, "[)")
+
+
+def test_exit_codes_of_signals(capsys):
+    def stopped(config):
+        raise Stopped(signal.SIGTERM, "stopped at step 3")
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    for run, code in ((stopped, 143), (interrupted, 130)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(Config, run, "python -m recipes.x", [])
+        assert stop.value.code == code
+    assert capsys.readouterr().err.startswith("stopped at step 3\n")
+
+
+def test_the_first_signal_waits_and_the_second_does_not():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), deferred_signals() as signalled:
+        assert signalled() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signalled() == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

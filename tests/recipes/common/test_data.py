@@ -1,0 +1,93 @@
+"""Data sets: shapes, normalisation, and one clear line for what is not there."""
+
+import os
+
+import numpy as np
+import pytest
+
+from recipes.common import data
+from recipes.common.errors import RecipeError
+
+FOLDER = os.environ.get("JAXPRUNE_DATA_DIR")
+on_disk = pytest.mark.skipif(not FOLDER, reason="JAXPRUNE_DATA_DIR names no TFDS folder")
+
+
+def test_digits():
+    digits = data.load("digits")
+    assert digits.classes == 10
+    assert digits.train.images.shape == (1437, 8, 8, 1)
+    assert digits.test.images.shape == (360, 8, 8, 1)
+    for split in (digits.train, digits.test):
+        assert split.images.dtype == np.float32
+        assert split.labels.dtype == np.int32
+    assert abs(digits.train.images.mean()) < 1e-6
+    assert abs(digits.train.images.std() - 1) < 1e-6
+    assert np.bincount(digits.test.labels).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
+
+
+def test_digits_are_the_same_every_time():
+    np.testing.assert_array_equal(
+        data.load("digits").train.images, data.load("digits").train.images
+    )
+
+
+def test_train_examples_keeps_the_first():
+    few, all_ = data.load("digits", train_examples=100), data.load("digits")
+    np.testing.assert_array_equal(few.train.labels, all_.train.labels[:100])
+    assert abs(few.train.images.mean()) < 1e-6
+    assert len(few.test.labels) == 360
+
+
+@pytest.mark.parametrize("examples", [0, -1, 1438])
+def test_train_examples_out_of_range(examples):
+    with pytest.raises(RecipeError, match=r"--train-examples must be in \[1, 1437\]"):
+        data.load("digits", train_examples=examples)
+
+
+def test_unknown_dataset():
+    with pytest.raises(RecipeError, match=r"unknown dataset 'svhn'; choose one of digits, mnist"):
+        data.load("svhn")
+
+
+def test_data_dir_is_needed(monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    with pytest.raises(RecipeError, match="mnist is read from disk: say where with --data-dir"):
+        data.load("mnist")
+
+
+def test_data_dir_does_not_exist(monkeypatch):
+    with pytest.raises(RecipeError, match="'/nowhere' is not a folder"):
+        data.load("mnist", "/nowhere")
+    monkeypatch.setenv("TFDS_DATA_DIR", "/elsewhere")
+    with pytest.raises(RecipeError, match="'/elsewhere' is not a folder"):
+        data.load("mnist")
+
+
+def test_data_dir_without_the_dataset(tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    with pytest.raises(RecipeError, match="has no 'mnist'; it holds cifar10"):
+        data.load("mnist", tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_data_dir_with_a_broken_dataset(tmp_path):
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="cannot read 'mnist'") as caught:
+        data.load("mnist", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@on_disk
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "train", "test", "shape"),
+    [("mnist", 60000, 10000, (28, 28, 1)), ("cifar10", 50000, 10000, (32, 32, 3))],
+)
+def test_tfds(name, train, test, shape):
+    dataset = data.load(name, FOLDER)
+    assert dataset.train.images.shape == (train, *shape)
+    assert dataset.test.images.shape == (test, *shape)
+    assert dataset.train.images.dtype == np.float32
+    assert dataset.classes == 10
+    np.testing.assert_allclose(dataset.train.images.mean((0, 1, 2)), 0, atol=1e-3)
+    np.testing.assert_allclose(dataset.train.images.std((0, 1, 2)), 1, atol=1e-3)

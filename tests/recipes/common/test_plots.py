@@ -1,0 +1,38 @@
+"""Figures are PNG of the size that they should be; how they look, a person has to say."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from recipes.common import plots
+
+
+def size(png):
+    return Image.open(io.BytesIO(png)).size
+
+
+def test_training_curves():
+    steps, seeds = [10, 20, 30], 2
+    accuracy = {arm: (steps, np.full((3, seeds), 0.9)) for arm in ("dense", "sparse")}
+    sparsity = {"sparse": (steps, np.linspace(0, 0.9, 6).reshape(3, seeds))}
+    assert size(plots.training_curves(accuracy, sparsity, (10, 20))) == (1400, 540)
+
+
+def test_layer_density():
+    layers = {f"Dense_{i}/kernel": np.array([0.1 * i, 0.2 * i]) for i in range(4)}
+    width, height = size(plots.layer_density(layers))
+    assert width == 1400
+    assert height > 300
+    plots.layer_density({"Dense_0/kernel": np.array([0.0])})  # one seed, nothing kept
+
+
+def test_curve_takes_the_points_that_have_the_value():
+    records = [
+        {"step": 1, "a": {"x": [1, 2]}},
+        {"step": 2, "a": {}},
+        {"step": 3, "a": {"x": [3, 4]}},
+    ]
+    steps, values = plots.curve(records, "a", "x")
+    assert list(steps) == [1, 3]
+    assert values.tolist() == [[1, 2], [3, 4]]

@@ -1,0 +1,73 @@
+"""The folder of a run: what it refuses, and that files are whole or absent."""
+
+import json
+import math
+
+import pytest
+
+from recipes.common import run
+from recipes.common.errors import RecipeError
+
+
+def test_a_new_or_empty_folder_is_fine(tmp_path):
+    run.check_out(tmp_path)
+    run.check_out(tmp_path / "deep" / "er")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path):
+    run.start(tmp_path, "seed: 0\n")
+    with pytest.raises(RecipeError, match=r"already holds a run.*--overwrite"):
+        run.check_out(tmp_path)
+    run.check_out(tmp_path, overwrite=True)
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
+    run.start(tmp_path, "seed: 0\n")
+    run.append(tmp_path / run.METRICS, {"step": 1})
+    run.write(tmp_path / run.PLOTS / "x.png", b"png")
+    (tmp_path / "notes.txt").write_text("mine")
+    run.start(tmp_path, "seed: 1\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [run.CONFIG, "notes.txt"]
+    assert (tmp_path / run.CONFIG).read_text() == "seed: 1\n"
+
+
+def test_a_folder_with_other_things_is_never_taken(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(RecipeError, match="not empty, and not a run"):
+            run.check_out(tmp_path, overwrite=overwrite)
+
+
+def test_a_file_or_an_unwritable_place(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="is a file; choose a folder"):
+        run.check_out(tmp_path / "file")
+    with pytest.raises(RecipeError, match="not writable"):
+        run.check_out(tmp_path / "file" / "below")
+    with pytest.raises(RecipeError, match="not writable"):
+        run.start(tmp_path / "file" / "below", "")
+
+
+def test_resume_needs_a_checkpoint(tmp_path):
+    run.start(tmp_path, "")
+    with pytest.raises(RecipeError, match="finds no checkpoint"):
+        run.check_out(tmp_path, resume=True)
+    (tmp_path / run.CHECKPOINT).mkdir()
+    run.check_out(tmp_path, resume=True)
+
+
+def test_a_file_that_fails_is_absent(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        run.write_json(tmp_path / "summary.json", {"loss": math.nan})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert run.read_lines(file) == []
+    run.append(file, {"step": 1})
+    run.append(file, {"step": 2})
+    assert run.read_lines(file) == [{"step": 1}, {"step": 2}]
+    run.write_json(tmp_path / "summary.json", {"a": [1, 2]})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"a": [1, 2]}

@@ -1,0 +1,195 @@
+"""The recipe end to end, in this process: what it writes, refuses, and survives."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from recipes import gmp
+from recipes.common import checkpoint, run, side_by_side
+
+SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3", "--every", "2"]
+SHORT += ["--train-examples", "256"]
+
+
+def exit_code(*argv):
+    with pytest.raises(SystemExit) as stop:
+        gmp.main(argv)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a short run."""
+    out = tmp_path_factory.mktemp("runs") / "gmp"
+    gmp.main([*SHORT, "--out", str(out)])
+    return out
+
+
+def metrics(out):
+    """What a run logged, without its clock."""
+    records = run.read_lines(out / run.METRICS)
+    for record in records:
+        for arm in ("dense", "sparse"):
+            del record[arm]["seconds"]
+    return records
+
+
+def test_it_writes_everything(finished):
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+        "plots",
+        "report.md",
+        "summary.json",
+    ]
+    for picture in ("training.png", "layers.png"):
+        assert (finished / "plots" / picture).read_bytes().startswith(b"\x89PNG")
+    assert "| test accuracy |" in (finished / "report.md").read_text()
+
+
+def test_the_summary_is_exact_numbers(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    weights = 64 * 256 + 256 * 128 + 128 * 10
+    kept = weights - round(0.95 * weights)
+    assert summary["prunable_weights"] == weights
+    assert summary["kept_weights"] == [kept, kept]
+    assert summary["sparsity"] == (weights - kept) / weights
+    assert (summary["seeds"], summary["steps"]) == (2, 12)
+    assert summary["seconds"] > 0
+    for arm in ("dense_accuracy", "sparse_accuracy"):
+        numbers = summary[arm]
+        assert set(numbers) == {"mean", "std", "per_seed"}
+        assert len(numbers["per_seed"]) == 2
+        assert numbers["mean"] == np.mean(numbers["per_seed"])
+
+
+def test_metrics_of_both_arms(finished):
+    records = run.read_lines(finished / run.METRICS)
+    assert [record["step"] for record in records] == [4, 8, 12]
+    assert all(len(record["sparse"]["sparsity"]) == 2 for record in records)
+    assert records[0]["dense"]["loss"] != records[-1]["dense"]["loss"]
+    assert "sparsity" not in records[0]["dense"]
+    assert records[-1]["sparse"]["sparsity"] == pytest.approx([0.95, 0.95], abs=1e-4)
+
+
+def test_the_model_loads_and_is_sparse(finished):
+    params, _, masks = checkpoint.load_model(finished / run.MODEL)
+    for layer in ("Dense_0", "Dense_1", "Dense_2"):
+        assert masks[layer]["bias"] is None
+        assert not params[layer]["kernel"][~masks[layer]["kernel"]].any()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert sum(int(mask[0].sum()) for mask in jax.tree.leaves(masks)) == summary["kept_weights"][0]
+
+
+def test_the_configuration_reproduces_the_run(finished, tmp_path):
+    again = tmp_path / "again"
+    gmp.main(["--config", str(finished / "config.yaml"), "--out", str(again)])
+    assert metrics(again) == metrics(finished)
+
+
+def test_a_finished_run_is_kept(finished, capsys):
+    before = (finished / "summary.json").read_bytes()
+    assert exit_code(*SHORT, "--out", str(finished)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --out") and "--overwrite" in said and said.count("\n") == 1
+    assert (finished / "summary.json").read_bytes() == before
+
+
+def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "gmp"
+    append = run.append
+
+    def append_and_interrupt(path, record):
+        append(path, record)
+        if record["step"] == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(side_by_side.run, "append", append_and_interrupt)
+    assert exit_code(*SHORT, "--out", str(out)) == 130
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"stopped at step 4 of 12; the checkpoint is in {out}/checkpoint/4" in last_line
+    assert f"python -m recipes.gmp --out {out} --resume" in last_line
+    assert not (out / "summary.json").exists()
+
+    monkeypatch.undo()
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    assert exit_code("--out", str(copy), "--resume", "--seeds", "3") == 2
+    assert "of another configuration" in capsys.readouterr().err
+    gmp.main(["--out", str(out), "--resume"])
+    assert metrics(out) == metrics(finished)
+    assert not (out / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--sparsity 90", "--sparsity must be in [0, 1), got 90 (a fraction: did you mean 0.9?)"),
+        ("--sparsity nan", "--sparsity must be in [0, 1), got nan"),
+        ("--dataset imagenet", "unknown --dataset 'imagenet'; choose one of digits, mnist"),
+        ("--dataset mnist --data-dir /nowhere", "--data-dir '/nowhere' is not a folder"),
+        ("--model vgg", "unknown --model 'vgg'"),
+        ("--norm none", "unknown --norm 'none'"),
+        ("--optimizer lamb", "unknown --optimizer 'lamb'"),
+        ("--schedule step", "unknown --schedule 'step'"),
+        ("--allocation best", "unknown --allocation 'best'"),
+        ("--pattern 2:4", "unknown --pattern '2:4'"),
+        ("--seeds 0", "--seeds must be at least 1, got 0"),
+        ("--every 0", "--every must be at least 1, got 0"),
+        ("--log-every 0", "--log-every must be at least 1, got 0"),
+        ("--steps 1", "must be at least 2, got 1"),
+        ("--batch-size 2000", "--batch-size 2000 is more than all 1,437 examples"),
+        ("--begin 0.5 --end 0.4", "--end must be in (0.5, 1], got 0.4"),
+        ("--learning-rate 0", "--learning-rate must be in (0, inf), got 0"),
+        ("--out /dev/null/x", "--out '/dev/null/x' is not writable"),
+        ("--resume", "config.yaml"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(*argv.split()) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pruning_steps_lie_within_training():
+    for steps in (2, 3, 10, 1000):
+        for begin, end in ((0, 1), (0.1, 0.7), (0.99, 1), (0, 0.001)):
+            first, last = gmp.pruning_steps(gmp.Config(begin=begin, end=end), steps)
+            assert 0 <= first < last <= steps - 1
+
+
+@pytest.mark.parametrize("allocation", list(gmp.ALLOCATIONS))
+@pytest.mark.parametrize("pattern", list(gmp.PATTERNS))
+def test_every_way_of_pruning_reaches_its_sparsity(allocation, pattern):
+    config = gmp.Config(sparsity=0.75, allocation=allocation, pattern=pattern, every=3)
+    tx = gmp.optimizers(config, steps=4)["sparse"]
+    params = {"a": jax.random.normal(jax.random.key(0), (32, 32)), "b": jnp.ones((32, 16)) * 0.3}
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for _ in range(4):
+        _, state = update(params, state, params)
+    assert jp.sparsity(jp.get_masks(state)) == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.slow
+def test_a_convolutional_network_with_batch_norm(tmp_path):
+    out = tmp_path / "conv"
+    flags = ["--model", "conv", "--norm", "batch", "--sparsity", "0.8", "--out", str(out)]
+    gmp.main([*SHORT, *flags])
+    assert json.loads((out / "summary.json").read_text())["sparsity"] == pytest.approx(
+        0.8, abs=1e-5
+    )
+    _, batch_stats, _ = checkpoint.load_model(out / run.MODEL)
+    assert batch_stats["BatchNorm_0"]["mean"].shape == (2, 32)

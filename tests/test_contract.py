@@ -1,0 +1,303 @@
+"""The laws of design: every mask transform with every optimizer, dtype and way to run.
+
+Pairs, not the full product: the first test takes every transform with every optimizer, the others
+every transform with two optimizers.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from optax import contrib
+
+import jaxprune as jp
+from jaxprune.rules import named_leaves
+from tests.transforms import STEPS, TRANSFORMS, loss, tiny_params
+
+OPTIMIZERS = {
+    "sgd_momentum": lambda: optax.sgd(0.05, momentum=0.9),
+    "adam": lambda: optax.adam(0.05),
+    "adamw": lambda: optax.adamw(0.05, weight_decay=0.1),
+    "lion": lambda: optax.lion(0.01),
+    "adafactor": lambda: optax.adafactor(0.05),
+    "adafactor_factored": lambda: optax.adafactor(0.05, min_dim_size_to_factor=4, momentum=0.9),
+    "lamb": lambda: optax.lamb(0.05),
+    "rmsprop": lambda: optax.rmsprop(0.05, momentum=0.9),
+    "muon": lambda: contrib.muon(0.05),
+    "schedule_free": lambda: contrib.schedule_free_adamw(0.05, weight_decay=0.1),
+    "multi_steps": lambda: optax.MultiSteps(optax.adam(0.05), 2).gradient_transformation(),
+    "masked": lambda: optax.chain(
+        optax.masked(optax.trace(0.9), lambda p: jax.tree.map(lambda w: w.ndim > 1, p)),
+        optax.scale(-0.05),
+    ),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(
+        optax.linear_schedule(0.05, 0.01, 5)
+    ),
+    "noise_and_momentum": lambda: optax.chain(
+        optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(0.05, momentum=0.9)
+    ),
+}
+TWO = ("sgd_momentum", "adam")
+transform_names = pytest.mark.parametrize("transform", list(TRANSFORMS))
+two_optimizers = pytest.mark.parametrize("optimizer", TWO)
+
+
+def spy():
+    """Passes gradients on, and keeps a flat copy of what it saw, which no one takes for moments."""
+
+    def flat(grads):
+        return jnp.concatenate([g.reshape(-1).astype(jnp.float32) for g in jax.tree.leaves(grads)])
+
+    return optax.GradientTransformation(
+        lambda params: {"seen": jnp.zeros_like(flat(params))},
+        lambda grads, state, params=None: (grads, {"seen": flat(grads)}),
+    )
+
+
+def make(transform, optimizer, params):
+    inner = optax.chain(spy(), OPTIMIZERS[optimizer]())
+    return jp.sparsify(inner, TRANSFORMS[transform](params))
+
+
+def violations(params, state):
+    """How many pruned weights, gradients seen and moments are not exactly zero; (3,) int32."""
+    masks = dict(named_leaves(jp.get_masks(state)))
+    weights = dict(named_leaves(params))
+    kept = [
+        jnp.ones(np.shape(w), bool) if masks[path] is None else masks[path]
+        for path, w in weights.items()
+        if w is not None
+    ]
+    outside = {m.shape: ~m for m in masks.values() if m is not None}
+
+    def count(leaf):
+        pruned = outside.get(jnp.shape(leaf))
+        return 0 if pruned is None else jnp.sum(pruned & (leaf != 0))
+
+    seen, rest = state.inner_state[0]["seen"], state.inner_state[1:]
+    flat = jnp.concatenate([m.reshape(-1) for m in kept])
+    in_weights = sum(count(w) for path, w in weights.items() if w is not None)
+    in_moments = sum(count(leaf) for leaf in jax.tree.leaves(rest))
+    return jnp.stack([in_weights, jnp.sum(~flat & (seen != 0)), in_moments])
+
+
+def train(tx, params, steps=STEPS):
+    """Runs `steps` updates in a scan: final params, state, and per step violations and sparsity."""
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        log = violations(params, state), jp.sparsity(jp.get_masks(state))
+        return (params, state), log
+
+    (params, state), log = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+    return params, state, log
+
+
+def masks_of(state):
+    return [np.asarray(m) for m in jax.tree.leaves(jp.get_masks(state))]
+
+
+@functools.cache
+def reference(transform, optimizer):
+    """The run that other ways to run are compared with."""
+    params = tiny_params()
+    run = jax.jit(lambda p: train(make(transform, optimizer, p), p)[:2])
+    return run(params)
+
+
+# --- law 1: one invariant ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@transform_names
+def test_pruned_weights_gradients_and_moments_are_exactly_zero(transform, optimizer):
+    params = tiny_params()
+    _, _, (outside, sparsity) = jax.jit(lambda p: train(make(transform, optimizer, p), p))(params)
+    np.testing.assert_array_equal(outside, 0)
+    assert sparsity[-1] > 0.4  # the law is not kept by pruning nothing
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@two_optimizers
+@transform_names
+def test_low_precision_keeps_exact_zeros_and_dtypes(transform, optimizer, dtype):
+    params = tiny_params(dtype)
+    run = jax.jit(lambda p: train(make(transform, optimizer, p), p))
+    new, _, (outside, sparsity) = run(params)
+    np.testing.assert_array_equal(outside, 0)
+    assert sparsity[-1] > 0.4
+    assert all(w.dtype == dtype for w in jax.tree.leaves(new))
+
+
+# --- law 2: exact counts -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 1 / 3, 0.5, 0.77, 0.999])
+def test_counts_are_exact(sparsity, dtype):
+    scores = jp.magnitude(jp.kernels(tiny_params(dtype)))
+    sizes = np.array([s.size for s in jax.tree.leaves(scores)])
+
+    def pruned(allocation, s):
+        masks = jax.jit(lambda x: jp.select(scores, allocation, x))(s)
+        return np.array([np.sum(~np.asarray(m)) for m in jax.tree.leaves(masks)])
+
+    traced = jnp.float32(sparsity)
+    np.testing.assert_array_equal(pruned(jp.uniform, traced), np.round(sparsity * sizes))
+    assert pruned(jp.global_threshold, traced).sum() == round(sparsity * sizes.sum())
+    assert abs(pruned(jp.erk, traced).sum() - sparsity * sizes.sum()) <= 1
+
+
+# --- law 4: randomness is a key ------------------------------------------------------------------
+
+
+def test_two_keys_make_two_masks_and_steps_draw_anew():
+    params = jp.kernels(tiny_params())
+    draw = jax.jit(lambda key, step: jp.select(jp.random(key)(params, step=step), jp.uniform, 0.5))
+    base = draw(jax.random.key(0), 0)
+    assert jp.overlap(base, draw(jax.random.key(0), 0)) == 1
+    assert 0.2 < jp.overlap(base, draw(jax.random.key(1), 0)) < 0.5
+    assert 0.2 < jp.overlap(base, draw(jax.random.key(0), 1)) < 0.5
+
+
+# --- law 5: a vmapped run is a loop of runs ------------------------------------------------------
+
+
+@two_optimizers
+@transform_names
+def test_vmapped_runs_equal_a_loop_of_runs(transform, optimizer):
+    params = tiny_params()
+    lanes = [jax.tree.map(lambda w, a=a: w * a + (1 - a) / 7, params) for a in (1.0, 0.5, -0.8)]
+    stack = jax.tree.map(lambda *ws: jnp.stack(ws), *lanes)
+    tx = make(transform, optimizer, params)
+    run = jax.jit(lambda p: train(tx, p)[:2])
+    stacked = jax.jit(jax.vmap(lambda p: train(tx, p)[:2]))(stack)
+    for lane, params in enumerate(lanes):
+        weights, state = run(params)
+        own_weights, own_state = jax.tree.map(lambda x, i=lane: x[i], stacked)
+        for mask, own in zip(masks_of(state), masks_of(own_state), strict=True):
+            np.testing.assert_array_equal(own, mask)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6),
+            own_weights,
+            weights,
+        )
+
+
+def test_a_vmapped_mask_update_is_still_a_branch():
+    """Under plain vmap a cond becomes a select, and the update would run at every step."""
+    params = tiny_params()
+    tx = make("gradual_global", "adam", params)
+    stack = jax.tree.map(lambda w: jnp.stack([w] * 3), params)
+    states = jax.vmap(tx.init)(stack)
+    hlo = jax.jit(jax.vmap(tx.update)).lower(stack, states, stack).as_text()
+    assert "stablehlo.case" in hlo
+    # the search for the threshold stands inside the branch and nowhere else
+    assert hlo.index("stablehlo.case") < hlo.index("stablehlo.while")
+
+
+# --- law 6: the state never changes shape --------------------------------------------------------
+
+
+@two_optimizers
+@transform_names
+def test_state_keeps_structure_and_compiles_once_with_donation(transform, optimizer):
+    params = tiny_params()
+    tx = make(transform, optimizer, params)
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state):
+        traces.append(1)
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    for _ in range(STEPS):
+        params, state = step(params, state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == before
+    assert len(traces) == 1
+    for mask, wanted in zip(
+        masks_of(state), masks_of(reference(transform, optimizer)[1]), strict=True
+    ):
+        np.testing.assert_array_equal(mask, wanted)
+
+
+@pytest.mark.parametrize(
+    "transform", ["gradual_global", "one_shot_saliency_erk", "fixed_then_pruned"]
+)
+def test_a_checkpoint_resumes_to_the_same_bits(transform, tmp_path):
+    params = tiny_params()
+    tx = make(transform, "adam", params)
+    step = jax.jit(lambda p, s: tx.update(jax.grad(loss)(p), s, p))
+
+    def run(params, state, steps):
+        for _ in range(steps):
+            updates, state = step(params, state)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    half = run(params, tx.init(params), 3)
+    whole = run(*half, STEPS - 3)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "half", half)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "half", jax.eval_shape(lambda: half))
+    resumed = run(*restored, STEPS - 3)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+# --- law 7: sharding is invisible ----------------------------------------------------------------
+
+
+@two_optimizers
+@transform_names
+def test_eight_devices_make_the_masks_of_one(transform, optimizer):
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    params = tiny_params()
+
+    def shard(w):
+        return jax.device_put(w, NamedSharding(mesh, P("model") if w.ndim == 2 else P()))
+
+    sharded = jax.tree.map(shard, params)
+    tx = make(transform, optimizer, params)
+    _, state = jax.jit(lambda p: train(tx, p)[:2])(sharded)
+    for mask, wanted in zip(
+        masks_of(state), masks_of(reference(transform, optimizer)[1]), strict=True
+    ):
+        np.testing.assert_array_equal(mask, wanted)
+
+
+@pytest.mark.parametrize("axis", [AxisType.Auto, AxisType.Explicit])
+def test_a_global_update_on_eight_devices_moves_only_counts(axis):
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(axis,))
+    sharding = NamedSharding(mesh, P("model", None))
+    params = {"a": jnp.ones((64, 48)), "b": jnp.ones((48, 16))}
+    sharded = jax.device_put(params, sharding)
+    tx = jp.sparsify(optax.adam(0.1), jp.prune(jp.magnitude, jp.global_threshold, lambda t: 0.9))
+    with jax.set_mesh(mesh):
+        state = jax.jit(tx.init)(sharded)
+        compiled = jax.jit(tx.update).lower(sharded, state, sharded).compile()
+    hlo = compiled.as_text()
+    # Seven counts of each of eight shards are collected in a pass, and nothing larger.
+    moved = re.findall(r"= (\S+) (?:all|reduce|collective)-[a-z-]+\(", hlo)
+    assert moved
+    for shape in moved:
+        assert (
+            math.prod(int(n) for n in re.findall(r"\d+", shape.split("[")[1].split("]")[0])) <= 56
+        )
+    assert " sort(" not in hlo and " gather(" not in hlo and "all-to-all" not in hlo
+    _, new = compiled(sharded, state, sharded)
+    for mask in jax.tree.leaves(jp.get_masks(new)):
+        assert mask.sharding.is_equivalent_to(sharding, mask.ndim)

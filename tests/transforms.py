@@ -1,0 +1,67 @@
+"""What the contract and the golden tests share: tiny params and every mask transform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune as jp
+
+STEPS = 7  # updates of the masks fall on steps 0, 2, 4 and 6
+
+
+def tiny_params(dtype=jnp.float32):
+    """Two kernels of 16 x 24 and 24 x 8, two biases, a scalar, and a leaf that is absent."""
+    draw = np.random.default_rng(0).standard_normal
+    return {
+        "Dense_0": {
+            "kernel": jnp.asarray(draw((16, 24)), dtype),
+            "bias": jnp.asarray(draw(24), dtype),
+        },
+        "Dense_1": {"kernel": jnp.asarray(draw((24, 8)), dtype), "bias": None},
+        "temperature": jnp.asarray(1.0, dtype),
+    }
+
+
+def loss(params):
+    """A quadratic with a different slope and curvature at every weight."""
+    leaves = jax.tree.leaves(params)
+    centres = [
+        jnp.sin(1.0 + jnp.arange(w.size, dtype=jnp.float32)).reshape(w.shape) for w in leaves
+    ]
+    return sum(
+        jnp.sum((1.5 + c) * (w.astype(jnp.float32) - c) ** 2)
+        for w, c in zip(leaves, centres, strict=True)
+    )
+
+
+def ramp():
+    return optax.polynomial_schedule(0.2, 0.8, power=3, transition_steps=STEPS - 1)
+
+
+def ticket(params):
+    return jp.select(jp.random(jax.random.key(3))(jp.kernels(params)), jp.erk, 0.7)
+
+
+# name -> params -> mask transform
+TRANSFORMS = {
+    "gradual_uniform": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp())),
+    "gradual_global": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.global_threshold, ramp())),
+    "one_shot_saliency_erk": lambda p: jp.prune(jp.saliency, jp.erk, 0.7),
+    "gradual_gradient_er": lambda p: jp.every(2, jp.prune(jp.gradient, jp.er, ramp())),
+    "random": lambda p: jp.every(2, jp.prune(jp.random(jax.random.key(1)), jp.uniform, ramp())),
+    "lamp": lambda p: jp.every(2, jp.prune(jp.lamp(), jp.global_threshold, ramp())),
+    "two_of_four": lambda p: jp.every(
+        2, jp.prune(jp.magnitude, jp.uniform, 0.5, jp.nm(2, 4)), start=2
+    ),
+    "blocks": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.block(3, 4))),
+    "channels": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.channel())),
+    "stops_early": lambda p: jp.every(
+        3, jp.prune(jp.magnitude, jp.global_threshold, ramp()), start=1, stop=5
+    ),
+    "fixed": lambda p: jp.fixed(ticket(p)),
+    "fixed_then_pruned": lambda p: jp.chain(
+        jp.fixed(ticket(p)),
+        jp.every(2, jp.prune(jp.magnitude, jp.global_threshold, lambda step: 0.8 + 0.0 * step)),
+    ),
+}

@@ -82,11 +82,11 @@ def per_layer(
     Raises:
       ValueError: if a rule matches no leaf, or a sparsity is outside [0, 1).
 
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, jaxprune as jp
     >>> scores = {'body': jnp.ones((2, 5)), 'head': jnp.ones((5, 2))}
-    >>> per_layer({'head': 0.5})(scores, 0.9)
+    >>> jp.per_layer({'head': 0.5})(scores, 0.9)
     {'body': 0.9, 'head': 0.5}
-    >>> per_layer({'h*': lambda s: s / 2})(scores, 0.9)
+    >>> jp.per_layer({'h*': lambda s: s / 2})(scores, 0.9)
     {'body': 0.9, 'head': 0.45}
     """
     for sparsity in rules.values():

@@ -80,8 +80,8 @@ def sparsity(masks: Masks) -> jax.Array:
     Raises:
       ValueError: if all masks are None.
 
-    >>> import jax.numpy as jnp
-    >>> float(sparsity({'kernel': jnp.array([[True, False], [False, False]]), 'bias': None}))
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> float(jp.sparsity({'kernel': jnp.array([[True, False], [False, False]]), 'bias': None}))
     0.75
     """
     leaves = _some(masks)

@@ -127,9 +127,9 @@ def select(
     Warns:
       UserWarning: if a layer is left with no weight, where that is known (not under `jit`).
 
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, jaxprune as jp
     >>> w = jnp.array([.5, -.1, .3, -.2, .05, .4, -.35, .15])
-    >>> select({'kernel': jnp.abs(w)}, uniform, 0.5)['kernel'].astype(int)
+    >>> jp.select({'kernel': jnp.abs(w)}, jp.uniform, 0.5)['kernel'].astype(int)
     Array([1, 0, 1, 0, 0, 1, 1, 0], dtype=int32)
     """
     _check_callables(allocation, pattern)

@@ -105,8 +105,8 @@ def kernels(params: Params) -> Params:
     the statistics of a norm, or an embedding; so a bias that `nn.scan` or `vmap` stacked to rank
     2 is none. For another choice see `matching`.
 
-    >>> import jax.numpy as jnp
-    >>> kernels({'kernel': jnp.ones((1, 2)), 'bias': jnp.ones(2)})
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> jp.kernels({'kernel': jnp.ones((1, 2)), 'bias': jnp.ones(2)})
     {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
     """
     return _only(params, _is_kernel)
@@ -123,9 +123,9 @@ def matching(*rules: Rule, exclude: Rule | Iterable[Rule] = ()) -> Callable[[Par
     Returns:
       `params -> params` with None holes. It raises ValueError if a rule matches no leaf.
 
-    >>> import jax.numpy as jnp
+    >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'body': {'kernel': jnp.ones((2, 2))}, 'head': {'kernel': jnp.ones((2, 1))}}
-    >>> matching(exclude='head/*')(params)['head']
+    >>> jp.matching(exclude='head/*')(params)['head']
     {'kernel': None}
     """
     if len(rules) == 1 and isinstance(rules[0], (list, tuple, set)):

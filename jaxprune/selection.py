@@ -176,7 +176,7 @@ def _rankable(x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]) 
     """
     x = x.astype(jnp.float32)
     x = jnp.where(jnp.isnan(x), jnp.inf, x)
-    back = jnp.full(x.shape, np.uint32(last))
+    back = jnp.full_like(x, np.uint32(last), dtype=jnp.uint32)  # and sharded like x
     for axis, stride in enumerate(strides):
         back -= lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
     # places become keys of normal floats: one comparison serves values and places

@@ -60,9 +60,9 @@ def sparsify(
       TypeError: if `inner` is no optimizer or `transform` no mask transform.
       ValueError: (in update) if `params` is missing; (in init) if `inner` already has masks.
 
-    >>> import jax.numpy as jnp, optax
+    >>> import jax.numpy as jnp, optax, jaxprune as jp
     >>> params = {'kernel': jnp.array([[3., -1.], [2., -4.]])}
-    >>> tx = sparsify(optax.sgd(0.1), prune(magnitude, uniform, 0.5))
+    >>> tx = jp.sparsify(optax.sgd(0.1), jp.prune(jp.magnitude, jp.uniform, 0.5))
     >>> updates, state = tx.update(params, tx.init(params), params)
     >>> optax.apply_updates(params, updates)['kernel']
     Array([[ 2.7,  0. ],

@@ -41,9 +41,3 @@ def grads(params):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     drawn = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(treedef, drawn)
-
-
-@pytest.fixture
-def mesh():
-    """Eight devices in a row, with the sharding of jax's default for a new mesh."""
-    return jax.make_mesh((8,), ("d",))

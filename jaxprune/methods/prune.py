@@ -76,7 +76,7 @@ def prune(
                 "leaves of rank 2 or more that are no bias, norm scale or embedding; choose "
                 "others with prunable=matching(...)."
             )
-        return MaskState(map_scored(lambda w: jnp.ones(w.shape, bool), chosen))
+        return MaskState(map_scored(lambda w: jnp.ones_like(w, dtype=bool), chosen))
 
     def update(
         state: MaskState, params: Params, *, step: Any, grads: Params = None, **context: Any

@@ -58,7 +58,7 @@ def test_it_learns_and_the_masks_hold(digits):
         MLP((32,), 10), pruned_adam(), digits, training.seed_keys(0, 2), chunk_steps=20, steps=80
     )
     state = points[-1][3]
-    assert points[-1][1].mean() < 0.7 < points[0][1].mean()
+    assert points[-1][1].mean() < 0.5 * points[0][1].mean()
     masks = jp.get_masks(state.opt_state)
     np.testing.assert_allclose(jax.vmap(jp.sparsity)(masks), 0.8, atol=1e-3)
     for name in ("Dense_0", "Dense_1"):

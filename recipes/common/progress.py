@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 console = Console(stderr=True)
 
@@ -32,17 +34,22 @@ def progress(description: str, steps: int, start: int = 0) -> Iterator[Show]:
     if not console.is_terminal:
         yield _lines(description, steps)
         return
-    columns = (
+    bar = Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
     )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(description, total=steps, completed=start, words="compiling")
-        yield lambda step, words: bar.update(task, completed=step, words=words)
+    task = bar.add_task(description, total=steps, completed=start)
+    below = Text("compiling", style="dim")  # on its own line: there is room on 80 columns
+
+    def show(step: int, words: str) -> None:
+        bar.update(task, completed=step)
+        below.plain = words
+
+    with Live(Group(bar, below), console=console):
+        yield show
 
 
 def _lines(description: str, steps: int) -> Show:

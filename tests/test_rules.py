@@ -267,12 +267,6 @@ def test_a_rule_that_matches_nothing_is_named_with_the_leaves(prunable):
         assert repr(name) in str(error.value)
 
 
-def test_matching_finds_a_parameter_called_value():
-    # only nnx's own `.value` is left out of a name, not a parameter that is called so
-    prunable = jp.matching("critic/value")
-    assert prunable({"critic": {"value": W, "bias": W}})["critic"] == {"value": W, "bias": None}
-
-
 def nested(path, leaf):
     for part in reversed(path.split("/")):
         leaf = {part: leaf}

@@ -474,6 +474,11 @@ def test_sharded_selection_moves_counts_only(select, weights):
     assert not re.search(r" (sort|gather)\(", text)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="XLA partitions a variadic reduction by all-gathers of its partial sums: "
+    "devices x 7 int32 a leaf and pass, in place of an all-reduce of 7",
+)
 @pytest.mark.parametrize("select", [select_global, select_each])
 def test_sharded_selection_needs_only_all_reduce(select, weights):
     found, _ = collectives(select, sharded(weights, AxisType.Auto))

@@ -1,0 +1,1 @@
+"""What `recipes.bench` measures, a file each; `section` is what they hand back."""

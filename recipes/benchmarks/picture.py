@@ -1,0 +1,69 @@
+"""The picture of a run: every ratio to its baseline, beside what identical programs give."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from recipes.benchmarks.section import Section
+from recipes.common.plots import COLORS, STYLE
+
+MET, MISSED, NO_BOUND = COLORS[2], COLORS[1], COLORS[0]
+
+
+def ratios(sections: Sequence[Section]) -> bytes:
+    """PNG of horizontal bars from 1 to each ratio (log axis), a panel a section.
+
+    A whisker spans the quartiles, a black tick is the bound, the band what identical programs
+    give.
+    """
+    shown = [section for section in sections if section.bars]
+    rows = [len(section.bars) for section in shown]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 0.75 * len(shown) + 0.24 * sum(rows)), layout="constrained")
+        panels = figure.subplots(len(shown), squeeze=False, height_ratios=rows)[:, 0]
+        for axes, section in zip(panels, shown, strict=True):
+            _panel(axes, section)
+        return _png(figure)
+
+
+def _panel(axes: Axes, section: Section) -> None:
+    if section.noise:
+        axes.axvspan(section.noise.low, section.noise.high, color="#d8d8d8", zorder=0)
+    for row, (label, (spread, bound)) in enumerate(section.bars.items()):
+        is_met = bound is None or spread.median <= bound
+        color = NO_BOUND if bound is None else MET if is_met else MISSED
+        axes.barh(row, spread.median - 1, left=1, height=0.6, color=color)
+        axes.plot([spread.low, spread.high], [row, row], color="#222222", linewidth=1)
+        if bound is not None:
+            axes.plot([bound], [row], marker="|", markersize=11, color="black")
+        end = max(spread.high, bound or 0, 1)
+        text = f"{label}   {spread.median:.3g}"
+        axes.annotate(
+            text.split("   ")[1], (end, row), (5, 0), textcoords="offset points",
+            va="center", fontsize=8, color="#333333",
+        )  # fmt: skip
+    ends = [x for bar in section.bars.values() for x in (*bar.ratio, bar.bound or 1)]
+    axes.set_xscale("log")
+    axes.set_xlim(min(0.8, 0.9 * min(ends)), max(1.6, 1.35 * max(ends)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.axvline(1, color="#222222", linewidth=0.8)
+    axes.set_yticks(np.arange(len(section.bars)), list(section.bars))
+    axes.set_title(section.headline, fontsize=8)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -1,0 +1,170 @@
+"""What one benchmark hands back: a table, its numbers, and what was asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from recipes.common.timing import Measured, Spread, ratio
+
+
+class Plan(NamedTuple):
+    """How large, and how often: the same for all benchmarks."""
+
+    weights: int
+    leaves: int  # kernels that share the weights
+    seeds: int  # of the vmapped programs
+    repeats: int  # rounds
+    compiles: int  # rounds of compilations
+    models: tuple[str, ...]  # whose training steps are compiled
+    seed: int
+    least_seconds: float  # of a sample
+
+
+class Target(NamedTuple):
+    """What a number must come to, and should; at most that, or `at_least`."""
+
+    bound: float
+    aim: float | None = None
+    at_least: bool = False
+    unit: str = "x"
+
+
+class Figure(NamedTuple):
+    """A number that something was asked of."""
+
+    name: str
+    measured: float
+    target: Target
+
+    @property
+    def is_met(self) -> bool:
+        if self.target.at_least:
+            return self.measured >= self.target.bound
+        return self.measured <= self.target.bound
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "measured": self.measured,
+            "target": self.target.bound,
+            "aim": self.target.aim,
+            "at_least": self.target.at_least,
+            "unit": self.target.unit,
+            "met": self.is_met,
+        }
+
+
+class Bar(NamedTuple):
+    """A ratio in the picture, with the bound that was asked of it."""
+
+    ratio: Spread
+    bound: float | None = None
+
+
+class Section(NamedTuple):
+    """One table: `rows` are formatted, each a name and one cell per column."""
+
+    name: str  # its key in summary.json
+    headline: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Mapping[str, Any]  # for summary.json
+    figures: Sequence[Figure] = ()
+    bars: Mapping[str, Bar] = {}
+    noise: Spread | None = None  # the ratio of two identical cells
+
+
+def comparison(
+    name: str,
+    headline: str,
+    measured: Mapping[str, Measured],
+    baselines: Sequence[str],
+    control: str,
+    targets: Mapping[str, Target],
+    param_bytes: int | None = None,
+) -> Section:
+    """Times beside those of the `baselines`; the ratio of `control` to the first one is noise.
+
+    Args:
+      targets: cell -> what its ratio to the first baseline must come to.
+      param_bytes: what temporary memory is compared with.
+    """
+    ratios = {
+        cell: {to: ratio(measured, cell, to) for to in baselines if to != cell} for cell in measured
+    }
+    first = {cell: own[baselines[0]] for cell, own in ratios.items() if baselines[0] in own}
+    is_step = all(cell.compile_seconds is not None for cell in measured.values())
+    numbers = {
+        cell: {
+            "seconds": _dict(Spread.of(own.seconds)),
+            "rounds": len(own.seconds),
+            "compile_seconds": own.compile_seconds,
+            "temp_bytes": own.temp_bytes,
+            "ratio": {to: _dict(spread) for to, spread in ratios[cell].items()},
+        }
+        for cell, own in measured.items()
+    }
+
+    def row(cell: str) -> list[str]:
+        own = measured[cell]
+        times = [range_of(ratios[cell].get(to)) for to in baselines]
+        texts = [cell, milliseconds(Spread.of(own.seconds)), *times]
+        if is_step:
+            texts += [f"{own.compile_seconds:.2f}", share(own.temp_bytes, param_bytes)]
+        return texts
+
+    return Section(
+        name=name,
+        headline=headline,
+        columns=(
+            "ms",
+            *(f"times {to}" for to in baselines),
+            *(("compile s", "temp / params") if is_step else ()),
+        ),
+        rows=[row(cell) for cell in measured],
+        numbers={"cells": numbers, "baselines": list(baselines), "noise": _dict(first[control])},
+        figures=[
+            Figure(f"{cell} / {baselines[0]}", first[cell].median, target)
+            for cell, target in targets.items()
+        ],
+        bars={
+            cell: Bar(spread, targets[cell].bound if cell in targets else None)
+            for cell, spread in first.items()
+        },
+        noise=first[control],
+    )
+
+
+def milliseconds(seconds: Spread) -> str:
+    """A median time in ms, and half of what lies between its quartiles."""
+    half = 1e3 * (seconds.high - seconds.low) / 2
+    return f"{_three_digits(1e3 * seconds.median)} ± {_three_digits(half)}"
+
+
+def range_of(spread: Spread | None) -> str:
+    """A median ratio and its quartiles."""
+    if spread is None:
+        return "1"
+    return " ".join(
+        (
+            _three_digits(spread.median),
+            f"[{_three_digits(spread.low)}, {_three_digits(spread.high)}]",
+        )
+    )
+
+
+def share(part: int | None, whole: int | None) -> str:
+    """A part of the whole, as a number; "-" if one is unknown."""
+    return "-" if part is None or not whole else f"{part / whole:.3f}"
+
+
+def _three_digits(value: float) -> str:
+    for digits, limit in ((2, 10), (1, 100)):
+        if round(value, digits) < limit:
+            return f"{value:.{digits}f}"
+    return f"{value:,.0f}"
+
+
+def _dict(spread: Spread) -> dict[str, float]:
+    return spread._asdict()

@@ -1,0 +1,77 @@
+"""Exact selection beside sorts, and beside reading and writing the scores once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import jaxprune as jp
+from recipes.benchmarks.section import Figure, Plan, Section, Target, comparison
+from recipes.benchmarks.steps import SPARSITY, describe, kernels
+from recipes.common.results import tree_bytes
+from recipes.common.timing import Cell, measure, ratio
+
+IN_PLACE, CONTROL = "read and write", "read and write (A/A)"
+FRESH, SELECT, ONE_LEAF = "read and write, fresh", "select, global", "unstructured, one leaf"
+SORTS = ("argsort", "sort", "top_k")
+SORT_ROUNDS = 2  # a sort of 10M takes seconds
+ROUGHLY_ONCE = Target(6, aim=3)
+
+
+def selection(plan: Plan) -> list[Section]:
+    """`select` and `unstructured`, `argsort`, `sort` and `top_k` of the same scores."""
+    params, _ = kernels(plan.seed, plan.weights, plan.leaves)
+    cells = _cells(params)
+    measured = measure("selection", cells, plan.repeats, plan.seed, plan.least_seconds)
+    section = comparison(
+        name="selection",
+        headline=f"Selection of {1 - SPARSITY:.0%} of {describe(params)}",
+        measured=measured,
+        baselines=[IN_PLACE, FRESH],
+        control=CONTROL,
+        targets={SELECT: ROUGHLY_ONCE, ONE_LEAF: ROUGHLY_ONCE},
+        param_bytes=tree_bytes(params),
+    )
+    much_faster = [
+        Figure(
+            f"argsort / {own}", ratio(measured, "argsort", own).median, Target(50, at_least=True)
+        )
+        for own in (SELECT, ONE_LEAF)
+    ]
+    return [section._replace(figures=[*section.figures, *much_faster])]
+
+
+def _cells(params: Any) -> list[Cell]:
+    scores = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(params)])
+    kept = scores.size - round(SPARSITY * scores.size)
+    negated = lambda x: -x  # reads and writes every entry, and can be chained
+
+    def select(params: Any) -> Any:
+        return jp.select(jp.magnitude(params), jp.global_threshold, SPARSITY)
+
+    functions: dict[str, tuple[Callable, Any]] = {
+        SELECT: (select, params),
+        ONE_LEAF: (lambda x: jp.unstructured(x, SPARSITY), scores),
+        "argsort": (jnp.argsort, scores),
+        "sort": (jnp.sort, scores),
+        "top_k": (lambda x: tuple(lax.top_k(x, kept)), scores),
+    }
+    return [
+        *(Cell(name, negated, lambda: jnp.copy(scores)) for name in (IN_PLACE, CONTROL)),
+        Cell(FRESH, negated, lambda: jnp.copy(scores), donate=False),
+        *(_cell(name, f, x) for name, (f, x) in functions.items()),
+    ]
+
+
+def _cell(name: str, f: Callable, x: Any) -> Cell:
+    """`f(x)` written where its last result was, so that no time goes into new memory."""
+
+    def state() -> Any:
+        return jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(f, x))
+
+    at_most = SORT_ROUNDS if name in SORTS else None
+    return Cell(name, lambda _, x: f(x), state, (x,), at_most=at_most)

@@ -1,0 +1,203 @@
+"""Programs timed beside each other in one process: paired, in random order, their state donated.
+
+Times taken one after the other measure the order too: what ran before, what else the machine does
+meanwhile. Here every round visits all cells, each round in another order, and a ratio is one of
+two times of the same round. Identical cells (A/A) show what is noise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from recipes.common.progress import progress
+
+Clock = Callable[[], float]  # seconds
+
+
+class Spread(NamedTuple):
+    """A median, and the quartiles that half of the values lie between."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> Spread:
+        low, median, high = np.quantile(np.asarray(values, np.float64), (0.25, 0.5, 0.75))
+        return cls(float(median), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is timed: `step(state, *inputs) -> state`, which is jitted and chained.
+
+    Attributes:
+      name: unique among the cells that it is compared with.
+      step: a pure function.
+      state: makes the first state, in buffers of its own: they are donated.
+      inputs: pytrees of arrays that all steps read; several cells may share them.
+      donate: whether a step may overwrite the state that it was given.
+      at_most: rounds that it takes part in, the first ones; None for all.
+      period: a sample is a multiple of so many steps.
+      times: one step counts as so many.
+    """
+
+    name: str
+    step: Callable[..., Any]
+    state: Callable[[], Any]
+    inputs: tuple[Any, ...] = ()
+    donate: bool = True
+    at_most: int | None = None
+    period: int = 1
+    times: int = 1
+
+
+class Measured(NamedTuple):
+    """What a cell took.
+
+    Attributes:
+      seconds: of one step in each round that it took part in, the first ones; (rounds,).
+      compile_seconds: from the function to a program, once; None if that is what was timed.
+      temp_bytes: what the program needs beside its arguments and results; None if unknown.
+    """
+
+    seconds: np.ndarray
+    compile_seconds: float | None = None
+    temp_bytes: int | None = None
+
+
+def ratio(measured: Mapping[str, Measured], name: str, to: str) -> Spread:
+    """How many times as long as the cell `to` the cell `name` takes, paired by round."""
+    rounds = min(len(measured[cell].seconds) for cell in (name, to))
+    return Spread.of(measured[name].seconds[:rounds] / measured[to].seconds[:rounds])
+
+
+def orders(names: Sequence[str], rounds: int, seed: int) -> Iterator[list[str]]:
+    """For each round a random permutation of `names`."""
+    generator = np.random.default_rng(seed)
+    for _ in range(rounds):
+        yield [names[i] for i in generator.permutation(len(names))]
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    seed: int,
+    at_most: Mapping[str, int | None] | None = None,
+    clock: Clock = time.perf_counter,
+    done: Callable[[str], None] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Seconds of each of `runs` in each round; entry r of all lists is from round r.
+
+    Args:
+      runs: name -> what is timed; it must not return before its work is done.
+      at_most: name -> rounds that it takes part in; None or absent for all.
+      done: called with the name after each.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for i, names in enumerate(orders(list(runs), rounds, seed)):
+        for name in names:
+            limit = (at_most or {}).get(name)
+            if limit is not None and i >= limit:
+                continue
+            began = clock()
+            runs[name]()
+            seconds[name].append(clock() - began)
+            done(name)
+    return seconds
+
+
+class Program:
+    """A compiled cell with its state. `run()` is one sample: `steps` steps, and waits for them."""
+
+    def __init__(self, cell: Cell, clock: Clock = time.perf_counter):
+        self.cell, self.clock = cell, clock
+        self.state = cell.state()
+        self.steps = cell.period
+        donated = 0 if cell.donate else ()
+        # unused arguments are kept, or a state that is only written could not be donated
+        jitted = jax.jit(lambda *args: cell.step(*args), donate_argnums=donated, keep_unused=True)
+        began = clock()
+        self.compiled = jitted.lower(self.state, *cell.inputs).compile()
+        self.compile_seconds = clock() - began
+        self.temp_bytes = temp_bytes(self.compiled)
+
+    def run(self) -> None:
+        for _ in range(self.steps):
+            self.state = self.compiled(self.state, *self.cell.inputs)
+        jax.block_until_ready(self.state)
+
+    def warm_up(self, least_seconds: float) -> None:
+        """Touches all memory; then makes a sample last at least `least_seconds`."""
+        for _ in range(2):  # what the first run takes has pages to fault, and code to load
+            began = self.clock()
+            self.run()
+            seconds = self.clock() - began
+            if seconds >= least_seconds:
+                return
+        self.steps = self.cell.period * math.ceil(least_seconds / max(seconds, 1e-6))
+
+
+def temp_bytes(compiled: Any) -> int | None:
+    """What a compiled program needs beside its arguments and results; None if that is unknown."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+def measure(
+    title: str,
+    cells: Sequence[Cell],
+    rounds: int,
+    seed: int,
+    least_seconds: float = 0.02,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Measured]:
+    """Compiles and warms up all cells, then times them in `rounds` rounds; shows a progress bar.
+
+    Args:
+      least_seconds: what a sample should last; as many steps as that takes are timed together.
+    """
+    samples = sum(rounds if cell.at_most is None else min(cell.at_most, rounds) for cell in cells)
+    with progress(title, len(cells) + samples) as show:
+        shown = 0
+
+        def done(name: str) -> None:
+            nonlocal shown
+            shown += 1
+            show(shown, name)
+
+        programs = {}
+        for cell in cells:
+            programs[cell.name] = Program(cell, clock)
+            programs[cell.name].warm_up(least_seconds)
+            done(f"compiled {cell.name}")
+        runs = {name: program.run for name, program in programs.items()}
+        at_most = {cell.name: cell.at_most for cell in cells}
+        seconds = interleaved(runs, rounds, seed, at_most, clock, done)
+    return {
+        name: Measured(
+            np.asarray(seconds[name]) * program.cell.times / program.steps,
+            program.compile_seconds,
+            program.temp_bytes,
+        )
+        for name, program in programs.items()
+    }
+
+
+@contextmanager
+def no_compilation_cache() -> Iterator[None]:
+    """Within it every program is compiled anew, whatever JAX_COMPILATION_CACHE_DIR holds."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)

@@ -16,7 +16,7 @@ from jax import lax
 
 from jaxprune.allocation import global_threshold
 from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_mask
-from jaxprune.rules import name
+from jaxprune.rules import name, named_leaves
 from jaxprune.selection import count, largest
 
 
@@ -141,7 +141,9 @@ def select(
             "prunable=matching(...)."
         )
     masks = _masks(scores, allocation, sparsity, pattern)
-    jax.tree_util.tree_map_with_path(_warn_if_empty, masks)
+    for leaf_name, mask in named_leaves(masks):
+        if mask is not None and mask.size and _is_known(mask) and not mask.any():
+            _warn_that_empty(leaf_name)
     return masks
 
 
@@ -157,7 +159,11 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
     if pattern is unstructured:
         # all leaves in one loop: each by itself gives the same masks, and compiles longer
         kept = jax.tree.map(lambda x, own: x.size - count(own, x.size), tree, sparsities)
-        return jax.tree.unflatten(treedef, largest(leaves, jax.tree.leaves(kept)))
+        masks = jax.tree.unflatten(treedef, largest(leaves, jax.tree.leaves(kept)))
+        for (leaf_name, n), (_, mask) in zip(named_leaves(kept), named_leaves(masks), strict=True):
+            if isinstance(n, int) and not n and mask.size and not _is_known(mask):
+                _warn_that_empty(leaf_name)  # the count is known while tracing, the mask is not
+        return masks
 
     def mask(path: tuple, leaf: jax.Array, own: Sparsity) -> jax.Array:
         try:
@@ -191,14 +197,16 @@ def _check_mask(leaf_name: str, leaf: jax.Array, mask: Any) -> None:
         )
 
 
-def _warn_if_empty(path: tuple, mask: jax.Array) -> None:
-    """A warning if a layer keeps nothing, where that is known."""
-    if mask.size and not isinstance(mask, jax.core.Tracer) and not mask.any():
-        warnings.warn(
-            f"'{name(path)}' keeps none of its {mask.size:,} weights: its layer is dead. Lower the "
-            "sparsity, exempt it with per_layer or prunable=..., or use lamp scores.",
-            stacklevel=4,
-        )
+def _is_known(array: jax.Array) -> bool:
+    return not isinstance(array, jax.core.Tracer)
+
+
+def _warn_that_empty(leaf_name: str) -> None:
+    warnings.warn(
+        f"'{leaf_name}' keeps none of its weights: its layer is dead. Lower the sparsity, exempt "
+        "it with per_layer or prunable=..., or use lamp scores.",
+        stacklevel=4,
+    )
 
 
 def _axis(what: str, axis: int, shape: tuple[int, ...]) -> int:

@@ -156,7 +156,9 @@ def _command(config: Config) -> str:
     """The command line with the flags that are not at their defaults."""
     default = Config()
     flags = [
-        f"--{flag.replace('_', '-')} {value}"
+        f"--{flag.replace('_', '-')} {value:g}"
+        if isinstance(value, float)
+        else f"--{flag.replace('_', '-')} {value}"
         for flag, value in vars(config).items()
         if value != getattr(default, flag) and flag not in ("out", *cli.NOT_SAVED)
     ]

@@ -25,6 +25,7 @@ from jaxprune.masks import like
 from jaxprune.methods.combine import once
 from jaxprune.pattern import _check_callables, select, unstructured
 from jaxprune.rules import kernels, named_leaves, quoted
+from jaxprune.scores import lamp, random
 from jaxprune.selection import defer
 
 
@@ -99,12 +100,17 @@ def prune(
 
 
 def _check_functions(score: Any, prunable: Any) -> None:
+    example_of = {random: "jp.random(key)", lamp: "jp.lamp()"}
     for argument, value, example in (
         ("score", score, "jp.magnitude, jp.random(key) or jp.lamp()"),
         ("prunable", prunable, "jp.kernels or jp.matching('*/kernel')"),
     ):
         if not callable(value):
             raise TypeError(f"prune: {argument} is a function, such as {example}; got {value!r}.")
+    if score in example_of:
+        raise TypeError(
+            f"prune: {score.__name__} makes a score: call it, as in {example_of[score]}."
+        )
 
 
 def _check_schedule(schedule: optax.Schedule) -> None:

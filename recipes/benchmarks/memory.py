@@ -7,40 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from recipes.benchmarks.section import Figure, Plan, Section, Target
+from recipes.benchmarks.section import Figure, Plan, Section, Target, megabytes, share
 from recipes.benchmarks.steps import State, describe, gradual, kernels, name_of, step_of
 from recipes.common import checkpoint
 from recipes.common.progress import progress
-from recipes.common.results import tree_bytes
 from recipes.common.timing import temp_bytes
 
-NO_SECOND_COPY = Target(1, unit="of the params")
+ALLOCATIONS = (jp.uniform, jp.erk, jp.global_threshold)
 
 
 def bytes_a_weight(plan: Plan) -> list[Section]:
     """What masks and steps cost in memory; no array of a step is made to find that out."""
     params = jax.eval_shape(lambda: kernels(plan.seed, plan.weights, plan.leaves)[0])
-    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-    allocations = (jp.uniform, jp.erk, jp.global_threshold)
     optimizers = {"adam": optax.adam(1e-3)}
-    optimizers |= {
-        f"sparsified, {name_of(allocation)}": gradual(jp.magnitude, allocation)
-        for allocation in allocations
-    }
+    optimizers |= {name_of(own): gradual(jp.magnitude, own) for own in ALLOCATIONS}
     with progress("memory", 1 + len(optimizers)) as show:
-        numbers = _masks(params, plan.seed)
+        masks = _masks(params, plan.seed)
         show(1, "masks")
+        states, temporary = {}, {}
         for i, (name, tx) in enumerate(optimizers.items()):
-            numbers[f"state of {name}"] = tree_bytes(_state(tx, params))
-            temporary = _temporary(tx, params)
-            if temporary is not None:
-                numbers[f"temporary in a step of {name}"] = temporary
+            states[name] = _bytes(_state(tx, params))
+            temporary[name] = _temporary(tx, params)
             show(2 + i, name)
-    return [_section(f"Memory of {describe(params)} in float32", numbers, weights)]
+    return [_of_masks(params, masks), _of_steps(params, states, temporary)]
 
 
 def _masks(params: Any, seed: int) -> dict[str, int]:
@@ -50,11 +42,12 @@ def _masks(params: Any, seed: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         saved = checkpoint.save_checkpoint(Path(folder), 0, masks)
         file = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
-    return {
-        "masks": tree_bytes(masks),
-        "masks, packed": tree_bytes(checkpoint.pack(masks)),
-        "masks, in a file": file,
-    }
+    return {"in memory": _bytes(masks), "in a file": file}
+
+
+def _bytes(tree: Any) -> int:
+    """Of all arrays, or of what only has their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _state(tx: optax.GradientTransformation, params: Any) -> State:
@@ -62,31 +55,43 @@ def _state(tx: optax.GradientTransformation, params: Any) -> State:
 
 
 def _temporary(tx: optax.GradientTransformation, params: Any) -> int | None:
-    """What one step needs beside its donated state and the gradients."""
+    """What one step needs beside its donated state and the gradients, an update included."""
     jitted = jax.jit(step_of(tx), donate_argnums=0)
     return temp_bytes(jitted.lower(_state(tx, params), params).compile())
 
 
-def _section(headline: str, numbers: dict[str, int], weights: int) -> Section:
-    param_bytes = weights * jnp.dtype(jnp.float32).itemsize
-    figures = [
-        Figure(name, numbers[name] / weights, Target(bound, unit="bytes a weight"))
-        for name, bound in (("masks", 1), ("masks, packed", 1 / 8))
-    ]
-    for name in ("uniform", "global"):
-        used = numbers.get(f"temporary in a step of sparsified, {name}")
-        if used is not None:
-            figures.append(
-                Figure(f"memory of an update, {name}", used / param_bytes, NO_SECOND_COPY)
-            )
+def _of_masks(params: Any, masks: dict[str, int]) -> Section:
+    weights = _bytes(params) // 4
+    metadata = 0.005  # beside the eighth of a byte
+    bounds = {"in memory": 1.0, "in a file": 1 / 8 + metadata}
+    return Section(
+        name="masks",
+        headline=f"Masks of {describe(params)}, half of them kept",
+        columns=("MB", "bytes a weight"),
+        rows=[[name, megabytes(x), f"{x / weights:.4f}"] for name, x in masks.items()],
+        numbers={"weights": weights, "bytes": masks},
+        figures=[
+            Figure(f"masks: {name}", masks[name] / weights, Target(bound, unit="bytes a weight"))
+            for name, bound in bounds.items()
+        ],
+    )
+
+
+def _of_steps(params: Any, states: dict[str, int], temporary: dict[str, int | None]) -> Section:
+    size = _bytes(params)
+    no_second_copy = Target(1, unit="of the params")
     return Section(
         name="memory",
-        headline=headline,
-        columns=("MB", "bytes a weight", "times the params"),
+        headline=f"Memory of adam and of sparsified adam, {describe(params)}",
+        columns=("state MB", "/ params", "temporary MB", "/ params"),
         rows=[
-            [name, f"{x / 1e6:,.2f}", f"{x / weights:.4f}", f"{x / param_bytes:.3f}"]
-            for name, x in numbers.items()
+            [name, megabytes(own), share(own, size), megabytes(used), share(used, size)]
+            for (name, own), used in zip(states.items(), temporary.values(), strict=True)
         ],
-        numbers={"weights": weights, "bytes": numbers},
-        figures=figures,
+        numbers={"param_bytes": size, "state_bytes": states, "temporary_bytes": temporary},
+        figures=[
+            Figure(f"memory: temporary, {name}", used / size, no_second_copy)
+            for name, used in temporary.items()
+            if used is not None and name != "adam"
+        ],
     )

@@ -27,7 +27,7 @@ class Target(NamedTuple):
     bound: float
     aim: float | None = None
     at_least: bool = False
-    unit: str = "x"
+    unit: str = ""
 
 
 class Figure(NamedTuple):
@@ -108,8 +108,10 @@ def comparison(
 
     def row(cell: str) -> list[str]:
         own = measured[cell]
-        times = [range_of(ratios[cell].get(to)) for to in baselines]
-        texts = [cell, milliseconds(Spread.of(own.seconds)), *times]
+        spreads = [ratios[cell].get(to) for to in baselines]
+        texts = [cell, digits(1e3 * Spread.of(own.seconds).median)]
+        texts += ["1" if spread is None else digits(spread.median) for spread in spreads]
+        texts.insert(3, quartiles(spreads[0]))
         if is_step:
             texts += [f"{own.compile_seconds:.2f}", share(own.temp_bytes, param_bytes)]
         return texts
@@ -119,13 +121,15 @@ def comparison(
         headline=headline,
         columns=(
             "ms",
-            *(f"times {to}" for to in baselines),
-            *(("compile s", "temp / params") if is_step else ()),
+            f"/ {baselines[0]}",
+            "quartiles",
+            *(f"/ {to}" for to in baselines[1:]),
+            *(("compile s", "temp") if is_step else ()),
         ),
         rows=[row(cell) for cell in measured],
         numbers={"cells": numbers, "baselines": list(baselines), "noise": _dict(first[control])},
         figures=[
-            Figure(f"{cell} / {baselines[0]}", first[cell].median, target)
+            Figure(f"{name}: {cell} / {baselines[0]}", first[cell].median, target)
             for cell, target in targets.items()
         ],
         bars={
@@ -136,22 +140,9 @@ def comparison(
     )
 
 
-def milliseconds(seconds: Spread) -> str:
-    """A median time in ms, and half of what lies between its quartiles."""
-    half = 1e3 * (seconds.high - seconds.low) / 2
-    return f"{_three_digits(1e3 * seconds.median)} ± {_three_digits(half)}"
-
-
-def range_of(spread: Spread | None) -> str:
-    """A median ratio and its quartiles."""
-    if spread is None:
-        return "1"
-    return " ".join(
-        (
-            _three_digits(spread.median),
-            f"[{_three_digits(spread.low)}, {_three_digits(spread.high)}]",
-        )
-    )
+def quartiles(spread: Spread | None) -> str:
+    """As "[low, high]"; nothing for None."""
+    return "" if spread is None else f"[{digits(spread.low)}, {digits(spread.high)}]"
 
 
 def share(part: int | None, whole: int | None) -> str:
@@ -159,10 +150,16 @@ def share(part: int | None, whole: int | None) -> str:
     return "-" if part is None or not whole else f"{part / whole:.3f}"
 
 
-def _three_digits(value: float) -> str:
-    for digits, limit in ((2, 10), (1, 100)):
-        if round(value, digits) < limit:
-            return f"{value:.{digits}f}"
+def megabytes(size: int | None) -> str:
+    """Bytes in MB; "-" if unknown."""
+    return "-" if size is None else f"{size / 1e6:,.2f}"
+
+
+def digits(value: float) -> str:
+    """Three digits of a number, more if it is large."""
+    for decimals, limit in ((2, 10), (1, 100)):
+        if round(value, decimals) < limit:
+            return f"{value:.{decimals}f}"
     return f"{value:,.0f}"
 
 

@@ -36,8 +36,8 @@ def many_seeds(plan: Plan) -> list[Section]:
     """Training steps of LeNet-300-100 for several seeds: in one program, and each by itself."""
     module, n = models.model("lenet", CLASSES), plan.seeds
     adam, sparse = optax.adam(1e-3), _gradual(jp.global_threshold)
-    singly, together = f"{n} dense runs", "dense, one program"
-    sparse_singly, sparse_together = f"{n} sparse runs", "sparse, one program"
+    singly, together = f"dense, {n} runs", "dense, 1 program"
+    sparse_singly, sparse_together = f"sparse, {n} runs", "sparse, 1 program"
     cells = [
         _training_cell(singly, module, adam, plan, n),
         _training_cell(f"{singly} (A/A)", module, adam, plan, n),
@@ -56,7 +56,7 @@ def many_seeds(plan: Plan) -> list[Section]:
         targets={together: Target(1)},
     )
     own = ratio(measured, sparse_together, sparse_singly).median
-    figure = Figure(f"{sparse_together} / {sparse_singly}", own, Target(1))
+    figure = Figure(f"seeds: {sparse_together} / {sparse_singly}", own, Target(1))
     return [section._replace(figures=[*section.figures, figure])]
 
 

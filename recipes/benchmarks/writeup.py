@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from recipes.benchmarks.section import Figure, Section
 
 FIGURE_COLUMNS = ("measured", "target", "aim", "")
+NOTE = """\
+The cells of a table are timed in one process, in another random order each round; a ratio is one
+of two times of the same round: its median [quartiles]. Of two identical programs (A/A) one is the
+baseline, and the other's ratio is noise: the grey band of the picture. An idle step is held to
+the upper quartile of that noise. Each update starts from dense weights. `temp` is what a program
+needs beside its arguments and results, in sizes of the params. Sorts are timed twice.\
+"""
 
 
 def to_terminal(section: Section) -> None:
@@ -47,10 +55,7 @@ def to_markdown(
                 for line in _markdown(section.headline, section.columns, section.rows)
             ),
             "",
-            "All cells of a table are timed in one process, in another random order each round; "
-            "a ratio is one of two times of the same round: its median [quartiles]. Times are "
-            "medians ± half the distance of the quartiles. Of two identical programs (A/A) one is "
-            "the baseline; the other's ratio is noise, the grey band of the picture.",
+            NOTE,
             "",
             f"All numbers are in `{summary_file}`.",
             "",
@@ -62,7 +67,7 @@ def _figure_rows(figures: Sequence[Figure]) -> list[list[str]]:
     return [
         [
             figure.name,
-            f"{figure.measured:.3g} {figure.target.unit}",
+            f"{figure.measured:.3g} {figure.target.unit}".strip(),
             f"{'≥' if figure.target.at_least else '≤'} {figure.target.bound:.3g}",
             "" if figure.target.aim is None else f"{figure.target.aim:g}",
             "met" if figure.is_met else "missed",
@@ -72,7 +77,10 @@ def _figure_rows(figures: Sequence[Figure]) -> list[list[str]]:
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table("", *columns, title=title, title_justify="left", title_style="bold")
+    table = Table(
+        "", *columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:

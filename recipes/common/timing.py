@@ -20,6 +20,7 @@ import numpy as np
 from recipes.common.progress import progress
 
 Clock = Callable[[], float]  # seconds
+_TRIES = 8  # at the length of a sample, each at most ten times the one before
 
 
 class Spread(NamedTuple):
@@ -137,13 +138,14 @@ class Program:
 
     def warm_up(self, least_seconds: float) -> None:
         """Touches all memory; then makes a sample last at least `least_seconds`."""
-        for _ in range(2):  # what the first run takes has pages to fault, and code to load
+        for _ in range(_TRIES):  # the first run has pages to fault and code to load
             began = self.clock()
             self.run()
             seconds = self.clock() - began
             if seconds >= least_seconds:
                 return
-        self.steps = self.cell.period * math.ceil(least_seconds / max(seconds, 1e-6))
+            growth = min(1.2 * least_seconds / max(seconds, 1e-9), 10)
+            self.steps = self.cell.period * math.ceil(self.steps * growth / self.cell.period)
 
 
 def temp_bytes(compiled: Any) -> int | None:
@@ -195,7 +197,7 @@ def measure(
 @contextmanager
 def no_compilation_cache() -> Iterator[None]:
     """Within it every program is compiled anew, whatever JAX_COMPILATION_CACHE_DIR holds."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

@@ -160,8 +160,8 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         # all leaves in one loop: each by itself gives the same masks, and compiles longer
         kept = jax.tree.map(lambda x, own: x.size - count(own, x.size), tree, sparsities)
         masks = jax.tree.unflatten(treedef, largest(leaves, jax.tree.leaves(kept)))
-        for (leaf_name, n), (_, mask) in zip(named_leaves(kept), named_leaves(masks), strict=True):
-            if isinstance(n, int) and not n and mask.size and not _is_known(mask):
+        for (leaf_name, n), (_, own) in zip(named_leaves(kept), named_leaves(masks), strict=True):
+            if isinstance(n, int) and not n and own.size and not _is_known(own):
                 _warn_that_empty(leaf_name)  # the count is known while tracing, the mask is not
         return masks
 

@@ -40,8 +40,8 @@ def count(sparsity: Any, size: int) -> Any:
     if isinstance(sparsity, (int, np.integer)):
         return min(int(sparsity), size)
     if isinstance(sparsity, float):  # np.float64 too
-        # digits of a count first: 0.145 * 100 is 14.499999999999998 in binary
-        return round(round(sparsity * size, 10 - len(str(size))))
+        # fifteen digits first: 0.145 * 100 is 14.499999999999998 in binary
+        return round(round(sparsity * size, 15 - len(str(size))))
     sparsity = jnp.asarray(sparsity)
     if jnp.issubdtype(sparsity.dtype, jnp.integer):
         return jnp.minimum(sparsity.astype(jnp.int32), size)
@@ -176,13 +176,14 @@ def _rankable(x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]) 
       strides: of each axis, in entries.
     """
     x = x.astype(jnp.float32)
+    x = jnp.where(jnp.isnan(x), jnp.inf, x)
     # places become the bits of normal floats: one comparison serves values and places
     place = jnp.full_like(x, np.uint32(last + _NORMAL_BITS), dtype=jnp.uint32)  # sharded like x
     for axis, stride in enumerate(strides):
         place -= lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
     is_tied = lax.bitcast_convert_type(place, jnp.float32)
     among = jnp.where(x > tied, jnp.inf, jnp.where(x == tied, is_tied, -jnp.inf))
-    return jnp.where(jnp.isnan(tied), jnp.where(jnp.isnan(x), jnp.inf, x), among)
+    return jnp.where(jnp.isnan(tied), x, among)
 
 
 def _sums(flags: Sequence[jax.Array]) -> jax.Array:
@@ -235,14 +236,16 @@ def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Ar
             tied=jnp.where(ends, _value(low), state.tied),
         )
 
-    k, wants_none = jnp.maximum(k, 1), k < 1
+    k, wants_none = jnp.clip(k, 1, total), k < 1
     start = _Search(
         passes=jnp.int32(0),
         low=jnp.zeros(total.shape, jnp.uint32),
         n_low=jnp.asarray(total),
         tied=jnp.full(total.shape, jnp.nan, jnp.float32),
     )
-    found = lax.while_loop(lambda state: (state.n_low != k).any(), one_pass, start)
+    found = lax.while_loop(
+        lambda state: (state.n_low != k).any() & (state.passes < 2 * _VALUE_PASSES), one_pass, start
+    )
     low = _value(jnp.maximum(found.low, _LOWEST))
     threshold = jnp.where(wants_none, jnp.nan, low)  # nothing is at least nan
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
 from recipes.benchmarks.training import compile_time, many_seeds
 from recipes.common import cli, models, results, run, timing
+from recipes.common.errors import RecipeError
 
 PROGRAM = "python -m recipes.bench"
 RATIOS = "plots/ratios.png"
@@ -78,13 +79,7 @@ def bench(config: Config) -> dict[str, Any]:
     began = time.perf_counter()
     environment = machine()
     print(", ".join(f"{name} {value}" for name, value in environment.items()), flush=True)
-    sections: list[Section] = []
-    with timing.no_compilation_cache():
-        for name in names:
-            found = BENCHMARKS[name](plan)
-            for section in found:
-                writeup.to_terminal(section)
-            sections += found
+    sections = list(_sections(names, plan))
     summary = {
         "recipe": "bench",
         "studies": "time and memory of masks beside dense training",
@@ -98,6 +93,23 @@ def bench(config: Config) -> dict[str, Any]:
     writeup.figures_to_terminal([figure for section in sections for figure in section.figures])
     print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
     return summary
+
+
+def _sections(names: Sequence[str], plan: Plan) -> Iterator[Section]:
+    """What the benchmarks `names` find, each printed at once."""
+    with timing.no_compilation_cache():
+        for name in names:
+            try:
+                found = BENCHMARKS[name](plan)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                    raise RecipeError(
+                        f"out of memory in '{name}'; choose fewer --weights"
+                    ) from error
+                raise
+            for section in found:
+                writeup.to_terminal(section)
+            yield from found
 
 
 def plan_of(config: Config) -> Plan:
@@ -156,9 +168,7 @@ def _command(config: Config) -> str:
     """The command line with the flags that are not at their defaults."""
     default = Config()
     flags = [
-        f"--{flag.replace('_', '-')} {value:g}"
-        if isinstance(value, float)
-        else f"--{flag.replace('_', '-')} {value}"
+        f"--{flag.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
         for flag, value in vars(config).items()
         if value != getattr(default, flag) and flag not in ("out", *cli.NOT_SAVED)
     ]

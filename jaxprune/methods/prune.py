@@ -107,7 +107,7 @@ def _check_functions(score: Any, prunable: Any) -> None:
     ):
         if not callable(value):
             raise TypeError(f"prune: {argument} is a function, such as {example}; got {value!r}.")
-    if score in example_of:
+    if any(score is maker for maker in example_of):
         raise TypeError(
             f"prune: {score.__name__} makes a score: call it, as in {example_of[score]}."
         )

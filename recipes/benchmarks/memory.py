@@ -71,7 +71,7 @@ def _of_masks(params: Any, masks: dict[str, int]) -> Section:
         rows=[[name, megabytes(x), f"{x / weights:.4f}"] for name, x in masks.items()],
         numbers={"weights": weights, "bytes": masks},
         figures=[
-            Figure(f"masks: {name}", masks[name] / weights, Target(bound, unit="bytes a weight"))
+            Figure(f"masks: bytes a weight {name}", masks[name] / weights, Target(bound))
             for name, bound in bounds.items()
         ],
     )
@@ -79,7 +79,6 @@ def _of_masks(params: Any, masks: dict[str, int]) -> Section:
 
 def _of_steps(params: Any, states: dict[str, int], temporary: dict[str, int | None]) -> Section:
     size = _bytes(params)
-    no_second_copy = Target(1, unit="of the params")
     return Section(
         name="memory",
         headline=f"Memory of adam and of sparsified adam, {describe(params)}",
@@ -90,7 +89,7 @@ def _of_steps(params: Any, states: dict[str, int], temporary: dict[str, int | No
         ],
         numbers={"param_bytes": size, "state_bytes": states, "temporary_bytes": temporary},
         figures=[
-            Figure(f"memory: temporary, {name}", used / size, no_second_copy)
+            Figure(f"memory: temporary / params, {name}", used / size, Target(1))
             for name, used in temporary.items()
             if used is not None and name != "adam"
         ],

@@ -27,7 +27,6 @@ class Target(NamedTuple):
     bound: float
     aim: float | None = None
     at_least: bool = False
-    unit: str = ""
 
 
 class Figure(NamedTuple):
@@ -50,7 +49,6 @@ class Figure(NamedTuple):
             "target": self.target.bound,
             "aim": self.target.aim,
             "at_least": self.target.at_least,
-            "unit": self.target.unit,
             "met": self.is_met,
         }
 
@@ -141,8 +139,8 @@ def comparison(
 
 
 def quartiles(spread: Spread | None) -> str:
-    """As "[low, high]"; nothing for None."""
-    return "" if spread is None else f"[{digits(spread.low)}, {digits(spread.high)}]"
+    """As "low-high"; nothing for None."""
+    return "" if spread is None else f"{digits(spread.low)}-{digits(spread.high)}"
 
 
 def share(part: int | None, whole: int | None) -> str:

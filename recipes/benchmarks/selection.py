@@ -16,7 +16,7 @@ from recipes.common.results import tree_bytes
 from recipes.common.timing import Cell, measure, ratio
 
 IN_PLACE, CONTROL, FRESH = "-x, in place", "-x, in place (A/A)", "-x, new array"
-SELECT, ONE_LEAF = "select, global", "unstructured, one leaf"
+SELECT, ONE_LEAF = "select, global", "unstructured, 1 leaf"
 SORTS = ("argsort", "sort", "top_k")
 SORT_ROUNDS = 2  # a sort of 10M takes seconds
 ROUGHLY_ONCE = Target(6, aim=3)
@@ -27,9 +27,10 @@ def selection(plan: Plan) -> list[Section]:
     params, _ = kernels(plan.seed, plan.weights, plan.leaves)
     cells = _cells(params)
     measured = measure("selection", cells, plan.repeats, plan.seed, plan.least_seconds)
+    headline = f"Selection of {1 - SPARSITY:.0%} of {describe(params)}, beside one read and write"
     section = comparison(
         name="selection",
-        headline=f"Selection of {1 - SPARSITY:.0%} of {describe(params)}, beside one read and write",
+        headline=headline,
         measured=measured,
         baselines=[IN_PLACE, FRESH],
         control=CONTROL,

@@ -23,6 +23,7 @@ BATCH, CLASSES = 128, 10
 IMAGES = {"resnet20": (BATCH, 32, 32, 3)}  # the others see MNIST's shape
 MNIST = (BATCH, 28, 28, 1)
 COMPILE_AT_MOST = {"resnet20": 2}  # one takes ten seconds
+ALLOCATIONS = (jp.uniform, jp.erk, jp.global_threshold)
 EVERY = 10  # steps between updates of the masks
 DENSE, CONTROL = "dense", "dense (A/A)"
 
@@ -103,7 +104,8 @@ def _training_cell(
 
 def _compile_time_of(model: str, plan: Plan) -> Section:
     module = models.model(model, CLASSES)
-    allocations = (jp.uniform, jp.erk, jp.global_threshold)
+    # what differs between allocations is the same for all models
+    allocations = ALLOCATIONS if model == "lenet" else ALLOCATIONS[-1:]
     optimizers = {DENSE: optax.adam(1e-3), CONTROL: optax.adam(1e-3)}
     optimizers |= {name_of(allocation): _gradual(allocation) for allocation in allocations}
     lowered = {name: _lowering(module, tx, model) for name, tx in optimizers.items()}

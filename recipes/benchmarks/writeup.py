@@ -13,7 +13,7 @@ from recipes.benchmarks.section import Figure, Section
 FIGURE_COLUMNS = ("measured", "target", "aim", "")
 NOTE = """\
 The cells of a table are timed in one process, in another random order each round; a ratio is one
-of two times of the same round: its median [quartiles]. Of two identical programs (A/A) one is the
+of two times of the same round: its median and its quartiles. Of two identical programs (A/A) one is the
 baseline, and the other's ratio is noise: the grey band of the picture. An idle step is held to
 the upper quartile of that noise. Each update starts from dense weights. `temp` is what a program
 needs beside its arguments and results, in sizes of the params. Sorts are timed twice.\
@@ -67,8 +67,8 @@ def _figure_rows(figures: Sequence[Figure]) -> list[list[str]]:
     return [
         [
             figure.name,
-            f"{figure.measured:.3g} {figure.target.unit}".strip(),
-            f"{'≥' if figure.target.at_least else '≤'} {figure.target.bound:.3g}",
+            f"{figure.measured:.3g}",
+            f"{'≥' if figure.target.at_least else '≤'}{figure.target.bound:.3g}",
             "" if figure.target.aim is None else f"{figure.target.aim:g}",
             "met" if figure.is_met else "missed",
         ]
@@ -80,7 +80,6 @@ def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     table = Table(
         "", *columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD
     )
-    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:

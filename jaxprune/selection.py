@@ -45,8 +45,15 @@ def count(sparsity: Any, size: int) -> Any:
     sparsity = jnp.asarray(sparsity)
     if jnp.issubdtype(sparsity.dtype, jnp.integer):
         return jnp.minimum(sparsity.astype(jnp.int32), size)
-    decimal = jnp.round(sparsity.astype(jnp.float32) * _GRID).astype(jnp.int32)
-    return _rounded_quotient(decimal, size)
+    return _rounded_quotient(_decimal(sparsity.astype(jnp.float32)), size)
+
+
+def _decimal(fraction: jax.Array) -> jax.Array:
+    """`round(fraction * 10**7)`, int32: in float32 the product itself would be off by one."""
+    bits = jnp.round(fraction * 2**24).astype(jnp.int32)
+    # 10**7 / 2**24 = 78125 / 2**17, in two halves of twelve bits
+    high, low = (bits >> 12) * 78125, (bits & 4095) * 78125
+    return (high >> 5) + (((high & 31) * 4096 + low + 2**16) >> 17)
 
 
 def _rounded_quotient(decimal: jax.Array, size: int) -> jax.Array:

@@ -42,15 +42,16 @@ def count(sparsity: Any, size: int) -> Any:
     if isinstance(sparsity, float):  # np.float64 too
         # fifteen digits first: 0.145 * 100 is 14.499999999999998 in binary
         return round(round(sparsity * size, 15 - len(str(size))))
+    # A traced value can't be refused: one that is no sparsity prunes none, or all.
     sparsity = jnp.asarray(sparsity)
     if jnp.issubdtype(sparsity.dtype, jnp.integer):
-        return jnp.minimum(sparsity.astype(jnp.int32), size)
+        return jnp.clip(sparsity.astype(jnp.int32), 0, size)
     return _rounded_quotient(_decimal(sparsity.astype(jnp.float32)), size)
 
 
 def _decimal(fraction: jax.Array) -> jax.Array:
     """`round(fraction * 10**7)`, int32: in float32 the product itself would be off by one."""
-    bits = jnp.round(fraction * 2**24).astype(jnp.int32)
+    bits = jnp.round(jnp.clip(fraction, 0.0, 1.0) * 2**24).astype(jnp.int32)
     # 10**7 / 2**24 = 78125 / 2**17, in two halves of twelve bits
     high, low = (bits >> 12) * 78125, (bits & 4095) * 78125
     return (high >> 5) + (((high & 31) * 4096 + low + 2**16) >> 17)

@@ -171,7 +171,12 @@ def test_block_keeps_the_largest_means():
     s = jnp.array([[1.0, 1, 9, 0], [1, 1, 0, 0], [4, 4, 2, 2], [4, 4, 2, 3]])
     # means 1, 2.25; 4, 2.25
     assert kept(masked(jp.block(2, 2), s, 0.25)) == [[0, 0, 1, 1], [0, 0, 1, 1], [1] * 4, [1] * 4]
-    assert kept(masked(jp.block(2, 2), s, 0.5)) == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    assert kept(masked(jp.block(2, 2), s, 0.5)) == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [1, 1, 0, 0],
+        [1, 1, 0, 0],
+    ]
     assert kept(masked(jp.block(1, 4), s, 0.5)) == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
 
 
@@ -244,7 +249,9 @@ def test_block_ranks_what_is_left_of_a_pruned_block():
 
 
 def test_channel_keeps_the_largest_means():
-    s = jnp.array([[1.0, 5.0, 2.0], [1.0, 0.0, 4.0]])  # means of columns 1, 2.5, 3; of rows 8/3, 5/3
+    s = jnp.array(
+        [[1.0, 5.0, 2.0], [1.0, 0.0, 4.0]]
+    )  # means of columns 1, 2.5, 3; of rows 8/3, 5/3
     assert kept(masked(jp.channel(), s, 1 / 3)) == [[0, 1, 1], [0, 1, 1]]
     assert kept(masked(jp.channel(-1), s, 2 / 3)) == [[0, 0, 1], [0, 0, 1]]
     assert kept(masked(jp.channel(0), s, 0.5)) == [[1, 1, 1], [0, 0, 0]]
@@ -293,8 +300,15 @@ def test_select_under_a_global_threshold_prunes_an_exact_number(params, sparsity
     assert zeros == round(sparsity * 58)
 
 
-@pytest.mark.parametrize("pattern", [jp.unstructured, jp.block(2, 2), jp.channel()])
-@pytest.mark.parametrize("allocation", [jp.uniform, jp.erk, jp.global_threshold])
+@pytest.mark.parametrize(
+    ("allocation", "pattern"),
+    [
+        (jp.erk, jp.unstructured),
+        (jp.global_threshold, jp.unstructured),
+        (jp.global_threshold, jp.channel()),
+    ],
+    ids=["erk", "global", "global channels"],
+)
 def test_select_jitted_equals_eager(params, allocation, pattern):
     select = lambda p: jp.select(jp.magnitude(jp.kernels(p)), allocation, 0.5, pattern)
     jax.tree.map(np.testing.assert_array_equal, jax.jit(select)(params), select(params))
@@ -315,7 +329,12 @@ def test_select_by_an_allocation_and_a_pattern_of_ones_own():
 
 
 def test_select_of_a_bare_array():
-    assert kept(jp.select(jnp.array([3.0, 1.0, 2.0, 0.0]), jp.global_threshold, 0.5)) == [1, 0, 1, 0]
+    assert kept(jp.select(jnp.array([3.0, 1.0, 2.0, 0.0]), jp.global_threshold, 0.5)) == [
+        1,
+        0,
+        1,
+        0,
+    ]
 
 
 def test_select_over_sparsities_by_vmap():
@@ -330,21 +349,34 @@ def test_select_over_sparsities_by_vmap():
 
 def test_an_empty_layer_is_warned_of_by_its_path_at_the_users_line():
     scores = {"body": {"kernel": 9 + jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((1, 2))}}
-    with pytest.warns(UserWarning, match="'head/kernel' keeps none of its 2 weights") as record:
-        jp.select(scores, jp.global_threshold, 1 / 3)
-    assert len(record) == 1 and record[0].filename == __file__
-    assert "Lower the sparsity, exempt it with per_layer" in str(record[0].message)
+    for allocation, sparsity in (
+        (jp.global_threshold, 1 / 3),
+        (jp.per_layer({"head/*": 0.9}), 0.0),
+    ):
+        with pytest.warns(UserWarning, match="'head/kernel' keeps none of its weights") as record:
+            jp.select(scores, allocation, sparsity)
+        assert len(record) == 1 and record[0].filename == __file__
+        assert "Lower the sparsity, exempt it with per_layer" in str(record[0].message)
 
 
 def test_an_empty_layer_is_warned_of_with_every_pattern():
-    with pytest.warns(UserWarning, match="'small' keeps none of its 2 weights"):
+    with pytest.warns(UserWarning, match="'small' keeps none of its weights"):
         jp.select({"small": jnp.ones((1, 2))}, jp.uniform, 0.9, jp.channel())
 
 
-def test_an_empty_layer_is_not_known_under_jit():
+def test_an_empty_layer_is_warned_of_under_jit_where_its_count_is_known():
+    # 1.8 of 2 weights is both
+    select = lambda s: jp.select(s, jp.uniform, 0.9)
+    with pytest.warns(UserWarning, match="'small' keeps none of its weights") as record:
+        jax.jit(select)({"small": jnp.ones((1, 2))})
+    assert len(record) == 1 and record[0].filename == __file__
+
+
+def test_an_empty_layer_is_not_known_under_jit_with_a_global_threshold():
+    scores = {"big": 9 + jnp.ones((4, 4)), "small": jnp.ones((1, 2))}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        masks = jax.jit(lambda s: jp.select(s, jp.uniform, 0.9))({"small": jnp.ones((1, 2))})
+        masks = jax.jit(lambda s: jp.select(s, jp.global_threshold, 0.5))(scores)
     assert kept(masks["small"]) == [[0, 0]]
 
 

@@ -141,8 +141,12 @@ def test_random_needs_a_key(key):
 # --- lamp ----------------------------------------------------------------------------------------
 
 
+def lamp(params):
+    return jax.jit(jp.lamp())(params)
+
+
 def test_lamp_of_the_card():
-    scores = jp.lamp()({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([0.3, 0.1, 0.2, 0.4])})
+    scores = lamp({"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([0.3, 0.1, 0.2, 0.4])})
     # 1/14, 4/13; .09/.25, .01/.30, .04/.29
     np.testing.assert_allclose(scores["a"], [1.0, 0.0714, 0.3077], atol=5e-5)
     np.testing.assert_allclose(scores["b"], [0.36, 0.0333, 0.1379, 1.0], atol=5e-5)
@@ -156,34 +160,35 @@ def pruned_by_layer(scores, allocation, sparsity):
 def test_lamp_and_magnitude_under_one_global_threshold():
     weights = {"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([0.3, 0.1, 0.2, 0.4])}
     keep_four = 3 / 7
-    lamp = pruned_by_layer(jp.lamp()(weights), jp.global_threshold, keep_four)
-    np.testing.assert_allclose(lamp, [1 / 3, 1 / 2], rtol=1e-6)
+    layers = pruned_by_layer(lamp(weights), jp.global_threshold, keep_four)
+    np.testing.assert_allclose(layers, [1 / 3, 1 / 2], rtol=1e-6)
     # global magnitude keeps all of the first layer and one weight of the second
     magnitude = pruned_by_layer(jp.magnitude(weights), jp.global_threshold, keep_four)
     assert magnitude == [0, 0.75]
 
 
 def test_lamp_empties_no_layer():
-    weights = {"big": 100 * jnp.ones((10, 10)), "small": 1e-3 * jnp.arange(1.0, 101).reshape(10, 10)}
-    masks = jp.select(jp.lamp()(weights), jp.global_threshold, 0.98)
+    weights = {
+        "big": 100 * jnp.ones((10, 10)),
+        "small": 1e-3 * jnp.arange(1.0, 101).reshape(10, 10),
+    }
+    masks = jp.select(lamp(weights), jp.global_threshold, 0.98)
     assert all(int(mask.sum()) >= 1 for mask in masks.values())
 
 
 def test_lamp_ranks_equals_as_select_does():
-    assert jp.lamp()({"a": jnp.array([1.0, 1.0, 1.0])})["a"].tolist() == pytest.approx(
-        [1, 1 / 2, 1 / 3]
-    )
+    assert lamp({"a": jnp.array([1.0, 1.0, 1.0])})["a"].tolist() == pytest.approx([1, 1 / 2, 1 / 3])
 
 
 def test_lamp_keeps_the_order_within_a_layer():
-    s = jnp.abs(jax.random.normal(jax.random.key(0), (6, 7)))
-    scores = jp.lamp(lambda params, **_: params)({"a": s})["a"]
-    np.testing.assert_array_equal(jnp.argsort(s.ravel()), jnp.argsort(scores.ravel()))
-    assert float(scores.max()) == 1
+    s = np.abs(np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32))
+    scores = np.asarray(lamp({"a": jnp.asarray(s)})["a"])
+    np.testing.assert_array_equal(np.argsort(s.ravel()), np.argsort(scores.ravel()))
+    assert scores.max() == 1
 
 
 def test_lamp_of_zeros_and_of_nothing():
-    scores = jp.lamp()({"zeros": jnp.zeros(3), "empty": jnp.zeros((0, 2)), "none": None})
+    scores = lamp({"zeros": jnp.zeros(3), "empty": jnp.zeros((0, 2)), "none": None})
     assert scores["zeros"].tolist() == [0, 0, 0]
     assert scores["empty"].shape == (0, 2) and scores["none"] is None
 
@@ -191,7 +196,9 @@ def test_lamp_of_zeros_and_of_nothing():
 def test_lamp_of_another_score_passes_the_context():
     scores = jp.lamp(jp.gradient)(W, grads=G, step=0)
     # g^2: .25, 4, 0, .0625
-    np.testing.assert_allclose(scores["kernel"], [[0.25 / 4.25, 1], [0, 0.0625 / 4.3125]], rtol=1e-6)
+    np.testing.assert_allclose(
+        scores["kernel"], [[0.25 / 4.25, 1], [0, 0.0625 / 4.3125]], rtol=1e-6
+    )
     with pytest.raises(ValueError, match="gradient needs gradients"):
         jp.lamp(jp.gradient)(W)
 
@@ -200,10 +207,10 @@ def test_lamp_of_another_score_passes_the_context():
 def test_lamp_does_not_depend_on_the_scale_of_a_layer(scale):
     # squares of saliencies leave float32's range long before they do
     w = jnp.array([3.0, 1.0, 2.0])
-    np.testing.assert_array_equal(jp.lamp()({"a": scale * w})["a"], jp.lamp()({"a": w})["a"])
+    np.testing.assert_array_equal(lamp({"a": scale * w})["a"], lamp({"a": w})["a"])
 
 
 def test_scores_by_seed_under_vmap():
     w = jnp.array([[3.0, 1.0, 2.0], [1.0, 5.0, 5.0]])
-    lanes = jax.vmap(lambda w: jp.lamp()({"a": w})["a"])(w)
+    lanes = jax.vmap(lambda w: lamp({"a": w})["a"])(w)
     np.testing.assert_allclose(lanes, [[1, 1 / 14, 4 / 13], [1 / 51, 1, 0.5]], rtol=1e-6)

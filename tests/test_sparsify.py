@@ -177,7 +177,9 @@ def test_unusual_leaves_beside_a_kernel(hole):
 
 
 def test_a_bare_array():
-    after, state = run(jp.sparsify(optax.adam(0.1), one_shot(prunable=lambda p: p)), PARAMS["kernel"])
+    after, state = run(
+        jp.sparsify(optax.adam(0.1), one_shot(prunable=lambda p: p)), PARAMS["kernel"]
+    )
     assert ((after == 0) == ~jp.get_masks(state)).all() and int((after == 0).sum()) == 2
 
 
@@ -319,7 +321,13 @@ def test_a_transform_that_was_not_called(maker):
 
 @pytest.mark.parametrize(
     ("transform", "kind"),
-    [(None, "NoneType"), (0.9, "float"), (MASKS, "dict"), (optax.adam(0.1), "Gradient"), ((1, 2), "tuple")],
+    [
+        (None, "NoneType"),
+        (0.9, "float"),
+        (MASKS, "dict"),
+        (optax.adam(0.1), "Gradient"),
+        ((1, 2), "tuple"),
+    ],
 )
 def test_no_transform(transform, kind):
     with pytest.raises(TypeError, match=f"sparsify needs a mask transform.*got {kind}"):
@@ -362,6 +370,6 @@ def test_an_optimizer_with_masks_already(inner):
 
 def test_masks_of_other_params_are_refused_in_init():
     with pytest.raises(ValueError, match="the mask of 'kernel' has shape"):
-        jp.sparsify(optax.adam(0.1), jp.fixed({"kernel": jnp.ones((3, 2), bool), "bias": None})).init(
-            PARAMS
-        )
+        jp.sparsify(
+            optax.adam(0.1), jp.fixed({"kernel": jnp.ones((3, 2), bool), "bias": None})
+        ).init(PARAMS)

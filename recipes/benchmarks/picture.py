@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from recipes.benchmarks.section import Section
+from recipes.benchmarks.section import Section, digits
 from recipes.common.plots import COLORS, STYLE
 
 MET, MISSED, NO_BOUND = COLORS[2], COLORS[1], COLORS[0]
@@ -36,31 +36,32 @@ def ratios(sections: Sequence[Section]) -> bytes:
 def _panel(axes: Axes, section: Section) -> None:
     if section.noise:
         axes.axvspan(section.noise.low, section.noise.high, color="#d8d8d8", zorder=0)
-    for row, (label, (spread, bound)) in enumerate(section.bars.items()):
+    for row, (spread, bound) in enumerate(section.bars.values()):
         is_met = bound is None or spread.median <= bound
         color = NO_BOUND if bound is None else MET if is_met else MISSED
         axes.barh(row, spread.median - 1, left=1, height=0.6, color=color)
         axes.plot([spread.low, spread.high], [row, row], color="#222222", linewidth=1)
         if bound is not None:
             axes.plot([bound], [row], marker="|", markersize=11, color="black")
-        end = max(spread.high, bound or 0, 1)
-        text = f"{label}   {spread.median:.3g}"
-        axes.annotate(
-            text.split("   ")[1], (end, row), (5, 0), textcoords="offset points",
-            va="center", fontsize=8, color="#333333",
-        )  # fmt: skip
-    ends = [x for bar in section.bars.values() for x in (*bar.ratio, bar.bound or 1)]
-    axes.set_xscale("log")
-    axes.set_xlim(min(0.8, 0.9 * min(ends)), max(1.6, 1.35 * max(ends)))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+        place = axes.get_yaxis_transform()  # across the panel in x, rows in y
+        axes.text(1.08, row, digits(spread.median), transform=place, ha="right", va="center")
+    _log_axis(axes, [x for bar in section.bars.values() for x in (*bar.ratio, bar.bound or 1)])
     axes.axvline(1, color="#222222", linewidth=0.8)
     axes.set_yticks(np.arange(len(section.bars)), list(section.bars))
-    axes.set_title(section.headline, fontsize=8)
+    axes.set_title(section.headline)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
+
+
+def _log_axis(axes: Axes, shown: Sequence[float]) -> None:
+    low, high = min(0.9, 0.9 * min(shown)), max(1.5, 1.1 * max(shown))
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    few = high / low > 5
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1, 1.2, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _png(figure: Figure) -> bytes:

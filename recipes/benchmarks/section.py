@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from recipes.common.timing import Measured, Spread, ratio
+from recipes.common.timing import Measured, Spread, noise, ratio
 
 
 class Plan(NamedTuple):
@@ -70,7 +70,7 @@ class Section(NamedTuple):
     numbers: Mapping[str, Any]  # for summary.json
     figures: Sequence[Figure] = ()
     bars: Mapping[str, Bar] = {}
-    noise: Spread | None = None  # the ratio of two identical cells
+    noise: Spread | None = None  # what the ratio of identical cells may be
 
 
 def comparison(
@@ -82,7 +82,7 @@ def comparison(
     targets: Mapping[str, Target],
     param_bytes: int | None = None,
 ) -> Section:
-    """Times beside those of the `baselines`; the ratio of `control` to the first one is noise.
+    """Times beside those of the `baselines`; `control` is identical to the first one.
 
     Args:
       targets: cell -> what its ratio to the first baseline must come to.
@@ -92,6 +92,7 @@ def comparison(
         cell: {to: ratio(measured, cell, to) for to in baselines if to != cell} for cell in measured
     }
     first = {cell: own[baselines[0]] for cell, own in ratios.items() if baselines[0] in own}
+    band = noise(measured, control, baselines[0])
     is_step = all(cell.compile_seconds is not None for cell in measured.values())
     numbers = {
         cell: {
@@ -125,7 +126,7 @@ def comparison(
             *(("compile s", "temp") if is_step else ()),
         ),
         rows=[row(cell) for cell in measured],
-        numbers={"cells": numbers, "baselines": list(baselines), "noise": _dict(first[control])},
+        numbers={"cells": numbers, "baselines": list(baselines), "noise": _dict(band)},
         figures=[
             Figure(f"{name}: {cell} / {baselines[0]}", first[cell].median, target)
             for cell, target in targets.items()
@@ -134,7 +135,7 @@ def comparison(
             cell: Bar(spread, targets[cell].bound if cell in targets else None)
             for cell, spread in first.items()
         },
-        noise=first[control],
+        noise=band,
     )
 
 

@@ -49,8 +49,7 @@ def many_seeds(plan: Plan) -> list[Section]:
     measured = measure("seeds", cells, plan.repeats, plan.seed, plan.least_seconds)
     section = comparison(
         name="seeds",
-        headline=f"Training step of LeNet-300-100 for {n} seeds, batch {BATCH} each, masks "
-        f"updated at every {EVERY}th",
+        headline=f"LeNet-300-100, {n} seeds: training step, masks updated at every {EVERY}th",
         measured=measured,
         baselines=[singly, sparse_singly],
         control=f"{singly} (A/A)",

@@ -11,12 +11,18 @@ from rich.table import Table
 from recipes.benchmarks.section import Figure, Section
 
 FIGURE_COLUMNS = ("measured", "target", "aim", "")
+CAPTION = """\
+Ratios to the first line of each table: medians, and a whisker between the quartiles. The grey band
+is noise. A black tick is what was asked for: met where the bar is blue, missed where it is orange.\
+"""
+WIDTH = 100  # of tables that go to a file
 NOTE = """\
 The cells of a table are timed in one process, in another random order each round; a ratio is one
-of two times of the same round: its median and its quartiles. Of two identical programs (A/A) one is the
-baseline, and the other's ratio is noise: the grey band of the picture. An idle step is held to
-the upper quartile of that noise. Each update starts from dense weights. `temp` is what a program
-needs beside its arguments and results, in sizes of the params. Sorts are timed twice.\
+of two times of the same round: the median and its quartiles. Of two identical programs (A/A) one
+is the baseline, and the other's quartiles (or their inverses) are noise: an idle step is held to
+it. Updates are those of a rising sparsity, one after the other.
+`temp` is what a program needs beside its arguments and results, in sizes of the params. Sorts are
+timed twice.\
 """
 
 
@@ -48,7 +54,7 @@ def to_markdown(
             "",
             f"Run it again: `{command}`",
             *(_markdown("What was asked for", FIGURE_COLUMNS, _figure_rows(figures))),
-            *((f"\n![Ratios]({picture})",) if picture else ()),
+            *((f"\n![Ratios]({picture})\n\n{CAPTION}",) if picture else ()),
             *(
                 line
                 for section in sections
@@ -85,6 +91,8 @@ def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     console.print(table, "", sep="\n")
 
 

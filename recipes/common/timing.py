@@ -48,6 +48,7 @@ class Cell:
       donate: whether a step may overwrite the state that it was given.
       at_most: rounds that it takes part in, the first ones; None for all.
       period: a sample is a multiple of so many steps.
+      lifetime: after so many steps there is a new first state, outside the clock; None for never.
       times: one step counts as so many.
     """
 
@@ -58,6 +59,7 @@ class Cell:
     donate: bool = True
     at_most: int | None = None
     period: int = 1
+    lifetime: int | None = None
     times: int = 1
 
 
@@ -79,6 +81,12 @@ def ratio(measured: Mapping[str, Measured], name: str, to: str) -> Spread:
     """How many times as long as the cell `to` the cell `name` takes, paired by round."""
     rounds = min(len(measured[cell].seconds) for cell in (name, to))
     return Spread.of(measured[name].seconds[:rounds] / measured[to].seconds[:rounds])
+
+
+def noise(measured: Mapping[str, Measured], name: str, to: str) -> Spread:
+    """What the ratio of two identical cells may be; which one is the baseline is arbitrary."""
+    own = ratio(measured, name, to)
+    return Spread(1.0, min(own.low, 1 / own.high), max(own.high, 1 / own.low))
 
 
 def orders(names: Sequence[str], rounds: int, seed: int) -> Iterator[list[str]]:
@@ -122,7 +130,7 @@ class Program:
     def __init__(self, cell: Cell, clock: Clock = time.perf_counter):
         self.cell, self.clock = cell, clock
         self.state = cell.state()
-        self.steps = cell.period
+        self.steps, self.age = cell.period, 0
         donated = 0 if cell.donate else ()
         # unused arguments are kept, or a state that is only written could not be donated
         jitted = jax.jit(lambda *args: cell.step(*args), donate_argnums=donated, keep_unused=True)
@@ -135,6 +143,13 @@ class Program:
         for _ in range(self.steps):
             self.state = self.compiled(self.state, *self.cell.inputs)
         jax.block_until_ready(self.state)
+        self.age += self.steps
+
+    def renew(self) -> None:
+        """Makes a new first state if the next sample would outlive this one."""
+        if self.cell.lifetime is not None and self.age + self.steps > self.cell.lifetime:
+            self.state = jax.block_until_ready(self.cell.state())
+            self.age = 0
 
     def warm_up(self, least_seconds: float) -> None:
         """Touches all memory; then makes a sample last at least `least_seconds`."""
@@ -142,10 +157,15 @@ class Program:
             began = self.clock()
             self.run()
             seconds = self.clock() - began
-            if seconds >= least_seconds:
+            longest = self.cell.lifetime or math.inf
+            if seconds < least_seconds and self.steps < longest:
+                growth = min(1.2 * least_seconds / max(seconds, 1e-9), 10)
+                periods = math.ceil(self.steps * growth / self.cell.period)
+                self.steps = int(min(periods * self.cell.period, longest))
+                self.renew()
+            else:
+                self.renew()
                 return
-            growth = min(1.2 * least_seconds / max(seconds, 1e-9), 10)
-            self.steps = self.cell.period * math.ceil(self.steps * growth / self.cell.period)
 
 
 def temp_bytes(compiled: Any) -> int | None:
@@ -176,6 +196,10 @@ def measure(
             shown += 1
             show(shown, name)
 
+        def timed(name: str) -> None:
+            programs[name].renew()
+            done(name)
+
         programs = {}
         for cell in cells:
             programs[cell.name] = Program(cell, clock)
@@ -183,7 +207,7 @@ def measure(
             done(f"compiled {cell.name}")
         runs = {name: program.run for name, program in programs.items()}
         at_most = {cell.name: cell.at_most for cell in cells}
-        seconds = interleaved(runs, rounds, seed, at_most, clock, done)
+        seconds = interleaved(runs, rounds, seed, at_most, clock, timed)
     return {
         name: Measured(
             np.asarray(seconds[name]) * program.cell.times / program.steps,

@@ -44,9 +44,14 @@ def gradual(schedule):
     return jp.prune(jp.magnitude, jp.uniform, schedule)
 
 
-def ask(transform, state, step, params=PARAMS, **context):
-    context = {"grads": None, "opt_state": None, **context}
-    return transform.update(state, params, step=jnp.asarray(step, jnp.int32), **context)
+def ask(transform, state, step, params=PARAMS):
+    """One update; jitted, which compiles once and not operation by operation."""
+    update = jax.jit(
+        lambda state, params, step: transform.update(
+            state, params, step=step, grads=None, opt_state=None
+        )
+    )
+    return update(state, params, jnp.asarray(step, jnp.int32))
 
 
 def over_steps(transform, steps, read, params=PARAMS):
@@ -145,7 +150,7 @@ def test_every_hands_on_the_context():
         return state
 
     transform = jp.every(2, MaskTransform(counting().init, update))
-    ask(transform, transform.init(PARAMS), 0, grads=PARAMS, opt_state=(), value=3.0)
+    transform.update(transform.init(PARAMS), PARAMS, step=0, grads=PARAMS, opt_state=(), value=3.0)
     assert seen["value"] == 3.0 and seen["opt_state"] == ()
     assert seen["grads"] is PARAMS and int(seen["step"]) == 0
 
@@ -187,7 +192,9 @@ def test_every_under_vmap_stays_a_branch(nested):
         if nested:
             steps, lanes = steps.reshape(2, 3), jax.vmap(lanes)
         shape = steps.shape
-        states = jax.tree.map(lambda x: jnp.broadcast_to(x, shape + x.shape), transform.init(PARAMS))
+        states = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, shape + x.shape), transform.init(PARAMS)
+        )
         return compiled(lanes, states, steps)
 
     assert " conditional(" in text(step)
@@ -293,12 +300,14 @@ def test_fixed_keeps_its_masks():
     transform = jp.fixed(MASKS)
     state = transform.init(PARAMS)
     assert isinstance(state, MaskState) and state.masks["bias"] is None
-    assert ask(transform, state, 3) is state
+    assert transform.update(state, PARAMS, step=3, grads=None, opt_state=None) is state
     np.testing.assert_array_equal(state.masks["kernel"], MASKS["kernel"])
 
 
 def test_fixed_takes_masks_of_numpy_and_holes_of_optax():
-    state = jp.fixed({"kernel": np.asarray(MASKS["kernel"]), "bias": optax.MaskedNode()}).init(PARAMS)
+    state = jp.fixed({"kernel": np.asarray(MASKS["kernel"]), "bias": optax.MaskedNode()}).init(
+        PARAMS
+    )
     assert isinstance(state.masks["kernel"], jax.Array) and state.masks["bias"] is None
 
 
@@ -337,7 +346,12 @@ def test_fixed_masks_that_do_not_fit_name_the_leaf(masks, fragments):
 
 @pytest.mark.parametrize(
     ("mask", "kind"),
-    [(jnp.ones((4, 5)), "float32"), (np.ones((4, 5), np.int64), "int64"), (True, "bool"), (1.0, "float")],
+    [
+        (jnp.ones((4, 5)), "float32"),
+        (np.ones((4, 5), np.int64), "int64"),
+        (True, "bool"),
+        (1.0, "float"),
+    ],
 )
 def test_fixed_masks_must_be_arrays_of_bool(mask, kind):
     with pytest.raises(TypeError, match="masks are bool arrays, True = kept") as error:

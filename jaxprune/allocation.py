@@ -44,7 +44,9 @@ def er(scores: Scores, sparsity: Sparsity) -> Sparsities:
     Reference: Mocanu et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive
     Sparse Connectivity inspired by Network Science.
     """
-    return _proportional(scores, sparsity, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:]))
+    return _proportional(
+        scores, sparsity, lambda shape: max(sum(shape[-2:]), 1) / math.prod(shape[-2:])
+    )
 
 
 def erk(scores: Scores, sparsity: Sparsity) -> Sparsities:
@@ -54,7 +56,7 @@ def erk(scores: Scores, sparsity: Sparsity) -> Sparsities:
 
     Reference: Evci et al., 2020, Rigging the Lottery: Making All Tickets Winners.
     """
-    return _proportional(scores, sparsity, lambda shape: sum(shape) / math.prod(shape))
+    return _proportional(scores, sparsity, lambda shape: max(sum(shape), 1) / math.prod(shape))
 
 
 def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
@@ -123,8 +125,8 @@ def _proportional(
     which no other leaf exceeds density 1, that is for d <= limit_j below.
     """
     leaves, treedef = jax.tree.flatten(scores)
-    if not leaves:
-        return scores
+    if not any(x.size for x in leaves):
+        return uniform(scores, sparsity)
     sizes = np.array([x.size for x in leaves], np.float64)
     raws = np.array([raw(x.shape) if x.size else 0.0 for x in leaves], np.float64)
     distinct = np.unique(raws)[::-1]  # tied maxima go dense together

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxprune.base import Masks, Params, is_none
-from jaxprune.rules import name, quoted
+from jaxprune.rules import name, named_leaves, quoted
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -55,7 +55,7 @@ def get_masks(opt_state: Any) -> Masks:
     Raises:
       ValueError: if the state has no masks, or more than one tree of them.
     """
-    found = list(_mask_states(opt_state, ""))
+    found = list(mask_states(opt_state))
     if not found:
         raise ValueError(
             "this optimizer state has no masks. Make the optimizer with "
@@ -100,16 +100,30 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
     Raises:
       ValueError: if their paths or shapes differ, or all are None.
     """
-    pairs = list(zip(_some(masks_a), _some(like(masks_b, masks_a)), strict=True))
+    pairs = []
+    for (leaf_name, a), (_, b) in zip(
+        named_leaves(masks_a), named_leaves(like(masks_b, masks_a)), strict=True
+    ):
+        if (a is None) != (b is None):
+            raise ValueError(
+                f"only one of these masks prunes '{leaf_name}': make both with the same prunable."
+            )
+        if a is not None:
+            pairs.append((a, b))
+    if not pairs:
+        raise ValueError(_NO_MASKS)
     both = sum(jnp.sum(a & b, dtype=jnp.float32) for a, b in pairs)
     either = sum(jnp.sum(a | b, dtype=jnp.float32) for a, b in pairs)
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
 
 
+_NO_MASKS = "there are no masks: every leaf is None."
+
+
 def _some(masks: Masks) -> list[jax.Array]:
     leaves = jax.tree.leaves(masks)
     if not leaves:
-        raise ValueError("there are no masks: every leaf is None.")
+        raise ValueError(_NO_MASKS)
     return leaves
 
 
@@ -167,7 +181,7 @@ def _field(node: Any, field: str) -> Any:
     return getattr(node, field, None)
 
 
-def _mask_states(opt_state: Any, place: str) -> Iterator[tuple[str, Any]]:
+def mask_states(opt_state: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """(path, mask state) of every `sparsify` or `track_masks` in a state, nested ones too."""
 
     def is_holder(node: Any) -> bool:
@@ -177,4 +191,4 @@ def _mask_states(opt_state: Any, place: str) -> Iterator[tuple[str, Any]]:
         if is_holder(node):
             here = "/".join(part for part in (place, name(path)) if part)
             yield here, _field(node, "mask_state")
-            yield from _mask_states(_field(node, "inner_state"), f"{here}/inner_state".lstrip("/"))
+            yield from mask_states(_field(node, "inner_state"), f"{here}/inner_state".lstrip("/"))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.allocation import global_threshold
+from jaxprune.allocation import global_threshold, per_layer
 from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_mask
 from jaxprune.rules import name, named_leaves
 from jaxprune.selection import count, largest
@@ -42,7 +42,7 @@ def nm(n: int, m: int, axis: int = -2) -> Pattern:
 
     def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
         _check_nm(n, m, axis, scores.shape, sparsity)
-        last = jnp.moveaxis(scores, axis, -1)
+        last = jnp.moveaxis(jnp.where(jnp.isnan(scores), jnp.inf, scores), axis, -1)
         groups = last.reshape(*last.shape[:-1], -1, m)
         place = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
         rank = jnp.zeros(groups.shape, jnp.int32)
@@ -59,7 +59,7 @@ def block(h: int, w: int) -> Pattern:
     """Blocks of `h` x `w` entries of the last two axes are kept or pruned whole, by mean score.
 
     `round(sparsity * blocks)` blocks are pruned. Where h or w does not divide its axis, the last
-    blocks are smaller.
+    blocks are smaller. What scores -inf, as pruned weights do, counts as zero in a mean.
 
     Reference: Narang et al., 2017, Block-Sparse Recurrent Neural Networks.
     """
@@ -80,8 +80,11 @@ def block(h: int, w: int) -> Pattern:
             x = x.reshape(*x.shape[:-2], x.shape[-2] // h, h, x.shape[-1] // w, w)
             return x.sum((-3, -1))
 
-        kept = _whole(sums(scores) / sums(jnp.ones_like(scores)), sparsity, scores.size)
-        return jnp.repeat(jnp.repeat(kept, h, -2), w, -1)[..., :rows, :columns]
+        mean = sums(jnp.where(jnp.isneginf(scores), 0.0, scores)) / sums(jnp.ones_like(scores))
+        is_gone = sums(jnp.isneginf(scores)) == sums(jnp.ones_like(scores))
+        kept = _whole(jnp.where(is_gone, -jnp.inf, mean), sparsity, scores.size)
+        whole = jnp.repeat(jnp.repeat(kept, h, -2), w, -1)[..., :rows, :columns]
+        return whole & jnp.ones_like(scores, dtype=bool)  # sharded like them
 
     return pattern
 
@@ -100,8 +103,11 @@ def channel(axis: int = -1) -> Pattern:
     def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
         own = _axis(f"channel({axis})", axis, scores.shape)
         others = tuple(a for a in range(scores.ndim) if a != own)
-        kept = _whole(scores.mean(others), sparsity, scores.size)
-        return jnp.broadcast_to(jnp.expand_dims(kept, others), scores.shape)
+        mean = jnp.where(jnp.isneginf(scores), 0.0, scores).mean(others)
+        is_gone = jnp.isneginf(scores).all(others)
+        kept = _whole(jnp.where(is_gone, -jnp.inf, mean), sparsity, scores.size)
+        whole = jnp.broadcast_to(jnp.expand_dims(kept, others), scores.shape)
+        return whole & jnp.ones_like(scores, dtype=bool)  # sharded like them
 
     return pattern
 
@@ -143,7 +149,7 @@ def select(
     masks = _masks(scores, allocation, sparsity, pattern)
     for leaf_name, mask in named_leaves(masks):
         if mask is not None and mask.size and _is_known(mask) and not mask.any():
-            _warn_that_empty(leaf_name)
+            _warn_that_empty(leaf_name, stacklevel=3)
     return masks
 
 
@@ -162,7 +168,9 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         masks = jax.tree.unflatten(treedef, largest(leaves, jax.tree.leaves(kept)))
         for (leaf_name, n), (_, own) in zip(named_leaves(kept), named_leaves(masks), strict=True):
             if isinstance(n, int) and not n and own.size and not _is_known(own):
-                _warn_that_empty(leaf_name)  # the count is known while tracing, the mask is not
+                _warn_that_empty(
+                    leaf_name, stacklevel=4
+                )  # the count is known while tracing, the mask is not
         return masks
 
     def mask(path: tuple, leaf: jax.Array, own: Sparsity) -> jax.Array:
@@ -177,7 +185,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
 
 
 def _check_callables(allocation: Any, pattern: Any) -> None:
-    if not callable(allocation):
+    if not callable(allocation) or allocation is per_layer:
         raise TypeError(
             "allocation is a function (scores, sparsity) -> sparsities, such as jp.erk or "
             f"jp.global_threshold; got {allocation!r}."
@@ -201,11 +209,11 @@ def _is_known(array: jax.Array) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
-def _warn_that_empty(leaf_name: str) -> None:
+def _warn_that_empty(leaf_name: str, stacklevel: int) -> None:
     warnings.warn(
         f"'{leaf_name}' keeps none of its weights: its layer is dead. Lower the sparsity, exempt "
         "it with per_layer or prunable=..., or use lamp scores.",
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
 
 

@@ -108,7 +108,10 @@ def lamp(score: Score = magnitude) -> Score:
     def leaf(s: jax.Array) -> jax.Array:
         flat = s.astype(jnp.float32).reshape(-1)
         order = jnp.argsort(-flat, stable=True)  # descending; among equals the lower index first
-        squares = flat[order] ** 2
+        largest = jnp.max(
+            jnp.abs(flat), initial=0.0
+        )  # a square of what is far from 1 leaves float32
+        squares = (flat[order] / jnp.where(largest > 0, largest, 1.0)) ** 2
         tail = jnp.cumsum(squares)
         scores = jnp.where(tail > 0, squares / tail, 0.0)
         return jnp.zeros_like(flat).at[order].set(scores, unique_indices=True).reshape(s.shape)

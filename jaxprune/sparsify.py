@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxprune.base import Masks, MaskTransform, Params, is_none
-from jaxprune.masks import apply_masks, get_masks, like
+from jaxprune.masks import apply_masks, like, mask_states
 from jaxprune.rules import named_leaves
 from jaxprune.zero_flow import keeps_zeros
 
@@ -185,16 +186,17 @@ def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list
     def is_like_params(part: Any) -> bool:
         return structure(part) == wanted
 
-    wanted, of_params = structure(params), _masks_of_leaves(masks, params)
+    wanted, own = structure(params), iter(_masks_of_leaves(masks, params))
+    # what optax.masked took out stands for a leaf, but is none
+    places = jax.tree.leaves(params, is_leaf=_is_masked_node)
+    of_places = [None if _is_masked_node(place) else next(own) for place in places]
     found: list[Any] = []
     for part in jax.tree.leaves(opt_state, is_leaf=is_like_params):
         if not is_like_params(part):
             found.append(None)
             continue
-        # what optax.masked took out stands for a leaf, but is none
-        for leaf, mask in zip(
-            jax.tree.leaves(part, is_leaf=_is_masked_node), of_params, strict=True
-        ):
+        leaves = jax.tree.leaves(part, is_leaf=_is_masked_node)
+        for leaf, mask in zip(leaves, of_places, strict=True):
             if not _is_masked_node(leaf):
                 fits = mask is not None and np.shape(leaf) == mask.shape
                 found.append(mask if fits else None)
@@ -222,8 +224,13 @@ def _check_kinds(what: str, inner: Any, transform: Any) -> None:
         )
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(
-            f"{what} needs an optax optimizer, such as optax.adam(1e-3); got {_kind(inner)}. "
-            "An optax.MultiSteps takes part as MultiSteps(...).gradient_transformation()."
+            f"{what} needs an optax optimizer, such as optax.adam(1e-3); got {_kind(inner)}."
+            + (" Call it: it makes an optimizer." if inspect.isfunction(inner) else "")
+            + (
+                " Give it MultiSteps(...).gradient_transformation()."
+                if isinstance(inner, optax.MultiSteps)
+                else ""
+            )
         )
 
 
@@ -239,11 +246,8 @@ def _check_params(what: str, params: Any) -> None:
 
 
 def _check_unmasked(inner_state: Any) -> None:
-    try:
-        get_masks(inner_state)
-    except ValueError:
-        return
-    raise ValueError(
-        "the optimizer given to sparsify already has masks. Sparsify once, with "
-        "jp.chain(transform, ...) for several mask transforms."
-    )
+    if any(mask_states(inner_state)):
+        raise ValueError(
+            "the optimizer given to sparsify already has masks. Sparsify once, with "
+            "jp.chain(transform, ...) for several mask transforms."
+        )

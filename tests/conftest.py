@@ -41,3 +41,9 @@ def grads(params):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     drawn = [jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(treedef, drawn)
+
+
+@pytest.fixture
+def mesh():
+    """Eight devices in a row."""
+    return jax.make_mesh((8,), ("d",))

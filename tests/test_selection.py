@@ -57,9 +57,7 @@ def test_every_array_of_five_from_seven_values_and_every_k():
     np.testing.assert_array_equal(masks, rank[:, None, :] < np.arange(6)[:, None])
 
 
-@pytest.mark.parametrize(
-    "shape", [(), (1,), (7,), (3, 4), (2, 3, 4), (1, 1, 5), (2, 1, 2, 3), (5, 1)]
-)
+@pytest.mark.parametrize("shape", [(), (7,), (3, 4), (1, 1, 5), (2, 1, 2, 3)])
 def test_every_k_of_every_shape(shape):
     size = int(np.prod(shape))
     rng = np.random.default_rng(size)
@@ -76,9 +74,8 @@ def test_every_k_of_every_shape(shape):
 )
 def test_every_dtype(dtype):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.integers(0, 9, (6, 7)) if dtype != "bool" else rng.random((6, 7)) < 0.5)
-    x = x.astype(dtype)
-    for k in (0, 1, 13, 41, 42):
+    x = jnp.asarray(rng.integers(0, 9 if dtype != "bool" else 2, (40, 50))).astype(dtype)
+    for k in (0, 1, 777, 1999, 2000):
         np.testing.assert_array_equal(of_one(x, k), by_sorting(x, k))
 
 

@@ -19,6 +19,7 @@ from jaxprune.base import (
     Pattern,
     Score,
     check_sparsity,
+    is_none,
     map_scored,
 )
 from jaxprune.masks import like
@@ -82,7 +83,8 @@ def prune(
     def update(
         state: MaskState, params: Params, *, step: Any, grads: Params = None, **context: Any
     ) -> MaskState:
-        masks = like(state.masks, params)
+        # in a chain other transforms prune other leaves
+        masks = map_scored(lambda _, m: m, prunable(params), like(state.masks, params))
 
         def scores(params: Params, grads: Params, masks: Any) -> Any:
             own = map_scored(lambda _, w: w, masks, params)
@@ -92,8 +94,14 @@ def prune(
 
         asked = sparsity(step) if callable(sparsity) else sparsity
         kept = select(defer(scores, params, grads, masks), allocation, asked, pattern)
-        new = map_scored(jnp.logical_and, masks, kept)  # a falling schedule revives nothing
-        return MaskState(like(new, state.masks))
+        return MaskState(
+            jax.tree.map(  # with what is kept already: a falling schedule revives nothing
+                lambda old, new: old if new is None else old & new,
+                state.masks,
+                like(kept, state.masks),
+                is_leaf=is_none,
+            )
+        )
 
     gradual = MaskTransform(init, update)
     return gradual if callable(sparsity) else once(gradual)

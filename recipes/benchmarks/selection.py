@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from recipes.benchmarks.steps import SPARSITY, describe, kernels
 from recipes.common.results import tree_bytes
 from recipes.common.timing import Cell, measure, ratio
 
-IN_PLACE, CONTROL, FRESH = "-x, in place", "-x, in place (A/A)", "-x, new array"
+# one read and one write of the scores: to an array that is there, to a new one, to themselves
+TWICE, CONTROL, NEW, IN_PLACE = "2x", "2x (A/A)", "2x, new array", "-x, in place"
 SELECT, ONE_LEAF = "select, global", "unstructured, 1 leaf"
 SORTS = ("argsort", "sort", "top_k")
 SORT_ROUNDS = 2  # a sort of 10M takes seconds
@@ -32,11 +34,15 @@ def selection(plan: Plan) -> list[Section]:
         name="selection",
         headline=headline,
         measured=measured,
-        baselines=[IN_PLACE, FRESH],
+        baselines=[TWICE, NEW, IN_PLACE],
         control=CONTROL,
         targets={SELECT: ROUGHLY_ONCE, ONE_LEAF: ROUGHLY_ONCE},
         param_bytes=tree_bytes(params),
     )
+    to_new = [
+        Figure(f"selection: {own} / {NEW}", ratio(measured, own, NEW).median, ROUGHLY_ONCE)
+        for own in (SELECT, ONE_LEAF)
+    ]
     much_faster = [
         Figure(
             f"selection: argsort / {own}",
@@ -45,16 +51,18 @@ def selection(plan: Plan) -> list[Section]:
         )
         for own in (SELECT, ONE_LEAF)
     ]
-    return [section._replace(figures=[*section.figures, *much_faster])]
+    return [section._replace(figures=[*section.figures, *to_new, *much_faster])]
 
 
 def _cells(params: Any) -> list[Cell]:
     scores = jnp.concatenate([jnp.abs(leaf).ravel() for leaf in jax.tree.leaves(params)])
     kept = scores.size - round(SPARSITY * scores.size)
-    negated = lambda x: -x  # reads and writes every entry, and can be chained
 
     def select(params: Any) -> Any:
         return jp.select(jp.magnitude(params), jp.global_threshold, SPARSITY)
+
+    def twice(x: jax.Array) -> jax.Array:
+        return 2 * x
 
     functions: dict[str, tuple[Callable, Any]] = {
         SELECT: (select, params),
@@ -64,8 +72,10 @@ def _cells(params: Any) -> list[Cell]:
         "top_k": (lambda x: tuple(lax.top_k(x, kept)), scores),
     }
     return [
-        *(Cell(name, negated, lambda: jnp.copy(scores)) for name in (IN_PLACE, CONTROL)),
-        Cell(FRESH, negated, lambda: jnp.copy(scores), donate=False),
+        _cell(TWICE, twice, scores),
+        _cell(CONTROL, twice, scores),
+        replace(_cell(NEW, twice, scores), donate=False),
+        Cell(IN_PLACE, jnp.negative, lambda: jnp.copy(scores)),
         *(_cell(name, f, x) for name, (f, x) in functions.items()),
     ]
 

@@ -15,14 +15,13 @@ CAPTION = """\
 Ratios to the first line of each table: medians, and a whisker between the quartiles. The grey band
 is noise. A black tick is what was asked for: met where the bar is blue, missed where it is orange.\
 """
-WIDTH = 100  # of tables that go to a file
+WIDTH = 110  # of tables that go to a file
 NOTE = """\
 The cells of a table are timed in one process, in another random order each round; a ratio is one
 of two times of the same round: the median and its quartiles. Of two identical programs (A/A) one
 is the baseline, and the other's quartiles (or their inverses) are noise: an idle step is held to
-it. Updates are those of a rising sparsity, one after the other.
-`temp` is what a program needs beside its arguments and results, in sizes of the params. Sorts are
-timed twice.\
+it. Updates are those of a rising sparsity, one after the other. `temp` is what a program needs
+beside its arguments and results, in sizes of the params. Sorts are timed twice.\
 """
 
 
@@ -83,9 +82,7 @@ def _figure_rows(figures: Sequence[Figure]) -> list[list[str]]:
 
 
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(
-        "", *columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD
-    )
+    table = Table("", *columns, box=SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
@@ -93,7 +90,7 @@ def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    console.print(table, "", sep="\n")
+    console.print(f"[bold]{title}", table, sep="\n")
 
 
 def _markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

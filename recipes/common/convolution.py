@@ -1,9 +1,9 @@
 """A 2-D convolution that stays fast on CPU under `vmap` over kernels, in `scan` and in gradients.
 
-XLA's CPU backend has one fast convolution (NHWC x HWIO -> NHWC, one group, no input dilation), and
-it rewrites other forms to that one only at the top level of a program: not inside a loop. The
+XLA's CPU backend has fast convolutions for one form only (NHWC x HWIO -> NHWC, one group), and it
+rewrites other forms to that one only at the top level of a program: not inside a loop. The
 gradient of a convolution, and a convolution vmapped over its kernels, are such other forms, so that
-training crawls (15 to 400 times slower) inside `lax.scan`. Here every convolution, those of the
+training crawls (10 to 60 times slower) inside `lax.scan`. Here every convolution, those of the
 gradient too, is asked for in the fast form, and `vmap` becomes one convolution per lane.
 """
 
@@ -11,16 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pairs = tuple[tuple[int, int], tuple[int, int]]
-Ints = tuple[int, int]
-
 NHWC = ("NHWC", "HWIO", "NHWC")
+
+Pair = tuple[int, int]
+
+
+class _Window(NamedTuple):
+    """How the kernel moves, each for (height, width)."""
+
+    strides: Pair
+    padding: tuple[Pair, Pair]
+    lhs_dilation: Pair
+    rhs_dilation: Pair
+    precision: Any
 
 
 def conv_general_dilated(
@@ -38,18 +47,18 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: (n, h, w, out).
 
-    Takes 2-D NHWC inputs (n, h, w, in) and HWIO kernels (kh, kw, in, out) with any stride, padding
-    and kernel dilation the fast way; leaves everything else, and every other backend, to `lax`.
+    Takes 2-D NHWC inputs (n, h, w, in) and HWIO kernels (kh, kw, in, out), with any strides,
+    padding and dilations, the fast way; leaves all else, and every other backend, to `lax`.
     It differentiates in reverse mode, to any order; forward mode (`jax.jvp`) needs `lax`'s own.
     """
+    ours = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NHWC)
     covered = (
         jax.default_backend() == "cpu"
         and lhs.ndim == 4
-        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)
-        and set(lhs_dilation or (1,)) == {1}
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == ours
         and feature_group_count == batch_group_count == 1
         and preferred_element_type is None
+        and not (isinstance(padding, str) and lhs_dilation and set(lhs_dilation) != {1})
     )
     if not covered:
         return lax.conv_general_dilated(
@@ -65,29 +74,22 @@ def conv_general_dilated(
             precision=precision,
             preferred_element_type=preferred_element_type,
         )
-    sh, sw = window_strides
-    dh, dw = rhs_dilation or (1, 1)
+    spread, dilation = _pair(lhs_dilation or (1, 1)), _pair(rhs_dilation or (1, 1))
     if isinstance(padding, str):
-        window = _dilated(rhs.shape[:2], (dh, dw))
-        padding = lax.padtype_to_pads(lhs.shape[1:3], window, (sh, sw), padding)
+        window = [_extent(n, d) for n, d in zip(rhs.shape[:2], dilation, strict=True)]
+        padding = lax.padtype_to_pads(lhs.shape[1:3], window, window_strides, padding)
     (top, bottom), (left, right) = padding
-    return _conv(lhs, rhs, (sh, sw), ((top, bottom), (left, right)), (dh, dw), precision)
+    edges = (top, bottom), (left, right)
+    return _conv(lhs, rhs, _Window(_pair(window_strides), edges, spread, dilation, precision))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _conv(
-    x: jax.Array, w: jax.Array, strides: Ints, padding: Pairs, dilation: Ints, precision: Any
-) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
     @jax.custom_batching.custom_vmap
     def conv(x, w):
+        strides, padding, lhs_dilation, rhs_dilation, precision = window
         return lax.conv_general_dilated(
-            x,
-            w,
-            strides,
-            padding,
-            rhs_dilation=dilation,
-            dimension_numbers=NHWC,
-            precision=precision,
+            x, w, strides, padding, lhs_dilation, rhs_dilation, NHWC, precision=precision
         )
 
     @conv.def_vmap
@@ -99,57 +101,58 @@ def _conv(
     return conv(x, w)
 
 
-def _forward(x, w, strides, padding, dilation, precision):
+def _forward(x, w, window):
     # `_conv` and not its body: then the gradient of a gradient meets these rules again
-    return _conv(x, w, strides, padding, dilation, precision), (x, w)
+    return _conv(x, w, window), (x, w)
 
 
-def _backward(strides, padding, dilation, precision, residuals, dy):
+def _backward(window, residuals, dy):
     x, w = residuals
-    return (
-        _input_gradient(dy, x, w, strides, padding, dilation, precision),
-        _kernel_gradient(dy, x, w, strides, padding, dilation, precision),
-    )
+    return _input_gradient(dy, x, w, window), _kernel_gradient(dy, x, w, window)
 
 
-def _input_gradient(dy, x, w, strides, padding, dilation, precision):
-    """The convolution of dy with w: dy spread out by the strides (zeros between), w flipped.
-
-    XLA could spread dy itself (`lhs_dilation`), but not in its fast form.
-    """
-    spread = [(0, 0, 0)]
+def _input_gradient(dy, x, w, window):
+    """The convolution of dy with w, flipped; strides and input dilation change places."""
+    padding = []
     for axis in (0, 1):
-        stride, (low, _) = strides[axis], padding[axis]
-        window = (w.shape[axis] - 1) * dilation[axis] + 1
-        size, out = x.shape[axis + 1], dy.shape[axis + 1]
-        before = window - 1 - low
-        after = (size + window - 1) - ((out - 1) * stride + 1) - before
-        spread.append((before, after, stride - 1))
-    dy = lax.pad(dy, jnp.zeros((), dy.dtype), [*spread, (0, 0, 0)])
-    flipped = jnp.flip(w, (0, 1)).swapaxes(2, 3)
-    return _conv(dy, flipped, (1, 1), ((0, 0), (0, 0)), dilation, precision)
+        reach = _extent(w.shape[axis], window.rhs_dilation[axis])
+        before = reach - 1 - window.padding[axis][0]
+        size = _extent(x.shape[axis + 1], window.lhs_dilation[axis])
+        spread = _extent(dy.shape[axis + 1], window.strides[axis])
+        padding.append((before, size + reach - 1 - spread - before))
+    swapped = window._replace(
+        strides=window.lhs_dilation, lhs_dilation=window.strides, padding=tuple(padding)
+    )
+    return _conv(dy, jnp.flip(w, (0, 1)).swapaxes(2, 3), swapped)
 
 
-def _kernel_gradient(dy, x, w, strides, padding, dilation, precision):
+def _kernel_gradient(dy, x, w, window):
     """The correlation of x with dy: x's channels as the batch, the batch as channels.
 
-    Strides and dilation change places.
+    Strides and kernel dilation change places.
     """
-    edges = []
+    padding = []
     for axis in (0, 1):
-        stride, (low, _) = strides[axis], padding[axis]
-        reach = (dy.shape[axis + 1] - 1) * stride + (w.shape[axis] - 1) * dilation[axis] + 1
-        edges.append((low, reach - x.shape[axis + 1] - low))
-    channels_as_batch = x.transpose(3, 1, 2, 0)
-    images_as_channels = dy.transpose(1, 2, 0, 3)
-    dw = _conv(
-        channels_as_batch, images_as_channels, dilation, (edges[0], edges[1]), strides, precision
+        low = window.padding[axis][0]
+        size = _extent(x.shape[axis + 1], window.lhs_dilation[axis])
+        reach = _extent(dy.shape[axis + 1], window.strides[axis])
+        span = _extent(w.shape[axis], window.rhs_dilation[axis])
+        padding.append((low, reach + span - 1 - size - low))
+    swapped = window._replace(
+        strides=window.rhs_dilation, rhs_dilation=window.strides, padding=tuple(padding)
     )
+    dw = _conv(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), swapped)
     return dw.transpose(1, 2, 0, 3)
 
 
-def _dilated(window: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    return [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+def _extent(size: int, dilation: int) -> int:
+    """How far `size` entries reach with `dilation - 1` holes between neighbours."""
+    return (size - 1) * dilation + 1
+
+
+def _pair(values: Sequence[int]) -> Pair:
+    first, second = values
+    return first, second
 
 
 _conv.defvjp(_forward, _backward)

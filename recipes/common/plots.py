@@ -60,7 +60,7 @@ def training_curves(
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         left.set_ylim(*_accuracy_limits(accuracy))
         right.set_ylim(-2, 102)
-        left.legend(loc="lower right")
+        left.legend(loc="best")
         return _png(figure)
 
 

@@ -162,7 +162,7 @@ def train(
 
 
 def make_evaluate(
-    module: nn.Module, test: Split, batch_size: int = 1000
+    module: nn.Module, test: Split, batch_size: int = 250
 ) -> Callable[[TrainState], np.ndarray]:
     """A function from a stack of states to their accuracy (seeds,) on all of `test`."""
     batch_size = min(batch_size, len(test.labels))

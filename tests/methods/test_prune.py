@@ -234,7 +234,9 @@ def test_scores_see_what_is_prunable_only_and_the_context():
         return params
 
     grads = jax.tree.map(jnp.ones_like, PARAMS)
-    first_masks(jp.prune(score, jp.uniform, 0.5), grads=grads, opt_state=(1,), value=2.0)
+    transform = jp.prune(score, jp.uniform, 0.5)
+    context = {"step": jnp.int32(0), "grads": grads, "opt_state": (1,), "value": 2.0}
+    transform.update(transform.init(PARAMS), PARAMS, **context)
     assert seen["params"]["bias"] is None and seen["grads"]["bias"] is None
     assert seen["params"]["kernel"].shape == (4, 5) and seen["opt_state"] == (1,)
     assert seen["value"] == 2.0 and int(seen["step"]) == 0
@@ -324,8 +326,9 @@ def test_nm_with_a_schedule():
 # --- memory and sharding -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("score", [jp.magnitude, jp.saliency])
-@pytest.mark.parametrize("allocation", [jp.global_threshold, jp.erk])
+@pytest.mark.parametrize(
+    ("score", "allocation"), [(jp.magnitude, jp.global_threshold), (jp.saliency, jp.erk)]
+)
 def test_an_update_makes_no_second_copy_of_the_params(score, allocation):
     params = {"a": jnp.ones((256, 512)), "b": jnp.ones((3, 3, 64, 128))}
     transform = jp.prune(score, allocation, cubic())

@@ -86,6 +86,22 @@ def test_gradient_descent_in_a_vmapped_scan_equals_lax():
     assert_close(descend(ours), descend(native))
 
 
+@pytest.mark.parametrize(
+    ("strides", "padding"), [((1, 1), ((1, 1), (2, 2))), ((3, 2), ((2, 1), (0, 3)))]
+)
+def test_transposed_convolutions_equal_lax(strides, padding):
+    x, w = arrays(3)
+    options = {"lhs_dilation": (2, 3), "rhs_dilation": (2, 1), "dimension_numbers": NHWC}
+
+    def gradients(f):
+        def loss(x, w):
+            return jnp.sum(jnp.sin(f(x, w, strides, padding, **options)))
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(x, w)
+
+    assert_close(gradients(conv_general_dilated), gradients(lax.conv_general_dilated))
+
+
 def test_second_derivatives_equal_lax():
     ours, native = both((2, 2), "SAME", (1, 1))
     x, w = arrays(3)

@@ -135,6 +135,14 @@ def test_every_without_a_stop_follows_the_schedule():
     assert pruned.tolist() == [0, 0, 0, 6, 6, 6, 12, 12, 12, 16, 16, 16]
 
 
+@pytest.mark.parametrize("inner_stop", [None, 20])
+def test_every_in_every_ends_at_the_end_too(inner_stop):
+    inner = jp.every(8, gradual(optax.linear_schedule(0.0, 0.85, 20)), stop=inner_stop)
+    transform = jp.every(1, inner, stop=20)
+    pruned = over_steps(transform, 23, lambda state: (~state.masks["kernel"]).sum())
+    assert pruned[20:].tolist() == [17] * 3  # 0.85 of 20
+
+
 def test_every_takes_integers_of_numpy():
     transform = jp.every(np.int64(2), counting(), start=np.int32(1), stop=np.int64(3))
     assert over_steps(transform, 6, lambda state: state.calls).tolist() == [0, 1, 1, 2, 2, 2]

@@ -89,5 +89,5 @@ def test_tfds(name, train, test, shape):
     assert dataset.test.images.shape == (test, *shape)
     assert dataset.train.images.dtype == np.float32
     assert dataset.classes == 10
-    np.testing.assert_allclose(dataset.train.images.mean((0, 1, 2)), 0, atol=1e-3)
-    np.testing.assert_allclose(dataset.train.images.std((0, 1, 2)), 1, atol=1e-3)
+    np.testing.assert_allclose(dataset.train.images.mean((0, 1, 2), np.float64), 0, atol=1e-3)
+    np.testing.assert_allclose(dataset.train.images.std((0, 1, 2), np.float64), 1, atol=1e-3)

@@ -9,12 +9,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from recipes.benchmarks.section import Section, digits
 from recipes.common.plots import COLORS, STYLE
 
 MET, MISSED, NO_BOUND = COLORS[2], COLORS[1], COLORS[0]
+BAND = "#d8d8d8"
 
 
 def ratios(sections: Sequence[Section]) -> bytes:
@@ -30,12 +32,20 @@ def ratios(sections: Sequence[Section]) -> bytes:
         panels = figure.subplots(len(shown), squeeze=False, height_ratios=rows)[:, 0]
         for axes, section in zip(panels, shown, strict=True):
             _panel(axes, section)
+        _legend(figure)
         return _png(figure)
+
+
+def _legend(figure: Figure) -> None:
+    meanings = ((MET, "within its bound (tick)"), (MISSED, "above it"), (NO_BOUND, "no bound"))
+    patches = [Patch(color=color, label=label) for color, label in meanings]
+    patches.append(Patch(color=BAND, label="noise of twins"))
+    figure.legend(handles=patches, loc="outside upper center", ncols=4, frameon=False)
 
 
 def _panel(axes: Axes, section: Section) -> None:
     if section.noise:
-        axes.axvspan(section.noise.low, section.noise.high, color="#d8d8d8", zorder=0)
+        axes.axvspan(section.noise.low, section.noise.high, color=BAND, zorder=0)
     for row, (spread, bound) in enumerate(section.bars.values()):
         is_met = bound is None or spread.median <= bound
         color = NO_BOUND if bound is None else MET if is_met else MISSED

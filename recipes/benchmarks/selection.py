@@ -29,7 +29,7 @@ def selection(plan: Plan) -> list[Section]:
     params, _ = kernels(plan.seed, plan.weights, plan.leaves)
     cells = _cells(params)
     measured = measure("selection", cells, plan.repeats, plan.seed, plan.least_seconds)
-    headline = f"Selection of {1 - SPARSITY:.0%} of {describe(params)}, beside one read and write"
+    headline = f"Selection of {1 - SPARSITY:.0%} of {describe(params)}"
     section = comparison(
         name="selection",
         headline=headline,

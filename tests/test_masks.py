@@ -376,7 +376,7 @@ def test_sparsity_of_gates_counts_exact_zeros():
 
 
 def test_sparsity_does_not_lose_count_in_a_large_layer():
-    masks = {"a": jnp.ones(2**24 + 2, bool).at[0].set(False)}  # float32 counts to 2**24
+    masks = {"a": np.arange(2**24 + 2) > 0}  # float32 counts to 2**24
     assert float(jp.sparsity(masks)) == pytest.approx(1 / (2**24 + 2), rel=1e-6)
 
 
@@ -430,8 +430,8 @@ def test_overlap_under_vmap():
 
 
 def test_overlap_does_not_lose_count_in_a_large_layer():
-    whole = {"a": jnp.ones(2**25, bool)}
-    half = {"a": jnp.arange(2**25) % 2 == 0}
+    whole = {"a": np.ones(2**25, bool)}
+    half = {"a": np.arange(2**25) % 2 == 0}
     assert float(jp.overlap(whole, half)) == 0.5
 
 

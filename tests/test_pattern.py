@@ -307,9 +307,8 @@ def test_select_under_a_global_threshold_prunes_an_exact_number(params, sparsity
     [
         (jp.erk, jp.unstructured),
         (jp.global_threshold, jp.unstructured),
-        (jp.global_threshold, jp.channel()),
     ],
-    ids=["erk", "global", "global channels"],
+    ids=["erk", "global"],
 )
 def test_select_jitted_equals_eager(params, allocation, pattern):
     select = lambda p: jp.select(jp.magnitude(jp.kernels(p)), allocation, 0.5, pattern)

@@ -419,8 +419,13 @@ def test_a_deferred_selection_writes_no_scores(allocation):
         return jp.select(defer(jp.magnitude, p), allocation, 0.9)
 
     assert temporary_bytes(lazy, params) < size / 50
-    # so the measure measures: a sort does write
-    assert temporary_bytes(lambda p: jp.select(jp.lamp()(p), allocation, 0.9), params) > size / 2
+
+
+def test_the_scores_that_a_sort_writes_are_seen():
+    # so that the test above can fail
+    params = {"a": jnp.ones((256, 512))}
+    eager = temporary_bytes(lambda p: jp.select(jp.lamp()(p), jp.uniform, 0.9), params)
+    assert eager > params["a"].nbytes
 
 
 # --- sharding ------------------------------------------------------------------------------------
@@ -452,10 +457,9 @@ def select_each(params):
     [
         (jax.jit(select_global), AxisType.Auto),
         (jax.jit(select_global), AxisType.Explicit),
-        (select_each, AxisType.Auto),
         (select_each, AxisType.Explicit),
     ],
-    ids=["global", "global explicit", "each eager", "each eager explicit"],
+    ids=["global", "global explicit", "each eager explicit"],
 )
 def test_sharding_changes_no_mask_and_masks_take_it(select, kind, weights):
     assert jax.device_count() == 8

@@ -45,6 +45,8 @@ def every(
         due = (step >= start) & ((step - start) % n == 0)
         if stop is not None:
             due = (due & (step < stop)) | (step == stop)
+        due |= step == END  # the last update of an `every` around this one
+        if stop is not None:
             step = jnp.where(step == stop, END, step)
         return _where_due(due, lambda: transform.update(state, params, step=step, **context), state)
 

@@ -51,14 +51,15 @@ class MaskTransform(NamedTuple):
       update: `(state, params, *, grads, step, opt_state, **extra) -> state`, of the same structure,
         shapes and dtypes. `grads` are those of this step, `step` (int32 scalar) counts from 0,
         `opt_state` is the inner optimizer's state, and `extra` what the user passed to
-        `optimizer.update`, such as `value=loss`.
+        `optimizer.update`, such as `value=loss`; or, from `every`, `at_end` (bool scalar): whether
+        schedules are to be read at their end, for this update is the last.
     """
 
     init: Callable[[Params], Any]
     update: Callable[..., Any]
 
 
-# What a schedule is asked at the last update of `every`: its value after all its transitions.
+# The step at which a schedule is past all its transitions.
 END = int(np.iinfo(np.int32).max)
 
 

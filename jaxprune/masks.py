@@ -133,6 +133,7 @@ def _is_hole(node: Any) -> bool:
 
 
 def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
+    mask = jnp.asarray(mask)
     if mask.dtype == bool:
         if mask.shape != np.shape(leaf):
             raise ValueError(_shapes_differ(leaf_name, leaf, mask))

@@ -76,7 +76,7 @@ def _rounded_quotient(decimal: jax.Array, size: int) -> jax.Array:
 class Deferred:
     """An array that is recomputed wherever it is read, so that no copy of it is ever stored.
 
-    Behaves as an array in `jnp` functions; `shape`, `dtype`, `size` and `ndim` are known.
+    `jnp.asarray` computes it; `shape`, `dtype`, `size` and `ndim` are known.
     """
 
     def __init__(self, compute: Callable[..., jax.Array], operands: tuple, aval: Any):

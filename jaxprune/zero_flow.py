@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 # f(0) = 0, elementwise, and f(0, 0) = 0
 _ALL_ZERO = {
     "abs", "add", "add_any", "convert_element_type", "copy", "copy_p", "cbrt", "expm1",
-    "integer_pow", "max", "min", "neg", "optimization_barrier", "reduce_precision", "sign", "sin",
+    "max", "min", "neg", "optimization_barrier", "reduce_precision", "sign", "sin",
     "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
 }  # fmt: skip
 _ONE_ZERO = {"mul", "and"}
@@ -59,6 +59,8 @@ def _outcome(eqn: Any, zero: list[bool]) -> list[bool]:
     primitive = str(eqn.primitive)
     if primitive in _ALL_ZERO:
         return zero if primitive == "optimization_barrier" else [all(zero)]
+    if primitive == "integer_pow":
+        return [zero[0] and eqn.params["y"] > 0]
     if primitive in _ONE_ZERO:
         return [any(zero)]
     if primitive == "div":

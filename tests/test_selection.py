@@ -490,7 +490,7 @@ def test_sharded_selection_moves_counts_only(weights):
 @pytest.mark.xfail(
     strict=True,
     reason="XLA partitions a variadic reduction by all-gathers of its partial sums: "
-    "devices x 7 int32 a leaf and pass, in place of an all-reduce of 7",
+    "devices x 1 int32 for each threshold, leaf and pass, in place of one all-reduce",
 )
 def test_sharded_selection_needs_only_all_reduce(weights):
     found, _ = collectives(select_global, sharded(weights, AxisType.Auto))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.base import END, Masks, MaskState, MaskTransform, Params, is_mask
+from jaxprune.base import Masks, MaskState, MaskTransform, Params, is_mask
 from jaxprune.masks import like
 
 
@@ -18,8 +18,8 @@ def every(
 ) -> MaskTransform:
     """`transform` at the steps start, start + n, ... and stop; between them the masks rest.
 
-    The last update, at `stop`, sees its schedules at their very end, so that it lands exactly on
-    a schedule's final value, whatever n, start and stop are. Its step reads as 2**31 - 1.
+    The last update, at `stop`, reads its schedules at their very end (`at_end=True`), so that it
+    lands exactly on a schedule's final value, whatever n, start and stop are.
 
     On a step without an update it costs nothing, also under `vmap`, where lanes may be at
     different steps.
@@ -40,15 +40,17 @@ def every(
         if stop < start:
             raise ValueError(f"every needs start <= stop; got start={start}, stop={stop}.")
 
-    def update(state: Any, params: Params, *, step: Any, **context: Any) -> Any:
+    def update(
+        state: Any, params: Params, *, step: Any, at_end: Any = False, **context: Any
+    ) -> Any:
         step = jnp.asarray(step, jnp.int32)
-        due = (step >= start) & ((step - start) % n == 0)
+        # at the last update of an `every` around this one it is due too, unless it has stopped
+        due = (step >= start) & (((step - start) % n == 0) | at_end)
         if stop is not None:
             due = (due & (step < stop)) | (step == stop)
-        due |= step == END  # the last update of an `every` around this one
-        if stop is not None:
-            step = jnp.where(step == stop, END, step)
-        return _where_due(due, lambda: transform.update(state, params, step=step, **context), state)
+            at_end = at_end | (step == stop)
+        context |= {"step": step, "at_end": at_end}
+        return _where_due(due, lambda: transform.update(state, params, **context), state)
 
     return MaskTransform(transform.init, update)
 

@@ -81,7 +81,13 @@ def prune(
         return MaskState(map_scored(lambda w: jnp.ones_like(w, dtype=bool), chosen))
 
     def update(
-        state: MaskState, params: Params, *, step: Any, grads: Params = None, **context: Any
+        state: MaskState,
+        params: Params,
+        *,
+        step: Any,
+        at_end: Any = False,
+        grads: Params = None,
+        **context: Any,
     ) -> MaskState:
         # in a chain other transforms prune other leaves
         masks = map_scored(lambda _, m: m, prunable(params), like(state.masks, params))
@@ -92,7 +98,7 @@ def prune(
             worth = score(own, grads=slopes, step=step, **context)
             return map_scored(lambda m, s: jnp.where(m, s, -jnp.inf), masks, worth)
 
-        asked = sparsity(step) if callable(sparsity) else sparsity
+        asked = sparsity(jnp.where(at_end, END, step)) if callable(sparsity) else sparsity
         kept = select(defer(scores, params, grads, masks), allocation, asked, pattern)
         return MaskState(
             jax.tree.map(  # with what is kept already: a falling schedule revives nothing

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import jaxprune as jp
-from jaxprune.base import END, MaskState, MaskTransform
+from jaxprune.base import MaskState, MaskTransform
 
 PARAMS = {"kernel": jnp.arange(1.0, 21).reshape(4, 5), "bias": jnp.ones(5)}
 
@@ -99,9 +99,19 @@ def test_every_acts_when_due(n, start, stop):
     calls, last = over_steps(transform, 25, lambda state: (state.calls, state.last))
     due = [step for step in range(25) if is_due(step, n, start, stop)]
     assert calls.tolist() == [sum(d <= step for d in due) for step in range(25)]
-    # the update at `stop` reads the very end of its schedules
     for step in due:
-        assert int(last[step]) == (END if step == stop else step)
+        assert int(last[step]) == step
+
+
+@pytest.mark.parametrize(("n", "start", "stop"), CADENCES)
+def test_every_says_which_update_is_the_last(n, start, stop):
+    def update(state, params, *, at_end, **_):
+        return MaskState({"at_end": state.masks["at_end"] | at_end})
+
+    start_state = MaskState({"at_end": jnp.zeros((), bool)})
+    transform = jp.every(n, MaskTransform(lambda params: start_state, update), start, stop)
+    seen = over_steps(transform, 25, lambda state: state.masks["at_end"])
+    assert seen.tolist() == [stop is not None and step >= stop for step in range(25)]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +151,12 @@ def test_every_in_every_ends_at_the_end_too(inner_stop):
     transform = jp.every(1, inner, stop=20)
     pruned = over_steps(transform, 23, lambda state: (~state.masks["kernel"]).sum())
     assert pruned[20:].tolist() == [17] * 3  # 0.85 of 20
+
+
+def test_every_in_every_rests_after_its_own_stop():
+    transform = jp.every(1, jp.every(2, counting(), stop=4), stop=9)
+    calls = over_steps(transform, 12, lambda state: state.calls)
+    assert calls.tolist() == [1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]
 
 
 def test_every_takes_integers_of_numpy():

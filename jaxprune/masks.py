@@ -112,8 +112,10 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
             pairs.append((a, b))
     if not pairs:
         raise ValueError(_NO_MASKS)
-    both = sum(jnp.sum(a & b, dtype=jnp.float32) for a, b in pairs)
-    either = sum(jnp.sum(a | b, dtype=jnp.float32) for a, b in pairs)
+    both, either = (
+        jnp.stack([jnp.sum(f(a, b), dtype=jnp.int32) for a, b in pairs]).astype(jnp.float32).sum()
+        for f in (jnp.logical_and, jnp.logical_or)
+    )
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
 
 

@@ -115,20 +115,23 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
     more to it (a sort, a sum, random bits) the leaf is an ordinary array.
     """
     closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-    computed = jax.tree.leaves(f(*args))  # what is not read of it, the compiler leaves out
     avals, treedef = jax.tree.flatten(shapes)
     operands = jax.tree.leaves(args)
+    each = range(len(avals))
+    parts = [partial_eval.dce_jaxpr(closed.jaxpr, [i == j for j in each]) for i in each]
+    is_cheap = [_is_elementwise(own) for own, _ in parts]
+    # only for what is not; the compiler leaves out the rest
+    computed = avals if all(is_cheap) else jaxpr_as_fun(closed)(*operands)
 
     def leaf(index: int) -> Any:
-        wanted = [i == index for i in range(len(avals))]
-        own, used = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
-        if not _is_elementwise(own):
+        if not is_cheap[index]:
             return computed[index]
+        own, used = parts[index]
         compute = jaxpr_as_fun(ClosedJaxpr(own, closed.consts))
         kept = tuple(x for x, is_used in zip(operands, used, strict=True) if is_used)
         return Deferred(lambda *xs: compute(*xs)[0], kept, avals[index])
 
-    return jax.tree.unflatten(treedef, [leaf(i) for i in range(len(avals))])
+    return jax.tree.unflatten(treedef, [leaf(index) for index in each])
 
 
 def _read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array], Any]:

@@ -168,9 +168,7 @@ def _pruned_of_one(what: str, sparsity: Sparsity, size: int) -> int:
     if isinstance(sparsity, (np.number, np.ndarray, jax.Array)):
         if jnp.issubdtype(sparsity.dtype, jnp.integer):
             sparsity = int(sparsity)
-        elif sparsity.dtype.itemsize <= 4:  # `count` reads these, as arrays of jax, in decimals
-            sparsity = jnp.asarray(sparsity, jnp.float32)
-        else:
+        elif sparsity.dtype.itemsize > 4:  # `count` reads narrower floats in decimals
             sparsity = float(sparsity)
     if isinstance(sparsity, int) and not isinstance(sparsity, bool):
         if 0 <= sparsity <= size:

@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 # f(0) = 0, elementwise, and f(0, 0) = 0
 _ALL_ZERO = {
     "abs", "add", "add_any", "convert_element_type", "copy", "copy_p", "cbrt", "expm1",
-    "max", "min", "neg", "optimization_barrier", "reduce_precision", "sign", "sin",
+    "max", "min", "neg", "reduce_precision", "sign", "sin",
     "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
 }  # fmt: skip
 _ONE_ZERO = {"mul", "and"}
@@ -58,7 +58,9 @@ def _outcome(eqn: Any, zero: list[bool]) -> list[bool]:
     """For each result of one equation, whether it is zero where the inputs marked `zero` are."""
     primitive = str(eqn.primitive)
     if primitive in _ALL_ZERO:
-        return zero if primitive == "optimization_barrier" else [all(zero)]
+        return [all(zero)]
+    if primitive == "optimization_barrier":
+        return zero
     if primitive == "integer_pow":
         return [zero[0] and eqn.params["y"] > 0]
     if primitive in _ONE_ZERO:

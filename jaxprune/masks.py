@@ -6,7 +6,7 @@ functions here know what None means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, Params, is_none
+from jaxprune.base import Masks, Params, is_none, map_scored
 from jaxprune.rules import name, named_leaves, quoted
 
 
@@ -47,6 +47,18 @@ def like(masks: Masks, params: Params) -> Masks:
         if mask is not None and np.shape(mask) != np.shape(leaf):
             raise ValueError(_shapes_differ(leaf_name, leaf, mask))
     return jax.tree.unflatten(treedef, [mask for _, mask in aligned])
+
+
+def own_masks(masks: Masks, params: Params, prunable: Callable[[Params], Params]) -> Masks:
+    """`masks` of what is prunable, else None: in a chain, other transforms prune other leaves."""
+    return map_scored(lambda _, m: m, prunable(params), like(masks, params))
+
+
+def with_own(masks: Masks, own: Masks) -> Masks:
+    """`masks` with those leaves of `own`, matched by path, that are not None."""
+    return jax.tree.map(
+        lambda old, new: old if new is None else new, masks, like(own, masks), is_leaf=is_none
+    )
 
 
 def get_masks(opt_state: Any) -> Masks:

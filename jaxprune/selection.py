@@ -46,7 +46,21 @@ def count(sparsity: Any, size: int) -> Any:
     sparsity = jnp.asarray(sparsity)
     if jnp.issubdtype(sparsity.dtype, jnp.integer):
         return jnp.clip(sparsity.astype(jnp.int32), 0, size)
-    return _rounded_quotient(_decimal(sparsity.astype(jnp.float32)), size)
+    quotient, remainder = _divided(_decimal(sparsity.astype(jnp.float32)), size)
+    above = remainder > _GRID // 2
+    tie_to_even = (remainder == _GRID // 2) & (quotient % 2 == 1)
+    return quotient + (above | tie_to_even).astype(jnp.int32)
+
+
+def portion(fraction: Any, n: jax.Array, up: bool = False) -> jax.Array:
+    """`floor(fraction * n)`, or with `up` its ceiling, int32; exact, and the same on any device.
+
+    Args:
+      fraction: in [0, 1], read as the decimal of seven digits next to it; may be traced.
+      n: int32, at least 0.
+    """
+    quotient, remainder = _divided(_decimal(jnp.asarray(fraction, jnp.float32)), n)
+    return quotient + (remainder > 0) if up else quotient
 
 
 def _decimal(fraction: jax.Array) -> jax.Array:
@@ -57,17 +71,16 @@ def _decimal(fraction: jax.Array) -> jax.Array:
     return (high >> 5) + (((high & 31) * 4096 + low + 2**16) >> 17)
 
 
-def _rounded_quotient(decimal: jax.Array, size: int) -> jax.Array:
-    """`round(decimal * size / 10**7)`, half to even, in int32; decimal <= 10**7, size < 2**31."""
-    whole, rest = divmod(size, _GRID)
+def _divided(decimal: jax.Array, n: Any) -> tuple[jax.Array, jax.Array]:
+    """Quotient and remainder of `decimal * n / 10**7`, in int32; decimal <= 10**7, n < 2**31."""
+    whole, rest = n // _GRID, n % _GRID
     # schoolbook multiplication of decimal and rest in base 10**4: no product reaches 2**31
     high, low = decimal // 10_000, decimal % 10_000
-    rest_high, rest_low = divmod(rest, 10_000)
+    rest_high, rest_low = rest // 10_000, rest % 10_000
     middle = high * rest_low + low * rest_high
-    remainder = (middle % 1_000) * 10_000 + low * rest_low + _GRID // 2
+    remainder = (middle % 1_000) * 10_000 + low * rest_low
     quotient = decimal * whole + 10 * high * rest_high + middle // 1_000 + remainder // _GRID
-    tie_to_odd = (remainder % _GRID == 0) & (quotient % 2 == 1)
-    return quotient - tie_to_odd.astype(jnp.int32)
+    return quotient, remainder % _GRID
 
 
 # --- scores that are never written ----------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Drop and grow: the two verbs of dynamic sparse training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Masks, Scores, map_scored
+from jaxprune.rules import named_leaves
+from jaxprune.selection import largest, portion
+
+Counts = Any  # int32 scalars, like masks: how many weights of each leaf
+
+
+def drop(masks: Masks, scores: Scores, counts: Counts) -> Masks:
+    """`masks` without the `counts` kept weights of each leaf that score lowest.
+
+    Args:
+      masks: bool, None where never pruned.
+      scores: floats like `masks`, higher = keep; where a mask is False they do not matter. Among
+        equals the lower flat index is kept.
+      counts: how many to drop, int32 like `masks` (see `portions`), or one number for every leaf.
+
+    Raises:
+      ValueError: if a leaf keeps fewer than it is to drop, where that is known.
+    """
+    counts = _of_each(masks, counts)
+    _check_room("drop", masks, counts)
+    left = map_scored(lambda m, n: m.sum(dtype=jnp.int32) - n, masks, counts)
+    return _largest_of_each(map_scored(lambda m, s: jnp.where(m, s, -jnp.inf), masks, scores), left)
+
+
+def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
+    """`masks` and the `counts` other weights of each leaf that score highest.
+
+    Args:
+      masks: bool, None where never pruned.
+      scores: floats like `masks`; where a mask is True they do not matter. Among equals the lower
+        flat index grows.
+      counts: how many to grow, int32 like `masks` (see `portions`), or one number for every leaf.
+
+    Raises:
+      ValueError: if a leaf has fewer free positions than it is to grow, where that is known.
+    """
+    counts = _of_each(masks, counts)
+    _check_room("grow", masks, counts)
+    free = map_scored(lambda m, s: jnp.where(m, -jnp.inf, s), masks, scores)
+    return map_scored(jnp.logical_or, masks, _largest_of_each(free, counts))
+
+
+def portions(masks: Masks, fraction: Any, up: bool = False) -> Counts:
+    """`floor(fraction * kept)` of each leaf, int32 scalars like `masks`; with `up` the ceiling."""
+    return map_scored(lambda m: portion(fraction, m.sum(dtype=jnp.int32), up), masks)
+
+
+def _largest_of_each(scores: Scores, counts: Counts) -> Masks:
+    leaves, treedef = jax.tree.flatten(scores)
+    return jax.tree.unflatten(treedef, largest(leaves, jnp.stack(jax.tree.leaves(counts))))
+
+
+def _of_each(masks: Masks, counts: Counts) -> Counts:
+    return map_scored(lambda _: counts, masks) if np.isscalar(counts) else counts
+
+
+def _check_room(verb: str, masks: Masks, counts: Counts) -> None:
+    named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
+    for (path, mask), n in zip(named, jax.tree.leaves(counts), strict=True):
+        if isinstance(mask, jax.core.Tracer) or isinstance(n, jax.core.Tracer):
+            continue
+        kept = int(np.sum(mask))
+        room = kept if verb == "drop" else mask.size - kept
+        if not 0 <= n <= room:
+            what = "are kept" if verb == "drop" else "positions are free"
+            raise ValueError(f"{verb}: {n} of '{path}', where {room} of {mask.size} {what}.")

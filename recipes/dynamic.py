@@ -128,8 +128,9 @@ def optimizers(
     cubic = partial(optax.polynomial_schedule, end_value=sparsity, power=3)
     gradual = cubic(0.0, transition_steps=end - begin, transition_begin=begin)
     half = cubic(config.initial_sparsity, transition_steps=max(round(steps / 2), 1))
-    rewired = optax.cosine_decay_schedule(config.fraction or 0.3, end)
-    regenerated = optax.cosine_decay_schedule(config.fraction or 0.5, steps, alpha=0.01)
+    first = lambda default: default if config.fraction is None else config.fraction
+    rewired = optax.cosine_decay_schedule(first(0.3), end)
+    regenerated = optax.cosine_decay_schedule(first(0.5), steps, alpha=0.01)
     backward = sparsity / 2 if config.backward_sparsity is None else config.backward_sparsity
 
     def sparsified(transform: jp.MaskTransform, start: int = 0, stop: int | None = None) -> Any:

@@ -31,7 +31,12 @@ def choice(names: Sequence[str], default: str | None = None) -> Any:
 
 def several(names: Sequence[str]) -> Any:
     """How --help shows a flag that takes one or several of `names`."""
-    return tyro.conf.arg(metavar="{" + ",".join(names) + "} ...")
+    return listed("{" + ",".join(names) + "}")
+
+
+def listed(metavar: str) -> Any:
+    """How --help shows a flag that takes one or several values."""
+    return tyro.conf.arg(metavar=f"{metavar} ...")
 
 
 def default_is(metavar: str, default: str) -> Any:

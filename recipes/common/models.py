@@ -15,6 +15,13 @@ from recipes.common.errors import RecipeError
 MODELS = ("mlp", "lenet", "conv", "resnet20")
 NORMS = ("group", "batch")
 GROUPS = 8  # of channels, in group normalisation
+# the kernels next to the images and next to the logits
+FIRST_LAST = {
+    "mlp": ("Dense_0/kernel", "Dense_2/kernel"),
+    "lenet": ("Dense_0/kernel", "Dense_2/kernel"),
+    "conv": ("Conv_0/kernel", "Dense_0/kernel"),
+    "resnet20": ("Conv_0/kernel", "Dense_0/kernel"),
+}
 
 Norm = Callable[..., nn.Module]
 

@@ -34,7 +34,7 @@ COLORS = ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56
 
 MANY = 3  # more arms than this have their legend beside the axes
 
-Curve = tuple[Sequence[int], np.ndarray]  # steps (points,), values (points, seeds)
+Curve = tuple[Sequence[float], np.ndarray]  # steps (points,), values (points, seeds)
 
 
 def palette(arms: Iterable[str]) -> dict[str, str]:
@@ -146,10 +146,10 @@ def _std(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
-def band(axes: Axes, curve: Curve, label: str, color: str) -> None:
+def band(axes: Axes, curve: Curve, label: str, color: str, style: str = "-") -> None:
     """Draws the mean over seeds in percent, and the range from the worst seed to the best."""
     steps, values = np.asarray(curve[0]), 100 * np.asarray(curve[1])
-    axes.plot(steps, values.mean(1), color=color, label=label)
+    axes.plot(steps, values.mean(1), style, color=color, label=label, markersize=4)
     axes.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.18, linewidth=0)
 
 

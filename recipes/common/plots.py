@@ -184,7 +184,7 @@ def _accuracy_limits(curves: Mapping[str, Curve]) -> tuple[float, float]:
 
 def steps_locator(most: int) -> MaxNLocator:
     """Round numbers of steps, at most so many."""
-    return MaxNLocator(most, steps=[1, 2, 5, 10], integer=True)
+    return MaxNLocator(most, steps=[1, 2, 2.5, 4, 5, 10], integer=True)
 
 
 def png(figure: Figure) -> bytes:

@@ -52,6 +52,20 @@ from jaxprune.masks import get_masks as get_masks
 from jaxprune.masks import overlap as overlap
 from jaxprune.masks import sparsity as sparsity
 
+# many seeds at once
+from jaxprune.analysis.batchnorm import recalibrate as recalibrate
+from jaxprune.analysis.connectivity import barrier as barrier
+from jaxprune.analysis.connectivity import instability as instability
+from jaxprune.analysis.connectivity import lerp as lerp
+from jaxprune.analysis.connectivity import loss_along as loss_along
+from jaxprune.analysis.curves import bezier as bezier
+from jaxprune.analysis.curves import fit_curve as fit_curve
+from jaxprune.analysis.pairs import connected_components as connected_components
+from jaxprune.analysis.pairs import jackknife as jackknife
+from jaxprune.analysis.pairs import pairwise as pairwise
+from jaxprune.analysis.stability import fork as fork
+from jaxprune.analysis.stability import instability_at as instability_at
+
 # what it came to
 from jaxprune.report import report as report
 

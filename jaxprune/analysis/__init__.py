@@ -1,0 +1,1 @@
+"""What trained networks have in common: functions of `loss: params -> scalar`, never of a model."""

@@ -139,9 +139,10 @@ def instability(loss: Loss, a: Params, b: Params, points: Any = 11, path: Path =
 
 
 def _alphas(points: Any) -> Any:
-    """The points as float32 (points,): numpy where they are known, also while something is traced."""
-    if isinstance(points, jax.Array) and _is_traced(points):
-        alphas = points.astype(jnp.float32)
+    """The points as float32 (points,): numpy where they are known, also under `jit`."""
+    alphas: Any
+    if isinstance(points, jax.core.Tracer):
+        alphas = jnp.asarray(points, jnp.float32)
     elif isinstance(points, (bool, float, str)) or points is None:
         raise TypeError(f"points is an odd int, or an array of alphas; got {points!r}.")
     elif np.ndim(points) == 0:
@@ -208,7 +209,8 @@ def _check_alike(a: Params, b: Params) -> None:
         {leaf_name: None if x is None else jnp.shape(x) for leaf_name, x in named_leaves(tree)}
         for tree in (a, b)
     )
-    if first == second and jax.tree.structure(a) == jax.tree.structure(b):
+    containers: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    if first == second and containers[0] == containers[1]:
         return
     for leaf_name in (*first, *second):
         shapes = first.get(leaf_name), second.get(leaf_name)
@@ -220,7 +222,7 @@ def _check_alike(a: Params, b: Params) -> None:
             )
     raise ValueError(
         "these are not two networks of one kind: their leaves are the same, but in containers of "
-        f"other kinds, {jax.tree.structure(a)} and {jax.tree.structure(b)}."
+        f"other kinds, {containers[0]} and {containers[1]}."
     )
 
 

@@ -16,14 +16,15 @@ from jaxprune.rules import named_leaves
 def pairwise(
     f: Callable[[Any, Any], Any], stack: Any, diagonal: float | None = None, chunk: int = 1
 ) -> Any:
-    """`f(a, b)` of every pair of seeds: (seeds, seeds), symmetric.
+    """`f(a, b)` of every pair of seeds: a symmetric matrix (seeds, seeds).
 
     Each pair is computed once, and mirrored. Outside `jax.jit` with `chunk=1`, `f` is called as it
     is, pair by pair; else the pairs are in a loop on the device.
 
     Args:
-      f: symmetric, from two trees to a scalar or a tree of scalars: `overlap`,
-        `partial(barrier, loss)`.
+      f: symmetric, from two trees to a scalar or a tree of them: `overlap`,
+        `partial(barrier, loss)`. An array stands behind the seeds: (seeds, seeds, ...). What is not
+        symmetric, such as a `loss_along`, is that of the earlier seed with the later one.
       stack: params or masks, each leaf with a leading axis of seeds; None stays None.
       diagonal: what `f(a, a)` is known to be, such as 0 for a barrier; None computes it.
       chunk: how many pairs are in memory at once, under `vmap`: on an accelerator that small
@@ -33,8 +34,8 @@ def pairwise(
       What `f` returns, with (seeds, seeds) in place of each scalar.
 
     Raises:
-      ValueError: if the leaves have other numbers of seeds (it names them), there are less than
-        two, or `f` returns no scalar.
+      ValueError: if the leaves have other numbers of seeds (it names them), or there are less than
+        two. To an error of `f` it adds the pair.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> jp.pairwise(lambda a, b: abs(a['w'] - b['w']), {'w': jnp.array([1., 2., 4.])}).tolist()
@@ -46,7 +47,7 @@ def pairwise(
     rows, columns = np.triu_indices(seeds, k=0 if diagonal is None else 1)
 
     def at(i: Any, j: Any) -> Any:
-        return _scalars(f(_take(stack, i), _take(stack, j)))
+        return f(_take(stack, i), _take(stack, j))
 
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(stack)):
         values = lax.map(
@@ -59,7 +60,8 @@ def pairwise(
         values = _in_chunks(f, stack, rows, columns, chunk)
 
     def matrix(upper: jax.Array) -> jax.Array:
-        square = jnp.full((seeds, seeds), 0 if diagonal is None else diagonal, upper.dtype)
+        shape = seeds, seeds, *upper.shape[1:]
+        square = jnp.full(shape, 0 if diagonal is None else diagonal, upper.dtype)
         return square.at[rows, columns].set(upper).at[columns, rows].set(upper)
 
     return jax.tree.map(matrix, values)
@@ -169,9 +171,7 @@ def _noted(at: Callable[[Any, Any], Any], i: int, j: int) -> Any:
 def _in_chunks(f: Any, stack: Any, rows: np.ndarray, columns: np.ndarray, chunk: int) -> Any:
     """`f` of all pairs, so many at a time; the last chunk repeats its last pair to be as long."""
     of_pairs = jax.jit(
-        lambda stack, i, j: jax.vmap(lambda i, j: _scalars(f(_take(stack, i), _take(stack, j))))(
-            i, j
-        )
+        lambda stack, i, j: jax.vmap(lambda i, j: f(_take(stack, i), _take(stack, j)))(i, j)
     )
     chunk = min(chunk, len(rows))
     padded = [np.pad(indices, (0, -len(rows) % chunk), mode="edge") for indices in (rows, columns)]
@@ -180,17 +180,6 @@ def _in_chunks(f: Any, stack: Any, rows: np.ndarray, columns: np.ndarray, chunk:
         for start in range(0, len(rows), chunk)
     ]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(rows)], *each)
-
-
-def _scalars(values: Any) -> Any:
-    for leaf_name, value in named_leaves(values):
-        if jnp.shape(value) != ():
-            called = f" '{leaf_name}'" if leaf_name else ""
-            raise ValueError(
-                f"pairwise needs a function of two seeds to a scalar; its result{called} has "
-                f"shape {jnp.shape(value)}."
-            )
-    return jax.tree.map(jnp.asarray, values)
 
 
 def _square(matrix: Any) -> jax.Array:

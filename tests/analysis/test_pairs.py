@@ -70,6 +70,15 @@ def test_a_tree_of_scalars_is_a_tree_of_matrices():
     np.testing.assert_array_equal(both["d"], jp.pairwise(distance, STACK))
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_an_array_stands_behind_the_seeds(chunk):
+    along = lambda a, b: jp.loss_along(loss, a, b, 3)[1]
+    values = jp.pairwise(along, STACK, chunk=chunk)
+    assert values.shape == (SEEDS, SEEDS, 3)
+    np.testing.assert_allclose(values[1, 3], along(seed(STACK, 1), seed(STACK, 3)), rtol=1e-5)
+    np.testing.assert_array_equal(values, values.swapaxes(0, 1))
+
+
 def test_seeds_that_are_one_seed():
     same = jax.tree.map(lambda x: jnp.stack([x[0], x[0], x[1]]), STACK)
     barriers = jp.pairwise(partial(jp.instability, loss), same)
@@ -108,13 +117,6 @@ def test_what_is_no_stack(stack, fragments):
         jp.pairwise(distance, stack)
     for fragment in fragments:
         assert fragment in str(error.value)
-
-
-@pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_pairwise_of_no_scalar(chunk, wrap):
-    with pytest.raises(ValueError, match=r"its result 'x' has shape \(4, 3\)"):
-        wrap(lambda s: jp.pairwise(lambda a, b: {"x": a["kernel"]}, s, chunk=chunk))(STACK)
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True, None])

@@ -55,7 +55,7 @@ def _heat_map(figure: Figure, axes: Axes, title: str, matrix: Matrix) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
 
 
@@ -68,7 +68,7 @@ class Paths(NamedTuple):
 
     alphas: np.ndarray
     values: np.ndarray
-    others: Mapping[str, np.ndarray] = {}  # noqa: RUF012 (never written to)
+    others: Mapping[str, np.ndarray] = {}
 
 
 def along_paths(panels: Mapping[str, Paths], threshold: float | None = None) -> bytes:

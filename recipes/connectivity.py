@@ -34,7 +34,7 @@ from recipes.common.writeup import Writeup, to_markdown, to_terminal
 
 PROGRAM = "python -m recipes.connectivity"
 MATRICES, PATHS = "plots/matrices.png", "plots/paths.png"
-LINE, CURVE = "straight, the pair furthest apart", "curved, the same pair"
+LINE, CURVE = "furthest pair, straight", "furthest pair, curved"
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,14 @@ def compare(config: Config, module: nn.Module, dataset: Dataset, state: Any) -> 
     stack = {"params": state.params, "batch_stats": state.batch_stats}
     measure = study.measure_of(config, module, dataset)
     began = time.perf_counter()
-    alphas = np.linspace(0, 1, config.points)
-    along = jp.pairwise(lambda a, b: jp.loss_along(measure, a, b, config.points)[1], stack)
+    path = partial(jp.loss_along, measure, points=config.points)
+    along = jp.pairwise(lambda a, b: path(a, b)[1], stack, diagonal=0.0)
     along = jax.tree.map(np.asarray, along)
     seconds = time.perf_counter() - began
 
-    def above_chord(v):
-        return (v - ((1 - alphas) * v[..., :1] + alphas * v[..., -1:])).max(-1)
-
-    barrier = {name: above_chord(values.astype(np.float64)) for name, values in along.items()}
-    instability = {name: v.max(-1) - (v[..., 0] + v[..., -1]) / 2 for name, v in along.items()}
+    alphas = np.linspace(0, 1, config.points)
+    barrier = {name: study.above_chord(values) for name, values in along.items()}
+    instability = {name: study.above_ends(values) for name, values in along.items()}
     first, second = np.unravel_index(np.argmax(barrier["error"]), barrier["error"].shape)
     furthest = (min(int(first), int(second)), max(int(first), int(second)))
     if furthest[0] == furthest[1]:  # no barrier anywhere

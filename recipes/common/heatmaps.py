@@ -77,22 +77,26 @@ def along_paths(panels: Mapping[str, Paths], threshold: float | None = None) -> 
     The grey band reaches from the mean of the ends as far up as a stable pair may rise.
     """
     with rc_context(STYLE):
-        figure = Figure(figsize=(3.5 * len(panels), 2.7), layout="constrained")
+        figure = Figure(figsize=(3.5 * len(panels), 3.0), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr,call-arg]
         every_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (title, panel), color in zip(every_axes, panels.items(), COLORS, strict=False):
             values = 100 * panel.values
             ends = values[:, [0, -1]].mean()
             if threshold is not None:
-                label = f"less than {threshold:g} points"
+                label = f"within {threshold:g} points"
                 axes.axhspan(ends, ends + threshold, color="#ececec", zorder=0, label=label)
             axes.plot(panel.alphas, values.T, color=color, alpha=0.25, linewidth=0.7)
-            axes.plot(panel.alphas, values.mean(0), color=color, linewidth=2.2, label="mean")
+            mean = values.mean(0)
+            axes.plot(panel.alphas, mean, color=color, linewidth=2.2, label="mean of the pairs")
             for style, (label, other) in zip(("--", ":"), panel.others.items(), strict=False):
                 axes.plot(panel.alphas, 100 * other, style, color="#111111", label=label)
             axes.set(title=title, xlabel="From one seed (0) to another (1)")
             axes.set_xlim(0, 1)
-            axes.legend(loc="best", fontsize=7.5)
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
         every_axes[0].set_ylabel("Test error (%)")
+        handles, labels = every_axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7.5)
         return _png(figure)
 
 

@@ -47,8 +47,7 @@ class Study:
     norm: Annotated[str, cli.choice(models.NORMS)] = "group"
     """Normalisation of the convolutional networks."""
     statistics: Annotated[str, cli.choice(STATISTICS)] = "recalibrate"
-    """With --norm batch, the running statistics between two networks: computed anew on 2,000
-    training examples, or interpolated like the weights."""
+    """Running statistics between two networks of --norm batch: made anew, or interpolated."""
 
     seed: int = 0
     """The first seed; the others follow it."""
@@ -174,3 +173,16 @@ def measure_of(config: Study, module: nn.Module, dataset: data.Dataset) -> Measu
     if rule(config, module, dataset.train.images) == "recalibrate":
         return recalibrated(measure, module, dataset.train, config.batch_size)
     return measure
+
+
+def above_chord(values: np.ndarray) -> np.ndarray:
+    """The barrier of each path: values (..., points) -> (...)."""
+    v = np.asarray(values, np.float64)
+    alphas = np.linspace(0, 1, v.shape[-1])
+    return (v - (v[..., :1] + alphas * (v[..., -1:] - v[..., :1]))).max(-1)
+
+
+def above_ends(values: np.ndarray) -> np.ndarray:
+    """The instability of each path: values (..., points) -> (...)."""
+    v = np.asarray(values, np.float64)
+    return v.max(-1) - (v[..., 0] + v[..., -1]) / 2

@@ -34,7 +34,7 @@ from recipes.common.writeup import Writeup, to_markdown, to_terminal
 PROGRAM = "python -m recipes.stability"
 PICTURE = "plots/stability.png"
 MASKS = ("magnitude", "random")
-FORKS = (0.0, 0.01, 0.05, 0.2, 0.5)  # unless given: these fractions of the steps
+FORKS = (0.0, 0.02, 0.1, 0.4)  # unless given: these fractions of the steps
 QUANTITIES = ("error", "loss")
 
 
@@ -47,7 +47,7 @@ class Config(Study):
     children: int = 3
     """Children of each at each fork, at least 2."""
     forks: Annotated[
-        str | None, cli.default_is("INT,INT,...", "0, 1, 5, 20 and 50 % of the steps")
+        str | None, cli.default_is("INT,INT,...", "0, 2, 10 and 40 % of the steps")
     ] = None
     """Steps at which to fork."""
     sparsity: float = 0.8
@@ -325,17 +325,20 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         error = "" if numbers["error"] is None else f" ± {100 * numbers['error']:.2f}"
         return f"{100 * numbers['mean']:.2f}{error}"
 
+    def plain(numbers: dict[str, Any]) -> str:
+        error = "" if numbers["error"] is None else f" ± {numbers['error']:.3f}"
+        return f"{numbers['mean']:.3f}{error}"
+
     rows = [
         (
-            f"{dense['step']:,}",
-            points(dense["error_instability"]),
-            points(sparse["error_instability"]),
-            points(dense["error_barrier"]),
-            points(sparse["error_barrier"]),
-            results.percent(dense["test_accuracy"]),
-            results.percent(sparse["test_accuracy"]),
+            f"fork at {fork['step']:,}, {arm}",
+            points(fork["error_instability"]),
+            points(fork["error_barrier"]),
+            plain(fork["loss_instability"]),
+            results.percent(fork["test_accuracy"]),
         )
-        for dense, sparse in zip(summary["dense"], summary["sparse"], strict=True)
+        for pair in zip(summary["dense"], summary["sparse"], strict=True)
+        for arm, fork in zip(ARMS, pair, strict=True)
     ]
     rule, peak = summary["running_statistics"], summary["peak_memory_bytes"] / 1e9
     statistics = f"; running statistics between them: {rule}" if rule else ""
@@ -346,17 +349,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
             f"children a fork, {summary['steps']:,} steps, sparsity "
             f"{100 * summary['sparsity']:.4g} % ({config.mask}), {config.points} points a path on "
-            f"test data{statistics}: instability I and barrier B of the test error in points, "
-            f"with standard error over {what}; accuracy with standard deviation over seeds"
+            f"test data{statistics}: instability I and barrier B, of the error in points, with "
+            f"standard error over {what}; accuracy with standard deviation over seeds"
         ),
-        columns=(
-            "I, dense",
-            "I, sparse",
-            "B, dense",
-            "B, sparse",
-            "accuracy, dense",
-            "accuracy, sparse",
-        ),
+        columns=("error I", "error B", "loss I", "test accuracy"),
         rows=rows,
         footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
         command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",

@@ -91,10 +91,7 @@ def connectivity(config: Config) -> dict[str, Any]:
 
     began = time.perf_counter()
     arms = optimizers(config, plan.steps)
-    folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
-    states, history = train_arms(arms, module, dataset, plan, folder)
-    # training is what takes long: until the rest is done, a stopped run need not repeat it
-    checkpoint.save_checkpoint(config.out / run.CHECKPOINT, plan.steps, states)
+    states, history = train(config, arms, module, dataset, plan)
     pairs = {arm: compare(config, module, dataset, state) for arm, state in states.items()}
     rule = study.rule(config, module, dataset.train.images)
     summary = summarise(config, pairs, history, rule, time.perf_counter() - began)
@@ -141,6 +138,30 @@ def optimizers(config: Config, steps: int) -> dict[str, optax.GradientTransforma
         "dense": dense,
         "sparse": jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end)),
     }
+
+
+def train(
+    config: Config,
+    arms: dict[str, optax.GradientTransformation],
+    module: nn.Module,
+    dataset: Dataset,
+    plan: Plan,
+) -> tuple[States, History]:
+    """Trains both arms; leaves a checkpoint of the last step, for a run that is stopped later."""
+    path = config.out / run.CHECKPOINT
+    if config.resume:
+        keys = training.seed_keys(plan.seed, plan.seeds)
+        image = dataset.train.images[:1]
+        like = jax.eval_shape(
+            lambda: {arm: training.init(module, tx, keys, image) for arm, tx in arms.items()}
+        )
+        step, states = checkpoint.load_checkpoint(path, like)
+        if step == plan.steps:
+            return states, run.read_lines(config.out / run.METRICS)
+    folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
+    states, history = train_arms(arms, module, dataset, plan, folder)
+    checkpoint.save_checkpoint(path, plan.steps, states)
+    return states, history
 
 
 def compare(config: Config, module: nn.Module, dataset: Dataset, state: Any) -> Pairs:

@@ -58,7 +58,8 @@ def forking(
 
 def trunks(f: Forking) -> TrainState:
     """The trunks at step 0: a stack of states (seeds,)."""
-    return training.init(f.module, f.tx, f.keys, np.asarray(f.train.images[:1]))
+    image = np.zeros((1, *f.train.images.shape[1:]), np.float32)
+    return training.init(f.module, f.tx, f.keys, image)
 
 
 def advance(

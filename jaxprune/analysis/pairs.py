@@ -70,8 +70,9 @@ def pairwise(
 def connected_components(matrix: Any, threshold: float) -> jax.Array:
     """Labels of the groups of seeds that are joined, directly or by way of others: int (seeds,).
 
-    Two seeds are joined if their entry is less than `threshold`; nan joins nothing. Groups are
-    numbered from 0 in the order of their first seed.
+    Two seeds are joined if their entry is less than `threshold`; nan joins nothing. Of overlaps,
+    where more is nearer, give `-overlaps` and `-threshold`. Groups are numbered from 0 in the order
+    of their first seed.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> jp.connected_components(jnp.array([[0, 9, 1], [9, 0, 9], [1, 9, 0]]), 2).tolist()

@@ -331,7 +331,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
 
     rows = [
         (
-            f"fork at {fork['step']:,}, {arm}",
+            f"{fork['step']:,}, {arm}",
             points(fork["error_instability"]),
             points(fork["error_barrier"]),
             plain(fork["loss_instability"]),
@@ -349,7 +349,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
             f"children a fork, {summary['steps']:,} steps, sparsity "
             f"{100 * summary['sparsity']:.4g} % ({config.mask}), {config.points} points a path on "
-            f"test data{statistics}: instability I and barrier B, of the error in points, with "
+            f"test data{statistics}, by the step of the fork: instability I and barrier B, of the "
+            "error in points, with "
             f"standard error over {what}; accuracy with standard deviation over seeds"
         ),
         columns=("error I", "error B", "loss I", "test accuracy"),
@@ -358,7 +359,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
         pictures={
             PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
-            f"means. In the grey part, below {config.threshold:g} points, training is stable. The "
+            "means. Below the dashed line training is stable. The "
             "forks are evenly spaced, not to scale."
         },
         layers=layers,

@@ -121,7 +121,8 @@ def over_forks(steps: Sequence[int], arms: Mapping[str, Forks], threshold: float
                     axes.plot(dots, 100 * values, ".", color=color, alpha=0.35, markersize=4)
                 means = [100 * values.mean() for values in each]
                 axes.plot(at + shift, means, "o-", color=color, markersize=4, label=arm)
-        left.axhspan(0, threshold, color="#ececec", zorder=0, label="stable")
+        label = f"stable below {threshold:g} points"
+        left.axhline(threshold, color="#111111", linewidth=1.0, linestyle="--", label=label)
         left.set(title="Instability of test error (points)")
         right.set(title="Test accuracy of the children (%)")
         left.set_ylim(bottom=min(-0.02 * left.get_ylim()[1], left.get_ylim()[0]))

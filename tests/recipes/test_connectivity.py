@@ -121,6 +121,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
     assert not (out / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_two_seeds_without_a_curve(tmp_path):
     out = tmp_path / "two"
     connectivity.main([*SHORT, "--seeds", "2", "--curve-steps", "0", "--out", str(out)])

@@ -40,7 +40,7 @@ def test_it_writes_everything(finished):
     names = ["config.yaml", "metrics.jsonl", "model", "plots", "report.md", "summary.json"]
     assert sorted(path.name for path in finished.iterdir()) == names
     assert (finished / "plots" / "stability.png").read_bytes().startswith(b"\x89PNG")
-    assert "| fork at 12, sparse |" in (finished / "report.md").read_text()
+    assert "| 12, sparse |" in (finished / "report.md").read_text()
 
 
 def test_every_fork_has_every_pair_and_every_child(finished):
@@ -110,6 +110,7 @@ def test_an_interrupted_run_goes_on_with_the_next_fork(finished, tmp_path, monke
     assert not (out / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_one_seed_with_random_masks(tmp_path):
     out = tmp_path / "one"
     flags = ["--seeds", "1", "--forks", "12", "--mask", "random", "--schedule", "cosine"]

@@ -29,7 +29,7 @@ from recipes.common import checkpoint, cli, heatmaps, models, results, run, stud
 from recipes.common.data import Dataset
 from recipes.common.heatmaps import Matrix, Paths
 from recipes.common.side_by_side import Folder, History, Plan, States, train_arms
-from recipes.common.study import Study
+from recipes.common.measures import PathSettings
 from recipes.common.writeup import Writeup, to_markdown, to_terminal
 
 PROGRAM = "python -m recipes.connectivity"
@@ -38,7 +38,7 @@ LINE, CURVE = "furthest pair, straight", "furthest pair, curved"
 
 
 @dataclass(frozen=True)
-class Config(Study):
+class Config(PathSettings):
     """Barriers between all pairs of seeds, dense and pruned, trained in one program."""
 
     seeds: int = 8
@@ -93,7 +93,7 @@ def connectivity(config: Config) -> dict[str, Any]:
     arms = optimizers(config, plan.steps)
     states, history = train(config, arms, module, dataset, plan)
     pairs = {arm: compare(config, module, dataset, state) for arm, state in states.items()}
-    rule = study.rule(config, module, dataset.train.images)
+    rule = measures.rule(config, module, dataset.train.images)
     summary = summarise(config, pairs, history, rule, time.perf_counter() - began)
 
     writeup = write_up(config, summary, layer_report(dataset, module, states["sparse"]))
@@ -105,7 +105,7 @@ def connectivity(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    study.check(config)
+    measures.check(config)
     cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
     cli.at_least("--seeds", config.seeds, 2)
     cli.at_least("--every", config.every, 1)
@@ -167,7 +167,7 @@ def train(
 def compare(config: Config, module: nn.Module, dataset: Dataset, state: Any) -> Pairs:
     """All pairs of the seeds in a stack of states."""
     stack = {"params": state.params, "batch_stats": state.batch_stats}
-    measure = study.measure_of(config, module, dataset)
+    measure = measures.measure_of(config, module, dataset)
     began = time.perf_counter()
     path = partial(jp.loss_along, measure, points=config.points)
     along = jp.pairwise(lambda a, b: path(a, b)[1], stack, diagonal=0.0)
@@ -175,8 +175,8 @@ def compare(config: Config, module: nn.Module, dataset: Dataset, state: Any) -> 
     seconds = time.perf_counter() - began
 
     alphas = np.linspace(0, 1, config.points)
-    barrier = {name: study.above_chord(values) for name, values in along.items()}
-    instability = {name: study.above_ends(values) for name, values in along.items()}
+    barrier = {name: measures.above_chord(values) for name, values in along.items()}
+    instability = {name: measures.above_ends(values) for name, values in along.items()}
     first, second = np.unravel_index(np.argmax(barrier["error"]), barrier["error"].shape)
     furthest = (min(int(first), int(second)), max(int(first), int(second)))
     if furthest[0] == furthest[1]:  # no barrier anywhere
@@ -194,7 +194,7 @@ def bend(
     config: Config,
     module: nn.Module,
     dataset: Dataset,
-    measure: study.Measure,
+    measure: measures.Measure,
     stack: Any,
     masks: Any,
     pair: tuple[int, int],

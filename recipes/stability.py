@@ -27,7 +27,7 @@ from recipes.common.forking import ARMS, Forking
 from recipes.common.heatmaps import Forks
 from recipes.common.interrupt import Stopped, deferred_signals
 from recipes.common.progress import progress
-from recipes.common.study import Study
+from recipes.common.measures import PathSettings
 from recipes.common.training import TrainState
 from recipes.common.writeup import Writeup, to_markdown, to_terminal
 
@@ -39,7 +39,7 @@ QUANTITIES = ("error", "loss")
 
 
 @dataclass(frozen=True)
-class Config(Study):
+class Config(PathSettings):
     """Instability against the step of the fork, for dense and for pruned networks."""
 
     seeds: int = 3
@@ -103,9 +103,9 @@ def stability(config: Config) -> dict[str, Any]:
     )
     with deferred_signals() as signalled:
         trunks = grow(config, f, forks, steps, signalled)
-        measure = study.measure_of(config, module, dataset)
+        measure = measures.measure_of(config, module, dataset)
         records = fork_all(config, f, trunks, steps, measure, signalled)
-    rule = study.rule(config, module, dataset.train.images)
+    rule = measures.rule(config, module, dataset.train.images)
     summary = summarise(config, trunks, records, steps, rule, time.perf_counter() - began)
     save(config, trunks, records, summary, write_up(config, summary, layers(f, trunks)))
     print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
@@ -114,7 +114,7 @@ def stability(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    study.check(config)
+    measures.check(config)
     cli.one_of("--mask", config.mask, MASKS)
     cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
     cli.at_least("--seeds", config.seeds, 1)
@@ -176,7 +176,7 @@ def fork_all(
     f: Forking,
     trunks: Trunks,
     steps: int,
-    measure: study.Measure,
+    measure: measures.Measure,
     signalled: Signalled,
 ) -> Records:
     """Trains and compares the children of every fork that metrics.jsonl does not hold yet."""
@@ -215,8 +215,8 @@ def measured(config: Config, values: dict[str, np.ndarray], arm: int) -> dict[st
     record: dict[str, Any] = {}
     for name in QUANTITIES:
         own = values[name][arm]  # (seeds, pairs, points)
-        record[f"{name}_instability"] = study.above_ends(own).tolist()
-        record[f"{name}_barrier"] = study.above_chord(own).tolist()
+        record[f"{name}_instability"] = measures.above_ends(own).tolist()
+        record[f"{name}_barrier"] = measures.above_chord(own).tolist()
         # the pairs of the first child come first: the first ends of one, the last ends of the rest
         ends = np.concatenate([own[:, :1, 0], own[:, : config.children - 1, -1]], axis=1)
         record[f"test_{name}"] = ends.tolist()

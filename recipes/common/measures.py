@@ -1,11 +1,9 @@
-"""What the studies of many seeds share: their flags, their optimizers, and what they measure."""
+"""What the studies of pairs of networks measure: test error and loss, of any network between two."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -15,113 +13,45 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, models
+from recipes.common import cli, data, settings
 from recipes.common.data import Split
 from recipes.common.errors import RecipeError
+from recipes.common.settings import Settings
 
-OPTIMIZERS = {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}
-SCHEDULES = {"constant": optax.constant_schedule, "cosine": optax.cosine_decay_schedule}
-EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
-LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1}  # about a second on two cores
 STATISTICS = ("recalibrate", "interpolate")
 
 Measure = Callable[[Any], dict[str, jax.Array]]  # variables -> {"error", "loss"}: scalars
 
 
 @dataclass(frozen=True)
-class Study:
-    """The flags of every study; each recipe adds its own."""
+class PathSettings(Settings):
+    """What every study of pairs asks beside the rest."""
 
-    dataset: Annotated[str, cli.choice(data.DATASETS)] = "digits"
-    """What to learn; digits come with scikit-learn, the others are read from --data-dir."""
-    data_dir: Annotated[Path | None, cli.default_is("DIR", "TFDS_DATA_DIR, of the environment")] = (
-        None
-    )
-    """A TensorFlow Datasets folder."""
-    train_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
-    """Train on only the first so many examples."""
     test_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
-    """Measure on only the first so many test examples."""
-    model: Annotated[str, cli.choice(models.MODELS)] = "mlp"
-    """The network; lenet is LeNet-300-100."""
-    norm: Annotated[str, cli.choice(models.NORMS)] = "group"
-    """Normalisation of the convolutional networks."""
+    """Measure between networks on only the first so many test examples."""
     statistics: Annotated[str, cli.choice(STATISTICS)] = "recalibrate"
     """Running statistics between two networks of --norm batch: made anew, or interpolated."""
-
-    seed: int = 0
-    """The first seed; the others follow it."""
-    epochs: Annotated[float | None, cli.default_is("FLOAT", "digits 100, mnist 5, cifar10 20")] = (
-        None
-    )
-    """Passes over the data."""
-    steps: Annotated[int | None, cli.default_is("INT", "those of --epochs")] = None
-    """Training steps, instead of epochs."""
-    batch_size: int = 128
-    """Examples per step and network."""
-    optimizer: Annotated[str, cli.choice(tuple(OPTIMIZERS))] = "adam"
-    """The optimizer; sgd has momentum 0.9."""
-    learning_rate: float = 1e-3
-    """The learning rate at its highest."""
-    schedule: Annotated[str, cli.choice(tuple(SCHEDULES))] = "constant"
-    """The learning rate over time; cosine falls to zero."""
     points: int = 11
     """Networks along each path, both ends included: an odd number."""
     threshold: float = 2.0
     """Networks are connected if the error rises by less than so many percentage points."""
 
 
-def check(config: Study) -> None:
+def check(config: PathSettings) -> None:
     """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    cli.one_of("--dataset", config.dataset, data.DATASETS)
-    cli.one_of("--model", config.model, models.MODELS)
-    cli.one_of("--norm", config.norm, models.NORMS)
+    settings.check(config)
     cli.one_of("--statistics", config.statistics, STATISTICS)
-    cli.one_of("--optimizer", config.optimizer, tuple(OPTIMIZERS))
-    cli.one_of("--schedule", config.schedule, tuple(SCHEDULES))
-    cli.in_range("--learning-rate", config.learning_rate, 0, math.inf, "()")
     cli.in_range("--threshold", config.threshold, 0, 100, "(]")
-    cli.in_range("--epochs", EPOCHS["digits"] if config.epochs is None else config.epochs, 0, 1e6)
-    cli.at_least("--seed", config.seed, 0)
-    cli.at_least("--batch-size", config.batch_size, 1)
     cli.at_least("--points", config.points, 3)
     if config.points % 2 == 0:
         raise RecipeError(
             f"--points must be odd, so that the middle is one of them; got {config.points}"
         )
+    if config.test_examples is not None:
+        cli.at_least("--test-examples", config.test_examples, 1)
 
 
-def load(config: Study) -> data.Dataset:
-    """The data; raises `RecipeError`."""
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
-    most = len(dataset.test.labels)
-    if config.test_examples is None:
-        return dataset
-    if not 1 <= config.test_examples <= most:
-        raise RecipeError(f"--test-examples must be in [1, {most}], got {config.test_examples}")
-    return dataset._replace(test=Split(*(part[: config.test_examples] for part in dataset.test)))
-
-
-def steps_of(config: Study, examples: int, least: int = 2) -> int:
-    """Training steps; raises `RecipeError` if there are less than `least`."""
-    if config.batch_size > examples:
-        raise RecipeError(
-            f"--batch-size {config.batch_size} is more than all {examples:,} examples"
-        )
-    epochs = EPOCHS[config.dataset] if config.epochs is None else config.epochs
-    steps = int(epochs * (examples // config.batch_size)) if config.steps is None else config.steps
-    cli.at_least("--steps (or those of --epochs)", steps, least)
-    return steps
-
-
-def optimizer(config: Study, steps: int) -> optax.GradientTransformation:
-    """The optimizer of every arm."""
-    schedule, rate = SCHEDULES[config.schedule], config.learning_rate
-    rates = schedule(rate) if config.schedule == "constant" else schedule(rate, steps)
-    return OPTIMIZERS[config.optimizer](rates)
-
-
-def rule(config: Study, module: nn.Module, images: np.ndarray) -> str | None:
+def rule(config: PathSettings, module: nn.Module, images: np.ndarray) -> str | None:
     """How running statistics between two networks are made; None where there are none."""
     variables = jax.eval_shape(module.init, jax.random.key(0), images[:1])
     return config.statistics if "batch_stats" in variables else None
@@ -167,9 +97,10 @@ def recalibrated(
     return lambda variables: measure(jp.recalibrate(update, variables, stacked))
 
 
-def measure_of(config: Study, module: nn.Module, dataset: data.Dataset) -> Measure:
+def measure_of(config: PathSettings, module: nn.Module, dataset: data.Dataset) -> Measure:
     """Test error and loss of a network between two others, by the rule that `config` asks for."""
-    measure = measure_on(module, dataset.test)
+    test = Split(*(part[: config.test_examples] for part in dataset.test))
+    measure = measure_on(module, test)
     if rule(config, module, dataset.train.images) == "recalibrate":
         return recalibrated(measure, module, dataset.train, config.batch_size)
     return measure

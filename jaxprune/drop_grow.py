@@ -73,5 +73,7 @@ def _check_room(verb: str, masks: Masks, counts: Counts) -> None:
         kept = int(np.sum(mask))
         room = kept if verb == "drop" else mask.size - kept
         if not 0 <= n <= room:
-            what = "are kept" if verb == "drop" else "positions are free"
-            raise ValueError(f"{verb}: {n} of '{path}', where {room} of {mask.size} {what}.")
+            raise ValueError(
+                f"{verb}: asked for {n} of '{path}', which keeps {kept} of {mask.size} weights. "
+                "portions(masks, fraction) counts a fraction of those that are kept."
+            )

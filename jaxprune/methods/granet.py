@@ -19,6 +19,7 @@ from jaxprune.base import (
     Params,
     check_schedule,
     map_scored,
+    schedule_ends,
 )
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.masks import own_masks, with_own
@@ -85,5 +86,7 @@ def granet(
         pruned = MaskState(with_own(state.masks, left))
         return regenerate(pruned, params, step=step, at_end=at_end, **context)
 
-    start = float(sparsity(jnp.asarray(0, jnp.int32)))
+    (_, start), _ = schedule_ends(sparsity)
+    if not isinstance(start, jax.core.Tracer):
+        start = round(float(start), 7)  # 0.2, not the float32 next to it
     return MaskTransform(random_start(key, start, allocation, prunable), update)

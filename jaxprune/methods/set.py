@@ -14,7 +14,7 @@ from jaxprune.base import Allocation, Masks, MaskTransform, Params, map_scored
 from jaxprune.drop_grow import drop, portions
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.rules import kernels
-from jaxprune.scores import magnitude, random
+from jaxprune.scores import check_key, magnitude, random
 
 
 def set(
@@ -50,6 +50,7 @@ def set(
     Reference: Mocanu et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive
     Sparse Connectivity inspired by Network Science.
     """
+    check_key("set", key)
     start_key, grow_key = jax.random.split(key)
     return MaskTransform(
         init=random_start(start_key, sparsity, allocation, prunable),

@@ -30,7 +30,7 @@ def drop(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     counts = _of_each(masks, counts)
     _check_room("drop", masks, counts)
     left = map_scored(lambda m, n: m.sum(dtype=jnp.int32) - n, masks, counts)
-    return _largest_of_each(map_scored(lambda m, s: jnp.where(m, s, -jnp.inf), masks, scores), left)
+    return _largest_of_each(among(masks, scores), left)
 
 
 def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -47,13 +47,23 @@ def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """
     counts = _of_each(masks, counts)
     _check_room("grow", masks, counts)
-    free = map_scored(lambda m, s: jnp.where(m, -jnp.inf, s), masks, scores)
-    return map_scored(jnp.logical_or, masks, _largest_of_each(free, counts))
+    free = map_scored(jnp.logical_not, masks)
+    return map_scored(jnp.logical_or, masks, _largest_of_each(among(free, scores), counts))
 
 
 def portions(masks: Masks, fraction: Any, up: bool = False) -> Counts:
     """`floor(fraction * kept)` of each leaf, int32 scalars like `masks`; with `up` the ceiling."""
     return map_scored(lambda m: portion(fraction, m.sum(dtype=jnp.int32), up), masks)
+
+
+def among(masks: Masks, scores: Scores) -> Scores:
+    """`scores` that rank what a mask has above all that it has not, whatever their values."""
+
+    def leaf(mask: jax.Array, score: jax.Array) -> jax.Array:
+        lowest = jnp.finfo(score.dtype).min
+        return jnp.where(mask, jnp.maximum(score, lowest), -jnp.inf)  # a nan stays one
+
+    return map_scored(leaf, masks, scores)
 
 
 def _largest_of_each(scores: Scores, counts: Counts) -> Masks:

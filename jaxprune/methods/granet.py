@@ -21,6 +21,7 @@ from jaxprune.base import (
     map_scored,
     schedule_ends,
 )
+from jaxprune.drop_grow import among
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
@@ -80,8 +81,8 @@ def granet(
         state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        scores = map_scored(lambda m, w: jnp.where(m, w, -jnp.inf), masks, magnitude(params))
-        kept = select(scores, global_threshold, sparsity(jnp.where(at_end, END, step)))
+        ranked = among(masks, magnitude(params))
+        kept = select(ranked, global_threshold, sparsity(jnp.where(at_end, END, step)))
         left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
         pruned = MaskState(with_own(state.masks, left))
         return regenerate(pruned, params, step=step, at_end=at_end, **context)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune.base import Masks, Scores, map_scored
 from jaxprune.rules import named_leaves
-from jaxprune.selection import largest, portion
+from jaxprune.selection import defer, largest, n_true, portion
 
 Counts = Any  # int32 scalars, like masks: how many weights of each leaf
 
@@ -29,8 +29,8 @@ def drop(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """
     counts = _of_each(masks, counts)
     _check_room("drop", masks, counts)
-    left = map_scored(lambda m, n: m.sum(dtype=jnp.int32) - n, masks, counts)
-    return _largest_of_each(among(masks, scores), left)
+    left = map_scored(lambda m, n: n_true(m)[0] - n, masks, counts)
+    return _largest_of_each(defer(among, masks, scores), left)
 
 
 def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -47,13 +47,13 @@ def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """
     counts = _of_each(masks, counts)
     _check_room("grow", masks, counts)
-    free = map_scored(jnp.logical_not, masks)
-    return map_scored(jnp.logical_or, masks, _largest_of_each(among(free, scores), counts))
+    free = defer(lambda m: map_scored(jnp.logical_not, m), masks)
+    return map_scored(jnp.logical_or, masks, _largest_of_each(defer(among, free, scores), counts))
 
 
 def portions(masks: Masks, fraction: Any, up: bool = False) -> Counts:
     """`floor(fraction * kept)` of each leaf, int32 scalars like `masks`; with `up` the ceiling."""
-    return map_scored(lambda m: portion(fraction, m.sum(dtype=jnp.int32), up), masks)
+    return map_scored(lambda m: portion(fraction, n_true(m)[0], up), masks)
 
 
 def among(masks: Masks, scores: Scores) -> Scores:

@@ -27,6 +27,7 @@ from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import kernels
 from jaxprune.scores import gradient, magnitude
+from jaxprune.selection import defer
 
 
 def granet(
@@ -81,7 +82,7 @@ def granet(
         state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        ranked = among(masks, magnitude(params))
+        ranked = defer(lambda m, w: among(m, magnitude(w)), masks, params)
         kept = select(ranked, global_threshold, sparsity(jnp.where(at_end, END, step)))
         left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
         pruned = MaskState(with_own(state.masks, left))

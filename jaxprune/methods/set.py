@@ -15,6 +15,7 @@ from jaxprune.drop_grow import drop, portions
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.rules import kernels
 from jaxprune.scores import check_key, magnitude, random
+from jaxprune.selection import defer
 
 
 def set(
@@ -64,5 +65,6 @@ def closest_to_zero(masks: Masks, params: Params, fraction: Any) -> Masks:
     """Drops the fraction closest to zero of the kept weights of either sign."""
     signs = (map_scored(lambda w: w >= 0, params), map_scored(lambda w: w < 0, params))
     sides = [map_scored(jnp.logical_and, masks, sign) for sign in signs]
-    left = [drop(side, magnitude(params), portions(side, fraction)) for side in sides]
+    worth = defer(magnitude, params)
+    left = [drop(side, worth, portions(side, fraction)) for side in sides]
     return map_scored(jnp.logical_or, *left)

@@ -153,9 +153,11 @@ def _cells(params: Any, grads: Any, vmap: Callable = lambda f: f) -> list[Cell]:
         cells.append(_cell(name, step, vmap(tx.init), params, grads, lifetime=UPDATES))
     for name, method in DYNAMIC.items():
         tx = jp.sparsify(optax.adam(1e-3), jp.every(EVERY, method))
-        for when, steps in (("idle", at_rest), ("update", at_updates)):
-            step = vmap(steps(step_of(tx)))
-            cells.append(_cell(f"{when}, {name}", step, vmap(tx.init), params, grads))
+        idle, update = vmap(at_rest(step_of(tx))), vmap(at_updates(step_of(tx)))
+        cells += [
+            _cell(f"idle, {name}", idle, vmap(tx.init), params, grads),
+            _cell(f"update, {name}", update, vmap(tx.init), params, grads, lifetime=UPDATES),
+        ]
     return cells
 
 

@@ -11,25 +11,34 @@ Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of D
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import checkpoint, cli, heatmaps, models, results, run, study, training
+from recipes.common import (
+    checkpoint,
+    cli,
+    heatmaps,
+    measures,
+    models,
+    results,
+    run,
+    settings,
+    study,
+    training,
+)
 from recipes.common.data import Dataset
 from recipes.common.heatmaps import Matrix, Paths
-from recipes.common.side_by_side import Folder, History, Plan, States, train_arms
 from recipes.common.measures import PathSettings
+from recipes.common.training import Arm, Weights
 from recipes.common.writeup import Writeup, to_markdown, to_terminal
 
 PROGRAM = "python -m recipes.connectivity"
@@ -41,24 +50,14 @@ LINE, CURVE = "furthest pair, straight", "furthest pair, curved"
 class Config(PathSettings):
     """Barriers between all pairs of seeds, dense and pruned, trained in one program."""
 
-    seeds: int = 8
-    """How many seeds to train at once, at least 2."""
+    out: Path = Path("runs/connectivity")
+    """The folder to write to."""
     sparsity: float = 0.95
     """The fraction of weights to prune in the sparse twins, in [0, 1)."""
     every: int = 10
     """Steps between updates of the masks, from 10 % to 70 % of the steps."""
     curve_steps: int = 300
     """Steps to fit the curve between the two seeds that are furthest apart; 0 for none."""
-    evaluations: int = 20
-    """How often to measure test accuracy in training, evenly spread."""
-    out: Path = Path("runs/connectivity")
-    """The folder to write to."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    resume: bool = False
-    """Go on with the run in --out that was stopped by Ctrl-C, with its config.yaml."""
-    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
-    """Read all of these from a config.yaml; flags given beside it win."""
 
 
 class Pairs(NamedTuple):
@@ -82,23 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def connectivity(config: Config) -> dict[str, Any]:
     """Trains, compares, writes the folder `config.out`; returns what summary.json holds."""
     check(config)
-    run.check_out(config.out, config.overwrite, config.resume)
-    dataset = study.load(config)
-    module = models.model(config.model, dataset.classes, config.norm)
-    plan = plan_of(config, len(dataset.train.labels))
-    if not config.resume:
-        run.start(config.out, cli.to_yaml(config))
-
+    outcome = study.train(config, PROGRAM, partial(arms, config))
     began = time.perf_counter()
-    arms = optimizers(config, plan.steps)
-    states, history = train(config, arms, module, dataset, plan)
-    pairs = {arm: compare(config, module, dataset, state) for arm, state in states.items()}
-    rule = measures.rule(config, module, dataset.train.images)
-    summary = summarise(config, pairs, history, rule, time.perf_counter() - began)
-
-    writeup = write_up(config, summary, layer_report(dataset, module, states["sparse"]))
-    save(config, states, pairs, summary, to_markdown(writeup))
-    to_terminal(writeup)
+    pairs = {arm: compare(config, outcome, arm) for arm in outcome.arms}
+    summary = summarise(config, outcome, pairs, time.perf_counter() - began)
+    save(config, outcome, pairs, summary)
     print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
     return summary
 
@@ -109,65 +96,30 @@ def check(config: Config) -> None:
     cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
     cli.at_least("--seeds", config.seeds, 2)
     cli.at_least("--every", config.every, 1)
-    cli.at_least("--evaluations", config.evaluations, 1)
     cli.at_least("--curve-steps", config.curve_steps, 0)
 
 
-def plan_of(config: Config, examples: int) -> Plan:
-    """What both arms share."""
-    return Plan(
-        seed=config.seed,
-        seeds=config.seeds,
-        steps=study.steps_of(config, examples),
-        batch_size=config.batch_size,
-        chunk_steps=study.LOG_EVERY[config.model],
-        evaluations=config.evaluations,
-    )
-
-
-def optimizers(config: Config, steps: int) -> dict[str, optax.GradientTransformation]:
-    """The whole difference between the two arms: gradual magnitude pruning, a global threshold."""
-    dense = study.optimizer(config, steps)
-    end = min(max(round(0.7 * steps), 1), steps - 1)
-    begin = min(round(0.1 * steps), end - 1)
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Dense, and gradual magnitude pruning by a global threshold."""
+    module = models.model(config.model, dataset.classes, config.norm)
+    dense = settings.optimizer(config, steps)
+    begin, end = settings.pruning_steps(0.1, 0.7, steps)
     sparsity = optax.polynomial_schedule(
         0.0, config.sparsity, power=3, transition_steps=end - begin, transition_begin=begin
     )
     gmp = jp.prune(jp.magnitude, jp.global_threshold, sparsity)
+    sparse = jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end))
     return {
-        "dense": dense,
-        "sparse": jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end)),
+        "dense": Arm(module, lambda key: dense),
+        "sparse": Arm(module, lambda key: sparse, Weights.SPARSE),
     }
 
 
-def train(
-    config: Config,
-    arms: dict[str, optax.GradientTransformation],
-    module: nn.Module,
-    dataset: Dataset,
-    plan: Plan,
-) -> tuple[States, History]:
-    """Trains both arms; leaves a checkpoint of the last step, for a run that is stopped later."""
-    path = config.out / run.CHECKPOINT
-    if config.resume:
-        keys = training.seed_keys(plan.seed, plan.seeds)
-        image = dataset.train.images[:1]
-        like = jax.eval_shape(
-            lambda: {arm: training.init(module, tx, keys, image) for arm, tx in arms.items()}
-        )
-        step, states = checkpoint.load_checkpoint(path, like)
-        if step == plan.steps:
-            return states, run.read_lines(config.out / run.METRICS)
-    folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
-    states, history = train_arms(arms, module, dataset, plan, folder)
-    checkpoint.save_checkpoint(path, plan.steps, states)
-    return states, history
-
-
-def compare(config: Config, module: nn.Module, dataset: Dataset, state: Any) -> Pairs:
-    """All pairs of the seeds in a stack of states."""
+def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
+    """All pairs of the seeds of one arm."""
+    module, state = outcome.arms[arm].module, outcome.states[arm]
     stack = {"params": state.params, "batch_stats": state.batch_stats}
-    measure = measures.measure_of(config, module, dataset)
+    measure = measures.measure_of(config, module, outcome.dataset)
     began = time.perf_counter()
     path = partial(jp.loss_along, measure, points=config.points)
     along = jp.pairwise(lambda a, b: path(a, b)[1], stack, diagonal=0.0)
@@ -181,11 +133,11 @@ def compare(config: Config, module: nn.Module, dataset: Dataset, state: Any) -> 
     furthest = (min(int(first), int(second)), max(int(first), int(second)))
     if furthest[0] == furthest[1]:  # no barrier anywhere
         furthest = (0, 1)
-    sparse = hasattr(state.opt_state, "mask_state")
+    sparse = outcome.arms[arm].weights is not Weights.DENSE
     masks = jp.get_masks(state.opt_state) if sparse else None
     curve = None
     if config.curve_steps:
-        curve = bend(config, module, dataset, measure, stack, masks, furthest)
+        curve = bend(config, module, outcome.dataset, measure, stack, masks, furthest)
     overlap = np.asarray(jp.pairwise(jp.overlap, masks)) if sparse else None
     return Pairs(alphas, along, barrier, instability, overlap, furthest, curve, seconds)
 
@@ -232,16 +184,15 @@ def over_pairs(matrix: np.ndarray) -> dict[str, Any]:
 
 
 def summarise(
-    config: Config, pairs: dict[str, Pairs], history: History, rule: str | None, seconds: float
+    config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], seconds: float
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    arms = {}
+    summary = study.summarise(config, outcome)
     for arm, measured in pairs.items():
         error = measured.barrier["error"]
         labels = np.asarray(jp.connected_components(error, config.threshold / 100))
         off = error[np.triu_indices(len(error), k=1)]
-        arms[arm] = {
-            "test_accuracy": results.over_seeds(history[-1][arm]["test_accuracy"]),
+        summary["arms"][arm] |= {
             "error_barrier": over_pairs(error),
             "loss_barrier": over_pairs(measured.barrier["loss"]),
             "error_instability": over_pairs(measured.instability["error"]),
@@ -254,30 +205,25 @@ def summarise(
             "mask_overlap": None if measured.overlap is None else over_pairs(measured.overlap),
             "matrix_seconds": round(measured.seconds, 2),
         }
+    module, images = outcome.arms["dense"].module, outcome.dataset.train.images
     return {
         "recipe": "connectivity",
         "studies": "error barriers between all pairs of seeds, dense and pruned",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
         "pairs": config.seeds * (config.seeds - 1) // 2,
         "points": config.points,
-        "steps": history[-1]["step"],
         "sparsity": config.sparsity,
         "threshold_points": config.threshold,
-        "running_statistics": rule,
-        "seconds": round(seconds, 2),
-        **arms,
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        "running_statistics": measures.rule(config, module, images),
+        "compare_seconds": round(seconds, 2),
+        **summary,
     }
 
 
 def save(
-    config: Config, states: States, pairs: dict[str, Pairs], summary: dict[str, Any], report: str
+    config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], summary: dict[str, Any]
 ) -> None:
-    """Writes the model, the plots, summary.json and report.md."""
-    sparse, out = states["sparse"], config.out
+    """Writes the model, the plots, summary.json and report.md; prints the table."""
+    sparse, out = outcome.states["sparse"], config.out
     masks = jp.get_masks(sparse.opt_state)
     checkpoint.save_model(out / run.MODEL, sparse.params, sparse.batch_stats, masks)
     errors = {arm: 100 * measured.barrier["error"] for arm, measured in pairs.items()}
@@ -292,8 +238,10 @@ def save(
     panels = {arm.capitalize(): panel(measured) for arm, measured in pairs.items()}
     run.write(out / PATHS, heatmaps.along_paths(panels, config.threshold))
     run.write_json(out / run.SUMMARY, summary)
-    run.write(out / run.REPORT, report)
+    writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
+    run.write(out / run.REPORT, to_markdown(writeup))
     run.remove(out / run.CHECKPOINT)
+    to_terminal(writeup)
 
 
 def panel(measured: Pairs) -> Paths:
@@ -305,22 +253,9 @@ def panel(measured: Pairs) -> Paths:
     return Paths(measured.alphas, measured.along["error"][upper], others)
 
 
-def layer_report(dataset: Dataset, module: nn.Module, state: training.TrainState) -> str:
-    """`jp.report` of the first seed, as text."""
-    first = jax.tree.map(lambda x: x[0], state)
-    image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.float32)
-
-    def apply(params, images):
-        return module.apply({"params": params, "batch_stats": first.batch_stats}, images)
-
-    with warnings.catch_warnings():  # its text says the same
-        warnings.simplefilter("ignore", UserWarning)
-        return str(jp.report(first.params, jp.get_masks(first.opt_state), apply, image))
-
-
 def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     """The result, for people."""
-    dense, sparse = summary["dense"], summary["sparse"]
+    dense, sparse = summary["arms"]["dense"], summary["arms"]["sparse"]
     pairs, rule = summary["pairs"], summary["running_statistics"]
 
     def points(numbers: dict[str, Any]) -> str:
@@ -368,8 +303,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         columns=("dense", "sparse"),
         rows=tuple(rows),
         footline=(
-            f"{summary['seconds']:.0f} s in all, {seconds[0]:.1f} s and {seconds[1]:.1f} s for the "
-            f"matrices, peak memory {peak:.2f} GB"
+            f"{summary['seconds']:.0f} s of training, {seconds[0]:.1f} s and {seconds[1]:.1f} s "
+            f"for the matrices, peak memory {peak:.2f} GB"
         ),
         command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
         pictures={
@@ -378,7 +313,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             PATHS: "Test error from seed to seed. Each pair is a thin line; the curve is a "
             "quadratic Bezier with its middle trained.",
         },
-        layers=layers,
+        layers={"sparse": layers},
+        models=[run.MODEL],
         environment=summary["environment"],
     )
 

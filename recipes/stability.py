@@ -19,15 +19,28 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 import jaxprune as jp
-from recipes.common import checkpoint, cli, forking, heatmaps, models, results, run, study, training
+from recipes.common import (
+    checkpoint,
+    cli,
+    data,
+    forking,
+    heatmaps,
+    measures,
+    models,
+    results,
+    run,
+    settings,
+    training,
+)
 from recipes.common.errors import RecipeError
 from recipes.common.forking import ARMS, Forking
 from recipes.common.heatmaps import Forks
 from recipes.common.interrupt import Stopped, deferred_signals
-from recipes.common.progress import progress
 from recipes.common.measures import PathSettings
+from recipes.common.progress import progress
 from recipes.common.training import TrainState
 from recipes.common.writeup import Writeup, to_markdown, to_terminal
 
@@ -42,26 +55,21 @@ QUANTITIES = ("error", "loss")
 class Config(PathSettings):
     """Instability against the step of the fork, for dense and for pruned networks."""
 
+    out: Path = Path("runs/stability")
+    """The folder to write to."""
     seeds: int = 3
     """How many networks to fork, each with its own initial weights."""
     children: int = 3
     """Children of each at each fork, at least 2."""
     forks: Annotated[
-        str | None, cli.default_is("INT,INT,...", "0, 2, 10 and 40 % of the steps")
-    ] = None
+        tuple[int, ...], cli.default_is("INT ...", "0, 2, 10 and 40 % of the steps")
+    ] = ()
     """Steps at which to fork."""
     sparsity: float = 0.8
     """The fraction of weights pruned in the sparse children, in [0, 1)."""
     mask: Annotated[str, cli.choice(MASKS)] = "magnitude"
     """The mask of sparse children: the largest weights of the finished trunk, or random (ERK)."""
-    out: Path = Path("runs/stability")
-    """The folder to write to."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    resume: bool = False
-    """Go on with the run in --out that was stopped by Ctrl-C after its trunks were trained."""
-    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
-    """Read all of these from a config.yaml; flags given beside it win."""
+    evaluations: Annotated[int, tyro.conf.Suppress] = 1  # children are tested at the end
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,9 +93,10 @@ def stability(config: Config) -> dict[str, Any]:
     """Trains, forks, writes the folder `config.out`; returns what summary.json holds."""
     check(config)
     run.check_out(config.out, config.overwrite, config.resume)
-    dataset = study.load(config)
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     module = models.model(config.model, dataset.classes, config.norm)
-    steps = study.steps_of(config, len(dataset.train.labels))
+    plan = settings.plan_of(config, len(dataset.train.labels))
+    steps = plan.steps
     forks = forks_of(config, steps)
     if not config.resume:
         run.start(config.out, cli.to_yaml(config))
@@ -95,11 +104,11 @@ def stability(config: Config) -> dict[str, Any]:
     began = time.perf_counter()
     f = forking.forking(
         module,
-        study.optimizer(config, steps),
+        settings.optimizer(config, steps),
         dataset.train,
         training.seed_keys(config.seed, config.seeds),
         config.batch_size,
-        study.LOG_EVERY[config.model],
+        plan.chunk_steps,
     )
     with deferred_signals() as signalled:
         trunks = grow(config, f, forks, steps, signalled)
@@ -117,23 +126,16 @@ def check(config: Config) -> None:
     measures.check(config)
     cli.one_of("--mask", config.mask, MASKS)
     cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.at_least("--seeds", config.seeds, 1)
     cli.at_least("--children", config.children, 2)
     forks_of(config, None)
 
 
 def forks_of(config: Config, steps: int | None) -> list[int]:
     """The steps at which to fork; raises `RecipeError`."""
-    if config.forks is None:
-        return sorted({round(fraction * (steps or 0)) for fraction in FORKS})
-    try:
-        forks = [int(part) for part in config.forks.split(",")]
-    except ValueError:
-        raise RecipeError(
-            f"--forks are steps with commas between them, such as 0,100,500; got '{config.forks}'"
-        ) from None
+    forks = list(config.forks) or sorted({round(part * (steps or 0)) for part in FORKS})
     if forks != sorted(set(forks)) or forks[0] < 0:
-        raise RecipeError(f"--forks must rise, from 0 or more; got '{config.forks}'")
+        seen = " ".join(map(str, forks))
+        raise RecipeError(f"--forks must rise, from 0 or more; got {seen}")
     if steps is not None and forks[-1] > steps:
         raise RecipeError(f"--forks must be at most the {steps} steps; got {forks[-1]}")
     return forks
@@ -362,7 +364,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             "means. Below the dashed line training is stable. The "
             "forks are evenly spaced, not to scale."
         },
-        layers=layers,
+        layers={"sparse": layers},
+        models=[run.MODEL],
         environment=summary["environment"],
     )
 

@@ -20,7 +20,7 @@ import optax
 import jaxprune as jp
 from recipes.common import training
 from recipes.common.data import Split
-from recipes.common.training import TrainState
+from recipes.common.training import Arm, TrainState, Weights
 
 ARMS = ("dense", "sparse")
 
@@ -30,8 +30,7 @@ At = Callable[[int], None]  # called with the step, between calls of the device
 class Forking(NamedTuple):
     """How trunks and children are trained."""
 
-    module: nn.Module
-    tx: optax.GradientTransformation  # sparsify(..., fixed(masks that keep all))
+    arm: Arm  # sparsify(..., fixed(masks that keep all))
     chunk: training.Chunk
     train: Split  # on the device
     keys: jax.Array  # of the trunks (seeds,)
@@ -52,14 +51,15 @@ def forking(
     params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
     everything = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(params))
     tx = jp.sparsify(optimizer, jp.fixed(everything))
-    chunk = training.make_chunk(training.classification(module), tx)
-    return Forking(module, tx, chunk, jax.device_put(train), keys, batch_size, chunk_steps)
+    arm = Arm(module, lambda key: tx, Weights.SPARSE)
+    chunk = training.make_chunk(arm)
+    return Forking(arm, chunk, jax.device_put(train), keys, batch_size, chunk_steps)
 
 
 def trunks(f: Forking) -> TrainState:
     """The trunks at step 0: a stack of states (seeds,)."""
     image = np.zeros((1, *f.train.images.shape[1:]), np.float32)
-    return training.init(f.module, f.tx, f.keys, image)
+    return training.init(f.arm, f.keys, image)
 
 
 def advance(
@@ -69,7 +69,8 @@ def advance(
     order = training.data_order(keys, len(f.train.labels), f.batch_size, start)
     while start < stop:
         now = min(f.chunk_steps, stop - start)
-        state, metrics = f.chunk(state, f.train, jnp.asarray(np.stack([*islice(order, now)])))
+        indices = jnp.asarray(np.stack(list(islice(order, now))))
+        state, metrics = f.chunk(state, f.train, indices, keys)
         jax.block_until_ready(metrics)
         start += now
         at(start)

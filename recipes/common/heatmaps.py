@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recipes.common.plots import COLORS, STYLE, _png
+from recipes.common.plots import COLORS, STYLE, palette, png
 
 MOST_NUMBERS = 12  # seeds up to which each cell says its value
 
@@ -32,7 +32,7 @@ def heat_maps(matrices: Mapping[str, Matrix]) -> bytes:
         every_axes = figure.subplots(1, len(matrices), squeeze=False)[0]
         for axes, (title, matrix) in zip(every_axes, matrices.items(), strict=True):
             _heat_map(figure, axes, title, matrix)
-        return _png(figure)
+        return png(figure)
 
 
 def _heat_map(figure: Figure, axes: Axes, title: str, matrix: Matrix) -> None:
@@ -97,7 +97,7 @@ def along_paths(panels: Mapping[str, Paths], threshold: float | None = None) -> 
         every_axes[0].set_ylabel("Test error (%)")
         handles, labels = every_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7.5)
-        return _png(figure)
+        return png(figure)
 
 
 class Forks(NamedTuple):
@@ -113,7 +113,9 @@ def over_forks(steps: Sequence[int], arms: Mapping[str, Forks], threshold: float
         figure = Figure(figsize=(7.0, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         at = np.arange(len(steps))
-        for color, (arm, forks) in zip(COLORS, arms.items(), strict=False):
+        colors = palette(arms)
+        for arm, forks in arms.items():
+            color = colors[arm]
             shift = 0.05 * (list(arms).index(arm) - (len(arms) - 1) / 2)
             for axes, each in ((left, forks.instability), (right, forks.accuracy)):
                 for x, values in zip(at, each, strict=True):
@@ -130,4 +132,4 @@ def over_forks(steps: Sequence[int], arms: Mapping[str, Forks], threshold: float
             axes.set_xlabel("Step of the fork")
             axes.set_xticks(at, [f"{step:,}" for step in steps])
         left.legend(loc="best")
-        return _png(figure)
+        return png(figure)

@@ -1,4 +1,4 @@
-"""What the studies of pairs of networks measure: test error and loss, of any network between two."""
+"""What studies of pairs of networks measure: test error and loss of any network between two."""
 
 from __future__ import annotations
 

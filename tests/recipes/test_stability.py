@@ -11,7 +11,20 @@ import pytest
 from recipes import stability
 from recipes.common import checkpoint, run
 
-SHORT = ["--seeds", "2", "--children", "3", "--steps", "24", "--forks", "0,12,24", "--points", "3"]
+SHORT = [
+    "--seeds",
+    "2",
+    "--children",
+    "3",
+    "--steps",
+    "24",
+    "--forks",
+    "0",
+    "12",
+    "24",
+    "--points",
+    "3",
+]
 SHORT += ["--train-examples", "512", "--test-examples", "100"]
 
 
@@ -130,10 +143,10 @@ def test_forks_unless_given():
     [
         ("--children 1", "--children must be at least 2, got 1"),
         ("--seeds 0", "--seeds must be at least 1, got 0"),
-        ("--forks 0,x", "--forks are steps with commas between them, such as 0,100,500; got '0,x'"),
-        ("--forks 5,5", "--forks must rise, from 0 or more; got '5,5'"),
-        ("--forks=-1", "--forks must rise, from 0 or more; got '-1'"),
-        ("--steps 10 --forks 0,11", "--forks must be at most the 10 steps; got 11"),
+        ("--forks 0,x", "Error parsing --forks: Could not find valid parse"),
+        ("--forks 5 5", "--forks must rise, from 0 or more; got 5 5"),
+        ("--forks -1", "--forks must rise, from 0 or more; got -1"),
+        ("--steps 10 --forks 0 11", "--forks must be at most the 10 steps; got 11"),
         ("--mask best", "unknown --mask 'best'; choose one of magnitude, random"),
         ("--points 4", "--points must be odd"),
         ("--resume", "config.yaml"),

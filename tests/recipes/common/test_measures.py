@@ -42,9 +42,14 @@ def test_the_rule_is_named_only_where_there_are_running_statistics():
         (measures.PathSettings(model="mlp"), None),
         (measures.PathSettings(model="conv"), None),
         (measures.PathSettings(model="conv", norm="batch"), "recalibrate"),
-        (measures.PathSettings(model="conv", norm="batch", statistics="interpolate"), "interpolate"),
+        (
+            measures.PathSettings(model="conv", norm="batch", statistics="interpolate"),
+            "interpolate",
+        ),
     ):
-        assert measures.rule(config, models.model(config.model, 10, config.norm), images) == expected
+        assert (
+            measures.rule(config, models.model(config.model, 10, config.norm), images) == expected
+        )
 
 
 def test_heights_are_those_of_the_library():

@@ -286,8 +286,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     ]
     if config.curve_steps:
         rows += [
-            row("furthest pair: highest error on the line", highest_on("error_on_the_line")),
-            row("... and on a curve fitted between them", highest_on("error_on_the_curve")),
+            row("peak error, furthest pair", highest_on("error_on_the_line")),
+            row("... on a curve between them", highest_on("error_on_the_curve")),
         ]
     seconds = dense["matrix_seconds"], sparse["matrix_seconds"]
     peak = summary["peak_memory_bytes"] / 1e9

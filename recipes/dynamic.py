@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import flax.linen as nn
 import jax
 import optax
 
@@ -109,10 +110,31 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     module = models.model(config.model, dataset.classes, config.norm, config.width)
     dense = settings.optimizer(config, steps)
     sparse = optimizers(config, dense, steps)
-    return {"dense": Arm(module, lambda key: dense)} | {
-        method: Arm(module, sparse[method], DENSE_COPIES.get(method, Weights.SPARSE))
-        for method in config.method
-    }
+    check_layers(config, module, dataset)
+    made = {"dense": Arm(module, lambda key: dense)}
+    for method in config.method:
+        made[method] = Arm(module, sparse[method], DENSE_COPIES.get(method, Weights.SPARSE))
+    return made
+
+
+def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
+    """Raises `RecipeError` if a layer would keep no weight; random starts see to it themselves."""
+    for method in ("gmp", "top_kast", "dpf"):
+        allocation = allocations(config)[method]
+        if method in config.method and allocation is not jp.global_threshold:
+
+            def ask(key: jax.Array, allocation: Any = allocation) -> optax.GradientTransformation:
+                return jp.track_masks(jp.static(key, config.sparsity, allocation))
+
+            study.check_arm(method, Arm(module, ask), dataset.train.images)
+
+
+def allocations(config: Config) -> dict[str, Any]:
+    """Method -> how much of each layer."""
+    if config.allocation is not None:
+        return dict.fromkeys(METHODS, ALLOCATIONS[config.allocation])
+    own = {"gmp": jp.global_threshold, "dpf": jp.global_threshold, "top_kast": jp.uniform}
+    return dict.fromkeys(METHODS, jp.erk) | own
 
 
 def optimizers(
@@ -123,8 +145,7 @@ def optimizers(
     begin, end = settings.pruning_steps(config.begin, config.end, steps)
     last = max(end, steps - n)  # what changes its masks until the end has n steps to train them
 
-    chosen = None if config.allocation is None else ALLOCATIONS[config.allocation]
-    at_random, by_value = chosen or jp.erk, chosen or jp.global_threshold
+    allocation = allocations(config)
     cubic = partial(optax.polynomial_schedule, end_value=sparsity, power=3)
     gradual = cubic(0.0, transition_steps=end - begin, transition_begin=begin)
     half = cubic(config.initial_sparsity, transition_steps=max(round(steps / 2), 1))
@@ -139,23 +160,27 @@ def optimizers(
 
     def granet(key: jax.Array) -> optax.GradientTransformation:
         with jax.ensure_compile_time_eval():  # it asks the schedule for its first value
-            transform = jp.granet(key, half, regenerated, at_random)
+            transform = jp.granet(key, half, regenerated, allocation["granet"])
         return sparsified(transform, stop=last)
 
     def top_kast(key: jax.Array) -> optax.GradientTransformation:
-        masks = jp.every(n, jp.itop(jp.top_kast(sparsity, backward, chosen or jp.uniform)))
+        masks = jp.every(n, jp.itop(jp.top_kast(sparsity, backward, allocation["top_kast"])))
         return jp.freeze(optax.chain(jp.top_kast_decay(TOP_KAST_DECAY), dense), masks)
 
     def dpf(key: jax.Array) -> optax.GradientTransformation:
-        masks = jp.every(n, jp.itop(jp.dpf(gradual, by_value)), begin, last)
+        masks = jp.every(n, jp.itop(jp.dpf(gradual, allocation["dpf"])), begin, last)
         return optax.chain(jp.track_masks(masks), dense)
 
     return {
-        "static": lambda key: sparsified(jp.static(key, sparsity, at_random)),
-        "set": lambda key: sparsified(jp.set(key, sparsity, rewired, at_random), stop=end),
-        "rigl": lambda key: sparsified(jp.rigl(key, sparsity, rewired, at_random), stop=end),
+        "static": lambda key: sparsified(jp.static(key, sparsity, allocation["static"])),
+        "set": lambda key: sparsified(jp.set(key, sparsity, rewired, allocation["set"]), stop=end),
+        "rigl": lambda key: sparsified(
+            jp.rigl(key, sparsity, rewired, allocation["rigl"]), stop=end
+        ),
         "granet": granet,
-        "gmp": lambda key: sparsified(jp.prune(jp.magnitude, by_value, gradual), begin, end),
+        "gmp": lambda key: sparsified(
+            jp.prune(jp.magnitude, allocation["gmp"], gradual), begin, end
+        ),
         "top_kast": top_kast,
         "dpf": dpf,
     }
@@ -168,7 +193,7 @@ def churn_picture(outcome: study.Outcome) -> study.Picture:
         for key in ("overlap_first", "overlap_previous", "ever_active")
     )
     return study.Picture(
-        churn.picture(first, previous, explored, plots.palette(outcome.arms)),
+        churn.picture(first, previous, explored, plots.looks(outcome.arms)),
         "How the masks move: overlap (intersection over union) with the first masks of training "
         "and with those of the line of metrics.jsonl before, where they had changed since; and "
         "the fraction of weights that were ever active, for methods that do not start dense.",

@@ -2,8 +2,8 @@
 
 Masks are drawn before the first step and kept. What matters then is how much of each layer is kept
 (--allocation), and how wide the network is (--widths): networks of all widths keep as many weights
-as that of width 1 does at --sparsity. Each width has a dense twin, with the same weights at first
-and the same batches. Writes a folder that reproduces itself.
+as that of width 1 does at --sparsity, or have all that sparsity (--equal). Each width has a dense
+twin, with the same weights at first and the same batches. Writes a folder that reproduces itself.
 
 Reference: Liu et al., 2022, The Unreasonable Effectiveness of Random Pruning: Return of the Most
 Naive Baseline for Sparse Training.
@@ -29,6 +29,7 @@ from recipes.common.training import Arm, LossFn, Weights, classification
 
 PROGRAM = "python -m recipes.random_erk"
 WIDTHS = "plots/widths.png"
+EQUAL = ("weights", "sparsity")
 ALLOCATIONS = ("uniform", "uniform_plus", "er", "erk", "erk_plus", "snip")
 
 
@@ -43,7 +44,9 @@ class Config(settings.Settings):
     sparsity: float = 0.95
     """The fraction of weights that are pruned at width 1, in [0, 1)."""
     widths: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (1.0,)
-    """What multiplies the sizes of the hidden layers; all widths keep as many weights."""
+    """What multiplies the sizes of the hidden layers."""
+    equal: Annotated[str, cli.choice(EQUAL)] = "weights"
+    """What networks of all widths have in common: the number of weights kept, or the sparsity."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,6 +78,7 @@ def check(config: Config) -> None:
     settings.check(config)
     cli.some_of("--allocation", config.allocation, ALLOCATIONS)
     cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.one_of("--equal", config.equal, EQUAL)
     cli.some_of("--widths", config.widths)
     for width in config.widths:
         cli.in_range("--widths", width, 0, 100, "(]")
@@ -89,20 +93,15 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
         return models.model(config.model, dataset.classes, config.norm, width)
 
     def sparse(masks: Callable[[jax.Array], jp.MaskTransform], module: nn.Module) -> Arm:
-        return Arm(module, lambda key: jp.sparsify(optimizer, masks(key)), Weights.SPARSE)
+        sparsified = lambda key: jp.sparsify(optimizer, masks(key))
+        return Arm(module, sparsified, Weights.SPARSE)
 
     made = {}
-    size = weights(module_of(1.0), batch)
-    kept = size - round(config.sparsity * size)
     for width in config.widths:
         module = module_of(width)
-        size = weights(module, batch)
-        if kept > size:
-            raise RecipeError(
-                f"--widths {width:g} has {size:,} weights, fewer than the {kept:,} that "
-                f"--sparsity {config.sparsity:g} keeps at width 1"
-            )
-        sparsity = config.sparsity if width == 1 else 1 - kept / size
+        sparsity = config.sparsity
+        if width != 1 and config.equal == "weights":
+            sparsity = equal_weights(config.sparsity, module_of(1.0), module, batch)
         loss_fn = classification(module)
         made[name("dense", width, config)] = Arm(module, lambda key: optimizer)
         for allocation in config.allocation:
@@ -142,6 +141,18 @@ def snip_ratios(key: jax.Array, sparsity: float, loss_fn: LossFn, batch: Split) 
     return jp.MaskTransform(init, jp.static(key, sparsity).update)
 
 
+def equal_weights(sparsity: float, one: nn.Module, other: nn.Module, batch: Split) -> float:
+    """The sparsity at which `other` keeps as many weights as `one` does at `sparsity`."""
+    sizes = weights(one, batch), weights(other, batch)
+    kept = sizes[0] - round(sparsity * sizes[0])
+    if kept > sizes[1]:
+        raise RecipeError(
+            f"--widths: a network has {sizes[1]:,} weights, fewer than the {kept:,} "
+            f"that --sparsity {sparsity:g} keeps at width 1"
+        )
+    return 1 - kept / sizes[1]
+
+
 def weights(module: nn.Module, batch: Split) -> int:
     """How many may be pruned."""
     variables = jax.eval_shape(module.init, jax.random.key(0), batch.images[:1])
@@ -175,9 +186,10 @@ def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> 
         widths.picture(
             {arm: curve(arm, "test_accuracy") for arm in names},
             {arm: curve(arm, "accuracy_minus_dense") for arm in config.allocation},
+            {"weights": "numbers of weights", "sparsity": "sparsity"}[config.equal],
         ),
-        "Networks of different widths that keep equally many weights, and their dense twins: mean "
-        "over seeds; bands from the worst seed to the best.",
+        "Networks of different widths and their dense twins: mean over seeds; bands from the worst "
+        "seed to the best.",
     )
 
 

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import jaxprune as jp
-from recipes.common.plots import STYLE, Curve, band, palette, png, steps_locator
+from recipes.common.plots import STYLE, Curve, Look, band, looks, png, steps_locator
 
 
 def masks(opt_state: Any) -> Any:
@@ -49,7 +49,7 @@ def picture(
     first: Mapping[str, Curve],
     previous: Mapping[str, Curve],
     explored: Mapping[str, Curve],
-    colors: Mapping[str, str] | None = None,
+    drawn: Mapping[str, Look] | None = None,
 ) -> bytes:
     """PNG of three panels over steps, a line with a band over seeds for each arm.
 
@@ -63,13 +63,13 @@ def picture(
         ({arm: _moved(c) for arm, c in previous.items()}, "Overlap with previous masks (%)"),
         ({arm: c for arm, c in explored.items() if c[1][0].min() < 1}, "Ever active, $R_s$ (%)"),
     )
-    colors = colors or palette(first)
+    drawn = drawn or looks(first)
     with rc_context(STYLE):
         figure = Figure(figsize=(9.0, 2.7), layout="constrained")
         three = figure.subplots(1, 3)
         for axes, (curves, title) in zip(three, panels, strict=True):
             for arm, curve in curves.items():
-                band(axes, curve, arm, colors[arm])
+                band(axes, curve, arm, drawn[arm])
             axes.set(title=title, xlabel="Step")
             axes.set_xlim(0, max(max(steps) for steps, _ in first.values()))
             axes.set_ylim(-2, 102)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -32,14 +32,32 @@ STYLE: Any = {
 # From the palette of Okabe and Ito (2008): told apart by all eyes, and in print.
 COLORS = ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 
+STROKES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # lines, markers
 MANY = 3  # more arms than this have their legend beside the axes
 
 Curve = tuple[Sequence[float], np.ndarray]  # steps (points,), values (points, seeds)
 
 
-def palette(arms: Iterable[str]) -> dict[str, str]:
-    """A colour for each arm: the same in all figures of a run."""
-    return dict(zip(arms, cycle(COLORS), strict=False))
+class Look(NamedTuple):
+    """How an arm is drawn."""
+
+    color: str
+    line: str
+    marker: str
+
+
+def looks(arms: Iterable[str]) -> dict[str, Look]:
+    """The look of each arm, the same in all figures of a run.
+
+    The first word of its name has a colour; what follows, such as a width, a dash and a marker.
+    """
+    arms = list(arms)
+    kinds, variants = (list(dict.fromkeys(arm.partition(" ")[i] for arm in arms)) for i in (0, 2))
+    colors = dict(zip(kinds, cycle(COLORS), strict=False))
+    strokes = dict(zip(variants, cycle(STROKES), strict=False))
+    return {
+        arm: Look(colors[arm.partition(" ")[0]], *strokes[arm.partition(" ")[2]]) for arm in arms
+    }
 
 
 def training_curves(
@@ -49,25 +67,26 @@ def training_curves(
 ) -> bytes:
     """PNG of test accuracy and of sparsity over steps, each arm's mean and its range over seeds.
 
-    `pruned_between` shades the steps in which the masks change.
+    Sparsity has its axes only if it changes. `pruned_between` shades the steps in which masks do.
     """
+    panels = [(accuracy, "Test accuracy (%)")]
+    if any(np.ptp(values, 0).any() for _, values in sparsity.values()):
+        panels.append((sparsity, "Sparsity (%)"))
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 2.7), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for axes, curves, title in (
-            (left, accuracy, "Test accuracy (%)"),
-            (right, sparsity, "Sparsity (%)"),
-        ):
-            for label, color in palette(accuracy).items():
+        left, *right = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (curves, title) in zip((left, *right), panels, strict=True):
+            for label, look in looks(accuracy).items():
                 if label in curves:
-                    band(axes, curves[label], label, color)
+                    band(axes, curves[label], label, look)
             if pruned_between:
                 axes.axvspan(*pruned_between, color="#efefef", zorder=0, label="pruning")
             axes.set(title=title, xlabel="Step")
             axes.set_xlim(0, max(max(steps) for steps, _ in accuracy.values()))
             axes.xaxis.set_major_locator(steps_locator(5))
         left.set_ylim(*_accuracy_limits(accuracy))
-        right.set_ylim(-2, 102)
+        for axes in right:
+            axes.set_ylim(-2, 102)
         if len(accuracy) > MANY:
             figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
         else:
@@ -76,7 +95,7 @@ def training_curves(
 
 
 def layer_density(
-    arms: Mapping[str, Mapping[str, np.ndarray]], colors: Mapping[str, str] | None = None
+    arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look] | None = None
 ) -> bytes:
     """PNG of the percentage of each layer's weights that each arm keeps; path -> (seeds,).
 
@@ -87,7 +106,7 @@ def layer_density(
     with rc_context(STYLE):
         if len(arms) == 1:
             return png(_bars(density))
-        return png(_dots(density, colors or palette(arms)))
+        return png(_dots(density, drawn or looks(arms)))
 
 
 def _bars(arms: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
@@ -104,7 +123,7 @@ def _bars(arms: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     return figure
 
 
-def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], colors: Mapping[str, str]) -> Figure:
+def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look]) -> Figure:
     paths = list(next(iter(arms.values())))
     figure, axes = _layers(paths, max(0.28, 0.1 * len(arms)))
     for offset, (arm, density) in zip(np.linspace(-0.3, 0.3, len(arms)), arms.items(), strict=True):
@@ -113,10 +132,10 @@ def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], colors: Mapping[str, str
             means,
             np.arange(len(paths)) + offset,
             xerr=spread,
-            fmt="o",
+            fmt=drawn[arm].marker,
             markersize=4,
             elinewidth=1.2,
-            color=colors[arm],
+            color=drawn[arm].color,
             label=arm,
         )
     for row in range(1, len(paths)):
@@ -146,11 +165,13 @@ def _std(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
-def band(axes: Axes, curve: Curve, label: str, color: str, style: str = "-") -> None:
+def band(axes: Axes, curve: Curve, label: str, look: Look, points: bool = False) -> None:
     """Draws the mean over seeds in percent, and the range from the worst seed to the best."""
     steps, values = np.asarray(curve[0]), 100 * np.asarray(curve[1])
-    axes.plot(steps, values.mean(1), style, color=color, label=label, markersize=4)
-    axes.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.18, linewidth=0)
+    style = look.line + (look.marker if points else "")
+    axes.plot(steps, values.mean(1), style, color=look.color, label=label, markersize=4)
+    low, high = values.min(1), values.max(1)
+    axes.fill_between(steps, low, high, color=look.color, alpha=0.18, linewidth=0)
 
 
 def _accuracy_limits(curves: Mapping[str, Curve]) -> tuple[float, float]:

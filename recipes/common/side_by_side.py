@@ -134,13 +134,18 @@ def _follow(
 
 
 def _in_words(record: Mapping[str, Any]) -> str:
-    """Loss, training accuracy and sparsity of each arm, means over seeds."""
+    """Loss, training accuracy and sparsity of each arm, means over seeds; of many, accuracy."""
     words = []
     for arm, metrics in record.items():
         if arm != "step":
             at = f" {100 * np.mean(metrics['sparsity']):.1f}%" if "sparsity" in metrics else ""
             loss, accuracy = np.mean(metrics["loss"]), 100 * np.mean(metrics["accuracy"])
-            words.append(f"{arm}{at}: loss {loss:.3f} acc {accuracy:.1f}%")
+            many = len(record) > 4
+            words.append(
+                f"{arm} {accuracy:.1f}%"
+                if many
+                else f"{arm}{at}: loss {loss:.3f} acc {accuracy:.1f}%"
+            )
     return "  ".join(words)
 
 

@@ -50,7 +50,8 @@ def train(
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     plan = settings.plan_of(config, len(dataset.train.labels))
     arms = make_arms(dataset, plan.steps)
-    _check(arms, dataset.train.images)
+    for name, arm in arms.items():
+        check_arm(name, arm, dataset.train.images)
     if not config.resume:
         run.start(config.out, cli.to_yaml(config))
     began = time.perf_counter()
@@ -59,13 +60,12 @@ def train(
     return Outcome(arms, dataset, states, history, time.perf_counter() - began)
 
 
-def _check(arms: Mapping[str, Arm], images: np.ndarray) -> None:
-    """Makes the first state of each arm in shapes only: what the library refuses, it says so."""
-    for name, arm in arms.items():
-        try:
-            jax.eval_shape(lambda arm=arm: training.init(arm, training.seed_keys(0, 1), images))
-        except ValueError as error:
-            raise RecipeError(f"{name}: {' '.join(str(error).split())}") from error
+def check_arm(name: str, arm: Arm, images: np.ndarray) -> None:
+    """Makes its first state in shapes only; what the library refuses, `RecipeError` says."""
+    try:
+        jax.eval_shape(lambda: training.init(arm, training.seed_keys(0, 1), images))
+    except ValueError as error:
+        raise RecipeError(f"{name}: {' '.join(str(error).split())}") from error
 
 
 def summarise(config: Settings, outcome: Outcome) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def pictures(outcome: Outcome, pruned_between: tuple[int, int] | None = None) ->
             f"Means over seeds; bands from the worst seed to the best.{shade}",
         ),
         LAYERS: Picture(
-            plots.layer_density(layers, plots.palette(outcome.arms)),
+            plots.layer_density(layers, plots.looks(outcome.arms)),
             "Weights kept in each layer: mean and standard deviation over seeds.",
         ),
     }

@@ -9,17 +9,18 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from recipes.common.plots import STYLE, Curve, band, palette, png
+from recipes.common.plots import STYLE, Curve, band, looks, png
 
 
-def picture(accuracy: Mapping[str, Curve], gap: Mapping[str, Curve]) -> bytes:
+def picture(accuracy: Mapping[str, Curve], gap: Mapping[str, Curve], equal: str) -> bytes:
     """PNG of test accuracy and of the gap to dense against width, each arm's with its band.
 
     Args:
       accuracy: of the dense arm and the others: (widths, fractions (widths, seeds)).
       gap: of the others, accuracy minus that of dense.
+      equal: what all widths have in common.
     """
-    colors = palette(accuracy)
+    drawn = looks(accuracy)
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 2.7), layout="constrained")
         for axes, curves, title in zip(
@@ -30,14 +31,16 @@ def picture(accuracy: Mapping[str, Curve], gap: Mapping[str, Curve]) -> bytes:
         ):
             for arm, (widths, values) in curves.items():
                 order = np.argsort(widths)
-                band(axes, ([widths[i] for i in order], values[order]), arm, colors[arm], "o-")
-            axes.set(title=title, xlabel="Width, at equal numbers of weights kept")
+                band(
+                    axes, ([widths[i] for i in order], values[order]), arm, drawn[arm], points=True
+                )
+            axes.set(title=title, xlabel=f"Width, at equal {equal}")
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_locator(FixedLocator(sorted(widths)))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(lambda width, _: f"{width:g}")
             if curves is gap:
-                axes.axhline(0, color=colors["dense"], linewidth=1.6)
+                axes.axhline(0, color=drawn["dense"].color, linewidth=1.6)
             else:
                 handles = axes.get_legend_handles_labels()
         figure.legend(*handles, loc="outside right upper")

@@ -1,9 +1,7 @@
 """The recipe end to end, in this process: what it writes, refuses, and survives."""
 
 import json
-import os
 import shutil
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +10,11 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import checkpoint, run, settings, side_by_side
+from recipes.common import checkpoint, run, settings
+from tests.recipes import running
+from tests.recipes.running import exit_code, metrics
 
-SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3", "--every", "2"]
-SHORT += ["--train-examples", "256"]
-
-
-def exit_code(*argv):
-    with pytest.raises(SystemExit) as stop:
-        gmp.main(argv)
-    return stop.value.code
+SHORT = [*running.SHORT, "--every", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +23,6 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "gmp"
     gmp.main([*SHORT, "--out", str(out)])
     return out
-
-
-def metrics(out):
-    """What a run logged, without its clock."""
-    records = run.read_lines(out / run.METRICS)
-    for record in records:
-        for arm in ("dense", "sparse"):
-            del record[arm]["seconds"]
-    return records
 
 
 def test_it_writes_everything(finished):
@@ -97,7 +81,7 @@ def test_the_configuration_reproduces_the_run(finished, tmp_path):
 
 def test_a_finished_run_is_kept(finished, capsys):
     before = (finished / "summary.json").read_bytes()
-    assert exit_code(*SHORT, "--out", str(finished)) == 2
+    assert exit_code(gmp, *SHORT, "--out", str(finished)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --out") and "--overwrite" in said and said.count("\n") == 1
     assert (finished / "summary.json").read_bytes() == before
@@ -105,24 +89,16 @@ def test_a_finished_run_is_kept(finished, capsys):
 
 def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "gmp"
-    append = run.append
-
-    def append_and_interrupt(path, record):
-        append(path, record)
-        if record["step"] == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(side_by_side.run, "append", append_and_interrupt)
-    assert exit_code(*SHORT, "--out", str(out)) == 130
+    argv = [*SHORT, "--out", str(out)]
+    assert running.interrupted(gmp, monkeypatch, argv, step=4) == 130
     last_line = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"stopped at step 4 of 12; the checkpoint is in {out}/checkpoint/4" in last_line
     assert f"python -m recipes.gmp --out {out} --resume" in last_line
     assert not (out / "summary.json").exists()
 
-    monkeypatch.undo()
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
-    assert exit_code("--out", str(copy), "--resume", "--seeds", "3") == 2
+    assert exit_code(gmp, "--out", str(copy), "--resume", "--seeds", "3") == 2
     assert "of another configuration" in capsys.readouterr().err
     gmp.main(["--out", str(out), "--resume"])
     assert metrics(out) == metrics(finished)
@@ -155,12 +131,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
-    assert exit_code(*argv.split()) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert message in running.mistake(gmp, capsys, tmp_path, argv.split())
 
 
 def test_pruning_steps_lie_within_training():

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,8 @@ class Config:
     """How long."""
     learning_rate: float = 1e-3
     """How fast."""
+    methods: Annotated[tuple[str, ...], cli.several(("set", "rigl"))] = ("set",)
+    """How."""
     out: Path = Path("runs/x")
     """Where to."""
     overwrite: bool = False
@@ -55,14 +57,14 @@ def test_help_shows_every_flag_and_default(capsys):
 
 
 def test_a_file_gives_back_the_configuration(tmp_path):
-    config = Config(dataset="mnist", data_dir=Path("d"), steps=7, learning_rate=3e-5)
+    config = Config(
+        dataset="mnist", data_dir=Path("d"), steps=7, learning_rate=3e-5, methods=("rigl", "set")
+    )
     file = tmp_path / "config.yaml"
     file.write_text(cli.to_yaml(config))
     assert cli.from_yaml(Config, file) == config
     assert "overwrite" not in file.read_text()
-    assert parse("--config", str(file), "--steps", "9") == Config(
-        dataset="mnist", data_dir=Path("d"), steps=9, learning_rate=3e-5, config=file
-    )
+    assert parse("--config", str(file), "--steps", "9") == replace(config, steps=9, config=file)
 
 
 def test_resume_reads_the_configuration_of_the_run(tmp_path):
@@ -89,6 +91,8 @@ def test_numbers_as_people_write_them(tmp_path):
         ("steps: 5.5", "must be int or null, got 5.5"),
         ("steps: true", "must be int or null, got True"),
         ("learning_rate: fast", "must be float, got 'fast'"),
+        ("methods: rigl", "'methods' in --config .* must be a list, got 'rigl'"),
+        ("methods: [1]", "must be str, got 1"),
         ("dataset: null", "must be str, got None"),
         ("- 5", "must hold 'key: value' lines"),
         ("a: [", "is not YAML"),
@@ -129,6 +133,18 @@ def test_in_range():
     for value in (1.0, -0.1, float("nan")):
         with pytest.raises(RecipeError, match=r"--sparsity must be in \[0, 1\), got [^(]*$"):
             cli.in_range("--sparsity", value, 0, 1, "[)")
+
+
+def test_some_of():
+    cli.some_of("--methods", ("set", "rigl"), ("rigl", "set"))
+    cli.some_of("--widths", (1.0, 2.0))
+    for values, message in (
+        ((), "--methods needs at least one value"),
+        (("set", "set"), "--methods has set twice"),
+        (("set", "prune"), "unknown --methods 'prune'; choose one of set, rigl"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            cli.some_of("--methods", values, ("set", "rigl"))
 
 
 def test_exit_codes_of_signals(capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recipes.common.errors import RecipeError
-from recipes.common.models import model
+from recipes.common.models import FIRST_LAST, model
 
 
 def parameters(module, image):
@@ -45,6 +45,24 @@ def test_batch_norm_learns_in_training_and_is_fixed_in_use():
     variables = {"params": variables["params"], "batch_stats": after}
     alone = module.apply(variables, images[:1])
     np.testing.assert_allclose(alone, module.apply(variables, images)[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_widths_are_what_their_normalisation_accepts():
+    shapes = jax.eval_shape(
+        model("conv", 10, width=1.3).init, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+    )["params"]
+    assert [shapes[f"Conv_{i}"]["kernel"].shape[-1] for i in range(3)] == [40, 80, 80]
+    assert parameters(model("lenet", 10, width=0.01), jnp.zeros((1, 28, 28, 1))) == 2379
+    assert model("resnet20", 10, width=0.1).widths == (8, 8, 8)
+
+
+@pytest.mark.parametrize("name", FIRST_LAST)
+def test_first_and_last_layer(name):
+    image = jnp.zeros((1, 8, 8, 1))
+    params = jax.eval_shape(model(name, 7).init, jax.random.key(0), image)["params"]
+    first, last = (params[path.split("/")[0]]["kernel"].shape for path in FIRST_LAST[name])
+    assert first[-2] in (1, 64)
+    assert last[-1] == 7
 
 
 def test_unknown_names():

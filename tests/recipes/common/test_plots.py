@@ -29,11 +29,13 @@ def test_layer_density():
     plots.layer_density({"a": empty, "b": empty})
 
 
-def test_an_arm_has_one_colour():
-    arms = [str(i) for i in range(10)]
-    colors = plots.palette(arms)
-    assert list(colors) == arms
-    assert len(set(colors.values())) == 8
+def test_an_arm_looks_like_no_other():
+    arms = [f"{kind}{width}" for width in (" x1", " x2", " x4") for kind in "abcdefgh"]
+    drawn = plots.looks(arms)
+    assert list(drawn) == arms
+    assert len(set(drawn.values())) == 24
+    assert drawn["a x1"].color == drawn["a x4"].color
+    assert drawn["a x1"].line == drawn["b x1"].line != drawn["a x2"].line
 
 
 def test_curve_takes_the_points_that_have_the_value():

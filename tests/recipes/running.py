@@ -1,0 +1,52 @@
+"""Short runs of a recipe, in this process: what the tests of all recipes share."""
+
+import os
+import signal
+
+import pytest
+
+from recipes.common import run, side_by_side
+
+SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
+SHORT += ["--train-examples", "256"]
+
+
+def exit_code(recipe, *argv):
+    """That of a command which does not end well."""
+    with pytest.raises(SystemExit) as stop:
+        recipe.main(argv)
+    return stop.value.code
+
+
+def mistake(recipe, capsys, folder, argv):
+    """The one line on stderr, after exit code 2 and nothing written to `folder`."""
+    assert exit_code(recipe, *argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert list(folder.iterdir()) == []
+    return said
+
+
+def metrics(out):
+    """What a run logged, without its clock."""
+    records = run.read_lines(out / run.METRICS)
+    for record in records:
+        for arm in record.values():
+            if isinstance(arm, dict):
+                del arm["seconds"]
+    return records
+
+
+def interrupted(recipe, monkeypatch, argv, step):
+    """Runs until this step is logged, then presses Ctrl-C; the exit code."""
+    append = run.append
+
+    def append_and_interrupt(path, record):
+        append(path, record)
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(side_by_side.run, "append", append_and_interrupt)
+        return exit_code(recipe, *argv)

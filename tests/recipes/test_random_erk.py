@@ -1,0 +1,140 @@
+"""Random pruning end to end, in this process: what it writes and refuses, and equal weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from recipes import random_erk
+from recipes.common import checkpoint, data, run, training
+from tests.recipes import running
+
+SHORT = [*running.SHORT, "--sparsity", "0.6", "--allocation", *random_erk.ALLOCATIONS]
+WIDE = [*running.SHORT, "--allocation", "erk", "--widths", "1", "2"]
+WEIGHTS = 64 * 256 + 256 * 128 + 128 * 10
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a short run of all allocations."""
+    out = tmp_path_factory.mktemp("runs") / "random"
+    random_erk.main([*SHORT, "--out", str(out)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """The folder of a short run of two widths."""
+    out = tmp_path_factory.mktemp("runs") / "wide"
+    random_erk.main([*WIDE, "--out", str(out)])
+    return out
+
+
+def arms(out):
+    return json.loads((out / "summary.json").read_text())["arms"]
+
+
+def test_all_allocations_keep_as_many_weights(finished):
+    assert list(arms(finished)) == ["dense", *random_erk.ALLOCATIONS]
+    for allocation in random_erk.ALLOCATIONS:
+        kept = arms(finished)[allocation]["kept_weights"]
+        assert kept == pytest.approx([0.4 * WEIGHTS] * 2, abs=2)
+    assert not (finished / "plots" / "widths.png").exists()
+
+
+def test_each_allocation_has_its_ratios(finished):
+    density = {}
+    for allocation in random_erk.ALLOCATIONS:
+        _, _, masks = checkpoint.load_model(finished / run.MODEL / allocation)
+        density[allocation] = [
+            np.mean(masks[f"Dense_{i}"]["kernel"], axis=(1, 2)) for i in range(3)
+        ]
+    np.testing.assert_allclose(density["uniform"], 0.4, atol=1e-3)
+    np.testing.assert_allclose(density["uniform_plus"][0], 1)
+    np.testing.assert_allclose(density["erk_plus"][2], 1)
+    assert density["erk"][0][0] > density["erk"][1][0]
+    snip = np.stack(density["snip"])
+    assert (snip[:, 0] != snip[:, 1]).any()  # each seed asks its own weights
+
+
+def test_masks_are_there_before_the_first_step_and_stay(finished):
+    for record in run.read_lines(finished / run.METRICS):
+        for allocation in random_erk.ALLOCATIONS:
+            assert record[allocation]["sparsity"] == pytest.approx([0.6, 0.6], abs=1e-4)
+            assert record[allocation]["overlap_first"] == [1, 1]
+
+
+def test_snip_s_ratios_are_those_of_its_criterion():
+    config = random_erk.Config(allocation=("snip",), sparsity=0.9, batch_size=32)
+    digits = data.load("digits", train_examples=64)
+    arm = random_erk.arms(config, digits, 10)["snip"]
+    dense = random_erk.arms(config, digits, 10)["dense"]
+    keys = training.seed_keys(0, 1)
+    masks = jp.get_masks(training.init(arm, keys, digits.train.images).opt_state)
+    state = training.init(dense, keys, digits.train.images)
+    params = jax.tree.map(lambda x: x[0], state.params)
+    batch = digits.train.images[:32], digits.train.labels[:32]
+    loss = lambda params: training.classification(arm.module)(params, {}, *batch)[0]
+    scores = jp.saliency(jp.kernels(params), grads=jax.grad(loss)(params))
+    chosen = jp.select(scores, jp.global_threshold, 0.9)
+    for layer in ("Dense_0", "Dense_1", "Dense_2"):
+        at_random, by_score = masks[layer]["kernel"][0], chosen[layer]["kernel"]
+        assert abs(int(at_random.sum()) - int(by_score.sum())) <= 1
+        assert (at_random != by_score).any()
+
+
+def test_widths_keep_equally_many_weights(wide):
+    numbers = arms(wide)
+    assert list(numbers) == [f"{arm} x{w}" for w in ("1", "2") for arm in ("dense", "erk")]
+    kept = [numbers[f"erk x{width}"]["kept_weights"] for width in ("1", "2")]
+    np.testing.assert_allclose(kept, WEIGHTS - round(0.95 * WEIGHTS), atol=2)
+    sizes = [numbers[f"erk x{width}"]["prunable_weights"] for width in ("1", "2")]
+    assert sizes == [WEIGHTS, 64 * 512 + 512 * 256 + 256 * 10]
+    assert (wide / "plots" / "widths.png").read_bytes().startswith(b"\x89PNG")
+    for width in ("1", "2"):
+        erk, dense = numbers[f"erk x{width}"], numbers[f"dense x{width}"]
+        assert erk["accuracy_minus_dense"]["mean"] == pytest.approx(
+            erk["test_accuracy"]["mean"] - dense["test_accuracy"]["mean"]
+        )
+    params, _, _ = checkpoint.load_model(wide / run.MODEL / "erk-x2")
+    assert params["Dense_0"]["kernel"].shape == (2, 64, 512)
+
+
+def test_widths_of_equal_sparsity():
+    config = random_erk.Config(allocation=("erk",), widths=(1.0, 2.0), equal="sparsity")
+    digits = data.load("digits", train_examples=64)
+    for name, arm in random_erk.arms(config, digits, 10).items():
+        if name.startswith("erk"):
+            state = training.init(arm, training.seed_keys(0, 1), digits.train.images)
+            assert jp.sparsity(jp.get_masks(state.opt_state)) == pytest.approx(0.95, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_convolutional_network_with_batch_norm(tmp_path):
+    out = tmp_path / "conv"
+    flags = ["--model", "conv", "--norm", "batch", "--allocation", "snip", "--widths", "1.3"]
+    random_erk.main([*running.SHORT, *flags, "--out", str(out)])
+    _, batch_stats, _ = checkpoint.load_model(out / run.MODEL / "snip")
+    assert batch_stats["BatchNorm_0"]["mean"].shape == (2, 40)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--allocation lamp", "unknown --allocation 'lamp'; choose one of uniform, uniform_plus"),
+        ("--allocation erk erk", "--allocation has erk twice"),
+        ("--allocation uniform_plus", "uniform_plus: per_layer: with"),
+        ("--allocation uniform --sparsity 0.9999", "'Dense_2/kernel' would keep 0 of its 1,280"),
+        ("--sparsity 95", "--sparsity must be in [0, 1), got 95 (a fraction: did you mean 0.95?)"),
+        ("--widths 1 -2", "--widths"),
+        ("--widths 1 0", "--widths must be in (0, 100], got 0"),
+        ("--widths 2 2", "--widths has 2.0 twice"),
+        ("--widths 0.01 --sparsity 0.5", "--widths: a network has 205 weights, fewer than"),
+        ("--equal flops", "unknown --equal 'flops'; choose one of weights, sparsity"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in running.mistake(random_erk, capsys, tmp_path, argv.split())

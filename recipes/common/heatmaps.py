@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recipes.common.plots import COLORS, STYLE, palette, png
+from recipes.common.plots import COLORS, STYLE, looks, png
 
 MOST_NUMBERS = 12  # seeds up to which each cell says its value
 
@@ -113,9 +113,9 @@ def over_forks(steps: Sequence[int], arms: Mapping[str, Forks], threshold: float
         figure = Figure(figsize=(7.0, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         at = np.arange(len(steps))
-        colors = palette(arms)
+        drawn = looks(arms)
         for arm, forks in arms.items():
-            color = colors[arm]
+            color = drawn[arm].color
             shift = 0.05 * (list(arms).index(arm) - (len(arms) - 1) / 2)
             for axes, each in ((left, forks.instability), (right, forks.accuracy)):
                 for x, values in zip(at, each, strict=True):

@@ -52,6 +52,20 @@ from jaxprune.masks import get_masks as get_masks
 from jaxprune.masks import overlap as overlap
 from jaxprune.masks import sparsity as sparsity
 
+# the loss landscape
+from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
+from jaxprune.analysis.hessian import hessian_trace as hessian_trace
+from jaxprune.analysis.hessian import hvp as hvp
+from jaxprune.analysis.lanczos import hessian_eigenvalues as hessian_eigenvalues
+from jaxprune.analysis.lanczos import hessian_spectrum as hessian_spectrum
+from jaxprune.analysis.lanczos import spectral_density as spectral_density
+from jaxprune.analysis.landscape import coordinates as coordinates
+from jaxprune.analysis.landscape import line as line
+from jaxprune.analysis.landscape import plane as plane
+from jaxprune.analysis.landscape import plane_through as plane_through
+from jaxprune.analysis.landscape import random_direction as random_direction
+from jaxprune.analysis.loops import over_batches as over_batches
+
 # what it came to
 from jaxprune.report import report as report
 

@@ -1,0 +1,2 @@
+"""Analysis: what a loss looks like around and between params. It takes `loss: params -> scalar`,
+never a model."""

@@ -239,16 +239,17 @@ def _coordinate_arrays(**grids: Any) -> list[jax.Array]:
 def check_like(what: str, params: Params, /, **others: Params) -> None:
     """ValueError unless the other trees have the structure and the shapes of `params`."""
     wanted = {name: np.shape(leaf) for name, leaf in named_leaves(params) if leaf is not None}
+    structure: Any = jax.tree.structure(params)
     for argument, tree in others.items():
         got = {name: np.shape(leaf) for name, leaf in named_leaves(tree) if leaf is not None}
-        if jax.tree.structure(tree) == jax.tree.structure(params) and got == wanted:
+        if structure == jax.tree.structure(tree) and got == wanted:
             continue
         differ = [n for n in {**wanted, **got} if wanted.get(n) != got.get(n)]
         detail = (
             f"'{differ[0]}' has shape {got.get(differ[0], 'none: it is missing')} in {argument}, "
             f"{wanted.get(differ[0], 'none: it is missing')} in the params"
             if differ
-            else f"{jax.tree.structure(tree)} is not {jax.tree.structure(params)}"
+            else f"{jax.tree.structure(tree)} is not {structure}"
         )
         raise ValueError(
             f"{what}: {argument} must be a tree like the params; {detail}. If one has a leading "

@@ -161,7 +161,7 @@ def test_moments_of_a_network(loss, params, masks, masked):
 
 
 def test_a_breakdown_leaves_the_weights_exact():
-    a, form = symmetric([3.0] * 4 + [-1.0] * 4)
+    _, form = symmetric([3.0] * 4 + [-1.0] * 4)
     spectrum = jp.hessian_spectrum(KEY, form, jnp.zeros(8), 3, 8)
     near = jnp.abs(spectrum.nodes - 3) < 1e-4
     assert (near | (jnp.abs(spectrum.nodes + 1) < 1e-4)).all()

@@ -66,6 +66,12 @@ from jaxprune.analysis.landscape import plane_through as plane_through
 from jaxprune.analysis.landscape import random_direction as random_direction
 from jaxprune.analysis.loops import over_batches as over_batches
 
+# alignment
+from jaxprune.coupling import Axis as Axis
+from jaxprune.coupling import sequential_coupling as sequential_coupling
+from jaxprune.analysis.alignment import match_weights as match_weights
+from jaxprune.analysis.alignment import permute as permute
+
 # what it came to
 from jaxprune.report import report as report
 

@@ -56,6 +56,7 @@ from jaxprune.masks import sparsity as sparsity
 from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
 from jaxprune.analysis.hessian import hessian_trace as hessian_trace
 from jaxprune.analysis.hessian import hvp as hvp
+from jaxprune.analysis.lanczos import Spectrum as Spectrum
 from jaxprune.analysis.lanczos import hessian_eigenvalues as hessian_eigenvalues
 from jaxprune.analysis.lanczos import hessian_spectrum as hessian_spectrum
 from jaxprune.analysis.lanczos import spectral_density as spectral_density

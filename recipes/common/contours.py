@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps, patheffects, rc_context
+from matplotlib import patheffects, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 
 from recipes.common.plots import COLORS, STYLE, _png
 
 BANDS = 18
+MOST = 10_000  # the largest loss that has a colour of its own, as a multiple of the smallest
 
 
 class Mark(NamedTuple):
@@ -72,7 +72,7 @@ def planes_and_lines(
             _lines(axes, lines[title])
         rows[0, 0].set(ylabel="Distance in weight space")
         rows[1, 0].set(ylabel=ylabel)
-        rows[1, 0].legend(loc="upper right", fontsize=8)
+        rows[1, 0].legend(loc="best", fontsize=8)
         return _png(figure)
 
 
@@ -87,18 +87,19 @@ def square(marks: Sequence[Mark], points: int, margin: float = 0.35) -> tuple[An
 
 def _contours(figure: Figure, every_axes: Any, panels: Mapping[str, Panel], label: str) -> None:
     shown = [np.where(np.isfinite(p.losses), p.losses, np.nan) for p in panels.values()]
-    # the upper end is the loss that most of the planes stay below: walls would take all colours
-    low = max(min(np.nanmin(values) for values in shown), 1e-6)
-    high = max(max(np.nanquantile(values, 0.97) for values in shown), 1.5 * low)
-    levels = np.geomspace(low, high, BANDS + 1)
-    norm, colors = LogNorm(low, high), colormaps["viridis"]
+    # The upper end is what most of a plane stays below: walls would take all colours. So would
+    # cross-entropy that goes on falling as the weights grow beyond the models.
+    high = max(np.nanquantile(values, 0.97) for values in shown)
+    low = max(min(np.nanmin(values) for values in shown), high / MOST, 1e-30)
+    high = max(high, 1.5 * low)
+    levels = np.linspace(np.log10(low), np.log10(high), BANDS + 1)
     image = None
     for axes, (title, panel), values in zip(every_axes, panels.items(), shown, strict=True):
-        inside = np.clip(values, low, high)
-        image = axes.contourf(panel.xs, panel.ys, inside, levels, norm=norm, cmap=colors)
-        axes.contour(
-            panel.xs, panel.ys, inside, levels[1:-1], colors="white", linewidths=0.35, alpha=0.55
-        )
+        logs = np.log10(np.clip(values, low, high))  # what lies between points, lies so in logs
+        logs = np.clip(logs, levels[0], levels[-1])  # rounding
+        image = axes.contourf(panel.xs, panel.ys, logs, levels, cmap="viridis")
+        thin = {"colors": "white", "linewidths": 0.35, "alpha": 0.55, "linestyles": "solid"}
+        axes.contour(panel.xs, panel.ys, logs, levels[1:-1], **thin)
         for mark in panel.marks:
             _mark(axes, mark, panel)
         axes.set(title=title, aspect="equal")
@@ -107,11 +108,10 @@ def _contours(figure: Figure, every_axes: Any, panels: Mapping[str, Panel], labe
     bar = figure.colorbar(image, ax=list(every_axes), pad=0.015, aspect=26)
     bar.set_label(label)
     bar.outline.set_visible(False)
-    ticks = LogLocator(10, (1.0, 2.0, 5.0) if high < 300 * low else (1.0,))
-    bar.set_ticks([t for t in ticks.tick_values(low, high) if low <= t <= high])
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    bar.ax.tick_params(which="minor", length=0)
+    steps = (1.0, 2.0, 5.0) if high < 50 * low else (1.0, 3.0) if high < 5000 * low else (1.0,)
+    ticks = [t for t in LogLocator(10, steps).tick_values(low, high) if low <= t <= high]
+    bar.set_ticks(list(np.log10(ticks)), labels=[f"{tick:.6g}" for tick in ticks])
+    bar.ax.tick_params(length=2)
 
 
 def _mark(axes: Axes, mark: Mark, panel: Panel) -> None:

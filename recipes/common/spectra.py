@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from recipes.common.plots import COLORS, STYLE, _png
 
-LOWEST = 1e-6  # the density at which the plot ends, as a part of the highest
+LOWEST = 1e-7  # the density at which the plot ends, as a part of the highest
 
 
 class Curvature(NamedTuple):

@@ -22,11 +22,14 @@ from jaxprune.scores import random as random
 from jaxprune.scores import saliency as saliency
 
 # scores -> sparsities
+from jaxprune.allocation import borrowed as borrowed
 from jaxprune.allocation import er as er
 from jaxprune.allocation import erk as erk
+from jaxprune.allocation import erk_plus as erk_plus
 from jaxprune.allocation import global_threshold as global_threshold
 from jaxprune.allocation import per_layer as per_layer
 from jaxprune.allocation import uniform as uniform
+from jaxprune.allocation import uniform_plus as uniform_plus
 
 # scores, sparsities -> masks
 from jaxprune.pattern import block as block
@@ -42,7 +45,24 @@ from jaxprune.methods.combine import fixed as fixed
 from jaxprune.methods.combine import once as once
 from jaxprune.methods.prune import prune as prune
 
+# sparse from the first step
+from jaxprune.drop_grow import drop as drop
+from jaxprune.drop_grow import grow as grow
+from jaxprune.drop_grow import portions as portions
+from jaxprune.methods.granet import granet as granet
+from jaxprune.methods.itop import ever_active as ever_active
+from jaxprune.methods.itop import itop as itop
+from jaxprune.methods.rigl import rigl as rigl
+from jaxprune.methods.set import set as set
+from jaxprune.methods.static import static as static
+
+# dense weights, sparse network
+from jaxprune.methods.dpf import dpf as dpf
+from jaxprune.methods.top_kast import top_kast as top_kast
+from jaxprune.methods.top_kast import top_kast_decay as top_kast_decay
+
 # masks into optax
+from jaxprune.sparsify import freeze as freeze
 from jaxprune.sparsify import sparsify as sparsify
 from jaxprune.sparsify import track_masks as track_masks
 

@@ -26,7 +26,7 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.rules import Rule, check_all_match, matches, named_leaves
-from jaxprune.selection import count, largest
+from jaxprune.selection import count, largest, n_true
 
 
 def uniform(scores: Scores, sparsity: Sparsity) -> Sparsities:
@@ -68,11 +68,13 @@ def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
     leaves, treedef = jax.tree.flatten(scores)
     total = sum(x.size for x in leaves)
     kept = largest(leaves, total - count(sparsity, total), together=True)
-    return jax.tree.unflatten(treedef, [jnp.sum(~mask, dtype=jnp.int32) for mask in kept])
+    return jax.tree.unflatten(treedef, [n_true(~mask)[0] for mask in kept])
 
 
 def per_layer(
-    rules: Mapping[Rule, float | Callable[[Sparsity], Sparsity]], rest: Allocation = uniform
+    rules: Mapping[Rule, float | Callable[[Sparsity], Sparsity]],
+    rest: Allocation = uniform,
+    compensate: bool = False,
 ) -> Allocation:
     """Sparsities by rule: the first rule that matches a leaf's path decides, `rest` the others.
 
@@ -80,9 +82,12 @@ def per_layer(
       rules: from an exact path, glob, compiled regular expression or `(path, leaf) -> bool` to a
         fixed sparsity, or to a function of the overall sparsity, which may be a schedule's.
       rest: the allocation of the leaves that no rule matches, among themselves.
+      compensate: whether these make up for the others, so that the whole reaches the asked
+        sparsity; by default they are pruned as if they were alone.
 
     Raises:
-      ValueError: if a rule matches no leaf, or a sparsity is outside [0, 1).
+      ValueError: if a rule matches no leaf, a sparsity is outside [0, 1), or the rest can't make up
+        for the others.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> scores = {'body': jnp.ones((2, 5)), 'head': jnp.ones((5, 2))}
@@ -90,6 +95,8 @@ def per_layer(
     {'body': 0.9, 'head': 0.5}
     >>> jp.per_layer({'h*': lambda s: s / 2})(scores, 0.9)
     {'body': 0.9, 'head': 0.45}
+    >>> jp.per_layer({'head': 0.5}, compensate=True)(scores, 0.7)
+    {'body': 0.9, 'head': 0.5}
     """
     for sparsity in rules.values():
         if not callable(sparsity):
@@ -108,11 +115,89 @@ def per_layer(
         own = [ruled(leaf_name, leaf) for leaf_name, leaf in named]
         treedef = jax.tree.structure(scores, is_leaf=is_none)
         left = [leaf if s is None else None for s, (_, leaf) in zip(own, named, strict=True)]
-        others = jax.tree.leaves(rest(jax.tree.unflatten(treedef, left), sparsity), is_leaf=is_none)
+        asked = _compensated(sparsity, own, [leaf for _, leaf in named]) if compensate else sparsity
+        others = jax.tree.leaves(rest(jax.tree.unflatten(treedef, left), asked), is_leaf=is_none)
         chosen = [other if s is None else s for s, other in zip(own, others, strict=True)]
         return jax.tree.unflatten(treedef, chosen)
 
     return allocation
+
+
+def uniform_plus(first: Rule, last: Rule) -> Allocation:
+    """`uniform`, but the first layer is dense and the last keeps at least a fifth of its weights.
+
+    The others make up for it: the whole reaches the asked sparsity.
+
+    Args:
+      first, last: rules for these leaves, such as 'Conv_0/kernel': dicts know no order of layers.
+
+    Reference: Gale et al., 2019, The State of Sparsity in Deep Neural Networks.
+    """
+    most = 0.8
+    at_most = lambda s: min(s, most) if isinstance(s, float) else jnp.minimum(s, most)
+    return per_layer({first: 0.0, last: at_most}, uniform, compensate=True)
+
+
+def erk_plus(last: Rule, sparsity: float = 0.0) -> Allocation:
+    """`erk`, but the last layer has a sparsity of its own, 0 for dense; the others make up for it.
+
+    Reference: Liu et al., 2022, The Unreasonable Effectiveness of Random Pruning: Return of the
+    Most Naive Baseline for Sparse Training.
+    """
+    return per_layer({last: sparsity}, erk, compensate=True)
+
+
+def borrowed(scores: Scores, allocation: Allocation = global_threshold) -> Allocation:
+    """The sparsities that `allocation` gives these other scores, leaf by leaf.
+
+    With random scores to choose the weights, it keeps of a criterion nothing but its ratios:
+
+        ratios = borrowed(saliency(params, grads=grads))
+        masks = select(random(key)(kernels(params)), ratios, 0.95)
+
+    Args:
+      scores: like those that will be selected from, in paths and shapes; it may have more leaves.
+      allocation: what reads them.
+
+    Raises:
+      ValueError: (when used) if they lack a leaf, or its shape is another.
+
+    Reference: Liu et al., 2022, The Unreasonable Effectiveness of Random Pruning: Return of the
+    Most Naive Baseline for Sparse Training.
+    """
+
+    def ratios(own: Scores, sparsity: Sparsity) -> Sparsities:
+        lent = dict(named_leaves(scores))
+        for path, leaf in named_leaves(own):
+            there = getattr(lent.get(path), "shape", None)
+            if leaf is not None and there != leaf.shape:
+                raise ValueError(
+                    f"borrowed: '{path}' has shape {leaf.shape}, and the scores to borrow from "
+                    f"have {there} there. Score the same params."
+                )
+        treedef = jax.tree.structure(own, is_leaf=is_none)
+        same = [None if leaf is None else lent[path] for path, leaf in named_leaves(own)]
+        return allocation(jax.tree.unflatten(treedef, same), sparsity)
+
+    return ratios
+
+
+def _compensated(sparsity: Sparsity, own: list[Any], leaves: list[Any]) -> Sparsity:
+    """What leaves without an `own` sparsity must have, for the whole to have `sparsity`."""
+    pairs = [(s, leaf.size) for s, leaf in zip(own, leaves, strict=True) if leaf is not None]
+    total = sum(size for _, size in pairs)
+    rest = sum(size for s, size in pairs if s is None)
+    pruned = sum(s * size for s, size in pairs if s is not None)
+    needed = (sparsity * total - pruned) / max(rest, 1)
+    if isinstance(needed, jax.Array):
+        return jnp.clip(needed, 0.0, 1.0)
+    if not -1e-9 <= needed < 1:
+        raise ValueError(
+            f"per_layer: with {pruned:,.0f} of {total - rest:,} weights pruned by rules, the other "
+            f"{rest:,} can't make up for them to sparsity {sparsity:g}: they would need "
+            f"{needed:.4g}. Change the rules, the sparsity, or compensate=False."
+        )
+    return round(max(needed, 0.0), 15)  # 0.9, not 0.8999999999999999
 
 
 def _proportional(

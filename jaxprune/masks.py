@@ -6,7 +6,7 @@ functions here know what None means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, Params, is_none
+from jaxprune.base import Masks, Params, is_none, map_scored
 from jaxprune.rules import name, named_leaves, quoted
+from jaxprune.selection import n_true
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -47,6 +48,18 @@ def like(masks: Masks, params: Params) -> Masks:
         if mask is not None and np.shape(mask) != np.shape(leaf):
             raise ValueError(_shapes_differ(leaf_name, leaf, mask))
     return jax.tree.unflatten(treedef, [mask for _, mask in aligned])
+
+
+def own_masks(masks: Masks, params: Params, prunable: Callable[[Params], Params]) -> Masks:
+    """`masks` of what is prunable, else None: in a chain, other transforms prune other leaves."""
+    return map_scored(lambda _, m: m, prunable(params), like(masks, params))
+
+
+def with_own(masks: Masks, own: Masks) -> Masks:
+    """`masks` with those leaves of `own`, matched by path, that are not None."""
+    return jax.tree.map(
+        lambda old, new: old if new is None else new, masks, like(own, masks), is_leaf=is_none
+    )
 
 
 def get_masks(opt_state: Any) -> Masks:
@@ -86,7 +99,7 @@ def sparsity(masks: Masks) -> jax.Array:
     """
     leaves = _some(masks)
     size = sum(mask.size for mask in leaves)
-    zeros = [jnp.sum(mask == 0, dtype=jnp.int32) for mask in leaves]
+    zeros = [n_true(mask == 0)[0] for mask in leaves]
     if size >= 2**31:  # more than int32 can count
         return jnp.stack([n / size for n in zeros]).sum()
     return jnp.stack(zeros).sum() / size
@@ -112,10 +125,8 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
             pairs.append((a, b))
     if not pairs:
         raise ValueError(_NO_MASKS)
-    both, either = (
-        jnp.stack([jnp.sum(f(a, b), dtype=jnp.int32) for a, b in pairs]).astype(jnp.float32).sum()
-        for f in (jnp.logical_and, jnp.logical_or)
-    )
+    counts = jnp.stack([n_true(a & b, a | b) for a, b in pairs])
+    both, either = counts.astype(jnp.float32).sum(0)
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
 
 

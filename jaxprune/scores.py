@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.base import Params, Score, Scores, map_scored
-from jaxprune.rules import named_leaves
+from jaxprune.base import Params, Score, Scores, is_none, map_scored
+from jaxprune.rules import named_leaves, quoted
 
 
 def magnitude(params: Params, **_: Any) -> Scores:
@@ -34,7 +34,7 @@ def saliency(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     Reference: Mozer and Smolensky, 1988, Skeletonization; Molchanov et al., 2017, Pruning
     Convolutional Neural Networks for Resource Efficient Inference.
     """
-    _need_grads("saliency", grads)
+    _need_grads("saliency", params, grads)
     return map_scored(lambda w, g: jnp.abs(w * g), params, grads)
 
 
@@ -44,7 +44,7 @@ def gradient(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     Raises:
       ValueError: without `grads`.
     """
-    _need_grads("gradient", grads)
+    _need_grads("gradient", params, grads)
     return map_scored(lambda w, g: jnp.abs(g), params, grads)
 
 
@@ -82,10 +82,7 @@ def random(key: jax.Array) -> Score:
     Args:
       key: a key of `jax.random`; under `vmap`, one a seed.
     """
-    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
-        raise TypeError(
-            f"random(key) needs a key of jax.random, such as jax.random.key(0); got {key!r}."
-        )
+    check_key("random", key)
 
     def score(params: Params, *, step: Any = 0, **_: Any) -> Scores:
         leaves, treedef = jax.tree.flatten(params)
@@ -119,9 +116,24 @@ def lamp(score: Score = magnitude) -> Score:
     return lambda params, **context: map_scored(leaf, score(params, **context))
 
 
-def _need_grads(what: str, grads: Any) -> None:
+def check_key(what: str, key: Any) -> None:
+    """TypeError unless `key` is one of jax.random."""
+    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
+        raise TypeError(
+            f"{what}(key, ...) needs a key of jax.random, such as jax.random.key(0); got {key!r}."
+        )
+
+
+def _need_grads(what: str, params: Params, grads: Any) -> None:
     if grads is None:
         raise ValueError(
-            f"{what} needs gradients: call it as {what}(params, grads=grads), or give it to "
-            "prune(...), whose optimizer update passes them."
+            f"{what} needs gradients: call it as {what}(params, grads=grads), or through "
+            "sparsify, which passes them to its transform."
+        )
+    pairs = zip(named_leaves(params), jax.tree.leaves(grads, is_leaf=is_none), strict=True)
+    missing = [leaf for leaf, slope in pairs if leaf[1] is not None and slope is None]
+    if missing:
+        raise ValueError(
+            f"{what} needs the gradient of {quoted(missing)}, which is None. Exclude frozen leaves "
+            "with prunable=matching(exclude=...)."
         )

@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxprune.base import Masks, MaskTransform, Params, is_none
+from jaxprune.base import Masks, MaskTransform, Params
 from jaxprune.masks import apply_masks, like, mask_states
-from jaxprune.rules import named_leaves
-from jaxprune.zero_flow import keeps_zeros
+from jaxprune.moments import where_kept, zero_again, zero_pruned
 
 
 class SparsifyState(NamedTuple):
-    """State of `sparsify`.
+    """State of `sparsify` and `freeze`.
 
     Attributes:
       step: int32 scalar, how many updates were made.
@@ -38,7 +36,9 @@ class TrackMasksState(NamedTuple):
 
 
 def sparsify(
-    inner: optax.GradientTransformation, transform: MaskTransform
+    inner: optax.GradientTransformation,
+    transform: MaskTransform,
+    update_replaces_step: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that keeps pruned weights at exactly zero, and changes its masks as it trains.
 
@@ -52,6 +52,9 @@ def sparsify(
       inner: any optax optimizer. Every part of its state that is shaped like the params (moments,
         accumulated gradients, averaged weights) is zeroed where the mask is False.
       transform: such as `prune(...)`, `fixed(masks)`, or `every(n, ...)` of one.
+      update_replaces_step: if True, a step that changes the masks changes nothing else: `inner`
+        does not step, and the gradient served only to choose the masks, as in the code of RigL. By
+        default `inner` steps with the new masks at once, and no step of a schedule is lost.
 
     Returns:
       An optax optimizer with a `SparsifyState`. Its `update` needs `params`, and passes all extra
@@ -59,7 +62,8 @@ def sparsify(
 
     Raises:
       TypeError: if `inner` is no optimizer or `transform` no mask transform.
-      ValueError: (in update) if `params` is missing; (in init) if `inner` already has masks.
+      ValueError: (in update) if `params` is missing; (in init) if `inner` already has masks, or
+        `transform` needs weights that stay dense (`dpf`, `top_kast`).
 
     >>> import jax.numpy as jnp, optax, jaxprune as jp
     >>> params = {'kernel': jnp.array([[3., -1.], [2., -4.]])}
@@ -74,8 +78,10 @@ def sparsify(
 
     def init(params: Params) -> SparsifyState:
         inner_state = inner.init(params)
-        _check_unmasked(inner_state)
-        return SparsifyState(jnp.zeros((), jnp.int32), transform.init(params), inner_state)
+        _check_unmasked("sparsify", inner_state)
+        mask_state = transform.init(params)
+        _check_ranks_sparse(mask_state)
+        return SparsifyState(jnp.zeros((), jnp.int32), mask_state, inner_state)
 
     def update(
         grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
@@ -90,13 +96,14 @@ def sparsify(
             **extra,
         )
         masks = like(mask_state.masks, params)
-        sparse = (
-            apply_masks(grads, masks),
-            zero_pruned(state.inner_state, masks, params),
-            apply_masks(params, masks),
-        )
+        rested = zero_pruned(state.inner_state, masks, params)
+        sparse = (apply_masks(grads, masks), rested, apply_masks(params, masks))
         updates, inner_state = inner.update(*sparse, **extra)
-        inner_state = _zero_again(inner, inner_state, sparse, masks, extra)
+        inner_state = zero_again(inner, inner_state, sparse, masks, extra)
+        if update_replaces_step:
+            changed = _differ(state.mask_state.masks, mask_state.masks)
+            updates = _where(changed, optax.tree.zeros_like(updates), updates)
+            inner_state = _where(changed, rested, inner_state)
         updates = jax.tree.map(
             lambda w, m, u: u if m is None else jnp.where(m, u, -w), params, masks, updates
         )
@@ -135,82 +142,67 @@ def track_masks(transform: MaskTransform) -> optax.GradientTransformationExtraAr
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> optax.OptState:
-    """`opt_state` with zeros where a mask is False, in every part that is a tree like `params`.
+def freeze(
+    inner: optax.GradientTransformation, transform: MaskTransform
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that trains only the weights of the masks; the others rest as they are.
 
-    The parts are found by their structure and shapes, not by the optimizer's type, and not by
-    `optax.tree.map_params`, which fails where `init` looks into its params (labels by path,
-    lbfgs). Factored moments (adafactor's rows and columns) have other shapes and stay.
+    Where `sparsify` makes a pruned weight zero, here it keeps its value, and its moments: a part of
+    a dense network is trained, such as a subnetwork in fine-tuning (`fixed(masks)`). Of a transform
+    whose state has other masks for this, `trained`, it trains those: `top_kast`.
+
+    `inner` is passed `mask_state=`, beside all extra arguments, for transformations that read it.
+
+    Raises:
+      TypeError: if `inner` is no optimizer or `transform` no mask transform.
+      ValueError: (in update) if `params` is missing; (in init) if `inner` already has masks.
+
+    >>> import jax.numpy as jnp, optax, jaxprune as jp
+    >>> params = {'kernel': jnp.array([[3., -1.], [2., -4.]])}
+    >>> tx = jp.freeze(optax.sgd(0.1), jp.fixed({'kernel': params['kernel'] > 0}))
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)['kernel']
+    Array([[ 2.7, -1. ],
+           [ 1.8, -4. ]], dtype=float32)
     """
-    leaves, treedef = jax.tree.flatten(opt_state)
-    own = _leaf_masks(opt_state, masks, params)
-    return jax.tree.unflatten(treedef, map(_zero_where_pruned, leaves, own))
+    _check_kinds("freeze", inner, transform)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> SparsifyState:
+        inner_state = inner.init(params)
+        _check_unmasked("freeze", inner_state)
+        return SparsifyState(jnp.zeros((), jnp.int32), transform.init(params), inner_state)
+
+    def update(
+        grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
+    ) -> tuple[optax.Updates, SparsifyState]:
+        _check_params("freeze", params)
+        mask_state = transform.update(
+            state.mask_state,
+            params,
+            grads=grads,
+            step=state.step,
+            opt_state=state.inner_state,
+            **extra,
+        )
+        trained = like(optax.tree.get(mask_state, "trained", mask_state.masks), params)
+        updates, inner_state = inner.update(
+            apply_masks(grads, trained), state.inner_state, params, mask_state=mask_state, **extra
+        )
+        inner_state = where_kept(inner_state, state.inner_state, trained, params)
+        step = optax.safe_increment(state.step)
+        return apply_masks(updates, trained), SparsifyState(step, mask_state, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _zero_again(
-    inner: optax.GradientTransformationExtraArgs,
-    inner_state: optax.OptState,
-    sparse: tuple[optax.Updates, optax.OptState, Params],
-    masks: Masks,
-    extra: dict[str, Any],
-) -> optax.OptState:
-    """The new `inner_state`, zeroed where `inner` may write although it saw only zeros there.
-
-    Adafactor adds 1e-30 to its moments, others add noise; `zero_flow` says why not all are
-    zeroed again.
-    """
-    _, old_state, params = sparse
-    of_params = _masks_of_leaves(masks, params)
-    own = (*of_params, *_leaf_masks(old_state, masks, params), *of_params)
-    proven = keeps_zeros(
-        lambda *args: inner.update(*args, **extra)[1], [mask is not None for mask in own], *sparse
-    )
-    leaves, treedef = jax.tree.flatten(inner_state)
-    masked = zip(leaves, _leaf_masks(inner_state, masks, params), proven, strict=True)
-    return jax.tree.unflatten(
-        treedef,
-        [leaf if done else _zero_where_pruned(leaf, mask) for leaf, mask, done in masked],
-    )
+def _differ(masks: Masks, others: Masks) -> jax.Array:
+    pairs = zip(jax.tree.leaves(masks), jax.tree.leaves(others), strict=True)
+    return jnp.stack([(a != b).any() for a, b in pairs]).any()
 
 
-def _zero_where_pruned(leaf: Any, mask: Any) -> Any:
-    return leaf if mask is None else jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
-
-
-def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list[Any]:
-    """For every leaf of `opt_state` the mask it belongs to, else None."""
-
-    def structure(tree: Any) -> Any:
-        return jax.tree.structure(tree, is_leaf=_is_masked_node)
-
-    def is_like_params(part: Any) -> bool:
-        return structure(part) == wanted
-
-    wanted, own = structure(params), iter(_masks_of_leaves(masks, params))
-    # what optax.masked took out stands for a leaf, but is none
-    places = jax.tree.leaves(params, is_leaf=_is_masked_node)
-    of_places = [None if _is_masked_node(place) else next(own) for place in places]
-    found: list[Any] = []
-    for part in jax.tree.leaves(opt_state, is_leaf=is_like_params):
-        if not is_like_params(part):
-            found.append(None)
-            continue
-        leaves = jax.tree.leaves(part, is_leaf=_is_masked_node)
-        for leaf, mask in zip(leaves, of_places, strict=True):
-            if not _is_masked_node(leaf):
-                fits = mask is not None and np.shape(leaf) == mask.shape
-                found.append(mask if fits else None)
-    return found
-
-
-def _masks_of_leaves(masks: Masks, params: Params) -> list[Any]:
-    """The masks, None included, in the order of `jax.tree.leaves(params)`."""
-    pairs = zip(named_leaves(params), jax.tree.leaves(masks, is_leaf=is_none), strict=True)
-    return [mask for (_, leaf), mask in pairs if leaf is not None]
-
-
-def _is_masked_node(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
+def _where(condition: jax.Array, tree: Any, other: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), tree, other)
 
 
 def _check_kinds(what: str, inner: Any, transform: Any) -> None:
@@ -245,9 +237,21 @@ def _check_params(what: str, params: Any) -> None:
         )
 
 
-def _check_unmasked(inner_state: Any) -> None:
+def _check_ranks_sparse(mask_state: Any) -> None:
+    def ranks_dense(node: Any) -> bool:
+        return getattr(node, "ranks_dense_weights", False) is True
+
+    for node in jax.tree.leaves(mask_state, is_leaf=ranks_dense):
+        if ranks_dense(node):
+            raise ValueError(
+                f"sparsify zeroes what is pruned, and a transform with a {_kind(node)} compares "
+                "weights that stay dense: give dpf to track_masks, and top_kast to freeze."
+            )
+
+
+def _check_unmasked(what: str, inner_state: Any) -> None:
     if any(mask_states(inner_state)):
         raise ValueError(
-            "the optimizer given to sparsify already has masks. Sparsify once, with "
+            f"the optimizer given to {what} already has masks. Wrap it once, with "
             "jp.chain(transform, ...) for several mask transforms."
         )

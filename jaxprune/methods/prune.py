@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxprune.base import (
@@ -18,11 +17,12 @@ from jaxprune.base import (
     Params,
     Pattern,
     Score,
+    check_schedule,
     check_sparsity,
-    is_none,
     map_scored,
 )
-from jaxprune.masks import like
+from jaxprune.drop_grow import among
+from jaxprune.masks import own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import _check_callables, select, unstructured
 from jaxprune.rules import kernels, named_leaves, quoted
@@ -65,7 +65,7 @@ def prune(
     _check_functions(score, prunable)
     _check_callables(allocation, pattern)
     if callable(sparsity):
-        _check_schedule(sparsity)
+        check_schedule(sparsity)
     else:
         check_sparsity(sparsity)
 
@@ -89,25 +89,17 @@ def prune(
         grads: Params = None,
         **context: Any,
     ) -> MaskState:
-        # in a chain other transforms prune other leaves
-        masks = map_scored(lambda _, m: m, prunable(params), like(state.masks, params))
+        masks = own_masks(state.masks, params, prunable)
 
         def scores(params: Params, grads: Params, masks: Any) -> Any:
             own = map_scored(lambda _, w: w, masks, params)
             slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
-            worth = score(own, grads=slopes, step=step, **context)
-            return map_scored(lambda m, s: jnp.where(m, s, -jnp.inf), masks, worth)
+            return among(masks, score(own, grads=slopes, step=step, **context))
 
         asked = sparsity(jnp.where(at_end, END, step)) if callable(sparsity) else sparsity
         kept = select(defer(scores, params, grads, masks), allocation, asked, pattern)
-        return MaskState(
-            jax.tree.map(  # with what is kept already: a falling schedule revives nothing
-                lambda old, new: old if new is None else old & new,
-                state.masks,
-                like(kept, state.masks),
-                is_leaf=is_none,
-            )
-        )
+        # with what is kept already: a falling schedule revives nothing
+        return MaskState(with_own(state.masks, map_scored(jnp.logical_and, masks, kept)))
 
     gradual = MaskTransform(init, update)
     return gradual if callable(sparsity) else once(gradual)
@@ -125,18 +117,3 @@ def _check_functions(score: Any, prunable: Any) -> None:
         raise TypeError(
             f"prune: {score.__name__} makes a score: call it, as in {example_of[score]}."
         )
-
-
-def _check_schedule(schedule: optax.Schedule) -> None:
-    """ValueError if the first or last value of the schedule is no sparsity, where known."""
-    for when, step in (("starts", 0), ("ends", END)):
-        with jax.ensure_compile_time_eval():
-            value = schedule(jnp.asarray(step, jnp.int32))
-        if isinstance(value, jax.core.Tracer):
-            continue
-        if np.ndim(value) != 0 or not 0.0 <= float(value) < 1.0:
-            raise ValueError(
-                f"the sparsity schedule {when} at {value}; a sparsity is a fraction in [0, 1). "
-                "optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...) ends at 0.9; "
-                "a function of your own must level off: jnp.minimum(step / 1000, 1.0) * 0.9."
-            )

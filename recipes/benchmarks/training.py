@@ -93,7 +93,8 @@ def _training_cell(
     step = train_step(module, tx)
 
     def state() -> Any:
-        stack = training.init(module, tx, training.seed_keys(plan.seed, seeds), np.zeros(MNIST))
+        arm = training.Arm(module, lambda key: tx)
+        stack = training.init(arm, training.seed_keys(plan.seed, seeds), np.zeros(MNIST))
         return jax.tree.map(lambda x: x[0], stack) if runs else stack
 
     if runs:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -23,9 +23,20 @@ C = TypeVar("C")
 NOT_SAVED = ("config", "overwrite", "resume")
 
 
-def choice(names: Sequence[str]) -> Any:
-    """How --help shows a flag that takes one of `names`."""
-    return tyro.conf.arg(metavar="{" + ",".join(names) + "}")
+def choice(names: Sequence[str], default: str | None = None) -> Any:
+    """How --help shows a flag that takes one of `names`; `default` in words, where it is None."""
+    hint = None if default is None else f"(default: {default})"
+    return tyro.conf.arg(metavar="{" + ",".join(names) + "}", help_behavior_hint=hint)
+
+
+def several(names: Sequence[str]) -> Any:
+    """How --help shows a flag that takes one or several of `names`."""
+    return listed("{" + ",".join(names) + "}")
+
+
+def listed(metavar: str) -> Any:
+    """How --help shows a flag that takes one or several values."""
+    return tyro.conf.arg(metavar=f"{metavar} ...")
 
 
 def default_is(metavar: str, default: str) -> Any:
@@ -119,6 +130,17 @@ def one_of(flag: str, value: str, choices: Sequence[str]) -> None:
         raise RecipeError(f"unknown {flag} '{value}'; choose one of {', '.join(choices)}")
 
 
+def some_of(flag: str, values: Sequence[Any], choices: Sequence[Any] | None = None) -> None:
+    """Raises `RecipeError` unless there are `values`, no two alike, and all of `choices`."""
+    if not values:
+        raise RecipeError(f"{flag} needs at least one value")
+    for value in values:
+        if choices is not None:
+            one_of(flag, value, choices)
+        if list(values).count(value) > 1:
+            raise RecipeError(f"{flag} has {value} twice")
+
+
 def _flags(cls: type[C], default: C, program: str, argv: Sequence[str] | None) -> C:
     said = io.StringIO()
     try:
@@ -149,6 +171,10 @@ def _first_paragraph(box: str) -> str:
 
 
 def _typed(file: Path, key: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise RecipeError(f"'{key}' in --config '{file}' must be a list, got {value!r}")
+        return tuple(_typed(file, key, entry, get_args(hint)[0]) for entry in value)
     allowed = get_args(hint) or (hint,)
     if Path in allowed and isinstance(value, str):
         return Path(value)

@@ -14,6 +14,14 @@ from recipes.common.errors import RecipeError
 
 MODELS = ("mlp", "lenet", "conv", "resnet20")
 NORMS = ("group", "batch")
+GROUPS = 8  # of channels, in group normalisation
+# the kernels next to the images and next to the logits
+FIRST_LAST = {
+    "mlp": ("Dense_0/kernel", "Dense_2/kernel"),
+    "lenet": ("Dense_0/kernel", "Dense_2/kernel"),
+    "conv": ("Conv_0/kernel", "Dense_0/kernel"),
+    "resnet20": ("Conv_0/kernel", "Dense_0/kernel"),
+}
 
 Norm = Callable[..., nn.Module]
 
@@ -25,22 +33,28 @@ Conv = partial(
 )
 
 
-def model(name: str, classes: int, norm: str = "group") -> nn.Module:
+def model(name: str, classes: int, norm: str = "group", width: float = 1.0) -> nn.Module:
     """The network called `name`; call it as `module.apply(variables, images, train=...)`.
 
     `norm` chooses the normalisation of the convolutional ones; with "batch" the variables hold
-    running statistics under "batch_stats". Raises `RecipeError` for an unknown name or norm.
+    running statistics under "batch_stats". `width` multiplies the sizes of all hidden layers; those
+    of convolutions become multiples of `GROUPS`. Raises
+    `RecipeError` for an unknown name or norm.
     """
     if norm not in NORMS:
         raise RecipeError(f"unknown norm '{norm}'; choose one of {', '.join(NORMS)}")
+
+    def hidden(*sizes: int, multiple: int = 1) -> tuple[int, ...]:
+        return tuple(max(round(width * size / multiple), 1) * multiple for size in sizes)
+
     if name == "mlp":
-        return MLP((256, 128), classes)
+        return MLP(hidden(256, 128), classes)
     if name == "lenet":
-        return MLP((300, 100), classes)  # LeNet-300-100 (LeCun et al., 1998)
+        return MLP(hidden(300, 100), classes)  # LeNet-300-100 (LeCun et al., 1998)
     if name == "conv":
-        return ConvNet((32, 64, 64), classes, norm)
+        return ConvNet(hidden(32, 64, 64, multiple=GROUPS), classes, norm)
     if name == "resnet20":
-        return ResNet(3, (16, 32, 64), classes, norm)
+        return ResNet(3, hidden(16, 32, 64, multiple=GROUPS), classes, norm)
     raise RecipeError(f"unknown model '{name}'; choose one of {', '.join(MODELS)}")
 
 
@@ -105,4 +119,4 @@ def normalisation(norm: str, train: bool) -> Norm:
     """The norm layer to build: groups of channels of one image, or channels of the whole batch."""
     if norm == "batch":
         return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
-    return partial(nn.GroupNorm, num_groups=8)
+    return partial(nn.GroupNorm, num_groups=GROUPS)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 STYLE: Any = {
     "font.size": 9,
@@ -29,9 +30,16 @@ STYLE: Any = {
     "savefig.dpi": 200,
 }
 # From the palette of Okabe and Ito (2008): told apart by all eyes, and in print.
-COLORS = ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00")
+COLORS = ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
 
-Curve = tuple[Sequence[int], np.ndarray]  # steps (points,), values (points, seeds)
+MANY = 3  # more arms than this have their legend beside the axes
+
+Curve = tuple[Sequence[float], np.ndarray]  # steps (points,), values (points, seeds)
+
+
+def palette(arms: Iterable[str]) -> dict[str, str]:
+    """A colour for each arm: the same in all figures of a run."""
+    return dict(zip(arms, cycle(COLORS), strict=False))
 
 
 def training_curves(
@@ -50,49 +58,98 @@ def training_curves(
             (left, accuracy, "Test accuracy (%)"),
             (right, sparsity, "Sparsity (%)"),
         ):
-            for color, label in zip(COLORS, accuracy, strict=False):  # an arm has one colour
+            for label, color in palette(accuracy).items():
                 if label in curves:
-                    _band(axes, curves[label], label, color)
+                    band(axes, curves[label], label, color)
             if pruned_between:
                 axes.axvspan(*pruned_between, color="#efefef", zorder=0, label="pruning")
             axes.set(title=title, xlabel="Step")
             axes.set_xlim(0, max(max(steps) for steps, _ in accuracy.values()))
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(steps_locator(5))
         left.set_ylim(*_accuracy_limits(accuracy))
         right.set_ylim(-2, 102)
-        left.legend(loc="best")
-        return _png(figure)
+        if len(accuracy) > MANY:
+            figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
+        else:
+            left.legend(loc="best")
+        return png(figure)
 
 
-def layer_density(layers: Mapping[str, np.ndarray]) -> bytes:
-    """PNG of bars: the percentage of each layer's weights that is kept; `layers` path -> (seeds,).
+def layer_density(
+    arms: Mapping[str, Mapping[str, np.ndarray]], colors: Mapping[str, str] | None = None
+) -> bytes:
+    """PNG of the percentage of each layer's weights that each arm keeps; path -> (seeds,).
 
-    The line on a bar is one standard deviation over seeds to either side.
+    Bars for one arm, dots for several; the line on each is one standard deviation over seeds to
+    either side.
     """
-    density = {path: 100 * np.asarray(values) for path, values in layers.items()}
-    means = [values.mean() for values in density.values()]
-    spread = [values.std(ddof=1) if values.size > 1 else 0.0 for values in density.values()]
+    density = {arm: {path: 100 * np.asarray(v) for path, v in arms[arm].items()} for arm in arms}
     with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 0.8 + 0.28 * len(density)), layout="constrained")
-        axes = figure.subplots()
-        rows = np.arange(len(density))
-        axes.barh(rows, means, xerr=spread, height=0.62, color=COLORS[1], ecolor="#333333")
-        for row, mean, deviation in zip(rows, means, spread, strict=True):
-            text = f" {mean:.3g}"
-            axes.text(mean + deviation, float(row), text, va="center", fontsize=8, color="#333333")
-        axes.set_yticks(rows, [path.removesuffix("/kernel") for path in density])
-        axes.set(title="Weights kept (%), by layer")
-        axes.set_xlim(0, min(112, 1.12 * (max(means) + max(spread)) + 0.01))
-        axes.margins(y=0.02)
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-        return _png(figure)
+        if len(arms) == 1:
+            return png(_bars(density))
+        return png(_dots(density, colors or palette(arms)))
 
 
-def _band(axes: Axes, curve: Curve, label: str, color: str) -> None:
+def _bars(arms: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    (density,) = arms.values()
+    means, spread = [v.mean() for v in density.values()], [_std(v) for v in density.values()]
+    figure, axes = _layers(list(density))
+    rows = np.arange(len(density))
+    axes.barh(rows, means, xerr=spread, height=0.62, color=COLORS[1], ecolor="#333333")
+    for row, mean, deviation in zip(rows, means, spread, strict=True):
+        text = f" {mean:.3g}"
+        axes.text(mean + deviation, float(row), text, va="center", fontsize=8, color="#333333")
+    axes.set_xlim(0, min(112, 1.12 * (max(means) + max(spread)) + 0.01))
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], colors: Mapping[str, str]) -> Figure:
+    paths = list(next(iter(arms.values())))
+    figure, axes = _layers(paths, max(0.28, 0.1 * len(arms)))
+    for offset, (arm, density) in zip(np.linspace(-0.3, 0.3, len(arms)), arms.items(), strict=True):
+        means, spread = [v.mean() for v in density.values()], [_std(v) for v in density.values()]
+        axes.errorbar(
+            means,
+            np.arange(len(paths)) + offset,
+            xerr=spread,
+            fmt="o",
+            markersize=4,
+            elinewidth=1.2,
+            color=colors[arm],
+            label=arm,
+        )
+    for row in range(1, len(paths)):
+        axes.axhline(row - 0.5, color="#e6e6e6", linewidth=0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_ylim(len(paths) - 0.5, -0.5)
+    axes.set_xscale("log", nonpositive="clip")  # an empty layer lies at the left edge
+    axes.set_xlim(right=130)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def _layers(paths: Sequence[str], height: float = 0.28) -> tuple[Figure, Axes]:
+    """Axes with a row of so many inches for each layer."""
+    figure = Figure(figsize=(7.0, 0.8 + height * len(paths)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(np.arange(len(paths)), [path.removesuffix("/kernel") for path in paths])
+    axes.set(title="Weights kept (%), by layer")
+    axes.margins(y=0.02)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def _std(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if values.size > 1 else 0.0
+
+
+def band(axes: Axes, curve: Curve, label: str, color: str, style: str = "-") -> None:
+    """Draws the mean over seeds in percent, and the range from the worst seed to the best."""
     steps, values = np.asarray(curve[0]), 100 * np.asarray(curve[1])
-    axes.plot(steps, values.mean(1), color=color, label=label)
+    axes.plot(steps, values.mean(1), style, color=color, label=label, markersize=4)
     axes.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.18, linewidth=0)
 
 
@@ -104,7 +161,13 @@ def _accuracy_limits(curves: Mapping[str, Curve]) -> tuple[float, float]:
     return max(0.0, low - margin), min(100.5, high + margin)
 
 
-def _png(figure: Figure) -> bytes:
+def steps_locator(most: int) -> MaxNLocator:
+    """Round numbers of steps, at most so many."""
+    return MaxNLocator(most, steps=[1, 2, 5, 10], integer=True)
+
+
+def png(figure: Figure) -> bytes:
+    """The content of a file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""Several optimizers on the same weights and the same batches: logged, shown, and resumable."""
+"""Several arms on the same weights and the same batches: logged, shown, and resumable."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
-import jaxprune as jp
-from recipes.common import checkpoint, interrupt, run, training
+from recipes.common import checkpoint, churn, interrupt, run, training
 from recipes.common.data import Dataset
 from recipes.common.progress import progress
-from recipes.common.training import TrainState
+from recipes.common.training import Arm, TrainState, Weights
 
 States = dict[str, TrainState]  # by arm; every array has a leading seed axis
 History = list[dict[str, Any]]  # the lines of metrics.jsonl
-Evaluate = Callable[[TrainState], np.ndarray]
-
-seed_sparsity = jax.jit(jax.vmap(jp.sparsity))
+Test = Callable[[Any, Any], np.ndarray]  # (params, batch_stats) -> accuracy (seeds,)
 
 
 class Plan(NamedTuple):
@@ -45,79 +40,97 @@ class Folder(NamedTuple):
 
 
 def train_arms(
-    txs: Mapping[str, optax.GradientTransformation],
-    module: nn.Module,
-    dataset: Dataset,
-    plan: Plan,
-    folder: Folder,
+    arms: Mapping[str, Arm], dataset: Dataset, plan: Plan, folder: Folder
 ) -> tuple[States, History]:
-    """Trains every arm (name -> optimizer) in turns, chunk by chunk; (final states, metrics).
+    """Trains every arm in turns, chunk by chunk; (final states, metrics).
 
     With `folder.resume` it goes on from the checkpoint there. Raises `interrupt.Stopped`, after
     saving one, when Ctrl-C or SIGTERM was heard.
     """
     keys = training.seed_keys(plan.seed, plan.seeds)
-    states = {arm: training.init(module, tx, keys, dataset.train.images) for arm, tx in txs.items()}
-    first, states, history = _resumed(folder, states) if folder.resume else (0, states, [])
-    loss_fn, train_data = training.classification(module), jax.device_put(dataset.train)
-    arms = {
-        arm: training.train(
-            training.make_chunk(loss_fn, tx),
-            states.pop(arm),
+    states = {name: training.init(arm, keys, dataset.train.images) for name, arm in arms.items()}
+    # before the checkpoint takes their place: a run that goes on knows its first masks
+    watches = {name: _Watch(arm, states[name]) for name, arm in arms.items()}
+    start, states, history = _resumed(folder, states) if folder.resume else (0, states, [])
+    # arms of one network share a compiled test; in training each has its own program
+    tests = {arm.module: training.make_evaluate(arm.module, dataset.test) for arm in arms.values()}
+    for name, watch in watches.items():
+        spent = history[-1][name]["seconds"] if history else 0.0
+        watch.begin(states[name], spent, tests[watch.arm.module])
+    train_data = jax.device_put(dataset.train)
+    runs = {
+        name: training.train(
+            training.make_chunk(arm),
+            states.pop(name),
             train_data,
             keys,
             batch_size=plan.batch_size,
             steps=plan.steps,
             chunk_steps=plan.chunk_steps,
-            start=first,
+            start=start,
         )
-        for arm, tx in txs.items()
+        for name, arm in arms.items()
     }
-    evaluate = training.make_evaluate(module, dataset.test)
-    return _follow(arms, evaluate, plan, folder, first, history)
+    return _follow(runs, watches, plan, folder, start, history)
+
+
+class _Watch:
+    """What there is to say of an arm as it trains."""
+
+    def __init__(self, arm: Arm, first: TrainState):
+        self.arm = arm
+        self.masked = arm.weights is not Weights.DENSE
+        self.first_masks = churn.masks(first.opt_state) if self.masked else None
+
+    def begin(self, state: TrainState, spent: float, test: Test) -> None:
+        """Training goes on from `state`, after `spent` seconds in earlier programs."""
+        self.masks = churn.masks(state.opt_state) if self.masked else None
+        self.spent, self.test = spent, test
+
+    def look(self, point: training.Progress, tested: bool) -> dict[str, Any]:
+        """The arm's part of a line of metrics.jsonl; lists are over seeds."""
+        state = point.state
+        record = {
+            "seconds": round(self.spent + point.seconds, 4),
+            "loss": point.loss.tolist(),
+            "accuracy": point.accuracy.tolist(),
+        }
+        if self.masked:
+            record |= churn.measure(state.opt_state, self.first_masks, self.masks)
+            self.masks = churn.masks(state.opt_state)
+        if tested:
+            params = training.network(self.arm, state)
+            record["test_accuracy"] = self.test(params, state.batch_stats).tolist()
+        return record
 
 
 def _follow(
-    arms: Mapping[str, Iterator[training.Progress]],
-    evaluate: Evaluate,
+    runs: Mapping[str, Iterator[training.Progress]],
+    watches: Mapping[str, _Watch],
     plan: Plan,
     folder: Folder,
     first: int,
     history: History,
 ) -> tuple[States, History]:
-    spent = {arm: history[-1][arm]["seconds"] if history else 0.0 for arm in arms}
     states: States = {}
     with (
         interrupt.deferred_signals() as signalled,
         progress(folder.out.name, plan.steps, first) as show,
     ):
-        for points in zip(*arms.values(), strict=True):
+        for points in zip(*runs.values(), strict=True):
             before, first = first, points[0].step
             evaluations = [step * plan.evaluations // plan.steps for step in (before, first)]
+            tested = evaluations[0] < evaluations[1]
             record: dict[str, Any] = {"step": first}
-            for arm, point in zip(arms, points, strict=True):
-                record[arm] = _measured(point, spent[arm])
-                if evaluations[0] < evaluations[1]:
-                    record[arm]["test_accuracy"] = evaluate(point.state).tolist()
+            for name, point in zip(runs, points, strict=True):
+                record[name] = watches[name].look(point, tested)
             history.append(record)
             run.append(folder.out / run.METRICS, record)
             show(first, _in_words(record))
-            states = dict(zip(arms, (point.state for point in points), strict=True))
+            states = dict(zip(runs, (point.state for point in points), strict=True))
             if (signum := signalled()) and first < plan.steps:
                 _stop(signum, folder, first, plan.steps, states)
     return states, history
-
-
-def _measured(point: training.Progress, spent: float) -> dict[str, Any]:
-    """One arm's part of a line of metrics.jsonl; lists are over seeds."""
-    record = {
-        "seconds": round(spent + point.seconds, 4),
-        "loss": point.loss.tolist(),
-        "accuracy": point.accuracy.tolist(),
-    }
-    if hasattr(point.state.opt_state, "mask_state"):
-        record["sparsity"] = seed_sparsity(jp.get_masks(point.state.opt_state)).tolist()
-    return record
 
 
 def _in_words(record: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from enum import Enum
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -19,7 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import jaxprune as jp
 from recipes.common.data import Split
+
+
+class Weights(Enum):
+    """What the masks in an optimizer's state mean for the weights."""
+
+    DENSE = "there are no masks"
+    SPARSE = "what is pruned is zero, from the first step on (`jp.sparsify`)"
+    DENSE_COPY = "all weights may learn, the network uses those that are kept (`track_masks`)"
+
+
+class Arm(NamedTuple):
+    """A network and how to train it."""
+
+    module: nn.Module
+    optimizer: Callable[[jax.Array], optax.GradientTransformation]  # from a key of the seed's own
+    weights: Weights = Weights.DENSE
 
 
 class TrainState(NamedTuple):
@@ -42,7 +60,7 @@ class Progress(NamedTuple):
 
 # (params, batch_stats, images, labels) -> loss, (accuracy, batch_stats)
 LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
-# (state, train, order (steps, seeds, batch)) -> state, {"loss", "accuracy"}: (seeds,); jitted
+# (state, train, order (steps, seeds, batch), keys) -> state, {"loss", "accuracy"}: (seeds,); jitted
 Chunk = jax.stages.Wrapped
 
 
@@ -51,15 +69,29 @@ def seed_keys(seed: int, seeds: int) -> jax.Array:
     return jax.vmap(jax.random.key)(seed + jnp.arange(seeds))
 
 
-def init(
-    module: nn.Module, tx: optax.GradientTransformation, keys: jax.Array, images: np.ndarray
-) -> TrainState:
+def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
-    variables = _init_variables(module, keys, jnp.asarray(images[:1]))
+    variables = _init_variables(arm.module, keys, jnp.asarray(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    state = TrainState(params, batch_stats, jax.jit(jax.vmap(tx.init))(params))
+    opt_state = jax.jit(jax.vmap(lambda key, params: _optimizer(arm, key).init(params)))(
+        keys, params
+    )
+    if arm.weights is Weights.SPARSE:  # so that the first forward pass is sparse too
+        params = jp.apply_masks(params, jp.get_masks(opt_state))
     # copied, since a state is donated whole: no two of its leaves may share memory
-    return jax.tree.map(jnp.copy, state)
+    return jax.tree.map(jnp.copy, TrainState(params, batch_stats, opt_state))
+
+
+def network(arm: Arm, state: TrainState) -> Any:
+    """The params that the network uses; of one state or of a stack."""
+    if arm.weights is Weights.DENSE_COPY:
+        return jp.apply_masks(state.params, jp.get_masks(state.opt_state))
+    return state.params
+
+
+def _optimizer(arm: Arm, key: jax.Array) -> optax.GradientTransformationExtraArgs:
+    """That of the seed with this key; its own key is neither that of its weights nor its data's."""
+    return optax.with_extra_args_support(arm.optimizer(jax.random.fold_in(key, 2)))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -80,26 +112,27 @@ def classification(module: nn.Module) -> LossFn:
     return loss_fn
 
 
-def make_chunk(loss_fn: LossFn, tx: optax.GradientTransformation) -> Chunk:
+def make_chunk(arm: Arm) -> Chunk:
     """A jitted function that runs as many steps as `order` has; the state it is given is donated.
 
-    It is the plain optax loop: `tx` may be `jp.sparsify(...)` or any other optimizer.
+    It is the plain optax loop, whatever the optimizer. Where the network uses masked weights, the
+    gradient is taken at those and passed straight through to all.
     """
-    tx = optax.with_extra_args_support(tx)
+    gradient_fn = jax.value_and_grad(classification(arm.module), has_aux=True)
 
-    def step(state: TrainState, images, labels):
-        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    def step(state: TrainState, images, labels, key):
         (loss, (accuracy, batch_stats)), grads = gradient_fn(
-            state.params, state.batch_stats, images, labels
+            network(arm, state), state.batch_stats, images, labels
         )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
+        update = _optimizer(arm, key).update
+        updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
 
     @partial(jax.jit, donate_argnums=0)
-    def chunk(state, train, order):
+    def chunk(state, train, order, keys):
         def steps(state, indices):
-            return jax.vmap(step)(state, train.images[indices], train.labels[indices])
+            return jax.vmap(step)(state, train.images[indices], train.labels[indices], keys)
 
         state, metrics = jax.lax.scan(steps, state, order)
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
@@ -152,9 +185,9 @@ def train(
         now = min(chunk_steps, steps - start)
         indices = jnp.asarray(np.stack(list(islice(order, now))))
         if now not in compiled:  # compile apart from the clock; the last chunk may be shorter
-            compiled[now] = chunk.lower(state, data, indices).compile()
+            compiled[now] = chunk.lower(state, data, indices, keys).compile()
         began = time.perf_counter()
-        state, metrics = compiled[now](state, data, indices)
+        state, metrics = compiled[now](state, data, indices, keys)
         loss, accuracy = np.asarray(metrics["loss"]), np.asarray(metrics["accuracy"])
         seconds += time.perf_counter() - began
         start += now
@@ -163,8 +196,8 @@ def train(
 
 def make_evaluate(
     module: nn.Module, test: Split, batch_size: int = 250
-) -> Callable[[TrainState], np.ndarray]:
-    """A function from a stack of states to their accuracy (seeds,) on all of `test`."""
+) -> Callable[[Any, Any], np.ndarray]:
+    """A function (params, batch_stats), of a stack, -> their accuracy (seeds,) on all of `test`."""
     batch_size = min(batch_size, len(test.labels))
     padding = -len(test.labels) % batch_size
     images = np.concatenate([test.images, np.zeros_like(test.images[:padding])])
@@ -182,8 +215,7 @@ def make_evaluate(
         counts = jax.lax.map(lambda batch: over_seeds(params, batch_stats, *batch), batches)
         return counts.sum(0)
 
-    def accuracy(state: TrainState) -> np.ndarray:
-        right = evaluate(state.params, state.batch_stats, batches)
-        return np.asarray(right) / len(test.labels)
+    def accuracy(params: Any, batch_stats: Any) -> np.ndarray:
+        return np.asarray(evaluate(params, batch_stats, batches)) / len(test.labels)
 
     return accuracy

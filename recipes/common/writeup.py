@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recipes.common.run import METRICS, MODEL, SUMMARY
+from recipes.common.run import METRICS, SUMMARY
 
 
 class Writeup(NamedTuple):
@@ -21,13 +22,14 @@ class Writeup(NamedTuple):
     footline: str  # what it took, in a line
     command: str  # that runs it again
     pictures: Mapping[str, str]  # path below the run's folder -> what it shows
-    layers: str  # a table of the layers of the first seed, as text
+    layers: Mapping[str, str]  # arm -> a table of the layers of its first seed, as text
+    models: Sequence[str]  # paths below the run's folder
     environment: Mapping[str, str]
 
 
 def to_terminal(writeup: Writeup) -> None:
     """Prints the table between its headline and its footline."""
-    table = Table("", *writeup.columns)
+    table = Table("", *writeup.columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in writeup.rows:
@@ -42,6 +44,8 @@ def to_markdown(writeup: Writeup) -> str:
     pictures = "\n\n".join(
         f"![{text}]({path})\n\n{text}" for path, text in writeup.pictures.items()
     )
+    layers = "\n\n".join(f"**{arm}**\n\n```\n{text}\n```" for arm, text in writeup.layers.items())
+    models = ", ".join(f"`{path}`" for path in writeup.models)
     environment = ", ".join(f"{name} {value}" for name, value in writeup.environment.items())
     return f"""# {writeup.title}
 
@@ -55,11 +59,9 @@ Run it again: `{writeup.command}`
 
 The first seed, layer by layer:
 
-```
-{writeup.layers}
-```
+{layers}
 
-The masked weights and the masks (one bit each), a stack over seeds, are in `{MODEL}`: read them
+The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read them
 with `recipes.common.checkpoint.load_model`. Every logged point is a line of `{METRICS}`; all
 numbers of this page are in `{SUMMARY}`.
 

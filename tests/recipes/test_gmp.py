@@ -12,7 +12,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import checkpoint, run, side_by_side
+from recipes.common import checkpoint, run, settings, side_by_side
 
 SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3", "--every", "2"]
 SHORT += ["--train-examples", "256"]
@@ -166,7 +166,7 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
 def test_pruning_steps_lie_within_training():
     for steps in (2, 3, 10, 1000):
         for begin, end in ((0, 1), (0.1, 0.7), (0.99, 1), (0, 0.001)):
-            first, last = gmp.pruning_steps(gmp.Config(begin=begin, end=end), steps)
+            first, last = settings.pruning_steps(begin, end, steps)
             assert 0 <= first < last <= steps - 1
 
 

@@ -21,10 +21,19 @@ def test_training_curves():
 
 def test_layer_density():
     layers = {f"Dense_{i}/kernel": np.array([0.1 * i, 0.2 * i]) for i in range(4)}
-    width, height = size(plots.layer_density(layers))
+    width, height = size(plots.layer_density({"sparse": layers}))
     assert width == 1400
     assert height > 300
-    plots.layer_density({"Dense_0/kernel": np.array([0.0])})  # one seed, nothing kept
+    empty = {"Dense_0/kernel": np.array([0.0]), "Dense_1/kernel": np.array([0.1])}  # one seed
+    plots.layer_density({"a": empty})
+    plots.layer_density({"a": empty, "b": empty})
+
+
+def test_an_arm_has_one_colour():
+    arms = [str(i) for i in range(10)]
+    colors = plots.palette(arms)
+    assert list(colors) == arms
+    assert len(set(colors.values())) == 8
 
 
 def test_curve_takes_the_points_that_have_the_value():

@@ -10,6 +10,7 @@ import pytest
 import jaxprune as jp
 from recipes.common import data, training
 from recipes.common.models import MLP, model
+from recipes.common.training import Weights
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,10 @@ def pruned_adam():
 
 
 def run(module, tx, digits, keys, chunk_steps=5, steps=12):
+    arm = training.Arm(module, lambda key: tx)
     points = training.train(
-        training.make_chunk(training.classification(module), tx),
-        training.init(module, tx, keys, digits.train.images),
+        training.make_chunk(arm),
+        training.init(arm, keys, digits.train.images),
         jax.device_put(digits.train),
         keys,
         batch_size=32,
@@ -68,8 +70,11 @@ def test_it_learns_and_the_masks_hold(digits):
 
 def test_seeds_start_differently_and_arms_alike(digits):
     keys = training.seed_keys(0, 2)
-    dense = training.init(MLP((4,), 10), optax.adam(1e-3), keys, digits.train.images)
-    sparse = training.init(MLP((4,), 10), pruned_adam(), keys, digits.train.images)
+    arms = [
+        training.Arm(MLP((4,), 10), lambda key: optax.adam(1e-3)),
+        training.Arm(MLP((4,), 10), lambda key: pruned_adam(), Weights.SPARSE),
+    ]
+    dense, sparse = (training.init(arm, keys, digits.train.images) for arm in arms)
     jax.tree.map(np.testing.assert_array_equal, dense.params, sparse.params)
     kernel = dense.params["Dense_0"]["kernel"]
     assert (kernel[0] != kernel[1]).any()
@@ -90,8 +95,9 @@ def test_data_order_is_a_permutation_per_epoch_and_seed():
 
 def test_evaluate_counts_every_example_once(digits):
     module = MLP((8,), 10)
-    state = training.init(module, optax.sgd(0.1), training.seed_keys(0, 3), digits.train.images)
-    accuracy = training.make_evaluate(module, digits.test, batch_size=50)(state)
+    arm = training.Arm(module, lambda key: optax.sgd(0.1))
+    state = training.init(arm, training.seed_keys(0, 3), digits.train.images)
+    accuracy = training.make_evaluate(module, digits.test, 50)(state.params, state.batch_stats)
     for i in range(3):
         params = jax.tree.map(lambda x, i=i: x[i], state.params)
         logits = module.apply({"params": params}, digits.test.images)
@@ -117,3 +123,55 @@ def test_extra_arguments_reach_the_optimizer(digits):
     spy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     run(MLP((4,), 10), spy, digits, training.seed_keys(0, 1), chunk_steps=1, steps=1)
     assert seen[0] == {"value"}
+
+
+def at_random(sparsity=0.75):
+    optimizer = lambda key: jp.sparsify(optax.adam(1e-2), jp.static(key, sparsity))
+    return training.Arm(MLP((16,), 10), optimizer, Weights.SPARSE)
+
+
+def test_masks_at_random_are_the_seed_s_own(digits):
+    state = training.init(at_random(), training.seed_keys(0, 2), digits.train.images)
+    masks = jp.get_masks(state.opt_state)
+    mask = masks["Dense_0"]["kernel"]
+    assert (mask[0] != mask[1]).any()
+    alone = training.init(at_random(), training.seed_keys(1, 1), digits.train.images)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a[1], b[0]),
+        masks,
+        jp.get_masks(alone.opt_state),
+    )
+
+
+def test_the_first_forward_pass_is_sparse(digits):
+    state = training.init(at_random(), training.seed_keys(0, 2), digits.train.images)
+    masks = jp.get_masks(state.opt_state)
+    for name in ("Dense_0", "Dense_1"):
+        kernel, mask = state.params[name]["kernel"], masks[name]["kernel"]
+        assert not kernel[~mask].any()
+        assert kernel[mask].all()
+
+
+def test_a_dense_copy_learns_where_the_network_is_sparse(digits):
+    """One step by hand: the gradient at the masked weights, for all of them."""
+    masks = {"Dense_0": {"kernel": np.arange(640).reshape(64, 10) % 3 == 0, "bias": None}}
+    tx = optax.chain(jp.track_masks(jp.fixed(masks)), optax.sgd(0.1))
+    arm = training.Arm(MLP((), 10), lambda key: tx, Weights.DENSE_COPY)
+    keys = training.seed_keys(0, 1)
+    state = training.init(arm, keys, digits.train.images)
+    before = jax.tree.map(lambda x: np.array(x[0]), state.params)
+    order = np.arange(8)[None, None]
+    state, _ = training.make_chunk(arm)(state, digits.train, order, keys)
+
+    def loss(params):
+        batch = digits.train.images[:8], digits.train.labels[:8]
+        return training.classification(arm.module)(params, {}, *batch)[0]
+
+    grads = jax.grad(loss)(jp.apply_masks(before, masks))
+    for name in ("kernel", "bias"):
+        after = state.params["Dense_0"][name][0]
+        expected = before["Dense_0"][name] - 0.1 * grads["Dense_0"][name]
+        np.testing.assert_allclose(after, expected, atol=1e-6)
+    used = training.network(arm, state)["Dense_0"]["kernel"][0]
+    kernel = state.params["Dense_0"]["kernel"][0]
+    np.testing.assert_array_equal(used, np.where(masks["Dense_0"]["kernel"], kernel, 0))

@@ -1,0 +1,94 @@
+"""GraNet: gradual pruning over all layers, and regrowth by gradient in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.allocation import erk, global_threshold
+from jaxprune.base import (
+    END,
+    Allocation,
+    MaskState,
+    MaskTransform,
+    Params,
+    check_schedule,
+    map_scored,
+    schedule_ends,
+)
+from jaxprune.drop_grow import among
+from jaxprune.dynamic import random_start, regrow, smallest
+from jaxprune.masks import own_masks, with_own
+from jaxprune.pattern import select
+from jaxprune.rules import kernels
+from jaxprune.scores import gradient, magnitude
+from jaxprune.selection import defer
+
+
+def granet(
+    key: jax.Array,
+    sparsity: optax.Schedule,
+    fraction: float | optax.Schedule = 0.5,
+    allocation: Allocation = erk,
+    prunable: Callable[[Params], Params] = kernels,
+) -> MaskTransform:
+    """Gradual magnitude pruning with regeneration: each update prunes, then rewires what is left.
+
+        prune the smallest |w| of all leaves together, to sparsity(step)
+        k = ceil(fraction(step) * kept), for each leaf
+        drop the k smallest |w|, grow the k largest |dL/dw| among all that are then pruned
+
+    Dense to sparse if the schedule starts at 0, sparse to sparse if it starts higher: then the
+    first masks are random, and as in `rigl` the first weights are to be masked. When the schedule
+    has levelled off, updates only rewire.
+
+        sparsity = optax.polynomial_schedule(0.5, 0.95, power=3, transition_steps=steps // 2)
+        fraction = optax.cosine_decay_schedule(0.5, steps, alpha=0.01)
+        tx = sparsify(optax.sgd(0.1, 0.9), every(1_000, granet(key, sparsity, fraction)))
+
+    The authors' code prunes after the optimizer's step, with the gradient of that step; here masks
+    change first, as they do in every method.
+
+    Args:
+      key: a key of `jax.random`, for the first masks; under `vmap`, one a seed.
+      sparsity: a schedule of the fraction pruned over steps, in [0, 1).
+      fraction: of each leaf's kept weights, dropped and grown at an update, in [0, 1], or a
+        schedule of it over steps; the paper's is the cosine above.
+      allocation: how much of each leaf is pruned at the start.
+      prunable: `params -> params` with None in place of what is never pruned.
+
+    Raises:
+      ValueError: if sparsity or fraction are out of range at either end; (in init) if a leaf would
+        keep no weight; (in update) without gradients.
+      TypeError: if the sparsity is no schedule.
+
+    Reference: Liu et al., 2021, Sparse Training via Boosting Pruning Plasticity with
+    Neuroregeneration.
+    """
+    if not callable(sparsity):
+        raise TypeError(
+            f"granet prunes gradually: its sparsity is a schedule, such as "
+            f"optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...); got {sparsity!r}."
+        )
+    check_schedule(sparsity)
+    regenerate = regrow(partial(smallest, up=True), gradient, fraction, prunable)
+
+    def update(
+        state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
+    ) -> MaskState:
+        masks = own_masks(state.masks, params, prunable)
+        ranked = defer(lambda m, w: among(m, magnitude(w)), masks, params)
+        kept = select(ranked, global_threshold, sparsity(jnp.where(at_end, END, step)))
+        left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
+        pruned = MaskState(with_own(state.masks, left))
+        return regenerate(pruned, params, step=step, at_end=at_end, **context)
+
+    (_, start), _ = schedule_ends(sparsity)
+    if not isinstance(start, jax.core.Tracer):
+        start = round(float(start), 7)  # 0.2, not the float32 next to it
+    return MaskTransform(random_start(key, start, allocation, prunable), update)

@@ -1,0 +1,63 @@
+"""ITOP: which weights were ever active."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.base import Masks, MaskTransform, Params
+from jaxprune.methods.combine import _check_transform, _with_masks, _without_masks
+
+
+class ItopState(NamedTuple):
+    """State of `itop`: the masks, which weights were ever kept (like the masks), and the rest."""
+
+    masks: Masks
+    ever_active: Masks
+    rest: Any
+
+
+def itop(transform: MaskTransform) -> MaskTransform:
+    """`transform`, remembering which weights it ever kept: in-time over-parameterisation.
+
+    The fraction that was ever active, R_s = 1 - sparsity(ever_active(opt_state)), tells how much of
+    the dense network a sparse one has tried. The paper finds that it predicts accuracy, and raises
+    it with longer cadences, larger fractions and no end to the updates:
+
+        every(1_500, itop(set(key, 0.9, optax.cosine_decay_schedule(0.5, steps, alpha=0.01))))
+
+    Inside `every`, as here, it costs nothing at steps without an update.
+
+    Reference: Liu et al., 2021, Do We Actually Need Dense Over-Parameterization? In-Time
+    Over-Parameterization in Sparse Training.
+    """
+    _check_transform("itop", transform)
+
+    def init(params: Params) -> ItopState:
+        state = transform.init(params)
+        return ItopState(state.masks, jax.tree.map(jnp.copy, state.masks), _without_masks(state))
+
+    def update(state: ItopState, params: Params, **context: Any) -> ItopState:
+        new = transform.update(_with_masks(state.rest, state.masks), params, **context)
+        ever = jax.tree.map(jnp.logical_or, state.ever_active, new.masks)
+        return ItopState(new.masks, ever, _without_masks(new))
+
+    return MaskTransform(init, update)
+
+
+def ever_active(opt_state: Any) -> Masks:
+    """Which weights `itop` has ever seen kept: like the masks, from any nesting of optax states.
+
+    Raises:
+      ValueError: if the state has none, or several.
+    """
+    found = optax.tree.get_all_with_path(opt_state, "ever_active")
+    if len(found) != 1:
+        raise ValueError(
+            f"this optimizer state remembers {len(found)} times which weights were ever active, "
+            "wanted once: wrap the mask transform in itop, as in every(100, itop(rigl(key, 0.9)))."
+        )
+    return found[0][1]

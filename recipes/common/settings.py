@@ -1,0 +1,121 @@
+"""What every study asks on its command line, and what follows from the answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import optax
+
+from recipes.common import cli, data, models
+from recipes.common.errors import RecipeError
+from recipes.common.side_by_side import Plan
+
+OPTIMIZERS = {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}
+SCHEDULES = {"constant": optax.constant_schedule, "cosine": optax.cosine_decay_schedule}
+EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
+LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1}  # about a second on two cores
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to train on what, for how long, and where to write; a study adds its own."""
+
+    dataset: Annotated[str, cli.choice(data.DATASETS)] = "digits"
+    """What to learn; digits come with scikit-learn, the others are read from --data-dir."""
+    data_dir: Annotated[Path | None, cli.default_is("DIR", "TFDS_DATA_DIR, of the environment")] = (
+        None
+    )
+    """A TensorFlow Datasets folder."""
+    train_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
+    """Train on only the first so many examples."""
+    model: Annotated[str, cli.choice(models.MODELS)] = "mlp"
+    """The network; lenet is LeNet-300-100."""
+    norm: Annotated[str, cli.choice(models.NORMS)] = "group"
+    """Normalisation of the convolutional networks."""
+
+    seeds: int = 8
+    """How many seeds to train at once."""
+    seed: int = 0
+    """The first seed; the others follow it."""
+    epochs: Annotated[float | None, cli.default_is("FLOAT", "digits 100, mnist 5, cifar10 20")] = (
+        None
+    )
+    """Passes over the data."""
+    steps: Annotated[int | None, cli.default_is("INT", "those of --epochs")] = None
+    """Training steps, instead of epochs."""
+    batch_size: int = 128
+    """Examples per step and seed."""
+    optimizer: Annotated[str, cli.choice(tuple(OPTIMIZERS))] = "adam"
+    """The optimizer; sgd has momentum 0.9."""
+    learning_rate: float = 1e-3
+    """The learning rate at its highest."""
+    schedule: Annotated[str, cli.choice(tuple(SCHEDULES))] = "constant"
+    """The learning rate over time; cosine falls to zero."""
+
+    evaluations: int = 20
+    """How often to measure test accuracy, evenly spread."""
+    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
+        None
+    )
+    """Steps between lines of metrics.jsonl."""
+    out: Path = Path("runs/study")
+    """The folder to write to."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    resume: bool = False
+    """Go on with the run in --out that was stopped by Ctrl-C, with its config.yaml."""
+    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
+    """Read all of these from a config.yaml; flags given beside it win."""
+
+
+def check(settings: Settings) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    cli.one_of("--dataset", settings.dataset, data.DATASETS)
+    cli.one_of("--model", settings.model, models.MODELS)
+    cli.one_of("--norm", settings.norm, models.NORMS)
+    cli.one_of("--optimizer", settings.optimizer, tuple(OPTIMIZERS))
+    cli.one_of("--schedule", settings.schedule, tuple(SCHEDULES))
+    cli.in_range("--learning-rate", settings.learning_rate, 0, math.inf, "()")
+    epochs = EPOCHS["digits"] if settings.epochs is None else settings.epochs
+    cli.in_range("--epochs", epochs, 0, 1e6)
+    cli.at_least("--seed", settings.seed, 0)
+    for flag in ("seeds", "batch_size", "evaluations", "log_every"):
+        value = getattr(settings, flag)
+        cli.at_least(f"--{flag.replace('_', '-')}", 1 if value is None else value, 1)
+
+
+def plan_of(settings: Settings, examples: int) -> Plan:
+    """What all arms share. At least 2 steps: one to train, one to prune."""
+    if settings.batch_size > examples:
+        raise RecipeError(
+            f"--batch-size {settings.batch_size} is more than all {examples:,} examples"
+        )
+    epochs = EPOCHS[settings.dataset] if settings.epochs is None else settings.epochs
+    in_epochs = int(epochs * (examples // settings.batch_size))
+    steps = in_epochs if settings.steps is None else settings.steps
+    cli.at_least("--steps (or those of --epochs)", steps, 2)
+    return Plan(
+        seed=settings.seed,
+        seeds=settings.seeds,
+        steps=steps,
+        batch_size=settings.batch_size,
+        chunk_steps=settings.log_every or LOG_EVERY[settings.model],
+        evaluations=settings.evaluations,
+    )
+
+
+def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
+    """That of the dense arm, and inside the others."""
+    schedule = SCHEDULES[settings.schedule]
+    at_most = settings.learning_rate
+    rates = schedule(at_most) if settings.schedule == "constant" else schedule(at_most, steps)
+    return OPTIMIZERS[settings.optimizer](rates)
+
+
+def pruning_steps(begin: float, end: float, steps: int) -> tuple[int, int]:
+    """The first and the last step that may prune, of fractions of the steps."""
+    last = min(max(round(end * steps), 1), steps - 1)
+    return min(round(begin * steps), last - 1), last

@@ -1,0 +1,213 @@
+"""From the settings of a study to its folder: trains the arms, then writes what came of it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxprune as jp
+from recipes.common import checkpoint, cli, data, plots, results, run, settings, training
+from recipes.common.errors import RecipeError
+from recipes.common.settings import Settings
+from recipes.common.side_by_side import Folder, History, States, train_arms
+from recipes.common.training import Arm, TrainState, Weights
+from recipes.common.writeup import Writeup, to_markdown, to_terminal
+
+CURVES, LAYERS = "plots/training.png", "plots/layers.png"
+
+
+class Outcome(NamedTuple):
+    """What training came to."""
+
+    arms: Mapping[str, Arm]
+    dataset: data.Dataset
+    states: States
+    history: History
+    seconds: float
+
+
+class Picture(NamedTuple):
+    """A figure of the report."""
+
+    png: bytes
+    caption: str
+
+
+def train(
+    config: Settings, program: str, make_arms: Callable[[data.Dataset, int], Mapping[str, Arm]]
+) -> Outcome:
+    """Trains the arms of `make_arms(dataset, steps)` side by side, and logs to `config.out`.
+
+    Raises `RecipeError`, before anything is written, for a folder that may not be written to, data
+    that can't be read, and arms that can't be: a layer without a weight, for one.
+    """
+    run.check_out(config.out, config.overwrite, config.resume)
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    plan = settings.plan_of(config, len(dataset.train.labels))
+    arms = make_arms(dataset, plan.steps)
+    _check(arms, dataset.train.images)
+    if not config.resume:
+        run.start(config.out, cli.to_yaml(config))
+    began = time.perf_counter()
+    folder = Folder(config.out, config.resume, f"{program} --out {config.out} --resume")
+    states, history = train_arms(arms, dataset, plan, folder)
+    return Outcome(arms, dataset, states, history, time.perf_counter() - began)
+
+
+def _check(arms: Mapping[str, Arm], images: np.ndarray) -> None:
+    """Makes the first state of each arm in shapes only: what the library refuses, it says so."""
+    for name, arm in arms.items():
+        try:
+            jax.eval_shape(lambda arm=arm: training.init(arm, training.seed_keys(0, 1), images))
+        except ValueError as error:
+            raise RecipeError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def summarise(config: Settings, outcome: Outcome) -> dict[str, Any]:
+    """The content of summary.json, but for what the study is."""
+    return {
+        "dataset": config.dataset,
+        "model": config.model,
+        "seeds": config.seeds,
+        "steps": outcome.history[-1]["step"],
+        "seconds": round(outcome.seconds, 2),
+        "arms": {name: _numbers(outcome, name) for name in outcome.arms},
+        "peak_memory_bytes": results.peak_memory_bytes(),
+        "environment": results.environment(),
+    }
+
+
+def _numbers(outcome: Outcome, name: str) -> dict[str, Any]:
+    """What one arm came to."""
+    last, state = outcome.history[-1][name], outcome.states[name]
+    one = jax.tree.map(lambda x: x[0], state.params)
+    weights = sum(x.size for x in jax.tree.leaves(jp.kernels(one)))
+    kept = np.full(len(last["loss"]), weights)
+    if outcome.arms[name].weights is not Weights.DENSE:
+        kept, weights = results.kept_weights(jp.get_masks(state.opt_state))
+    seen = ("test_accuracy", "overlap_first", "ever_active")
+    return {
+        **{key: results.over_seeds(last[key]) for key in seen if key in last},
+        "sparsity": float(np.mean((weights - kept) / weights)),
+        "prunable_weights": weights,
+        "kept_weights": kept.tolist(),
+        "training_seconds": last["seconds"],
+        "state_bytes": results.tree_bytes(state),
+    }
+
+
+def masked(outcome: Outcome) -> list[str]:
+    """The names of the arms with masks."""
+    return [name for name, arm in outcome.arms.items() if arm.weights is not Weights.DENSE]
+
+
+def pictures(outcome: Outcome, pruned_between: tuple[int, int] | None = None) -> dict[str, Picture]:
+    """The figures that every study has, by their path below its folder."""
+    accuracy = {arm: plots.curve(outcome.history, arm, "test_accuracy") for arm in outcome.arms}
+    sparsity = {arm: plots.curve(outcome.history, arm, "sparsity") for arm in masked(outcome)}
+    layers = {
+        arm: results.layer_density(jp.get_masks(outcome.states[arm].opt_state))
+        for arm in masked(outcome)
+    }
+    shade = " The masks change in the grey part." if pruned_between else ""
+    return {
+        CURVES: Picture(
+            plots.training_curves(accuracy, sparsity, pruned_between),
+            f"Means over seeds; bands from the worst seed to the best.{shade}",
+        ),
+        LAYERS: Picture(
+            plots.layer_density(layers, plots.palette(outcome.arms)),
+            "Weights kept in each layer: mean and standard deviation over seeds.",
+        ),
+    }
+
+
+def publish(
+    config: Settings,
+    outcome: Outcome,
+    summary: dict[str, Any],
+    title: str,
+    program: str,
+    figures: Mapping[str, Picture],
+) -> None:
+    """Writes the models, the figures, summary.json and report.md, and prints the table."""
+    out = config.out
+    models = {name: f"{run.MODEL}/{name.replace(' ', '-')}" for name in masked(outcome)}
+    if list(models) == ["sparse"]:  # one network needs no name
+        models = {"sparse": run.MODEL}
+    for name, path in models.items():
+        state = outcome.states[name]
+        params = training.network(outcome.arms[name], state)
+        masks = jp.get_masks(state.opt_state)
+        checkpoint.save_model(out / path, params, state.batch_stats, masks)
+    for path, figure in figures.items():
+        run.write(out / path, figure.png)
+    run.write_json(out / run.SUMMARY, summary)
+    columns, rows = table(summary["arms"])
+    wall, peak = summary["seconds"], summary["peak_memory_bytes"] / 1e9
+    writeup = Writeup(
+        title=title,
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} "
+            "steps: mean ± standard deviation over seeds"
+        ),
+        columns=columns,
+        rows=rows,
+        footline=f"{wall:.0f} s with compilation and tests, peak memory {peak:.2f} GB",
+        command=f"{program} --config {out / run.CONFIG} --out NEW_FOLDER",
+        pictures={path: figure.caption for path, figure in figures.items()},
+        layers={name: layer_report(outcome, name) for name in models},
+        models=list(models.values()),
+        environment=summary["environment"],
+    )
+    run.write(out / run.REPORT, to_markdown(writeup))
+    run.remove(out / run.CHECKPOINT)
+    to_terminal(writeup)
+    print(f"Everything is in {out}: see {out / run.REPORT}")
+
+
+def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of what the arms came to, a row for each; the first cell is its name.
+
+    Narrow enough for a terminal of 80 columns.
+    """
+    cells: dict[str, Callable[[Any], str]] = {
+        "test accuracy": lambda n: results.percent(n["test_accuracy"]),
+        "sparsity": lambda n: f"{100 * n['sparsity']:.2f} %",
+        "kept": lambda n: _range(n["kept_weights"]),
+    }
+    if any("ever_active" in numbers for numbers in arms.values()):
+        cells["R_s"] = lambda n: (
+            f"{100 * n['ever_active']['mean']:.3g} %" if "ever_active" in n else ""
+        )
+    cells |= {
+        "time": lambda n: f"{n['training_seconds']:.1f} s",
+        "state": lambda n: f"{n['state_bytes'] / 1e6:.1f} MB",
+    }
+    rows = [[name, *(cell(numbers) for cell in cells.values())] for name, numbers in arms.items()]
+    return list(cells), rows
+
+
+def _range(counts: list[int]) -> str:
+    few, many = min(counts), max(counts)
+    return f"{few:,}" if few == many else f"{few:,}-{many:,}"
+
+
+def layer_report(outcome: Outcome, name: str) -> str:
+    """`jp.report` of the first seed of an arm, as text."""
+    first: TrainState = jax.tree.map(lambda x: x[0], outcome.states[name])
+    image = jax.ShapeDtypeStruct((1, *outcome.dataset.train.images.shape[1:]), np.float32)
+
+    def apply(params, images):
+        variables = {"params": params, "batch_stats": first.batch_stats}
+        return outcome.arms[name].module.apply(variables, images)
+
+    params = training.network(outcome.arms[name], first)
+    with warnings.catch_warnings():  # its text says the same
+        warnings.simplefilter("ignore", UserWarning)
+        return str(jp.report(params, jp.get_masks(first.opt_state), apply, image))

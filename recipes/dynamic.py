@@ -1,0 +1,179 @@
+"""Dynamic sparse training beside dense training: `python -m recipes.dynamic --help`.
+
+Trains several seeds in one program, by one method or by several in turns, from the same weights and
+on the same batches. Writes a folder that reproduces itself.
+
+References: Mocanu et al., 2018 (SET); Evci et al., 2020 (RigL); Liu et al., 2021 (ITOP; GraNet);
+Jayakumar et al., 2020 (Top-KAST); Lin et al., 2020 (DPF); Zhu and Gupta, 2017 (GMP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import optax
+
+import jaxprune as jp
+from recipes.common import churn, cli, models, plots, settings, study
+from recipes.common.data import Dataset
+from recipes.common.training import Arm, Weights
+
+PROGRAM = "python -m recipes.dynamic"
+CHURN = "plots/churn.png"
+METHODS = ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf")
+ALLOCATIONS = {"erk": jp.erk, "er": jp.er, "uniform": jp.uniform}
+DENSE_COPIES = {"top_kast": Weights.DENSE_COPY, "dpf": Weights.DENSE_COPY}
+TOP_KAST_DECAY = 1e-4
+
+
+@dataclass(frozen=True)
+class Config(settings.Settings):
+    """Dynamic sparse training beside dense training, several seeds in one program."""
+
+    out: Path = Path("runs/dynamic")
+    """The folder to write to."""
+    width: float = 1.0
+    """What multiplies the sizes of the hidden layers."""
+    method: Annotated[tuple[str, ...], cli.several(METHODS)] = ("rigl",)
+    """One method, or several to train side by side."""
+    sparsity: float = 0.95
+    """The fraction of weights that are pruned at the end, in [0, 1)."""
+    allocation: Annotated[
+        str | None,
+        cli.choice(tuple(ALLOCATIONS), "erk; top_kast uniform; gmp, dpf one threshold for all"),
+    ] = None
+    """How much of each layer, for every method."""
+    every: int = 50
+    """Steps between updates of the masks."""
+    begin: float = 0.1
+    """gmp, dpf: when pruning begins, as a fraction of the steps."""
+    end: float = 0.75
+    """set, rigl: when rewiring ends; gmp, dpf: when the final sparsity is reached."""
+    fraction: Annotated[float | None, cli.default_is("FLOAT", "set, rigl 0.3; granet 0.5")] = None
+    """set, rigl, granet: the fraction of kept weights to rewire in the first update, in [0, 1]."""
+    initial_sparsity: float = 0.0
+    """granet: the fraction pruned at the start; 0 is dense to sparse, 0.5 sparse to sparse."""
+    backward_sparsity: Annotated[
+        float | None, cli.default_is("FLOAT", "halfway from --sparsity to dense")
+    ] = None
+    """top_kast: the fraction that is not trained, at most --sparsity."""
+    replace_step: bool = False
+    """An update of the masks takes the place of the optimizer's step, as in RigL's code."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, dynamic_sparse_training, PROGRAM, argv)
+
+
+def dynamic_sparse_training(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    summary = {
+        "recipe": "dynamic",
+        "studies": "test accuracy of dynamic sparse training, beside dense training",
+        "methods": list(config.method),
+        **study.summarise(config, outcome),
+    }
+    figures = {**study.pictures(outcome), CHURN: churn_picture(outcome)}
+    study.publish(config, outcome, summary, "Dynamic sparse training", PROGRAM, figures)
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    settings.check(config)
+    cli.some_of("--method", config.method, METHODS)
+    if config.allocation is not None:
+        cli.one_of("--allocation", config.allocation, tuple(ALLOCATIONS))
+    cli.in_range("--width", config.width, 0, 100, "(]")
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.at_least("--every", config.every, 1)
+    cli.in_range("--begin", config.begin, 0, 1, "[)")
+    cli.in_range("--end", config.end, config.begin, 1, "(]")
+    if config.fraction is not None:
+        cli.in_range("--fraction", config.fraction, 0, 1)
+    cli.in_range("--initial-sparsity", config.initial_sparsity, 0, config.sparsity)
+    if config.backward_sparsity is not None:
+        cli.in_range("--backward-sparsity", config.backward_sparsity, 0, config.sparsity)
+
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Dense training, and each of the methods."""
+    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    dense = settings.optimizer(config, steps)
+    sparse = optimizers(config, dense, steps)
+    return {"dense": Arm(module, lambda key: dense)} | {
+        method: Arm(module, sparse[method], DENSE_COPIES.get(method, Weights.SPARSE))
+        for method in config.method
+    }
+
+
+def optimizers(
+    config: Config, dense: optax.GradientTransformation, steps: int
+) -> dict[str, Callable[[jax.Array], optax.GradientTransformation]]:
+    """Method -> the key of a seed -> its optimizer: the whole difference between the arms."""
+    n, sparsity = config.every, config.sparsity
+    begin, end = settings.pruning_steps(config.begin, config.end, steps)
+    last = max(end, steps - n)  # what changes its masks until the end has n steps to train them
+
+    chosen = None if config.allocation is None else ALLOCATIONS[config.allocation]
+    at_random, by_value = chosen or jp.erk, chosen or jp.global_threshold
+    cubic = partial(optax.polynomial_schedule, end_value=sparsity, power=3)
+    gradual = cubic(0.0, transition_steps=end - begin, transition_begin=begin)
+    half = cubic(config.initial_sparsity, transition_steps=max(round(steps / 2), 1))
+    first = lambda default: default if config.fraction is None else config.fraction
+    rewired = optax.cosine_decay_schedule(first(0.3), end)
+    regenerated = optax.cosine_decay_schedule(first(0.5), steps, alpha=0.01)
+    backward = sparsity / 2 if config.backward_sparsity is None else config.backward_sparsity
+
+    def sparsified(transform: jp.MaskTransform, start: int = 0, stop: int | None = None) -> Any:
+        masks = jp.every(n, jp.itop(transform), start, stop)
+        return jp.sparsify(dense, masks, config.replace_step)
+
+    def granet(key: jax.Array) -> optax.GradientTransformation:
+        with jax.ensure_compile_time_eval():  # it asks the schedule for its first value
+            transform = jp.granet(key, half, regenerated, at_random)
+        return sparsified(transform, stop=last)
+
+    def top_kast(key: jax.Array) -> optax.GradientTransformation:
+        masks = jp.every(n, jp.itop(jp.top_kast(sparsity, backward, chosen or jp.uniform)))
+        return jp.freeze(optax.chain(jp.top_kast_decay(TOP_KAST_DECAY), dense), masks)
+
+    def dpf(key: jax.Array) -> optax.GradientTransformation:
+        masks = jp.every(n, jp.itop(jp.dpf(gradual, by_value)), begin, last)
+        return optax.chain(jp.track_masks(masks), dense)
+
+    return {
+        "static": lambda key: sparsified(jp.static(key, sparsity, at_random)),
+        "set": lambda key: sparsified(jp.set(key, sparsity, rewired, at_random), stop=end),
+        "rigl": lambda key: sparsified(jp.rigl(key, sparsity, rewired, at_random), stop=end),
+        "granet": granet,
+        "gmp": lambda key: sparsified(jp.prune(jp.magnitude, by_value, gradual), begin, end),
+        "top_kast": top_kast,
+        "dpf": dpf,
+    }
+
+
+def churn_picture(outcome: study.Outcome) -> study.Picture:
+    """How the masks move."""
+    first, previous, explored = (
+        {arm: plots.curve(outcome.history, arm, key) for arm in study.masked(outcome)}
+        for key in ("overlap_first", "overlap_previous", "ever_active")
+    )
+    return study.Picture(
+        churn.picture(first, previous, explored, plots.palette(outcome.arms)),
+        "How the masks move: overlap (intersection over union) with the first masks of training "
+        "and with those of the line of metrics.jsonl before, where they had changed since; and "
+        "the fraction of weights that were ever active, for methods that do not start dense.",
+    )
+
+
+if __name__ == "__main__":
+    main()

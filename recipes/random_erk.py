@@ -1,0 +1,185 @@
+"""Random pruning at initialisation beside dense training: `python -m recipes.random_erk --help`.
+
+Masks are drawn before the first step and kept. What matters then is how much of each layer is kept
+(--allocation), and how wide the network is (--widths): networks of all widths keep as many weights
+as that of width 1 does at --sparsity. Each width has a dense twin, with the same weights at first
+and the same batches. Writes a folder that reproduces itself.
+
+Reference: Liu et al., 2022, The Unreasonable Effectiveness of Random Pruning: Return of the Most
+Naive Baseline for Sparse Training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import jaxprune as jp
+from recipes.common import cli, models, plots, results, settings, study, widths
+from recipes.common.data import Dataset, Split
+from recipes.common.errors import RecipeError
+from recipes.common.training import Arm, LossFn, Weights, classification
+
+PROGRAM = "python -m recipes.random_erk"
+WIDTHS = "plots/widths.png"
+ALLOCATIONS = ("uniform", "uniform_plus", "er", "erk", "erk_plus", "snip")
+
+
+@dataclass(frozen=True)
+class Config(settings.Settings):
+    """Random pruning at initialisation beside dense training, several seeds in one program."""
+
+    out: Path = Path("runs/random_erk")
+    """The folder to write to."""
+    allocation: Annotated[tuple[str, ...], cli.several(ALLOCATIONS)] = ("uniform", "erk")
+    """How much of each layer: one way, or several to train side by side."""
+    sparsity: float = 0.95
+    """The fraction of weights that are pruned at width 1, in [0, 1)."""
+    widths: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (1.0,)
+    """What multiplies the sizes of the hidden layers; all widths keep as many weights."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, random_pruning, PROGRAM, argv)
+
+
+def random_pruning(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    summary = {
+        "recipe": "random_erk",
+        "studies": "test accuracy of random pruning at initialisation, beside dense training",
+        "allocations": list(config.allocation),
+        "widths": list(config.widths),
+        **study.summarise(config, outcome),
+    }
+    add_gaps(config, summary["arms"])
+    figures = study.pictures(outcome)
+    if len(config.widths) > 1:
+        figures[WIDTHS] = widths_picture(config, summary["arms"])
+    study.publish(config, outcome, summary, "Random pruning at initialisation", PROGRAM, figures)
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    settings.check(config)
+    cli.some_of("--allocation", config.allocation, ALLOCATIONS)
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.some_of("--widths", config.widths)
+    for width in config.widths:
+        cli.in_range("--widths", width, 0, 100, "(]")
+
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Of each width a dense arm, and one for each allocation."""
+    optimizer = settings.optimizer(config, steps)
+    batch = Split(*(x[: config.batch_size] for x in dataset.train))
+
+    def module_of(width: float) -> nn.Module:
+        return models.model(config.model, dataset.classes, config.norm, width)
+
+    def sparse(masks: Callable[[jax.Array], jp.MaskTransform], module: nn.Module) -> Arm:
+        return Arm(module, lambda key: jp.sparsify(optimizer, masks(key)), Weights.SPARSE)
+
+    made = {}
+    size = weights(module_of(1.0), batch)
+    kept = size - round(config.sparsity * size)
+    for width in config.widths:
+        module = module_of(width)
+        size = weights(module, batch)
+        if kept > size:
+            raise RecipeError(
+                f"--widths {width:g} has {size:,} weights, fewer than the {kept:,} that "
+                f"--sparsity {config.sparsity:g} keeps at width 1"
+            )
+        sparsity = config.sparsity if width == 1 else 1 - kept / size
+        loss_fn = classification(module)
+        made[name("dense", width, config)] = Arm(module, lambda key: optimizer)
+        for allocation in config.allocation:
+            masks = random_masks(allocation, config.model, sparsity, loss_fn, batch)
+            made[name(allocation, width, config)] = sparse(masks, module)
+    return made
+
+
+def random_masks(
+    allocation: str, model: str, sparsity: float, loss_fn: LossFn, batch: Split
+) -> Callable[[jax.Array], jp.MaskTransform]:
+    """The key of a seed -> its masks."""
+    first, last = models.FIRST_LAST[model]
+    by_shape = {
+        "uniform": jp.uniform,
+        "uniform_plus": jp.uniform_plus(first, last),
+        "er": jp.er,
+        "erk": jp.erk,
+        "erk_plus": jp.erk_plus(last),
+    }
+    if allocation == "snip":
+        return lambda key: snip_ratios(key, sparsity, loss_fn, batch)
+    return lambda key: jp.static(key, sparsity, by_shape[allocation])
+
+
+def snip_ratios(key: jax.Array, sparsity: float, loss_fn: LossFn, batch: Split) -> jp.MaskTransform:
+    """Random masks that keep as much of each layer as SNIP would, on a batch.
+
+    Each seed asks for the saliency of its own first weights; the paper, of another draw of them.
+    """
+
+    def init(params: Any) -> Any:
+        grads, _ = jax.grad(loss_fn, has_aux=True)(params, {}, *batch)
+        ratios = jp.borrowed(jp.saliency(params, grads=grads))
+        return jp.static(key, sparsity, ratios).init(params)
+
+    return jp.MaskTransform(init, jp.static(key, sparsity).update)
+
+
+def weights(module: nn.Module, batch: Split) -> int:
+    """How many may be pruned."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), batch.images[:1])
+    return sum(x.size for x in jax.tree.leaves(jp.kernels(variables["params"])))
+
+
+def name(arm: str, width: float, config: Config) -> str:
+    """That of an arm: it tells the width if there are several."""
+    return arm if len(config.widths) == 1 else f"{arm} x{width:g}"
+
+
+def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:
+    """Adds to each sparse arm how much better it is than its dense twin, seed by seed."""
+    for width in config.widths:
+        dense = numbers[name("dense", width, config)]["test_accuracy"]["per_seed"]
+        for allocation in config.allocation:
+            own = numbers[name(allocation, width, config)]
+            gaps = np.subtract(own["test_accuracy"]["per_seed"], dense)
+            own["accuracy_minus_dense"] = results.over_seeds(gaps)
+
+
+def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> study.Picture:
+    """Accuracy, and what is missing to dense, against width."""
+
+    def curve(arm: str, key: str) -> plots.Curve:
+        per_seed = [numbers[name(arm, width, config)][key]["per_seed"] for width in config.widths]
+        return config.widths, np.asarray(per_seed)
+
+    names = ("dense", *config.allocation)
+    return study.Picture(
+        widths.picture(
+            {arm: curve(arm, "test_accuracy") for arm in names},
+            {arm: curve(arm, "accuracy_minus_dense") for arm in config.allocation},
+        ),
+        "Networks of different widths that keep equally many weights, and their dense twins: mean "
+        "over seeds; bands from the worst seed to the best.",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,12 +15,11 @@ from __future__ import annotations
 import itertools
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -37,15 +36,16 @@ from recipes.common import (
     models,
     results,
     run,
+    settings,
     spectra,
+    study,
     timing,
-    training,
 )
 from recipes.common.contours import Line, Mark, Panel
 from recipes.common.errors import RecipeError
 from recipes.common.progress import progress
-from recipes.common.side_by_side import Folder, History, Plan, States, train_arms
 from recipes.common.spectra import Curvature
+from recipes.common.training import Arm, Weights
 from recipes.common.writeup import Writeup, to_markdown, to_terminal
 
 PROGRAM = "python -m recipes.landscape"
@@ -53,8 +53,6 @@ SEEDS, AROUND, ALIGNED, CURVATURE = (
     f"plots/{name}.png" for name in ("seeds", "around", "alignment", "curvature")
 )
 ARRAYS = "plots/landscape.npz"
-EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
-LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1}  # about a second on two cores
 # what has dense layers only; group norm ties channels to their places
 LAYERS = dict.fromkeys(("mlp", "lenet"), ("Dense_0", "Dense_1", "Dense_2"))
 STARTS = 5  # of weight matching
@@ -64,34 +62,13 @@ Measure = Callable[[Params], Any]  # params -> {"loss", "error"}, or the loss al
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Settings):
     """Planes of the loss through and around seeds, and its curvature, dense and pruned."""
 
-    dataset: Annotated[str, cli.choice(data.DATASETS)] = "digits"
-    """What to learn; digits come with scikit-learn, the others are read from --data-dir."""
-    data_dir: Annotated[Path | None, cli.default_is("DIR", "TFDS_DATA_DIR, of the environment")] = (
-        None
-    )
-    """A TensorFlow Datasets folder."""
-    train_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
-    """Train on only the first so many examples."""
-    model: Annotated[str, cli.choice(models.MODELS)] = "mlp"
-    """The network; lenet is LeNet-300-100. Convolutional ones have group norm."""
-
+    out: Path = Path("runs/landscape")
+    """The folder to write to."""
     seeds: int = 3
     """How many seeds to train at once, at least 3: the plane goes through the first three."""
-    seed: int = 0
-    """The first seed; the others follow it."""
-    epochs: Annotated[float | None, cli.default_is("FLOAT", "digits 100, mnist 5, cifar10 20")] = (
-        None
-    )
-    """Passes over the data."""
-    steps: Annotated[int | None, cli.default_is("INT", "those of --epochs")] = None
-    """Training steps, instead of epochs."""
-    batch_size: int = 128
-    """Examples per step and seed."""
-    learning_rate: float = 1e-3
-    """The learning rate of Adam."""
     sparsity: float = 0.95
     """The fraction of weights to prune in the sparse twins, in [0, 1)."""
     every: int = 10
@@ -111,17 +88,6 @@ class Config:
     """Random vectors for each spectral density."""
     trace_probes: int = 30
     """Random vectors for each trace."""
-
-    evaluations: int = 20
-    """How often to measure test accuracy in training, evenly spread."""
-    out: Path = Path("runs/landscape")
-    """The folder to write to."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    resume: bool = False
-    """Go on with the run in --out that was stopped by Ctrl-C, with its config.yaml."""
-    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
-    """Read all of these from a config.yaml; flags given beside it win."""
 
 
 class Losses(NamedTuple):
@@ -152,7 +118,7 @@ class Curved(NamedTuple):
     dimension: int  # weights that are kept
 
 
-class Arm(NamedTuple):
+class Measured(NamedTuple):
     """All that is measured of one arm."""
 
     through: Panel
@@ -169,24 +135,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def landscape(config: Config) -> dict[str, Any]:
     """Trains, measures, writes the folder `config.out`; returns what summary.json holds."""
     check(config)
-    run.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
-    module = models.model(config.model, dataset.classes)
-    plan = plan_of(config, len(dataset.train.labels))
-    check_examples(config, module, dataset)
-    if not config.resume:
-        run.start(config.out, cli.to_yaml(config))
-
+    outcome = study.train(config, PROGRAM, partial(arms, config))
     began = time.perf_counter()
-    states, history = train(config, module, dataset, plan)
-    losses = losses_on(module, dataset.train, config.examples)
-    arms = measure(config, losses, states)
-    timed = product_time(losses.loss, seed_of(states["dense"].params, 0))
-    summary = summarise(config, arms, history, timed, time.perf_counter() - began)
-
-    writeup = write_up(config, summary, layer_report(module, dataset, states["sparse"]))
-    save(config, states, arms, summary, to_markdown(writeup))
-    to_terminal(writeup)
+    losses = losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
+    measured = measure(config, losses, outcome)
+    timed = product_time(losses.loss, seed_of(outcome.states["dense"].params, 0))
+    summary = summarise(config, outcome, measured, timed, time.perf_counter() - began)
+    save(config, outcome, measured, summary)
     print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
     return summary
 
@@ -196,41 +151,42 @@ def landscape(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    cli.one_of("--dataset", config.dataset, data.DATASETS)
-    cli.one_of("--model", config.model, models.MODELS)
+    settings.check(config)
     cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.in_range("--learning-rate", config.learning_rate, 0, math.inf, "()")
     cli.in_range("--reach", config.reach, 0, math.inf, "()")
-    cli.in_range("--epochs", EPOCHS["digits"] if config.epochs is None else config.epochs, 0, 1e6)
-    cli.at_least("--seed", config.seed, 0)
     least = {"seeds": 3, "points": 3, "trace_probes": 2, "eigenvalues": 1, "density_probes": 1}
-    least |= {"batch_size": 1, "every": 1, "evaluations": 1, "examples": 1}
-    for flag, low in least.items():
+    for flag, low in (least | {"every": 1, "examples": 1}).items():
         cli.at_least(f"--{flag.replace('_', '-')}", getattr(config, flag), low)
     cli.at_least("--lanczos-steps", config.lanczos_steps, config.eigenvalues)
     if config.points % 2 == 0:
         raise RecipeError(
             f"--points must be odd, so that the middle is one of them; got {config.points}"
         )
-
-
-def plan_of(config: Config, examples: int) -> Plan:
-    """What both arms share. At least 2 steps: one to train, one to prune."""
-    if config.batch_size > examples:
+    if config.norm == "batch" and config.model not in LAYERS:
         raise RecipeError(
-            f"--batch-size {config.batch_size} is more than all {examples:,} examples"
+            "--norm batch has running statistics, which describe no network beside the one that "
+            "they were made in; choose --norm group"
         )
-    epochs = EPOCHS[config.dataset] if config.epochs is None else config.epochs
-    steps = int(epochs * (examples // config.batch_size)) if config.steps is None else config.steps
-    cli.at_least("--steps (or those of --epochs)", steps, 2)
-    return Plan(
-        seed=config.seed,
-        seeds=config.seeds,
-        steps=steps,
-        batch_size=config.batch_size,
-        chunk_steps=LOG_EVERY[config.model],
-        evaluations=config.evaluations,
+
+
+def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
+    """Dense, and gradual magnitude pruning by a global threshold.
+
+    Raises `RecipeError` for more examples than there are, or more steps of Lanczos than weights.
+    """
+    module = models.model(config.model, dataset.classes, config.norm)
+    check_examples(config, module, dataset)
+    dense = settings.optimizer(config, steps)
+    begin, end = settings.pruning_steps(0.1, 0.7, steps)
+    sparsity = optax.polynomial_schedule(
+        0.0, config.sparsity, power=3, transition_steps=end - begin, transition_begin=begin
     )
+    gmp = jp.prune(jp.magnitude, jp.global_threshold, sparsity)
+    sparse = jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end))
+    return {
+        "dense": Arm(module, lambda key: dense),
+        "sparse": Arm(module, lambda key: sparse, Weights.SPARSE),
+    }
 
 
 def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> None:
@@ -239,56 +195,14 @@ def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> 
     if config.examples > most:
         raise RecipeError(f"--examples {config.examples} is more than all {most:,} examples")
     shapes = jax.eval_shape(module.init, jax.random.key(0), dataset.train.images[:1])["params"]
-    kept = sum(
-        leaf.size * (1 - config.sparsity if kernel is not None else 1)
-        for kernel, leaf in zip(
-            jax.tree.leaves(jp.kernels(shapes), is_leaf=lambda x: x is None),
-            jax.tree.leaves(shapes),
-            strict=True,
-        )
-    )
+    prunable = sum(leaf.size for leaf in jax.tree.leaves(jp.kernels(shapes)))
+    every = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    kept = every - round(config.sparsity * prunable)
     if config.lanczos_steps > kept:
         raise RecipeError(
-            f"--lanczos-steps {config.lanczos_steps} is more than the {int(kept):,} weights that "
+            f"--lanczos-steps {config.lanczos_steps} is more than the {kept:,} weights that "
             f"--sparsity {config.sparsity:g} keeps"
         )
-
-
-def optimizers(config: Config, steps: int) -> dict[str, optax.GradientTransformation]:
-    """The whole difference between the two arms: gradual magnitude pruning, a global threshold."""
-    dense = optax.adam(config.learning_rate)
-    end = min(max(round(0.7 * steps), 1), steps - 1)
-    begin = min(round(0.1 * steps), end - 1)
-    sparsity = optax.polynomial_schedule(
-        0.0, config.sparsity, power=3, transition_steps=end - begin, transition_begin=begin
-    )
-    gmp = jp.prune(jp.magnitude, jp.global_threshold, sparsity)
-    return {
-        "dense": dense,
-        "sparse": jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end)),
-    }
-
-
-def train(
-    config: Config, module: nn.Module, dataset: data.Dataset, plan: Plan
-) -> tuple[States, History]:
-    """Trains both arms; leaves a checkpoint of the last step, for a run that is stopped later."""
-    path, arms = config.out / run.CHECKPOINT, optimizers(config, plan.steps)
-    if config.resume:
-        keys = training.seed_keys(plan.seed, plan.seeds)
-        like = jax.eval_shape(
-            lambda: {
-                arm: training.init(module, tx, keys, dataset.train.images[:1])
-                for arm, tx in arms.items()
-            }
-        )
-        step, states = checkpoint.load_checkpoint(path, like)
-        if step == plan.steps:
-            return states, run.read_lines(config.out / run.METRICS)
-    folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
-    states, history = train_arms(arms, module, dataset, plan, folder)
-    checkpoint.save_checkpoint(path, plan.steps, states)
-    return states, history
 
 
 # --- what is measured ----------------------------------------------------------------------------
@@ -314,24 +228,25 @@ def losses_on(module: nn.Module, split: data.Split, examples: int) -> Losses:
     return Losses(jp.over_batches(both, stacked), jp.over_batches(loss, stacked))
 
 
-def measure(config: Config, losses: Losses, states: States) -> dict[str, Arm]:
+def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str, Measured]:
     """Everything, arm by arm."""
-    with progress("measuring", 4 * len(states)) as show:
+    with progress("measuring", 4 * len(outcome.arms)) as show:
         done = itertools.count(1)
-        arms = {}
-        for arm, state in states.items():
+        measured = {}
+        for name, arm in outcome.arms.items():
+            state = outcome.states[name]
             stack = state.params
-            sparse = hasattr(state.opt_state, "mask_state")
-            masks = jp.get_masks(state.opt_state) if sparse else None
+            masks = None if arm.weights is Weights.DENSE else jp.get_masks(state.opt_state)
             through = plane_through_seeds(config, losses, stack)
-            show(next(done), f"{arm}: plane through three seeds")
+            show(next(done), f"{name}: plane through three seeds")
             around = plane_around(config, losses, seed_of(stack, 0), seed_of(masks, 0))
-            show(next(done), f"{arm}: plane around the first")
+            show(next(done), f"{name}: plane around the first")
             bend = align(config, losses, stack, masks) if config.model in LAYERS else None
-            show(next(done), f"{arm}: alignment")
-            arms[arm] = Arm(through, around, bend, curve(config, losses.loss, stack, masks))
-            show(next(done), f"{arm}: curvature")
-    return arms
+            show(next(done), f"{name}: alignment")
+            curved = curve(config, losses.loss, stack, masks)
+            measured[name] = Measured(through, around, bend, curved)
+            show(next(done), f"{name}: curvature")
+    return measured
 
 
 def seed_of(stack: Any, i: int) -> Any:
@@ -445,14 +360,17 @@ def product_time(loss: Measure, params: Params, rounds: int = 15) -> dict[str, f
 
 
 def summarise(
-    config: Config, arms: dict[str, Arm], history: History, timed: dict, seconds: float
+    config: Config,
+    outcome: study.Outcome,
+    measured: dict[str, Measured],
+    timed: dict[str, float],
+    seconds: float,
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    last = history[-1]
-    own = {}
-    for arm, (_, _, bend, curved) in arms.items():
-        own[arm] = {
-            "test_accuracy": results.over_seeds(last[arm]["test_accuracy"]),
+    summary = study.summarise(config, outcome)
+    for arm, (_, _, bend, curved) in measured.items():
+        own = summary["arms"][arm]
+        own |= {
             "weights": curved.dimension,
             "largest_eigenvalue": results.over_seeds(curved.eigenvalues[:, 0]),
             "eigenvalues": curved.eigenvalues.tolist(),
@@ -461,57 +379,52 @@ def summarise(
             "trace_standard_errors": curved.trace_error.tolist(),
             "trace_per_weight": results.over_seeds(curved.trace / curved.dimension),
         }
-        if bend is not None:
-            for when in ("before", "after"):
-                for name in ("loss", "error"):
-                    values = results.over_seeds(bend.barriers[when][name])
-                    own[arm][f"{name}_barrier_{when}_matching"] = values
-                if bend.overlaps:
-                    overlap = results.over_seeds(bend.overlaps[when])
-                    own[arm][f"mask_overlap_{when}_matching"] = overlap
+        for when in ("before", "after") if bend is not None else ():
+            assert bend is not None
+            for name in ("loss", "error"):
+                barriers = results.over_seeds(bend.barriers[when][name])
+                own[f"{name}_barrier_{when}_matching"] = barriers
+            if bend.overlaps:
+                overlap = results.over_seeds(bend.overlaps[when])
+                own[f"mask_overlap_{when}_matching"] = overlap
     return {
         "recipe": "landscape",
         "studies": "the training loss between and around seeds, and its curvature",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "steps": last["step"],
-        "sparsity": config.sparsity,
         "examples": config.examples,
-        "seconds": round(seconds, 2),
-        **own,
+        "measuring_seconds": round(seconds, 2),
         "hessian_vector_product": timed,
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        **summary,
     }
 
 
 def save(
-    config: Config, states: States, arms: dict[str, Arm], summary: dict[str, Any], report: str
+    config: Config, outcome: study.Outcome, measured: dict[str, Measured], summary: dict[str, Any]
 ) -> None:
-    """Writes the model, the plots and what they show, summary.json and report.md."""
-    sparse, out = states["sparse"], config.out
+    """Writes the model, the plots and what they show, summary.json and report.md; prints it."""
+    sparse, out = outcome.states["sparse"], config.out
     masks = jp.get_masks(sparse.opt_state)
     checkpoint.save_model(out / run.MODEL, sparse.params, sparse.batch_stats, masks)
     label = "Training loss"
-    through = {arm.capitalize(): own.through for arm, own in arms.items()}
+    through = {arm.capitalize(): own.through for arm, own in measured.items()}
     run.write(out / SEEDS, contours.planes(through, label, *2 * ["Distance in weight space"]))
-    around = {arm.capitalize(): own.around for arm, own in arms.items()}
+    around = {arm.capitalize(): own.around for arm, own in measured.items()}
     axes = "First random direction", "Second random direction"
     run.write(out / AROUND, contours.planes(around, label, *axes))
-    bends = {arm.capitalize(): own.bend for arm, own in arms.items() if own.bend}
+    bends = {arm.capitalize(): own.bend for arm, own in measured.items() if own.bend}
     if bends:
         panels = {title: bend.panel for title, bend in bends.items()}
         lines = {title: list(bend.lines.values()) for title, bend in bends.items()}
         run.write(out / ALIGNED, contours.planes_and_lines(panels, label, lines, label))
-    run.write(out / CURVATURE, spectra.curvature(densities(arms)))
-    write_arrays(out / ARRAYS, arms)
+    run.write(out / CURVATURE, spectra.curvature(densities(measured)))
+    write_arrays(out / ARRAYS, measured)
     run.write_json(out / run.SUMMARY, summary)
-    run.write(out / run.REPORT, report)
+    writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
+    run.write(out / run.REPORT, to_markdown(writeup))
     run.remove(out / run.CHECKPOINT)
+    to_terminal(writeup)
 
 
-def densities(arms: dict[str, Arm]) -> dict[str, Curvature]:
+def densities(arms: dict[str, Measured]) -> dict[str, Curvature]:
     """The spectra on one grid, drawn with one width: a hundredth of their range."""
     nodes = [own.curved.nodes for own in arms.values()]
     low, high = min(x.min() for x in nodes), max(x.max() for x in nodes)
@@ -528,7 +441,7 @@ def densities(arms: dict[str, Arm]) -> dict[str, Curvature]:
     return drawn
 
 
-def write_arrays(path: Path, arms: dict[str, Arm]) -> None:
+def write_arrays(path: Path, arms: dict[str, Measured]) -> None:
     """The planes and the spectra as numbers, for other plots."""
     arrays: dict[str, Any] = {}
     for arm, own in arms.items():
@@ -543,19 +456,9 @@ def write_arrays(path: Path, arms: dict[str, Arm]) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def layer_report(module: nn.Module, dataset: data.Dataset, state: training.TrainState) -> str:
-    """`jp.report` of the first seed, as text."""
-    first = seed_of(state, 0)
-    image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), np.float32)
-    with warnings.catch_warnings():  # its text says the same
-        warnings.simplefilter("ignore", UserWarning)
-        apply = partial(lambda params, images: module.apply({"params": params}, images))
-        return str(jp.report(first.params, jp.get_masks(first.opt_state), apply, image))
-
-
 def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     """The result, for people."""
-    dense, sparse = summary["dense"], summary["sparse"]
+    dense, sparse = summary["arms"]["dense"], summary["arms"]["sparse"]
 
     def number(numbers: dict[str, Any]) -> str:
         return f"{numbers['mean']:.3g} ± {numbers['std']:.2g}"
@@ -606,13 +509,15 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         columns=("dense", "sparse"),
         rows=tuple(rows),
         footline=(
-            f"{summary['seconds']:.0f} s with compilation, peak memory {peak:.2f} GB; a "
+            f"{summary['seconds']:.0f} s of training and {summary['measuring_seconds']:.0f} s of "
+            f"measuring with compilation, peak memory {peak:.2f} GB; a "
             f"Hessian-vector product takes {timed['ratio']:.2f} gradients "
             f"({timed['product_ms']:.1f} ms)"
         ),
         command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
         pictures=pictures,
-        layers=layers,
+        layers={"sparse": layers},
+        models=[run.MODEL],
         environment=summary["environment"],
     )
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from recipes.common.plots import COLORS, STYLE, _png
+from recipes.common.plots import COLORS, STYLE, png
 
 BANDS = 18
 MOST = 10_000  # the largest loss that has a colour of its own, as a multiple of the smallest
@@ -51,7 +51,7 @@ def planes(panels: Mapping[str, Panel], label: str, xlabel: str, ylabel: str) ->
         for axes in every_axes:
             axes.set(xlabel=xlabel)
         every_axes[0].set(ylabel=ylabel)
-        return _png(figure)
+        return png(figure)
 
 
 def planes_and_lines(
@@ -73,7 +73,7 @@ def planes_and_lines(
         rows[0, 0].set(ylabel="Distance in weight space")
         rows[1, 0].set(ylabel=ylabel)
         rows[1, 0].legend(loc="best", fontsize=8)
-        return _png(figure)
+        return png(figure)
 
 
 def square(marks: Sequence[Mark], points: int, margin: float = 0.35) -> tuple[Any, Any]:

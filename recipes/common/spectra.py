@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recipes.common.plots import COLORS, STYLE, _png
+from recipes.common.plots import COLORS, STYLE, png
 
 LOWEST = 1e-7  # the density at which the plot ends, as a part of the highest
 
@@ -50,4 +50,4 @@ def curvature(arms: Mapping[str, Curvature]) -> bytes:
         left.grid(axis="x", visible=False)
         right.set(title="Density of all eigenvalues", xlabel="Eigenvalue")
         left.legend(loc="best")
-        return _png(figure)
+        return png(figure)

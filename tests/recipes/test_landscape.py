@@ -49,7 +49,7 @@ def test_the_summary(finished):
     summary = summary_of(finished)
     assert summary["seeds"] == 3 and summary["steps"] == 6
     for arm, weights in (("dense", 50_826), ("sparse", 50_826 - round(0.95 * 50_432))):
-        own = summary[arm]
+        own = summary["arms"][arm]
         assert own["weights"] == weights
         values = np.array(own["eigenvalues"])
         assert values.shape == (3, 3) and (np.diff(values, axis=1) <= 0).all()
@@ -57,9 +57,11 @@ def test_the_summary(finished):
         assert len(own["loss_barrier_before_matching"]["per_seed"]) == 3  # pairs
         per_weight = own["trace"]["mean"] / weights
         assert own["trace_per_weight"]["mean"] == pytest.approx(per_weight)
-    before, after = (summary["sparse"][f"mask_overlap_{w}_matching"] for w in ("before", "after"))
+    before, after = (
+        summary["arms"]["sparse"][f"mask_overlap_{w}_matching"] for w in ("before", "after")
+    )
     assert 0 < before["mean"] < after["mean"] < 1
-    assert "mask_overlap_before_matching" not in summary["dense"]
+    assert "mask_overlap_before_matching" not in summary["arms"]["dense"]
     assert summary["hessian_vector_product"]["ratio"] > 0
 
 
@@ -79,7 +81,6 @@ def test_the_arrays_are_what_the_plots_show(finished):
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "landscape"
-    monkeypatch.setitem(landscape.LOG_EVERY, "mlp", 2)
     append = run.append
 
     def append_and_interrupt(path, record):
@@ -88,12 +89,12 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(side_by_side.run, "append", append_and_interrupt)
-    assert exit_code(*SHORT.split(), "--out", str(out)) == 130
+    assert exit_code(*SHORT.split(), "--log-every", "2", "--out", str(out)) == 130
     assert f"{landscape.PROGRAM} --out {out} --resume" in capsys.readouterr().err
     monkeypatch.setattr(side_by_side.run, "append", append)
     landscape.main(["--out", str(out), "--resume"])
     for arm in ("dense", "sparse"):
-        a, b = (np.array(summary_of(f)[arm]["eigenvalues"]) for f in (out, finished))
+        a, b = (np.array(summary_of(f)["arms"][arm]["eigenvalues"]) for f in (out, finished))
         np.testing.assert_allclose(a, b, rtol=1e-3)
     assert not (out / run.CHECKPOINT).exists()
 
@@ -113,6 +114,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
         ("--density-probes 0", "--density-probes must be at least 1, got 0"),
         ("--sparsity 0.999 --lanczos-steps 500", "is more than the 444 weights that --sparsity"),
         ("--sparsity 95", "--sparsity must be in [0, 1), got 95 (a fraction: did you mean 0.95?)"),
+        ("--model conv --norm batch", "--norm batch has running statistics"),
         ("--model vgg", "unknown --model 'vgg'"),
         ("--dataset mnist --data-dir /nowhere", "--data-dir '/nowhere' is not a folder"),
         ("--steps 1", "must be at least 2, got 1"),

@@ -23,7 +23,8 @@ class Eigenpairs(NamedTuple):
     Attributes:
       values: float32 (k,).
       vectors: like the params with a leading axis (k,), of length 1, orthogonal.
-      errors: float32 (k,): there is an eigenvalue within so much of each value.
+      errors: float32 (k,): there is an eigenvalue within so much of each value, rounding of the
+        products aside.
     """
 
     values: jax.Array
@@ -221,13 +222,15 @@ def _step(context: Any, carry: Any, x: Any) -> tuple[Any, Any]:
 
 @jax.jit
 def _ritz(tridiagonal: Tridiagonal) -> Eigenpairs:
-    """All eigenpairs of T as those of A; the error of each is |beta_last u_last|."""
+    """All eigenpairs of T as those of A; the error of each is |beta_last u_last|, or rounding."""
     theta, u = jnp.linalg.eigh(_dense(tridiagonal))
     theta, u = theta[::-1], u[:, ::-1]
     vectors = jax.tree.map(
         lambda q: jnp.tensordot(u.T, q, 1, precision=lax.Precision.HIGHEST), tridiagonal.basis
     )
-    return Eigenpairs(theta, vectors, jnp.abs(tridiagonal.off_diagonal[-1] * u[-1]))
+    rounding = 10 * jnp.finfo(jnp.float32).eps * jnp.abs(theta).max()
+    errors = jnp.maximum(jnp.abs(tridiagonal.off_diagonal[-1] * u[-1]), rounding)
+    return Eigenpairs(theta, vectors, errors)
 
 
 @jax.jit

@@ -86,6 +86,27 @@ from jaxprune.analysis.pairs import pairwise as pairwise
 from jaxprune.analysis.stability import fork as fork
 from jaxprune.analysis.stability import instability_at as instability_at
 
+# the loss landscape
+from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
+from jaxprune.analysis.hessian import hessian_trace as hessian_trace
+from jaxprune.analysis.hessian import hvp as hvp
+from jaxprune.analysis.lanczos import Spectrum as Spectrum
+from jaxprune.analysis.lanczos import hessian_eigenvalues as hessian_eigenvalues
+from jaxprune.analysis.lanczos import hessian_spectrum as hessian_spectrum
+from jaxprune.analysis.lanczos import spectral_density as spectral_density
+from jaxprune.analysis.landscape import coordinates as coordinates
+from jaxprune.analysis.landscape import line as line
+from jaxprune.analysis.landscape import plane as plane
+from jaxprune.analysis.landscape import plane_through as plane_through
+from jaxprune.analysis.landscape import random_direction as random_direction
+from jaxprune.analysis.loops import over_batches as over_batches
+
+# alignment
+from jaxprune.coupling import Axis as Axis
+from jaxprune.coupling import sequential_coupling as sequential_coupling
+from jaxprune.analysis.alignment import match_weights as match_weights
+from jaxprune.analysis.alignment import permute as permute
+
 # what it came to
 from jaxprune.report import report as report
 

@@ -174,7 +174,7 @@ def bend(
 def over_pairs(matrix: np.ndarray) -> dict[str, Any]:
     """{mean, error, highest, matrix}; the error by the jackknife, None for two seeds."""
     off = matrix[np.triu_indices(len(matrix), k=1)]
-    error = float(jp.jackknife(matrix).error) if len(matrix) > 2 else None
+    error = float(jp.jackknife(matrix).standard_error) if len(matrix) > 2 else None
     return {
         "mean": float(off.mean()),
         "error": error,

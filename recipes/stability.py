@@ -244,7 +244,7 @@ def over_pairs(config: Config, per_seed: list[list[float]]) -> dict[str, Any]:
     elif config.children > 2:
         matrix = np.zeros((config.children,) * 2)
         matrix[np.triu_indices(config.children, k=1)] = values[0]
-        error = float(jp.jackknife(matrix + matrix.T).error)
+        error = float(jp.jackknife(matrix + matrix.T).standard_error)
     return {"mean": float(means.mean()), "error": error, "per_seed": means.tolist()}
 
 

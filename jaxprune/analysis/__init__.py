@@ -1,1 +1,1 @@
-"""What trained networks have in common: functions of `loss: params -> scalar`, never of a model."""
+"""What a loss is like around and between networks: functions of `params -> scalar`, of no model."""

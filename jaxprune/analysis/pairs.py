@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.analysis.estimate import Estimate
 from jaxprune.rules import named_leaves
 
 
@@ -85,13 +86,6 @@ def connected_components(matrix: Any, threshold: float) -> jax.Array:
         reach = (reach.astype(jnp.int32) @ reach.astype(jnp.int32)) > 0
     first = jnp.argmax(reach, axis=1)
     return (jnp.cumsum(first == jnp.arange(seeds)) - 1)[first]
-
-
-class Estimate(NamedTuple):
-    """A mean and its standard error, float scalars."""
-
-    mean: jax.Array
-    error: jax.Array
 
 
 def jackknife(matrix: Any) -> Estimate:

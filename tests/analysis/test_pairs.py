@@ -183,12 +183,15 @@ def test_jackknife_by_hand():
     matrix = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0.0]])
     estimate = jp.jackknife(matrix)
     assert float(estimate.mean) == 2
-    assert float(estimate.error) == pytest.approx(np.sqrt(2 / 3 * 2))
+    assert float(estimate.standard_error) == pytest.approx(np.sqrt(2 / 3 * 2))
 
 
 def test_jackknife_leaves_the_diagonal_out_and_is_exact_for_equal_pairs():
     estimate = jp.jackknife(jnp.where(jnp.eye(4, dtype=bool), jnp.nan, 0.1))
-    assert (float(estimate.mean), float(estimate.error)) == (pytest.approx(0.1), pytest.approx(0))
+    assert (float(estimate.mean), float(estimate.standard_error)) == (
+        pytest.approx(0.1),
+        pytest.approx(0),
+    )
 
 
 def test_summaries_of_no_matrix():

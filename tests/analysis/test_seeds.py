@@ -100,7 +100,7 @@ def test_one_basin_or_many(seeds, children):
     assert jp.connected_components(alone, 0.1).tolist() == list(range(SEEDS))
     assert jp.connected_components(together, 0.1).tolist() == [0] * SEEDS
     apart, near = jp.jackknife(alone), jp.jackknife(together)
-    assert apart.mean - 3 * apart.error > near.mean + 3 * near.error
+    assert apart.mean - 3 * apart.standard_error > near.mean + 3 * near.standard_error
     overlaps = jp.pairwise(jp.overlap, children[1])
     assert (overlaps == 1).all()
 

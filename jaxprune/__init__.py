@@ -72,6 +72,41 @@ from jaxprune.masks import get_masks as get_masks
 from jaxprune.masks import overlap as overlap
 from jaxprune.masks import sparsity as sparsity
 
+# many seeds at once
+from jaxprune.analysis.batchnorm import recalibrate as recalibrate
+from jaxprune.analysis.connectivity import barrier as barrier
+from jaxprune.analysis.connectivity import instability as instability
+from jaxprune.analysis.connectivity import lerp as lerp
+from jaxprune.analysis.connectivity import loss_along as loss_along
+from jaxprune.analysis.curves import bezier as bezier
+from jaxprune.analysis.curves import fit_curve as fit_curve
+from jaxprune.analysis.pairs import connected_components as connected_components
+from jaxprune.analysis.pairs import jackknife as jackknife
+from jaxprune.analysis.pairs import pairwise as pairwise
+from jaxprune.analysis.stability import fork as fork
+from jaxprune.analysis.stability import instability_at as instability_at
+
+# the loss landscape
+from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
+from jaxprune.analysis.hessian import hessian_trace as hessian_trace
+from jaxprune.analysis.hessian import hvp as hvp
+from jaxprune.analysis.lanczos import Spectrum as Spectrum
+from jaxprune.analysis.lanczos import hessian_eigenvalues as hessian_eigenvalues
+from jaxprune.analysis.lanczos import hessian_spectrum as hessian_spectrum
+from jaxprune.analysis.lanczos import spectral_density as spectral_density
+from jaxprune.analysis.landscape import coordinates as coordinates
+from jaxprune.analysis.landscape import line as line
+from jaxprune.analysis.landscape import plane as plane
+from jaxprune.analysis.landscape import plane_through as plane_through
+from jaxprune.analysis.landscape import random_direction as random_direction
+from jaxprune.analysis.loops import over_batches as over_batches
+
+# alignment
+from jaxprune.coupling import Axis as Axis
+from jaxprune.coupling import sequential_coupling as sequential_coupling
+from jaxprune.analysis.alignment import match_weights as match_weights
+from jaxprune.analysis.alignment import permute as permute
+
 # what it came to
 from jaxprune.report import report as report
 

@@ -26,7 +26,7 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.rules import Rule, check_all_match, matches, named_leaves
-from jaxprune.selection import count, largest
+from jaxprune.selection import count, largest, n_true
 
 
 def uniform(scores: Scores, sparsity: Sparsity) -> Sparsities:
@@ -68,7 +68,7 @@ def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
     leaves, treedef = jax.tree.flatten(scores)
     total = sum(x.size for x in leaves)
     kept = largest(leaves, total - count(sparsity, total), together=True)
-    return jax.tree.unflatten(treedef, [jnp.sum(~mask, dtype=jnp.int32) for mask in kept])
+    return jax.tree.unflatten(treedef, [n_true(~mask)[0] for mask in kept])
 
 
 def per_layer(

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxprune.base import Masks, Scores, map_scored
 from jaxprune.rules import named_leaves
-from jaxprune.selection import largest, portion
+from jaxprune.selection import defer, largest, n_true, portion
 
 Counts = Any  # int32 scalars, like masks: how many weights of each leaf
 
@@ -29,8 +29,8 @@ def drop(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """
     counts = _of_each(masks, counts)
     _check_room("drop", masks, counts)
-    left = map_scored(lambda m, n: m.sum(dtype=jnp.int32) - n, masks, counts)
-    return _largest_of_each(map_scored(lambda m, s: jnp.where(m, s, -jnp.inf), masks, scores), left)
+    left = map_scored(lambda m, n: n_true(m)[0] - n, masks, counts)
+    return _largest_of_each(defer(among, masks, scores), left)
 
 
 def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -47,13 +47,23 @@ def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """
     counts = _of_each(masks, counts)
     _check_room("grow", masks, counts)
-    free = map_scored(lambda m, s: jnp.where(m, -jnp.inf, s), masks, scores)
-    return map_scored(jnp.logical_or, masks, _largest_of_each(free, counts))
+    free = defer(lambda m: map_scored(jnp.logical_not, m), masks)
+    return map_scored(jnp.logical_or, masks, _largest_of_each(defer(among, free, scores), counts))
 
 
 def portions(masks: Masks, fraction: Any, up: bool = False) -> Counts:
     """`floor(fraction * kept)` of each leaf, int32 scalars like `masks`; with `up` the ceiling."""
-    return map_scored(lambda m: portion(fraction, m.sum(dtype=jnp.int32), up), masks)
+    return map_scored(lambda m: portion(fraction, n_true(m)[0], up), masks)
+
+
+def among(masks: Masks, scores: Scores) -> Scores:
+    """`scores` that rank what a mask has above all that it has not, whatever their values."""
+
+    def leaf(mask: jax.Array, score: jax.Array) -> jax.Array:
+        lowest = jnp.finfo(score.dtype).min
+        return jnp.where(mask, jnp.maximum(score, lowest), -jnp.inf)  # a nan stays one
+
+    return map_scored(leaf, masks, scores)
 
 
 def _largest_of_each(scores: Scores, counts: Counts) -> Masks:
@@ -73,5 +83,7 @@ def _check_room(verb: str, masks: Masks, counts: Counts) -> None:
         kept = int(np.sum(mask))
         room = kept if verb == "drop" else mask.size - kept
         if not 0 <= n <= room:
-            what = "are kept" if verb == "drop" else "positions are free"
-            raise ValueError(f"{verb}: {n} of '{path}', where {room} of {mask.size} {what}.")
+            raise ValueError(
+                f"{verb}: asked for {n} of '{path}', which keeps {kept} of {mask.size} weights. "
+                "portions(masks, fraction) counts a fraction of those that are kept."
+            )

@@ -30,7 +30,7 @@ from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import named_leaves
 from jaxprune.scores import magnitude, random
-from jaxprune.selection import count
+from jaxprune.selection import count, defer, n_true
 
 Prunable = Callable[[Params], Params]
 Drop = Callable[[Masks, Params, Any], Masks]  # (masks, params, fraction) -> fewer masks
@@ -39,7 +39,7 @@ Update = Callable[..., Any]  # that of a MaskTransform
 
 def smallest(masks: Masks, params: Params, fraction: Any, up: bool = False) -> Masks:
     """Drops the fraction of each leaf's kept weights that is smallest; `up` rounds their number."""
-    return drop(masks, magnitude(params), portions(masks, fraction, up))
+    return drop(masks, defer(magnitude, params), portions(masks, fraction, up))
 
 
 def random_start(
@@ -93,8 +93,9 @@ def regrow(
         weights = map_scored(lambda _, w: w, masks, params)
         slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
         left = dropped(masks, weights, fraction_at(jnp.where(at_end, END, step)))
-        gone = map_scored(lambda old, new: (old & ~new).sum(dtype=jnp.int32), masks, left)
-        new = grow(left, promise(weights, grads=slopes, step=step, **context), gone)
+        gone = map_scored(lambda old, new: n_true(old & ~new)[0], masks, left)
+        scores = defer(lambda w, g: promise(w, grads=g, step=step, **context), weights, slopes)
+        new = grow(left, scores, gone)
         return state._replace(masks=with_own(state.masks, new))
 
     return update

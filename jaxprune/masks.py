@@ -16,6 +16,7 @@ import optax
 
 from jaxprune.base import Masks, Params, is_none, map_scored
 from jaxprune.rules import name, named_leaves, quoted
+from jaxprune.selection import n_true
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -98,7 +99,7 @@ def sparsity(masks: Masks) -> jax.Array:
     """
     leaves = _some(masks)
     size = sum(mask.size for mask in leaves)
-    zeros = [jnp.sum(mask == 0, dtype=jnp.int32) for mask in leaves]
+    zeros = [n_true(mask == 0)[0] for mask in leaves]
     if size >= 2**31:  # more than int32 can count
         return jnp.stack([n / size for n in zeros]).sum()
     return jnp.stack(zeros).sum() / size
@@ -124,10 +125,8 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
             pairs.append((a, b))
     if not pairs:
         raise ValueError(_NO_MASKS)
-    both, either = (
-        jnp.stack([jnp.sum(f(a, b), dtype=jnp.int32) for a, b in pairs]).astype(jnp.float32).sum()
-        for f in (jnp.logical_and, jnp.logical_or)
-    )
+    counts = jnp.stack([n_true(a & b, a | b) for a, b in pairs])
+    both, either = counts.astype(jnp.float32).sum(0)
     return jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0)
 
 

@@ -16,7 +16,8 @@ WIDTH = 100  # columns of text
 def table(report: Report) -> str:
     """The report as text. Columns of which nothing is known are left out.
 
-    The column `+/-` is how many weights more or fewer are kept than the target keeps. Where paths
+    The column `+/-` is how many weights more or fewer are kept than the target keeps, and `ever`
+    the fraction that was ever active. Where paths
     leave no room in WIDTH columns, their first parts become headings.
     """
     sums = [report.prunable]
@@ -68,9 +69,14 @@ def _columns(rows: Sequence[Layer]) -> list[list[str]]:
         ["target", *("" if row.target is None else f"{row.target:.4f}" for row in rows)],
         ["+/-", *(f"{n:+,}" if n else "" for n in off)],
         ["outside", *(f"{row.outside:,}" if row.outside else "" for row in rows)],
+        ["ever", *(_ever(row) for row in rows)],
         ["FLOPs", *(_short(row.flops) for row in rows)],
         ["sparse", *(_short(row.sparse_flops) for row in rows)],
     ]
+
+
+def _ever(row: Layer) -> str:
+    return "" if row.ever_active is None else f"{row.ever_active / max(row.total, 1):.4f}"
 
 
 def _short(flops: int | None) -> str:

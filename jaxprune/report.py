@@ -91,6 +91,7 @@ def report(
     apply_fn: Callable[..., Any] | None = None,
     *inputs: Any,
     target: Sparsities = None,
+    ever_active: Masks = None,
 ) -> Report:
     """What is kept of each layer and of all, against the target, and the FLOPs: a `Report`.
 
@@ -104,6 +105,8 @@ def report(
       *inputs: its example inputs, arrays or `jax.ShapeDtypeStruct`.
       target: sparsities, as the allocation returned them (floats are fractions, ints numbers of
         weights); or one number, for all prunable weights together.
+      ever_active: which weights were ever kept, as `ever_active(opt_state)` has it: the column
+        `ever` is the R_s of ITOP.
 
     Raises:
       ValueError: if masks or target belong to other params, a target is no sparsity, or every
@@ -131,6 +134,7 @@ def report(
     if not masked:
         raise ValueError("there is nothing to report: the mask of every leaf is None.")
     counts = tally(masked)
+    ever = _ever_active(ever_active, params)
     asked, asked_of_all = wanted(target, {path: m.size for path, (_, m) in masked.items()})
     flops, other, notes = _flops(params, masked, apply_fn, inputs)
 
@@ -138,7 +142,8 @@ def report(
         shape, size, dense = np.shape(leaf), np.size(leaf), flops.get(path)
         kept, outside = counts.get(path, (size, 0))
         sparse = None if dense is None else dense * kept // max(size, 1)
-        return Layer(path, shape, kept, size, asked.get(path), outside, dense, sparse)
+        seen = ever.get(path)
+        return Layer(path, shape, kept, size, asked.get(path), outside, seen, dense, sparse)
 
     layers = tuple(layer(path, masked[path][0]) for path in _in_order(masked))
     others = [(path, leaf) for path, leaf, mask in leaves if mask is None]
@@ -155,6 +160,15 @@ def report(
     for warning in result.warnings:
         warnings.warn(warning, stacklevel=2)
     return result
+
+
+def _ever_active(masks: Masks, params: Params) -> dict[str, int]:
+    """How many weights are True, by path."""
+    if masks is None:
+        return {}
+    check_masks(masks)
+    counted = [(path, mask) for path, mask in named_leaves(like(masks, params)) if mask is not None]
+    return {path: kept for path, (kept, _) in tally({p: (m, m) for p, m in counted}).items()}
 
 
 def _in_order(paths: Iterable[str]) -> list[str]:

@@ -82,10 +82,7 @@ def random(key: jax.Array) -> Score:
     Args:
       key: a key of `jax.random`; under `vmap`, one a seed.
     """
-    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
-        raise TypeError(
-            f"random(key) needs a key of jax.random, such as jax.random.key(0); got {key!r}."
-        )
+    check_key("random", key)
 
     def score(params: Params, *, step: Any = 0, **_: Any) -> Scores:
         leaves, treedef = jax.tree.flatten(params)
@@ -119,11 +116,19 @@ def lamp(score: Score = magnitude) -> Score:
     return lambda params, **context: map_scored(leaf, score(params, **context))
 
 
+def check_key(what: str, key: Any) -> None:
+    """TypeError unless `key` is one of jax.random."""
+    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
+        raise TypeError(
+            f"{what}(key, ...) needs a key of jax.random, such as jax.random.key(0); got {key!r}."
+        )
+
+
 def _need_grads(what: str, params: Params, grads: Any) -> None:
     if grads is None:
         raise ValueError(
-            f"{what} needs gradients: call it as {what}(params, grads=grads), or give it to "
-            "prune(...), whose optimizer update passes them."
+            f"{what} needs gradients: call it as {what}(params, grads=grads), or through "
+            "sparsify, which passes them to its transform."
         )
     pairs = zip(named_leaves(params), jax.tree.leaves(grads, is_leaf=is_none), strict=True)
     missing = [leaf for leaf, slope in pairs if leaf[1] is not None and slope is None]

@@ -7,7 +7,7 @@ sum of those counts. It stops as soon as a threshold separates k entries from th
 k-th largest have equals, the same loop goes on to find a place among them.
 
 A pass is one *variadic* reduction a leaf: XLA's CPU backend runs a reduction of two or more
-operands about ten times faster than one of a single operand (jax 0.10.2), so that three counts
+operands ten to forty times faster than one of a single operand (jax 0.10.2), so that three counts
 cost less than one. All leaves share one loop, which saves most of what it costs to compile.
 """
 
@@ -83,6 +83,17 @@ def _divided(decimal: jax.Array, n: Any) -> tuple[jax.Array, jax.Array]:
     return quotient, remainder % _GRID
 
 
+def n_true(*flags: jax.Array) -> jax.Array:
+    """How many are True in each of `flags` (bool, of one shape), int32, in one pass over memory."""
+    # never one operand alone: XLA's CPU backend is forty times slower at that (see above)
+    operands = flags if len(flags) > 1 else (flags[0], ~flags[0])
+    zeros = (jnp.int32(0),) * len(operands)
+    add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))
+    ints = tuple(flag.astype(jnp.int32) for flag in operands)
+    counts = lax.optimization_barrier(lax.reduce(ints, zeros, add, tuple(range(flags[0].ndim))))
+    return jnp.stack(counts[: len(flags)])
+
+
 # --- scores that are never written ----------------------------------------------------------------
 
 
@@ -93,7 +104,7 @@ class Deferred:
     """
 
     def __init__(self, compute: Callable[..., jax.Array], operands: tuple, aval: Any):
-        self.compute, self.operands = compute, operands
+        self.compute, self.operands, self.aval = compute, operands, aval
         self.shape, self.dtype = aval.shape, aval.dtype
         self.size, self.ndim = math.prod(aval.shape), len(aval.shape)
 
@@ -125,24 +136,36 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
     """`f(*args)`, a pytree of arrays, with `Deferred` leaves wherever these are cheap to recompute.
 
     A leaf is deferred if it is computed elementwise from the arrays in `args`; where there is
-    more to it (a sort, a sum, random bits) the leaf is an ordinary array.
+    more to it (a sort, a sum, random bits) the leaf is an ordinary array. `args` may have deferred
+    leaves too.
     """
-    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-    avals, treedef = jax.tree.flatten(shapes)
     operands = jax.tree.leaves(args)
+    known = jax.tree.map(lambda x: x.aval if isinstance(x, Deferred) else x, args)
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*known)
+    avals, treedef = jax.tree.flatten(shapes)
     each = range(len(avals))
     parts = [partial_eval.dce_jaxpr(closed.jaxpr, [i == j for j in each]) for i in each]
     is_cheap = [_is_elementwise(own) for own, _ in parts]
     # only for what is not; the compiler leaves out the rest
-    computed = avals if all(is_cheap) else jaxpr_as_fun(closed)(*operands)
+    computed = avals if all(is_cheap) else jaxpr_as_fun(closed)(*map(jnp.asarray, operands))
 
     def leaf(index: int) -> Any:
         if not is_cheap[index]:
             return computed[index]
         own, used = parts[index]
         compute = jaxpr_as_fun(ClosedJaxpr(own, closed.consts))
-        kept = tuple(x for x, is_used in zip(operands, used, strict=True) if is_used)
-        return Deferred(lambda *xs: compute(*xs)[0], kept, avals[index])
+        kept = [x for x, is_used in zip(operands, used, strict=True) if is_used]
+        flat = [x.operands if isinstance(x, Deferred) else (x,) for x in kept]
+
+        def recomputed(*xs: jax.Array) -> jax.Array:
+            rest = iter(xs)
+            values = [[next(rest) for _ in own] for own in flat]
+            pairs = zip(kept, values, strict=True)
+            return compute(*(x.compute(*v) if isinstance(x, Deferred) else v[0] for x, v in pairs))[
+                0
+            ]
+
+        return Deferred(recomputed, tuple(x for own in flat for x in own), avals[index])
 
     return jax.tree.unflatten(treedef, [leaf(index) for index in each])
 
@@ -210,14 +233,6 @@ def _rankable(x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]) 
     return jnp.where(jnp.isnan(tied), x, among)
 
 
-def _sums(flags: Sequence[jax.Array]) -> jax.Array:
-    """How many are True in each of `flags` (same shape), int32, in one pass over memory."""
-    zeros = (jnp.int32(0),) * len(flags)
-    add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))
-    ints = tuple(flag.astype(jnp.int32) for flag in flags)
-    return jnp.stack(lax.reduce(ints, zeros, add, tuple(range(flags[0].ndim))))
-
-
 def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Array]:
     """See `largest`; also takes `Deferred` leaves, whose values are then never written."""
     sizes = [x.size for x in leaves]
@@ -236,7 +251,7 @@ def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Ar
         values, n = _value(keys), []
         for x, g, first, step in zip(arrays, group, last, steps, strict=True):
             ranked = _rankable(x, tied[g], first, step)
-            n.append(_sums([ranked >= value for value in values[g]]))
+            n.append(n_true(*(ranked >= value for value in values[g])))
         return jnp.stack(n).sum(0, keepdims=True) if together else jnp.stack(n)
 
     def one_pass(state: _Search) -> _Search:

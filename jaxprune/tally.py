@@ -26,6 +26,7 @@ class Layer:
       total: how many weights there are.
       target_kept: how many the target keeps; None where it says nothing.
       outside: how many are not zero although their mask is False.
+      ever_active: how many were ever kept; None if nobody remembers.
       flops: FLOPs of the products that read the leaf; None if they were not counted.
       sparse_flops: flops * kept / total.
     """
@@ -36,6 +37,7 @@ class Layer:
     total: int
     target_kept: int | None = None
     outside: int = 0
+    ever_active: int | None = None
     flops: int | None = None
     sparse_flops: int | None = None
 
@@ -64,7 +66,7 @@ def sum_of(path: str, layers: Sequence[Layer]) -> Layer:
         values = [getattr(layer, field) for layer in layers]
         return None if None in values else sum(values)
 
-    summed = ("kept", "total", "target_kept", "outside", "flops", "sparse_flops")
+    summed = ("kept", "total", "target_kept", "outside", "ever_active", "flops", "sparse_flops")
     return Layer(path, None, **{field: over(field) for field in summed})
 
 

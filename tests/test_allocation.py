@@ -390,3 +390,101 @@ def test_per_layer_writes_no_scores():
 
     temporary = jax.jit(masks).lower(params).compile().memory_analysis().temp_size_in_bytes
     assert temporary < params["a"].nbytes / 10
+
+
+# --- rules whose leaves the others make up for ---------------------------------------------------
+
+
+def as_params(network):
+    return {path: jnp.broadcast_to(jnp.float32(0), shape) for path, shape in network.items()}
+
+
+def budget(sparsities, params):
+    """How many weights are kept of all, as a float."""
+    return sum((1 - s) * params[path].size for path, s in sparsities.items())
+
+
+def test_uniform_plus_of_resnet20():
+    # .1 N = 432 + 128 + d (N - 1,072): the first dense, a fifth of the last, .0983 of the others
+    params = as_params(resnet20())
+    found = jp.uniform_plus("conv1", "fc")(params, 0.9)
+    assert 1 - found["conv1"] == 1
+    assert 1 - found["fc"] == pytest.approx(0.2)
+    others = {round(1 - s, 4) for path, s in found.items() if path not in ("conv1", "fc")}
+    assert others == {0.0983}
+    assert budget(found, params) == pytest.approx(0.1 * 268_336)
+
+
+def test_uniform_plus_keeps_more_of_the_last_layer_where_all_keep_more():
+    params = as_params(resnet20())
+    found = jp.uniform_plus("conv1", "fc")(params, 0.5)
+    assert found["fc"] == 0.5
+    assert budget(found, params) == pytest.approx(0.5 * 268_336)
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5])
+def test_erk_plus(own):
+    params = as_params(resnet20())
+    found = jp.erk_plus("fc", own)(params, 0.9)
+    assert found["fc"] == own
+    assert budget(found, params) == pytest.approx(0.1 * 268_336)
+    # erk among the others, at d' = (d N - N_fc d_fc) / (N - N_fc)
+    rest = {path: w for path, w in params.items() if path != "fc"}
+    density = (0.1 * 268_336 - 640 * (1 - own)) / (268_336 - 640)
+    for path, sparsity in jp.erk(rest, 1 - density).items():
+        assert found[path] == pytest.approx(sparsity, abs=1e-9), path
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9])
+def test_compensation_of_a_traced_sparsity_equals_that_of_a_number(sparsity):
+    params = as_params(resnet20())
+    for allocation in (jp.uniform_plus("conv1", "fc"), jp.erk_plus("fc")):
+        traced = jax.jit(lambda s, allocation=allocation: allocation(params, s))(sparsity)
+        for path, own in allocation(params, sparsity).items():
+            assert float(traced[path]) == pytest.approx(own, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("rules", "sparsity", "needs"),
+    # of 100 weights 90 are big: 90 - 0 of the 10 small ones, or 10 - 81
+    [({"big": 0.0}, 0.9, "9"), ({"big": 0.9}, 0.1, "-7.1")],
+)
+def test_the_others_cannot_make_up_for_it(rules, sparsity, needs):
+    params = {"big": jnp.ones((9, 10)), "small": jnp.ones((2, 5))}
+    allocation = jp.per_layer(rules, compensate=True)
+    with pytest.raises(ValueError, match=f"can't make up.*they would need {needs}\\.") as error:
+        allocation(params, sparsity)
+    assert "compensate=False" in str(error.value)
+
+
+def test_uniform_plus_with_a_mistyped_rule():
+    with pytest.raises(ValueError, match="the rule 'Conv_9' matches no leaf"):
+        jp.uniform_plus("Conv_9", "fc")(as_params(resnet20()), 0.9)
+
+
+# --- borrowed ratios -----------------------------------------------------------------------------
+
+
+def test_borrowed_sparsities_are_those_of_the_other_scores():
+    other = {"a": jnp.arange(10.0).reshape(2, 5), "b": 100 + jnp.arange(10.0).reshape(5, 2)}
+    own = jax.tree.map(jnp.zeros_like, other)
+    found = jp.borrowed(other)(own, 0.5)
+    assert [int(n) for n in found.values()] == [10, 0]
+    found = jp.borrowed(other, jp.uniform)(own, 0.5)
+    assert list(found.values()) == [0.5, 0.5]
+
+
+def test_borrowing_from_scores_of_more_leaves():
+    other = {"a": jnp.ones((2, 5)), "bias": jnp.ones(5)}
+    assert jp.borrowed(other, jp.uniform)({"a": jnp.ones((2, 5)), "bias": None}, 0.5) == {
+        "a": 0.5,
+        "bias": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("other", "said"), [({"a": jnp.ones((5, 2))}, r"\(5, 2\) there"), ({}, "None there")]
+)
+def test_borrowing_from_scores_of_other_params(other, said):
+    with pytest.raises(ValueError, match=rf"borrowed: 'a' has shape \(2, 5\).*have {said}"):
+        jp.borrowed(other)({"a": jnp.ones((2, 5))}, 0.5)

@@ -448,3 +448,38 @@ def test_a_function_must_be_one(params):
     params, masks = pruned(params)
     with pytest.raises(TypeError, match="apply_fn is a function"):
         jp.report(params, masks, jnp.ones((3, 4)))
+
+
+# --- what was ever active ------------------------------------------------------------------------
+
+
+def test_the_fraction_that_was_ever_active_is_a_column():
+    params = {"kernel": jnp.array([[3.0, 0.0, 0.0], [0.0, -4.0, 0.0]]), "bias": jnp.ones(3)}
+    masks = {"kernel": params["kernel"] != 0, "bias": None}
+    ever = {"kernel": jnp.array([[True, True, False], [False, True, True]]), "bias": None}
+    result = jp.report(params, masks, ever_active=ever)
+    assert result.layers[0].ever_active == result.prunable.ever_active == 4
+    assert str(result).splitlines()[0].split()[-1] == "ever"
+    assert str(result).splitlines()[2].split()[-1] == "0.6667"
+    assert result.to_dict()["layers"][0]["ever_active"] == 4
+    assert "ever" not in str(jp.report(params, masks)).splitlines()[0]
+
+
+def test_what_was_ever_active_of_a_run():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (10, 20))}
+    tx = jp.sparsify(optax.sgd(0.1), jp.itop(jp.set(jax.random.key(0), 0.8, 0.5)))
+    state = tx.init(params)
+    params = jp.apply_masks(params, jp.get_masks(state))
+    updates, state = tx.update(params, state, params)
+    params = optax.apply_updates(params, updates)
+    seen = jp.ever_active(state)
+    row = jp.report(params, jp.get_masks(state), ever_active=seen).layers[0]
+    assert row.kept == 40 < row.ever_active == int(seen["kernel"].sum()) <= 60
+
+
+def test_ever_active_of_other_params_or_of_no_bool(params):
+    params, masks = pruned(params)
+    with pytest.raises(ValueError, match="belong to other params"):
+        jp.report(params, masks, ever_active={"kernel": jnp.ones((2, 2), bool)})
+    with pytest.raises(TypeError, match="report needs masks of bool"):
+        jp.report(params, masks, ever_active=jax.tree.map(jnp.ones_like, params))

@@ -39,6 +39,10 @@ def ramp():
     return optax.polynomial_schedule(0.2, 0.8, power=3, transition_steps=STEPS - 1)
 
 
+def fading():
+    return optax.cosine_decay_schedule(0.4, 2 * STEPS)
+
+
 def ticket(params):
     return jp.select(jp.random(jax.random.key(3))(jp.kernels(params)), jp.erk, 0.7)
 
@@ -64,4 +68,28 @@ TRANSFORMS = {
         jp.fixed(ticket(p)),
         jp.every(2, jp.prune(jp.magnitude, jp.global_threshold, lambda step: 0.8 + 0.0 * step)),
     ),
+    "static_borrowed": lambda p: jp.static(
+        jax.random.key(4), 0.7, jp.borrowed(jp.magnitude(jp.kernels(p)))
+    ),
+    "set": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, fading())),
+    "set_two_sided": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, 0.3, two_sided=True)),
+    "rigl": lambda p: jp.every(2, jp.rigl(jax.random.key(6), 0.7, fading(), jp.uniform), stop=5),
+    "rigl_itop": lambda p: jp.every(2, jp.itop(jp.rigl(jax.random.key(6), 0.7))),
+    "granet": lambda p: jp.every(2, jp.granet(jax.random.key(7), ramp())),
+    "granet_dense_start": lambda p: jp.every(
+        2,
+        jp.granet(jax.random.key(7), optax.polynomial_schedule(0.0, 0.8, 3, STEPS - 1), fading()),
+    ),
+}
+
+# name -> (params, optimizer) -> optimizer: the weights stay dense, the network is masked
+DENSE_WEIGHTS = {
+    "dpf": lambda p, inner: optax.chain(jp.track_masks(jp.every(2, jp.dpf(ramp()))), inner),
+    "dpf_one_of_four": lambda p, inner: optax.chain(
+        jp.track_masks(jp.dpf(0.75, jp.uniform, jp.nm(1, 4))), inner
+    ),
+    "top_kast": lambda p, inner: jp.freeze(
+        optax.chain(jp.top_kast_decay(0.5), inner), jp.every(2, jp.top_kast(0.8, 0.5))
+    ),
+    "freeze_fixed": lambda p, inner: jp.freeze(inner, jp.fixed(ticket(p))),
 }

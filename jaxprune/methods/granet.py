@@ -19,12 +19,15 @@ from jaxprune.base import (
     Params,
     check_schedule,
     map_scored,
+    schedule_ends,
 )
+from jaxprune.drop_grow import among
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import kernels
 from jaxprune.scores import gradient, magnitude
+from jaxprune.selection import defer
 
 
 def granet(
@@ -79,11 +82,13 @@ def granet(
         state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        scores = map_scored(lambda m, w: jnp.where(m, w, -jnp.inf), masks, magnitude(params))
-        kept = select(scores, global_threshold, sparsity(jnp.where(at_end, END, step)))
+        ranked = defer(lambda m, w: among(m, magnitude(w)), masks, params)
+        kept = select(ranked, global_threshold, sparsity(jnp.where(at_end, END, step)))
         left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
         pruned = MaskState(with_own(state.masks, left))
         return regenerate(pruned, params, step=step, at_end=at_end, **context)
 
-    start = float(sparsity(jnp.asarray(0, jnp.int32)))
+    (_, start), _ = schedule_ends(sparsity)
+    if not isinstance(start, jax.core.Tracer):
+        start = round(float(start), 7)  # 0.2, not the float32 next to it
     return MaskTransform(random_start(key, start, allocation, prunable), update)

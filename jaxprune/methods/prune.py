@@ -21,6 +21,7 @@ from jaxprune.base import (
     check_sparsity,
     map_scored,
 )
+from jaxprune.drop_grow import among
 from jaxprune.masks import own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import _check_callables, select, unstructured
@@ -93,8 +94,7 @@ def prune(
         def scores(params: Params, grads: Params, masks: Any) -> Any:
             own = map_scored(lambda _, w: w, masks, params)
             slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
-            worth = score(own, grads=slopes, step=step, **context)
-            return map_scored(lambda m, s: jnp.where(m, s, -jnp.inf), masks, worth)
+            return among(masks, score(own, grads=slopes, step=step, **context))
 
         asked = sparsity(jnp.where(at_end, END, step)) if callable(sparsity) else sparsity
         kept = select(defer(scores, params, grads, masks), allocation, asked, pattern)

@@ -14,7 +14,8 @@ from jaxprune.base import Allocation, Masks, MaskTransform, Params, map_scored
 from jaxprune.drop_grow import drop, portions
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.rules import kernels
-from jaxprune.scores import magnitude, random
+from jaxprune.scores import check_key, magnitude, random
+from jaxprune.selection import defer
 
 
 def set(
@@ -50,6 +51,7 @@ def set(
     Reference: Mocanu et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive
     Sparse Connectivity inspired by Network Science.
     """
+    check_key("set", key)
     start_key, grow_key = jax.random.split(key)
     return MaskTransform(
         init=random_start(start_key, sparsity, allocation, prunable),
@@ -63,5 +65,6 @@ def closest_to_zero(masks: Masks, params: Params, fraction: Any) -> Masks:
     """Drops the fraction closest to zero of the kept weights of either sign."""
     signs = (map_scored(lambda w: w >= 0, params), map_scored(lambda w: w < 0, params))
     sides = [map_scored(jnp.logical_and, masks, sign) for sign in signs]
-    left = [drop(side, magnitude(params), portions(side, fraction)) for side in sides]
+    worth = defer(magnitude, params)
+    left = [drop(side, worth, portions(side, fraction)) for side in sides]
     return map_scored(jnp.logical_or, *left)

@@ -89,10 +89,12 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
     of half the squared norm; leaves without masks do not decay.
 
     Raises:
-      ValueError: (in update) outside `freeze`, or if the transform there is not `top_kast`.
+      ValueError: if the strength is no number that is at least 0; (in update) outside `freeze`.
 
     Reference: Jayakumar et al., 2020, Top-KAST: Top-K Always Sparse Training.
     """
+    if isinstance(strength, (int, float)) and not strength >= 0:
+        raise ValueError(f"top_kast_decay: the strength must be at least 0; got {strength}.")
 
     def update(
         updates: optax.Updates, state: Any, params: Params = None, **extra: Any

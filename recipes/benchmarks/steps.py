@@ -22,6 +22,12 @@ SPARSITY = 0.9
 EVERY = 100  # steps between updates of the masks
 UPDATES = 64  # until the final sparsity
 BASELINE, CONTROL = "adam", "adam (A/A)"
+KEY = jax.random.key(0)
+DYNAMIC = {
+    "rigl": jp.rigl(KEY, SPARSITY),
+    "set": jp.set(KEY, SPARSITY),
+    "granet": jp.granet(KEY, optax.polynomial_schedule(0.5, SPARSITY, 3, EVERY * UPDATES)),
+}
 
 
 class State(NamedTuple):
@@ -41,6 +47,8 @@ def optimizer_step(plan: Plan) -> list[Section]:
     no_slower = Target(noise(measured, CONTROL, BASELINE).high)
     targets = {cell: no_slower for cell in measured if cell.startswith(("idle", "fixed"))}
     targets |= {cell: Target(8, aim=4) for cell in measured if cell.startswith("update")}
+    targets |= {f"idle, {name}": Target(1.3) for name in DYNAMIC}
+    targets |= {f"update, {name}": Target(20) for name in DYNAMIC}
     headline = f"Optimizer step, {describe(params)}"
     return [
         comparison("step", headline, measured, [BASELINE], CONTROL, targets, tree_bytes(params))
@@ -143,6 +151,13 @@ def _cells(params: Any, grads: Any, vmap: Callable = lambda f: f) -> list[Cell]:
         name = f"update, {name_of(allocation)}{criterion}"
         step = vmap(at_updates(step_of(tx)))
         cells.append(_cell(name, step, vmap(tx.init), params, grads, lifetime=UPDATES))
+    for name, method in DYNAMIC.items():
+        tx = jp.sparsify(optax.adam(1e-3), jp.every(EVERY, method))
+        idle, update = vmap(at_rest(step_of(tx))), vmap(at_updates(step_of(tx)))
+        cells += [
+            _cell(f"idle, {name}", idle, vmap(tx.init), params, grads),
+            _cell(f"update, {name}", update, vmap(tx.init), params, grads, lifetime=UPDATES),
+        ]
     return cells
 
 

@@ -10,12 +10,14 @@ gradient too, is asked for in the fast form, and `vmap` becomes one convolution 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -49,7 +51,7 @@ def conv_general_dilated(
 
     Takes 2-D NHWC inputs (n, h, w, in) and HWIO kernels (kh, kw, in, out), with any strides,
     padding and dilations, the fast way; leaves all else, and every other backend, to `lax`.
-    It differentiates in reverse mode, to any order; forward mode (`jax.jvp`) needs `lax`'s own.
+    It differentiates in forward and reverse mode, to any order.
     """
     ours = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NHWC)
     covered = (
@@ -83,32 +85,32 @@ def conv_general_dilated(
     return _conv(lhs, rhs, _Window(_pair(window_strides), edges, spread, dilation, precision))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, window: _Window) -> jax.Array:
-    @jax.custom_batching.custom_vmap
-    def conv(x, w):
-        strides, padding, lhs_dilation, rhs_dilation, precision = window
-        return lax.conv_general_dilated(
-            x, w, strides, padding, lhs_dilation, rhs_dilation, NHWC, precision=precision
-        )
-
-    @conv.def_vmap
-    def one_conv_per_lane(size, batched, x, w):
-        x_batched, w_batched = batched
-        lanes = [conv(x[i] if x_batched else x, w[i] if w_batched else w) for i in range(size)]
-        return jnp.stack(lanes), True
-
-    return conv(x, w)
+    jaxpr = _jaxpr(x.shape, x.dtype, w.shape, w.dtype, window)
+    return _conv_p.bind(x, w, window=window, jaxpr=jaxpr)
 
 
-def _forward(x, w, window):
-    # `_conv` and not its body: then the gradient of a gradient meets these rules again
-    return _conv(x, w, window), (x, w)
+@lru_cache(maxsize=1024)
+def _jaxpr(x_shape: Any, x_dtype: Any, w_shape: Any, w_dtype: Any, window: _Window) -> Any:
+    """What the primitive does, for those who read programs, such as `jaxprune.flops`."""
+    x, w = jax.ShapeDtypeStruct(x_shape, x_dtype), jax.ShapeDtypeStruct(w_shape, w_dtype)
+    return jax.make_jaxpr(partial(_lax_conv, window=window))(x, w)
 
 
-def _backward(window, residuals, dy):
-    x, w = residuals
-    return _input_gradient(dy, x, w, window), _kernel_gradient(dy, x, w, window)
+def _lax_conv(x: jax.Array, w: jax.Array, *, window: _Window, jaxpr: Any = None) -> jax.Array:
+    strides, padding, lhs_dilation, rhs_dilation, precision = window
+    return lax.conv_general_dilated(
+        x, w, strides, padding, lhs_dilation, rhs_dilation, NHWC, precision=precision
+    )
+
+
+def _one_conv_per_lane(operands: Any, axes: Any, *, window: _Window, jaxpr: Any) -> Any:
+    (size,) = {x.shape[a] for x, a in zip(operands, axes, strict=True) if a is not None}
+    x, w = (
+        [operand] * size if axis is None else jnp.moveaxis(operand, axis, 0)
+        for operand, axis in zip(operands, axes, strict=True)
+    )
+    return jnp.stack([_conv(x[i], w[i], window) for i in range(size)]), 0
 
 
 def _input_gradient(dy, x, w, window):
@@ -155,4 +157,15 @@ def _pair(values: Sequence[int]) -> Pair:
     return first, second
 
 
-_conv.defvjp(_forward, _backward)
+# A convolution is linear in the input and in the kernel. A primitive whose transposes are again
+# this primitive is in the fast form in derivatives of any order, forward and reverse.
+_conv_p = Primitive("fast_conv")
+_conv_p.def_impl(jax.jit(_lax_conv, static_argnames=("window", "jaxpr")))
+_conv_p.def_abstract_eval(lambda x, w, *, window, jaxpr: jaxpr.out_avals[0])
+mlir.register_lowering(_conv_p, mlir.lower_fun(_lax_conv, multiple_results=False))
+batching.primitive_batchers[_conv_p] = _one_conv_per_lane
+ad.defbilinear(
+    _conv_p,
+    lambda dy, x, w, *, window, jaxpr: _input_gradient(dy, x.aval, w, window),
+    lambda dy, x, w, *, window, jaxpr: _kernel_gradient(dy, x, w.aval, window),
+)

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jaxprune as jp
+from jaxprune.flops import count_flops
 from recipes.common.convolution import NHWC, conv_general_dilated
+
+HWIO = {"dimension_numbers": NHWC}
 
 CASES = [
     # kernel, strides, padding, kernel dilation
@@ -102,17 +106,61 @@ def test_transposed_convolutions_equal_lax(strides, padding):
     assert_close(gradients(conv_general_dilated), gradients(lax.conv_general_dilated))
 
 
-def test_second_derivatives_equal_lax():
-    ours, native = both((2, 2), "SAME", (1, 1))
-    x, w = arrays(3)
+@pytest.mark.parametrize("second", ["forward", "reverse"])
+@pytest.mark.parametrize(("kernel", "strides", "padding", "dilation"), CASES)
+def test_second_derivatives_equal_lax(kernel, strides, padding, dilation, second):
+    ours, native = both(strides, padding, dilation)
+    primals, tangents = arrays(kernel), tuple(jnp.cos(3 * a) for a in arrays(kernel))
 
     def hessian_vector_product(f):
-        def gradient(w):
-            return jax.grad(lambda w: jnp.mean(jnp.sin(f(x, w))))(w)
+        gradient = jax.grad(lambda xw: jnp.mean(jnp.sin(f(*xw))))
+        if second == "forward":
+            return jax.jvp(gradient, (primals,), (tangents,))[1]
+        return jax.vjp(gradient, primals)[1](tangents)[0]
 
-        return jax.grad(lambda w: jnp.vdot(gradient(w), jnp.ones_like(w)))(w)
+    assert_close(*(jax.jit(hessian_vector_product, static_argnums=0)(f) for f in (ours, native)))
 
-    assert_close(hessian_vector_product(ours), hessian_vector_product(native))
+
+def test_hessian_vector_products_of_a_stack_equal_those_of_lax():
+    xs, ws = arrays(3, seeds=(2,))
+
+    def products(conv):
+        net = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=conv)
+
+        def one(x, w):
+            params = {"kernel": w, "bias": jnp.ones(4)}
+            loss = lambda p: jnp.mean(jnp.sin(net.apply({"params": p}, x)))
+            return jp.hvp(loss, params, params)
+
+        return jax.jit(jax.vmap(one))(xs, ws)
+
+    assert_close(products(conv_general_dilated), products(lax.conv_general_dilated))
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_derivatives_ask_for_the_fast_form_only(second):
+    x, w = arrays(3)
+
+    def gradient(w):
+        f = lambda w: jnp.sum(jnp.sin(conv_general_dilated(x, w, (2, 2), "SAME", **HWIO)))
+        return jax.jvp(jax.grad(f), (w,), (w,))[1] if second else jax.grad(f)(w)
+
+    forms = [line for line in jax.jit(gradient).lower(w).as_text().splitlines() if "convol" in line]
+    assert len(forms) >= 2
+    for form in forms:  # NHWC x HWIO -> NHWC, one group
+        assert "dim_numbers = [b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in form
+        assert "feature_group_count = 1" in form and "reverse = [true" not in form
+
+
+def test_flops_are_those_of_lax():
+    x, w = arrays(3)
+
+    def flops(f):
+        apply = lambda p, x: f(x, p["w"], (1, 1), "SAME", **HWIO)
+        return count_flops(apply, {"w": w}, x)
+
+    assert flops(conv_general_dilated) == flops(lax.conv_general_dilated)
+    assert flops(conv_general_dilated).leaves["w"] > 0
 
 
 def test_what_it_does_not_cover_goes_to_lax():

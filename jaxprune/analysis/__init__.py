@@ -1,0 +1,1 @@
+"""What a loss is like around and between networks: functions of `params -> scalar`, of no model."""

@@ -1,0 +1,274 @@
+"""The loss on lines and planes through params: filter-normalised directions, three models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxprune.analysis.loops import as_partial, scan
+from jaxprune.base import Masks, Params, is_none
+from jaxprune.masks import apply_masks
+from jaxprune.rules import kernels, named_leaves
+
+
+class Frame(NamedTuple):
+    """A plane in the space of params: `origin + a x + b y`, three trees like the params."""
+
+    origin: Params
+    x: Params
+    y: Params
+
+
+def random_direction(
+    key: jax.Array,
+    params: Params,
+    masks: Masks | None = None,
+    *,
+    axis: int = -1,
+    moving: Callable[[Params], Params] = kernels,
+) -> Params:
+    """A filter-normalised random direction: each filter as long as that of the params.
+
+        d_j = z_j |w_j| / |z_j|,   z ~ N(0, 1), both masked first; filter j = slice j of `axis`
+
+    so that steps of one size mean the same in every layer, and rescaling a filter (as ReLU and
+    norms allow) changes no picture. What is pruned, and what does not move, has direction 0.
+
+    Args:
+      params: pytree of floating-point arrays.
+      masks: like the params, bool, None where never pruned; None for no masks at all.
+      axis: the axis of output features; -1 in flax's kernels of dense layers and convolutions.
+      moving: `params -> params` with None in place of what stays; by default biases and norms do.
+
+    Raises:
+      ValueError: if masks and params differ, or a moving leaf has no such axis; it names the leaf.
+
+    Reference: Li et al., 2018, Visualizing the Loss Landscape of Neural Nets.
+    """
+    noise = optax.tree.random_like(key, params)
+    if masks is not None:
+        params, noise = apply_masks(params, masks), apply_masks(noise, masks)
+
+    def normalised(leaf_name: str, moves: Any, w: Any, z: Any) -> Any:
+        if w is None or moves is None:
+            return None if w is None else jnp.zeros_like(w)
+        if not -w.ndim <= axis < w.ndim:
+            raise ValueError(
+                f"random_direction: '{leaf_name}' has shape {w.shape}, and no axis {axis} of "
+                "filters. Choose another axis, or keep the leaf in place with moving=..."
+            )
+        others = tuple(a for a in range(w.ndim) if a != axis % w.ndim)
+        own, drawn = (jnp.sqrt(jnp.sum(jnp.square(t), others, keepdims=True)) for t in (w, z))
+        return z * jnp.where(drawn > 0, own / jnp.where(drawn > 0, drawn, 1), 0)
+
+    trees = (moving(params), params, noise)
+    columns = zip(*(named_leaves(tree) for tree in trees), strict=True)
+    leaves = [normalised(name, m, w, z) for (name, m), (_, w), (_, z) in columns]
+    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_none), leaves)
+
+
+def line(
+    loss: Callable[[Params], Any],
+    origin: Params,
+    x: Params,
+    xs: Any,
+    *,
+    chunk: int = 1,
+    unroll: bool = False,
+) -> Any:
+    """`loss(origin + a x)` for each a in `xs`: like what loss returns, each (points,).
+
+    See `plane` for the arguments.
+    """
+    (xs,) = _coordinate_arrays(xs=xs)
+    return _losses("line", loss, origin, (x,), xs[:, None], chunk, unroll)
+
+
+def plane(
+    loss: Callable[[Params], Any],
+    origin: Params,
+    x: Params,
+    y: Params,
+    xs: Any,
+    ys: Any,
+    *,
+    chunk: int = 1,
+    unroll: bool = False,
+) -> Any:
+    """`loss(origin + a x + b y)` on a grid: like what loss returns, each (len(ys), len(xs)).
+
+    Entry [i, j] belongs to b = ys[i] and a = xs[j], as `contour(xs, ys, losses)` of matplotlib
+    wants it. With `plane_through`: `plane(loss, *frame, xs, ys)`.
+
+    Args:
+      loss: `params -> scalar`, or a pytree of scalars (loss and error together).
+      origin, x, y: trees like the params. Where masks are used, the origin is masked already.
+      xs, ys: coordinates, 1-D.
+      chunk: how many points are evaluated at once, under `vmap`; each takes a copy of the params.
+      unroll: call the compiled loss from Python, one chunk after the other, in place of a loop in
+        XLA, in which convolutions on CPU are 15 to 65 times slower.
+
+    Raises:
+      ValueError: if the trees differ, the loss returns no scalar, or a grid is empty.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> along = lambda w: w[0] + 10 * w[1]
+    >>> w, x, y = jnp.zeros(2), jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    >>> jp.plane(along, w, x, y, [0.0, 1.0, 2.0], [0.0, 1.0]).tolist()
+    [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]]
+    """
+    xs, ys = _coordinate_arrays(xs=xs, ys=ys)
+    grid = jnp.stack(jnp.meshgrid(xs, ys), -1)
+    losses = _losses("plane", loss, origin, (x, y), grid.reshape(-1, 2), chunk, unroll)
+    return jax.tree.map(lambda values: values.reshape(len(ys), len(xs)), losses)
+
+
+def plane_through(a: Params, b: Params, c: Params) -> Frame:
+    """The plane through three models, with orthonormal axes.
+
+        u = b - a,   v = (c - a) - <c - a, u> u / |u|^2,   x = u / |u|,   y = v / |v|
+
+    `coordinates` says where a model lies in it: a at (0, 0), b at (|u|, 0).
+
+    Args:
+      a, b, c: trees like the params. If they share masks, so does every model of the plane.
+
+    Raises:
+      ValueError: if they lie on one line.
+
+    Reference: Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs.
+    """
+    check_like("plane_through", a, b=b, c=c)
+    u, w = optax.tree.sub(b, a), optax.tree.sub(c, a)
+    length = optax.tree.norm(u)
+    x = optax.tree.scale(1 / jnp.where(length > 0, length, 1), u)
+    v = w
+    for _ in range(2):  # once more for what rounding left of x
+        v = optax.tree.add_scale(v, -optax.tree.vdot(v, x), x)
+    height, far = optax.tree.norm(v), optax.tree.norm(w)
+    on_a_line = (length == 0) | (height <= 1e-5 * far)
+    if not isinstance(on_a_line, jax.core.Tracer) and on_a_line:
+        raise ValueError(
+            f"plane_through: the three models lie on one line (|b - a| = {length:.3g}, c is "
+            f"{height:.3g} away from it), and many planes contain it. Take another third model, "
+            "or line(loss, a, b - a, xs)."
+        )
+    return Frame(a, x, optax.tree.scale(1 / jnp.where(height > 0, height, 1), v))
+
+
+def coordinates(frame: Frame, params: Params) -> jax.Array:
+    """(a, b, distance), float32 (3,): where the nearest point of the plane is, and how far off.
+
+        (a, b) = argmin |origin + a x + b y - params|
+
+    The axes need not be orthonormal, but must not be parallel. For a stack of models use `vmap`.
+
+    Raises:
+      ValueError: if the trees differ, or the axes are parallel.
+    """
+    origin, x, y = frame
+    check_like("coordinates", origin, x=x, y=y, params=params)
+    off = optax.tree.sub(params, origin)
+    xx, xy, yy = (optax.tree.vdot(*pair) for pair in ((x, x), (x, y), (y, y)))
+    ox, oy = optax.tree.vdot(off, x), optax.tree.vdot(off, y)
+    determinant = xx * yy - xy * xy
+    parallel = determinant <= 1e-10 * xx * yy
+    if not isinstance(parallel, jax.core.Tracer) and parallel:
+        raise ValueError("coordinates: the axes of this frame are parallel, and span no plane.")
+    a, b = (ox * yy - oy * xy) / determinant, (oy * xx - ox * xy) / determinant
+    rest = optax.tree.add_scale(optax.tree.add_scale(off, -a, x), -b, y)
+    return jnp.stack([a, b, optax.tree.norm(rest)]).astype(jnp.float32)
+
+
+def _losses(
+    what: str,
+    loss: Callable[[Params], Any],
+    origin: Params,
+    axes: tuple[Params, ...],
+    points: jax.Array,
+    chunk: int,
+    unroll: bool,
+) -> Any:
+    """`loss(origin + sum_i point_i axis_i)` of each row of points (points, axes)."""
+    if isinstance(chunk, bool) or not hasattr(chunk, "__index__") or chunk < 1:
+        raise ValueError(f"{what}: chunk is a number of points, at least 1; got {chunk!r}.")
+    check_like(what, origin, **dict(zip(("x", "y"), axes, strict=False)))
+    loss = as_partial(loss)
+    check_loss(what, loss, origin, several=True)
+    rows = jnp.pad(points, ((0, -len(points) % chunk), (0, 0)), mode="edge")
+    rows = rows.reshape(-1, chunk, points.shape[1])
+    _, losses = scan(_chunk, (loss, origin, axes), None, rows, unroll)
+    return jax.tree.map(lambda values: values.reshape(-1)[: len(points)], losses)
+
+
+def _chunk(context: Any, carry: None, points: jax.Array) -> tuple[None, Any]:
+    loss, origin, axes = context
+
+    def at(point: jax.Array) -> Any:
+        params = origin
+        for i, axis in enumerate(axes):
+            params = jax.tree.map(lambda w, d, a=point[i]: w + a.astype(w.dtype) * d, params, axis)
+        return loss(params)
+
+    if len(points) == 1:  # vmap of one would still make convolutions grouped ones
+        return carry, jax.tree.map(lambda value: value[None], at(points[0]))
+    return carry, jax.vmap(at)(points)
+
+
+def _coordinate_arrays(**grids: Any) -> list[jax.Array]:
+    arrays = []
+    for argument, values in grids.items():
+        array = jnp.asarray(values, jnp.float32)
+        if array.ndim != 1 or not array.size:
+            raise ValueError(
+                f"{argument} are coordinates, 1-D and not empty; got shape {array.shape}. For "
+                "instance jnp.linspace(-1, 1, 25)."
+            )
+        arrays.append(array)
+    return arrays
+
+
+# --- what a loss and its trees must be ------------------------------------------------------------
+
+
+def check_like(what: str, params: Params, /, **others: Params) -> None:
+    """ValueError unless the other trees have the structure and the shapes of `params`."""
+    wanted = {name: np.shape(leaf) for name, leaf in named_leaves(params) if leaf is not None}
+    structure: Any = jax.tree.structure(params)
+    for argument, tree in others.items():
+        got = {name: np.shape(leaf) for name, leaf in named_leaves(tree) if leaf is not None}
+        if structure == jax.tree.structure(tree) and got == wanted:
+            continue
+        differ = [n for n in {**wanted, **got} if wanted.get(n) != got.get(n)]
+        detail = (
+            f"'{differ[0]}' has shape {got.get(differ[0], 'none: it is missing')} in {argument}, "
+            f"{wanted.get(differ[0], 'none: it is missing')} in the params"
+            if differ
+            else f"{jax.tree.structure(tree)} is not {structure}"
+        )
+        raise ValueError(
+            f"{what}: {argument} must be a tree like the params; {detail}. If one has a leading "
+            "axis of seeds, vmap over both."
+        )
+
+
+def check_loss(what: str, loss: Any, params: Params, several: bool = False) -> None:
+    """ValueError unless `loss(params)` is a floating-point scalar, or (`several`) scalars."""
+    result = jax.eval_shape(loss, params)
+    leaves = jax.tree.leaves(result)
+    if not several and not (isinstance(result, jax.ShapeDtypeStruct)):
+        raise ValueError(
+            f"{what} needs a loss that returns one number; got {type(result).__name__} of "
+            f"{len(leaves)}. Choose one: lambda params: loss(params)['loss']."
+        )
+    for leaf in leaves:
+        if leaf.shape != ():
+            raise ValueError(
+                f"{what} needs a loss that returns one number; got shape {leaf.shape}. Take the "
+                "mean over examples; for a stack of params, vmap over it."
+            )

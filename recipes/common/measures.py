@@ -1,0 +1,119 @@
+"""What studies of pairs of networks measure: test error and loss of any network between two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune as jp
+from recipes.common import cli, data, settings
+from recipes.common.data import Split
+from recipes.common.errors import RecipeError
+from recipes.common.settings import Settings
+
+STATISTICS = ("recalibrate", "interpolate")
+
+Measure = Callable[[Any], dict[str, jax.Array]]  # variables -> {"error", "loss"}: scalars
+
+
+@dataclass(frozen=True)
+class PathSettings(Settings):
+    """What every study of pairs asks beside the rest."""
+
+    test_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
+    """Measure between networks on only the first so many test examples."""
+    statistics: Annotated[str, cli.choice(STATISTICS)] = "recalibrate"
+    """Running statistics between two networks of --norm batch: made anew, or interpolated."""
+    points: int = 11
+    """Networks along each path, both ends included: an odd number."""
+    threshold: float = 2.0
+    """Networks are connected if the error rises by less than so many percentage points."""
+
+
+def check(config: PathSettings) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    settings.check(config)
+    cli.one_of("--statistics", config.statistics, STATISTICS)
+    cli.in_range("--threshold", config.threshold, 0, 100, "(]")
+    cli.at_least("--points", config.points, 3)
+    if config.points % 2 == 0:
+        raise RecipeError(
+            f"--points must be odd, so that the middle is one of them; got {config.points}"
+        )
+    if config.test_examples is not None:
+        cli.at_least("--test-examples", config.test_examples, 1)
+
+
+def rule(config: PathSettings, module: nn.Module, images: np.ndarray) -> str | None:
+    """How running statistics between two networks are made; None where there are none."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), images[:1])
+    return config.statistics if "batch_stats" in variables else None
+
+
+def measure_on(module: nn.Module, split: Split, batch_size: int = 1000) -> Measure:
+    """A function from variables to their error and mean cross-entropy on all of `split`."""
+    examples = len(split.labels)
+    batch_size = min(batch_size, examples)
+    padding = -examples % batch_size
+    images = np.concatenate([split.images, np.zeros_like(split.images[:padding])])
+    labels = np.concatenate([split.labels, np.full(padding, -1, np.int32)])  # -1: does not count
+    images = images.reshape(-1, batch_size, *images.shape[1:])
+    batches = jax.device_put((images, labels.reshape(-1, batch_size)))
+
+    def measure(variables: Any) -> dict[str, jax.Array]:
+        def sums(batch):
+            images, labels = batch
+            logits: Any = module.apply(variables, images)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+            wrong = jnp.argmax(logits, -1) != labels
+            counts = labels >= 0
+            return jnp.sum(wrong & counts), jnp.sum(jnp.where(counts, losses, 0.0))
+
+        wrong, losses = jax.lax.map(sums, batches)
+        return {"error": wrong.sum() / examples, "loss": losses.sum() / examples}
+
+    return measure
+
+
+def recalibrated(
+    measure: Measure, module: nn.Module, train: Split, batch_size: int, examples: int = 2000
+) -> Measure:
+    """`measure` of networks whose running statistics are computed anew on training data."""
+    batch_size = min(batch_size, len(train.labels))
+    batches = max(1, min(examples, len(train.labels)) // batch_size)
+    images = train.images[: batches * batch_size]
+    stacked = jax.device_put(images.reshape(batches, batch_size, *images.shape[1:]))
+
+    def update(variables, images):
+        return module.apply(variables, images, train=True, mutable=["batch_stats"])[1]
+
+    return lambda variables: measure(jp.recalibrate(update, variables, stacked))
+
+
+def measure_of(config: PathSettings, module: nn.Module, dataset: data.Dataset) -> Measure:
+    """Test error and loss of a network between two others, by the rule that `config` asks for."""
+    test = Split(*(part[: config.test_examples] for part in dataset.test))
+    measure = measure_on(module, test)
+    if rule(config, module, dataset.train.images) == "recalibrate":
+        return recalibrated(measure, module, dataset.train, config.batch_size)
+    return measure
+
+
+def above_chord(values: np.ndarray) -> np.ndarray:
+    """The barrier of each path: values (..., points) -> (...)."""
+    v = np.asarray(values, np.float64)
+    alphas = np.linspace(0, 1, v.shape[-1])
+    return (v - (v[..., :1] + alphas * (v[..., -1:] - v[..., :1]))).max(-1)
+
+
+def above_ends(values: np.ndarray) -> np.ndarray:
+    """The instability of each path: values (..., points) -> (...)."""
+    v = np.asarray(values, np.float64)
+    return v.max(-1) - (v[..., 0] + v[..., -1]) / 2

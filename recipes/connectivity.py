@@ -1,0 +1,323 @@
+"""Are these seeds in one basin: `python -m recipes.connectivity --help`.
+
+Trains several seeds in one program, each twice, dense and pruned gradually to --sparsity, and then
+walks in a straight line between every two of them: by how much does the test error rise. Beside it
+the overlap of their masks, and a curve of low loss between the two seeds that are furthest apart.
+
+Reference: Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket Hypothesis;
+Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+import jaxprune as jp
+from recipes.common import (
+    checkpoint,
+    cli,
+    heatmaps,
+    measures,
+    models,
+    results,
+    run,
+    settings,
+    study,
+    training,
+)
+from recipes.common.data import Dataset
+from recipes.common.heatmaps import Matrix, Paths
+from recipes.common.measures import PathSettings
+from recipes.common.training import Arm, Weights
+from recipes.common.writeup import Writeup, to_markdown, to_terminal
+
+PROGRAM = "python -m recipes.connectivity"
+MATRICES, PATHS = "plots/matrices.png", "plots/paths.png"
+LINE, CURVE = "furthest pair, straight", "furthest pair, curved"
+
+
+@dataclass(frozen=True)
+class Config(PathSettings):
+    """Barriers between all pairs of seeds, dense and pruned, trained in one program."""
+
+    out: Path = Path("runs/connectivity")
+    """The folder to write to."""
+    sparsity: float = 0.95
+    """The fraction of weights to prune in the sparse twins, in [0, 1)."""
+    every: int = 10
+    """Steps between updates of the masks, from 10 % to 70 % of the steps."""
+    curve_steps: int = 300
+    """Steps to fit the curve between the two seeds that are furthest apart; 0 for none."""
+
+
+class Pairs(NamedTuple):
+    """What is measured between the seeds of one arm, of test error and test loss."""
+
+    alphas: np.ndarray  # (points,)
+    along: dict[str, np.ndarray]  # (seeds, seeds, points), from the earlier seed to the later
+    barrier: dict[str, np.ndarray]  # (seeds, seeds): above the chord
+    instability: dict[str, np.ndarray]  # (seeds, seeds): above the mean of the ends
+    overlap: np.ndarray | None  # (seeds, seeds), of the masks
+    furthest: tuple[int, int]  # the pair with the highest barrier of the error
+    curve: np.ndarray | None  # error (points,) along the curve between these two
+    seconds: float  # for the matrices
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, connectivity, PROGRAM, argv)
+
+
+def connectivity(config: Config) -> dict[str, Any]:
+    """Trains, compares, writes the folder `config.out`; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    began = time.perf_counter()
+    pairs = {arm: compare(config, outcome, arm) for arm in outcome.arms}
+    summary = summarise(config, outcome, pairs, time.perf_counter() - began)
+    save(config, outcome, pairs, summary)
+    print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    measures.check(config)
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.at_least("--seeds", config.seeds, 2)
+    cli.at_least("--every", config.every, 1)
+    cli.at_least("--curve-steps", config.curve_steps, 0)
+
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Dense, and gradual magnitude pruning by a global threshold."""
+    module = models.model(config.model, dataset.classes, config.norm)
+    dense = settings.optimizer(config, steps)
+    begin, end = settings.pruning_steps(0.1, 0.7, steps)
+    sparsity = optax.polynomial_schedule(
+        0.0, config.sparsity, power=3, transition_steps=end - begin, transition_begin=begin
+    )
+    gmp = jp.prune(jp.magnitude, jp.global_threshold, sparsity)
+    sparse = jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end))
+    return {
+        "dense": Arm(module, lambda key: dense),
+        "sparse": Arm(module, lambda key: sparse, Weights.SPARSE),
+    }
+
+
+def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
+    """All pairs of the seeds of one arm."""
+    module, state = outcome.arms[arm].module, outcome.states[arm]
+    stack = {"params": state.params, "batch_stats": state.batch_stats}
+    measure = measures.measure_of(config, module, outcome.dataset)
+    began = time.perf_counter()
+    path = partial(jp.loss_along, measure, points=config.points)
+    along = jp.pairwise(lambda a, b: path(a, b)[1], stack, diagonal=0.0)
+    along = jax.tree.map(np.asarray, along)
+    seconds = time.perf_counter() - began
+
+    alphas = np.linspace(0, 1, config.points)
+    barrier = {name: measures.above_chord(values) for name, values in along.items()}
+    instability = {name: measures.above_ends(values) for name, values in along.items()}
+    first, second = np.unravel_index(np.argmax(barrier["error"]), barrier["error"].shape)
+    furthest = (min(int(first), int(second)), max(int(first), int(second)))
+    if furthest[0] == furthest[1]:  # no barrier anywhere
+        furthest = (0, 1)
+    sparse = outcome.arms[arm].weights is not Weights.DENSE
+    masks = jp.get_masks(state.opt_state) if sparse else None
+    curve = None
+    if config.curve_steps:
+        curve = bend(config, module, outcome.dataset, measure, stack, masks, furthest)
+    overlap = np.asarray(jp.pairwise(jp.overlap, masks)) if sparse else None
+    return Pairs(alphas, along, barrier, instability, overlap, furthest, curve, seconds)
+
+
+def bend(
+    config: Config,
+    module: nn.Module,
+    dataset: Dataset,
+    measure: measures.Measure,
+    stack: Any,
+    masks: Any,
+    pair: tuple[int, int],
+) -> np.ndarray:
+    """Error (points,) along a curve fitted between two seeds; pruned ones bend in both masks."""
+    a, b = (jax.tree.map(lambda x, i=i: x[i], stack) for i in pair)
+    train, loss_fn = jax.device_put(dataset.train), training.classification(module)
+
+    def loss(variables, key):
+        rows = jax.random.choice(key, len(train.labels), (config.batch_size,))
+        batch = train.images[rows], train.labels[rows]
+        return loss_fn(variables["params"], variables["batch_stats"], *batch)[0]
+
+    if masks is not None:
+        either = jax.tree.map(lambda mask: mask[pair[0]] | mask[pair[1]], masks)
+        no_masks = jax.tree.map(lambda _: None, stack["batch_stats"])
+        masks = {"params": either, "batch_stats": no_masks}
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    optimizer = optax.adam(config.learning_rate)
+    middle, _ = jp.fit_curve(key, loss, a, b, optimizer, config.curve_steps, masks)
+    path = partial(jp.bezier, middle)
+    return np.asarray(jp.loss_along(measure, a, b, config.points, path)[1]["error"])
+
+
+def over_pairs(matrix: np.ndarray) -> dict[str, Any]:
+    """{mean, error, highest, matrix}; the error by the jackknife, None for two seeds."""
+    off = matrix[np.triu_indices(len(matrix), k=1)]
+    error = float(jp.jackknife(matrix).standard_error) if len(matrix) > 2 else None
+    return {
+        "mean": float(off.mean()),
+        "error": error,
+        "highest": float(off.max()),
+        "matrix": matrix.tolist(),
+    }
+
+
+def summarise(
+    config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], seconds: float
+) -> dict[str, Any]:
+    """The content of summary.json."""
+    summary = study.summarise(config, outcome)
+    for arm, measured in pairs.items():
+        error = measured.barrier["error"]
+        labels = np.asarray(jp.connected_components(error, config.threshold / 100))
+        off = error[np.triu_indices(len(error), k=1)]
+        summary["arms"][arm] |= {
+            "error_barrier": over_pairs(error),
+            "loss_barrier": over_pairs(measured.barrier["loss"]),
+            "error_instability": over_pairs(measured.instability["error"]),
+            "loss_instability": over_pairs(measured.instability["loss"]),
+            "connected_pairs": int((off < config.threshold / 100).sum()),
+            "components": labels.tolist(),
+            "furthest_pair": list(measured.furthest),
+            "error_on_the_line": measured.along["error"][measured.furthest].tolist(),
+            "error_on_the_curve": None if measured.curve is None else measured.curve.tolist(),
+            "mask_overlap": None if measured.overlap is None else over_pairs(measured.overlap),
+            "matrix_seconds": round(measured.seconds, 2),
+        }
+    module, images = outcome.arms["dense"].module, outcome.dataset.train.images
+    return {
+        "recipe": "connectivity",
+        "studies": "error barriers between all pairs of seeds, dense and pruned",
+        "pairs": config.seeds * (config.seeds - 1) // 2,
+        "points": config.points,
+        "sparsity": config.sparsity,
+        "threshold_points": config.threshold,
+        "running_statistics": measures.rule(config, module, images),
+        "compare_seconds": round(seconds, 2),
+        **summary,
+    }
+
+
+def save(
+    config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], summary: dict[str, Any]
+) -> None:
+    """Writes the model, the plots, summary.json and report.md; prints the table."""
+    sparse, out = outcome.states["sparse"], config.out
+    masks = jp.get_masks(sparse.opt_state)
+    checkpoint.save_model(out / run.MODEL, sparse.params, sparse.batch_stats, masks)
+    errors = {arm: 100 * measured.barrier["error"] for arm, measured in pairs.items()}
+    highest = max(error.max() for error in errors.values())  # one scale for both
+    maps = {
+        f"Error barrier (points), {arm}": Matrix(error, high=highest)
+        for arm, error in errors.items()
+    }
+    if (overlap := pairs["sparse"].overlap) is not None:
+        maps["Mask overlap, sparse"] = Matrix(overlap, "{:.2f}", high=1.0)
+    run.write(out / MATRICES, heatmaps.heat_maps(maps))
+    panels = {arm.capitalize(): panel(measured) for arm, measured in pairs.items()}
+    run.write(out / PATHS, heatmaps.along_paths(panels, config.threshold))
+    run.write_json(out / run.SUMMARY, summary)
+    writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
+    run.write(out / run.REPORT, to_markdown(writeup))
+    run.remove(out / run.CHECKPOINT)
+    to_terminal(writeup)
+
+
+def panel(measured: Pairs) -> Paths:
+    """The paths of one arm, and the curve beside the line that it goes around."""
+    upper = np.triu_indices(len(measured.along["error"]), k=1)
+    others = {}
+    if measured.curve is not None:
+        others = {LINE: measured.along["error"][measured.furthest], CURVE: measured.curve}
+    return Paths(measured.alphas, measured.along["error"][upper], others)
+
+
+def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+    """The result, for people."""
+    dense, sparse = summary["arms"]["dense"], summary["arms"]["sparse"]
+    pairs, rule = summary["pairs"], summary["running_statistics"]
+
+    def points(numbers: dict[str, Any]) -> str:
+        error = "" if numbers["error"] is None else f" ± {100 * numbers['error']:.2f}"
+        return f"{100 * numbers['mean']:.2f}{error} points"
+
+    def plain(numbers: dict[str, Any]) -> str:
+        error = "" if numbers["error"] is None else f" ± {numbers['error']:.3f}"
+        return f"{numbers['mean']:.3f}{error}"
+
+    def row(name: str, say: Any) -> tuple[str, str, str]:
+        return name, say(dense), say(sparse)
+
+    def highest_on(path: str) -> Any:
+        return lambda arm: f"{100 * max(arm[path]):.2f} %"
+
+    rows = [
+        row("test accuracy", lambda arm: results.percent(arm["test_accuracy"])),
+        row("error barrier", lambda arm: points(arm["error_barrier"])),
+        row("loss barrier", lambda arm: plain(arm["loss_barrier"])),
+        row("error instability", lambda arm: points(arm["error_instability"])),
+        row(
+            f"pairs below {config.threshold:g} points",
+            lambda arm: f"{arm['connected_pairs']} of {pairs}",
+        ),
+        row("groups of connected seeds", lambda arm: str(len(set(arm["components"])))),
+        ("mask overlap", "", plain(sparse["mask_overlap"])),
+    ]
+    if config.curve_steps:
+        rows += [
+            row("peak error, furthest pair", highest_on("error_on_the_line")),
+            row("... on a curve between them", highest_on("error_on_the_curve")),
+        ]
+    seconds = dense["matrix_seconds"], sparse["matrix_seconds"]
+    peak = summary["peak_memory_bytes"] / 1e9
+    statistics = f"; running statistics between them: {rule}" if rule else ""
+    return Writeup(
+        title="Linear mode connectivity",
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} "
+            f"steps, sparsity {100 * config.sparsity:g} %, {pairs} pairs x {config.points} points "
+            f"on test data{statistics}: accuracy with standard deviation over seeds, the others "
+            "with jackknife error over seeds"
+        ),
+        columns=("dense", "sparse"),
+        rows=tuple(rows),
+        footline=(
+            f"{summary['seconds']:.0f} s of training, {seconds[0]:.1f} s and {seconds[1]:.1f} s "
+            f"for the matrices, peak memory {peak:.2f} GB"
+        ),
+        command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
+        pictures={
+            MATRICES: "By how many points the test error rises above the chord between every two "
+            "seeds, and the intersection over union of their masks.",
+            PATHS: "Test error from seed to seed. Each pair is a thin line; the curve is a "
+            "quadratic Bezier with its middle trained.",
+        },
+        layers={"sparse": layers},
+        models=[run.MODEL],
+        environment=summary["environment"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,374 @@
+"""When does training become stable to the noise of SGD: `python -m recipes.stability --help`.
+
+Trains a few networks (trunks). At each fork several children of each go on to the end, dense and
+pruned, from the identical state at the same position of the schedule; they differ only in the order
+of their data. Plots by how much the test error rises in a straight line between two children.
+
+Reference: Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket Hypothesis.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import jaxprune as jp
+from recipes.common import (
+    checkpoint,
+    cli,
+    data,
+    forking,
+    heatmaps,
+    measures,
+    models,
+    results,
+    run,
+    settings,
+    training,
+)
+from recipes.common.errors import RecipeError
+from recipes.common.forking import ARMS, Forking
+from recipes.common.heatmaps import Forks
+from recipes.common.interrupt import Stopped, deferred_signals
+from recipes.common.measures import PathSettings
+from recipes.common.progress import progress
+from recipes.common.training import TrainState
+from recipes.common.writeup import Writeup, to_markdown, to_terminal
+
+PROGRAM = "python -m recipes.stability"
+PICTURE = "plots/stability.png"
+MASKS = ("magnitude", "random")
+FORKS = (0.0, 0.02, 0.1, 0.4)  # unless given: these fractions of the steps
+QUANTITIES = ("error", "loss")
+
+
+@dataclass(frozen=True)
+class Config(PathSettings):
+    """Instability against the step of the fork, for dense and for pruned networks."""
+
+    out: Path = Path("runs/stability")
+    """The folder to write to."""
+    seeds: int = 3
+    """How many networks to fork, each with its own initial weights."""
+    children: int = 3
+    """Children of each at each fork, at least 2."""
+    forks: Annotated[
+        tuple[int, ...], cli.default_is("INT ...", "0, 2, 10 and 40 % of the steps")
+    ] = ()
+    """Steps at which to fork."""
+    sparsity: float = 0.8
+    """The fraction of weights pruned in the sparse children, in [0, 1)."""
+    mask: Annotated[str, cli.choice(MASKS)] = "magnitude"
+    """The mask of sparse children: the largest weights of the finished trunk, or random (ERK)."""
+    evaluations: Annotated[int, tyro.conf.Suppress] = 1  # children are tested at the end
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, stability, PROGRAM, argv)
+
+
+Signalled = Callable[[], int | None]
+Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a fork
+
+
+class Trunks(NamedTuple):
+    """The networks to fork, stacks over seeds."""
+
+    at: dict[str, TrainState]  # by the step of the fork
+    end: Any  # their params when trained to the end
+    masks: Any  # of the sparse children
+
+
+def stability(config: Config) -> dict[str, Any]:
+    """Trains, forks, writes the folder `config.out`; returns what summary.json holds."""
+    check(config)
+    run.check_out(config.out, config.overwrite, config.resume)
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    module = models.model(config.model, dataset.classes, config.norm)
+    plan = settings.plan_of(config, len(dataset.train.labels))
+    steps = plan.steps
+    forks = forks_of(config, steps)
+    if not config.resume:
+        run.start(config.out, cli.to_yaml(config))
+
+    began = time.perf_counter()
+    f = forking.forking(
+        module,
+        settings.optimizer(config, steps),
+        dataset.train,
+        training.seed_keys(config.seed, config.seeds),
+        config.batch_size,
+        plan.chunk_steps,
+    )
+    with deferred_signals() as signalled:
+        trunks = grow(config, f, forks, steps, signalled)
+        measure = measures.measure_of(config, module, dataset)
+        records = fork_all(config, f, trunks, steps, measure, signalled)
+    rule = measures.rule(config, module, dataset.train.images)
+    summary = summarise(config, trunks, records, steps, rule, time.perf_counter() - began)
+    save(config, trunks, records, summary, write_up(config, summary, layers(f, trunks)))
+    print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    measures.check(config)
+    cli.one_of("--mask", config.mask, MASKS)
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.at_least("--children", config.children, 2)
+    forks_of(config, None)
+
+
+def forks_of(config: Config, steps: int | None) -> list[int]:
+    """The steps at which to fork; raises `RecipeError`."""
+    forks = list(config.forks) or sorted({round(part * (steps or 0)) for part in FORKS})
+    if forks != sorted(set(forks)) or forks[0] < 0:
+        seen = " ".join(map(str, forks))
+        raise RecipeError(f"--forks must rise, from 0 or more; got {seen}")
+    if steps is not None and forks[-1] > steps:
+        raise RecipeError(f"--forks must be at most the {steps} steps; got {forks[-1]}")
+    return forks
+
+
+def grow(config: Config, f: Forking, forks: list[int], steps: int, signalled: Signalled) -> Trunks:
+    """The trunks as they were at each fork: trained, or from the checkpoint of a stopped run."""
+    folder = config.out / run.CHECKPOINT
+    if config.resume:
+        like = jax.eval_shape(lambda: _kept(config, f, {fork: forking.trunks(f) for fork in forks}))
+        return Trunks(**checkpoint.load_checkpoint(folder, like)[1])
+    state, now, at = forking.trunks(f), 0, {}
+    with progress("trunks", steps) as show:
+
+        def between(step: int) -> None:
+            show(step, f"{config.seeds} networks")
+            _stop(signalled(), "stopped before the first fork; nothing was saved")
+
+        for fork in forks:
+            state = forking.advance(f, state, f.keys, now, fork, between)
+            at[fork], now = jax.tree.map(jnp.copy, state), fork
+        end = forking.advance(f, state, f.keys, now, steps, between)
+    kept = _kept(config, f, at, end.params)
+    checkpoint.save_checkpoint(folder, 0, kept)
+    return Trunks(**kept)
+
+
+def _kept(config: Config, f: Forking, at: dict[int, TrainState], end: Any = None) -> dict[str, Any]:
+    """The fields of `Trunks`, as they are saved."""
+    end = next(iter(at.values())).params if end is None else end
+    if config.mask == "magnitude":
+        masks = forking.magnitude_masks(end, config.sparsity)
+    else:
+        masks = forking.random_masks(f, end, config.sparsity)
+    return {"at": {str(step): state for step, state in at.items()}, "end": end, "masks": masks}
+
+
+def fork_all(
+    config: Config,
+    f: Forking,
+    trunks: Trunks,
+    steps: int,
+    measure: measures.Measure,
+    signalled: Signalled,
+) -> Records:
+    """Trains and compares the children of every fork that metrics.jsonl does not hold yet."""
+    metrics = config.out / run.METRICS
+    records = run.read_lines(metrics)
+    known = {record["step"] for record in records}
+    stopped = (
+        f"stopped after {{}} of {len(trunks.at)} forks; go on with: {PROGRAM} --out {config.out} "
+        "--resume"
+    )
+    for fork in sorted(map(int, trunks.at)):
+        state, began = trunks.at[str(fork)], time.perf_counter()
+        if fork in known:
+            continue
+        with progress(f"fork at {fork:,}", max(steps - fork, 1)) as show:
+
+            def between(step: int, fork: int = fork, show: Any = show) -> None:
+                show(step - fork, f"{len(ARMS) * config.seeds * config.children} networks")
+                _stop(signalled(), stopped.format(len(records)))
+
+            children, keys = forking.fork(f, state, trunks.masks, config.children)
+            children = forking.advance(f, children, keys, fork, steps, between)
+        values = forking.between_siblings(
+            children, config.seeds, config.children, measure, config.points
+        )
+        record: dict[str, Any] = {"step": fork, "seconds": round(time.perf_counter() - began, 2)}
+        record |= {arm: measured(config, values, i) for i, arm in enumerate(ARMS)}
+        records.append(record)
+        run.append(metrics, record)
+        _stop(signalled() if len(records) < len(trunks.at) else None, stopped.format(len(records)))
+    return sorted(records, key=lambda record: record["step"])
+
+
+def measured(config: Config, values: dict[str, np.ndarray], arm: int) -> dict[str, Any]:
+    """One arm's part of a line of metrics.jsonl: lists (seeds, pairs) and (seeds, children)."""
+    record: dict[str, Any] = {}
+    for name in QUANTITIES:
+        own = values[name][arm]  # (seeds, pairs, points)
+        record[f"{name}_instability"] = measures.above_ends(own).tolist()
+        record[f"{name}_barrier"] = measures.above_chord(own).tolist()
+        # the pairs of the first child come first: the first ends of one, the last ends of the rest
+        ends = np.concatenate([own[:, :1, 0], own[:, : config.children - 1, -1]], axis=1)
+        record[f"test_{name}"] = ends.tolist()
+    return record
+
+
+def _stop(signum: int | None, message: str) -> None:
+    if signum:
+        raise Stopped(signum, message)
+
+
+def over_pairs(config: Config, per_seed: list[list[float]]) -> dict[str, Any]:
+    """{mean, error, per_seed, pairs} of (seeds, pairs).
+
+    The error is that of the mean over seeds, which are independent; with one seed the jackknife's
+    over its children, which are not; None with one seed and two children.
+    """
+    values = np.asarray(per_seed)
+    means = values.mean(1)
+    error = None
+    if len(means) > 1:
+        error = float(means.std(ddof=1) / np.sqrt(len(means)))
+    elif config.children > 2:
+        matrix = np.zeros((config.children,) * 2)
+        matrix[np.triu_indices(config.children, k=1)] = values[0]
+        error = float(jp.jackknife(matrix + matrix.T).standard_error)
+    return {"mean": float(means.mean()), "error": error, "per_seed": means.tolist()}
+
+
+def summarise(
+    config: Config, trunks: Trunks, records: Records, steps: int, rule: str | None, seconds: float
+) -> dict[str, Any]:
+    """The content of summary.json."""
+    kept, weights = results.kept_weights(trunks.masks)
+
+    def of(arm: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "step": record["step"],
+                "test_accuracy": results.over_seeds(
+                    [1 - np.mean(errors) for errors in record[arm]["test_error"]]
+                ),
+                **{
+                    f"{name}_{height}": over_pairs(config, record[arm][f"{name}_{height}"])
+                    for name in QUANTITIES
+                    for height in ("instability", "barrier")
+                },
+            }
+            for record in records
+        ]
+
+    return {
+        "recipe": "stability",
+        "studies": "instability to SGD noise against the step of the fork, dense and pruned",
+        "dataset": config.dataset,
+        "model": config.model,
+        "seeds": config.seeds,
+        "children": config.children,
+        "points": config.points,
+        "steps": steps,
+        "mask": config.mask,
+        "sparsity": float(np.mean((weights - kept) / weights)),
+        "threshold_points": config.threshold,
+        "running_statistics": rule,
+        "seconds": round(seconds, 2),
+        **{arm: of(arm) for arm in ARMS},
+        "peak_memory_bytes": results.peak_memory_bytes(),
+        "environment": results.environment(),
+    }
+
+
+def save(
+    config: Config, trunks: Trunks, records: Records, summary: dict[str, Any], writeup: Writeup
+) -> None:
+    """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
+    out = config.out
+    pruned = jp.apply_masks(trunks.end, trunks.masks)
+    checkpoint.save_model(out / run.MODEL, pruned, {}, trunks.masks)
+    steps = [record["step"] for record in records]
+    arms = {
+        arm: Forks(
+            [np.ravel(record[arm]["error_instability"]) for record in records],
+            [1 - np.ravel(record[arm]["test_error"]) for record in records],
+        )
+        for arm in ARMS
+    }
+    run.write(out / PICTURE, heatmaps.over_forks(steps, arms, config.threshold))
+    run.write_json(out / run.SUMMARY, summary)
+    run.write(out / run.REPORT, to_markdown(writeup))
+    run.remove(out / run.CHECKPOINT)
+    to_terminal(writeup)
+
+
+def layers(f: Forking, trunks: Trunks) -> str:
+    """`jp.report` of the first pruned trunk, as text."""
+    params, masks = (jax.tree.map(lambda x: x[0], tree) for tree in (trunks.end, trunks.masks))
+    with warnings.catch_warnings():  # its text says the same
+        warnings.simplefilter("ignore", UserWarning)
+        return str(jp.report(jp.apply_masks(params, masks), masks))
+
+
+def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+    """The result, for people: a row for each fork."""
+
+    def points(numbers: dict[str, Any]) -> str:
+        error = "" if numbers["error"] is None else f" ± {100 * numbers['error']:.2f}"
+        return f"{100 * numbers['mean']:.2f}{error}"
+
+    def plain(numbers: dict[str, Any]) -> str:
+        error = "" if numbers["error"] is None else f" ± {numbers['error']:.3f}"
+        return f"{numbers['mean']:.3f}{error}"
+
+    rows = [
+        (
+            f"{fork['step']:,}, {arm}",
+            points(fork["error_instability"]),
+            points(fork["error_barrier"]),
+            plain(fork["loss_instability"]),
+            results.percent(fork["test_accuracy"]),
+        )
+        for pair in zip(summary["dense"], summary["sparse"], strict=True)
+        for arm, fork in zip(ARMS, pair, strict=True)
+    ]
+    rule, peak = summary["running_statistics"], summary["peak_memory_bytes"] / 1e9
+    statistics = f"; running statistics between them: {rule}" if rule else ""
+    what = "seeds" if config.seeds > 1 else "children, by the jackknife"
+    return Writeup(
+        title="Stability to the noise of SGD",
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
+            f"children a fork, {summary['steps']:,} steps, sparsity "
+            f"{100 * summary['sparsity']:.4g} % ({config.mask}), {config.points} points a path on "
+            f"test data{statistics}, by the step of the fork: instability I and barrier B, of the "
+            "error in points, with "
+            f"standard error over {what}; accuracy with standard deviation over seeds"
+        ),
+        columns=("error I", "error B", "loss I", "test accuracy"),
+        rows=rows,
+        footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
+        command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
+        pictures={
+            PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
+            "means. Below the dashed line training is stable. The "
+            "forks are evenly spaced, not to scale."
+        },
+        layers={"sparse": layers},
+        models=[run.MODEL],
+        environment=summary["environment"],
+    )
+
+
+if __name__ == "__main__":
+    main()

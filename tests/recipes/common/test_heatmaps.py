@@ -1,0 +1,41 @@
+"""Figures are PNG of the size that they should be; how they look, a person has to say."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes.common import heatmaps
+from recipes.common.heatmaps import Forks, Matrix, Paths
+
+
+def size(png):
+    return Image.open(io.BytesIO(png)).size
+
+
+@pytest.mark.parametrize("seeds", [2, 8, 40])
+def test_heat_maps(seeds):
+    values = np.random.default_rng(0).random((seeds, seeds))
+    maps = {"a": Matrix(values), "b": Matrix(values, "{:.2f}", 0, 1)}
+    assert size(heatmaps.heat_maps(maps)) == (1180, 580)
+
+
+def test_heat_map_of_nothing_but_zeros():
+    heatmaps.heat_maps({"a": Matrix(np.zeros((3, 3)))})
+
+
+def test_along_paths():
+    alphas, values = np.linspace(0, 1, 11), np.random.default_rng(0).random((28, 11))
+    panels = {
+        "a": Paths(alphas, values, {"x": values[0], "y": values[1]}),
+        "b": Paths(alphas, values),
+    }
+    assert size(heatmaps.along_paths(panels, 2.0)) == (1400, 600)
+    heatmaps.along_paths({"a": Paths(alphas, values[:1])})
+
+
+def test_over_forks():
+    each = [np.full(6, 0.1), np.full(6, 0.05), np.zeros(6)]
+    arms = {arm: Forks(each, each) for arm in ("dense", "sparse")}
+    assert size(heatmaps.over_forks([0, 100, 1000], arms, 2.0)) == (1400, 560)

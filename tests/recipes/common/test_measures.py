@@ -1,0 +1,61 @@
+"""What the studies measure: all of a split, whatever the batches; and by which rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from recipes.common import measures, models
+from recipes.common.data import Split
+
+
+def split(examples, seed=0):
+    generator = np.random.default_rng(seed)
+    images = generator.normal(size=(examples, 8, 8, 1)).astype(np.float32)
+    return Split(images, generator.integers(0, 10, examples).astype(np.int32))
+
+
+@pytest.mark.parametrize("batch_size", [7, 32, 100, 1000])
+def test_measure_is_over_all_examples(batch_size):
+    module, test = models.model("mlp", 10), split(100)
+    variables = module.init(jax.random.key(0), test.images)
+    logits = module.apply(variables, test.images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(test.labels))
+    measured = jax.jit(measures.measure_on(module, test, batch_size))(variables)
+    assert float(measured["error"]) == pytest.approx(np.mean(logits.argmax(-1) != test.labels))
+    assert float(measured["loss"]) == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+def test_the_two_rules_for_running_statistics_differ():
+    module, train = models.model("conv", 10, "batch"), split(64, 1)
+    variables = module.init(jax.random.key(0), train.images)
+    plain = measures.measure_on(module, split(20))
+    anew = measures.recalibrated(plain, module, train, batch_size=16, examples=48)
+    assert float(jax.jit(anew)(variables)["loss"]) != float(jax.jit(plain)(variables)["loss"])
+
+
+def test_the_rule_is_named_only_where_there_are_running_statistics():
+    images = split(1).images
+    for config, expected in (
+        (measures.PathSettings(model="mlp"), None),
+        (measures.PathSettings(model="conv"), None),
+        (measures.PathSettings(model="conv", norm="batch"), "recalibrate"),
+        (
+            measures.PathSettings(model="conv", norm="batch", statistics="interpolate"),
+            "interpolate",
+        ),
+    ):
+        assert (
+            measures.rule(config, models.model(config.model, 10, config.norm), images) == expected
+        )
+
+
+def test_heights_are_those_of_the_library():
+    values = np.array([[0.25, 0.1, 1.0], [0.5, 3.0, 1.0]])
+    assert measures.above_ends(values) == pytest.approx([0.375, 2.25])
+    assert measures.above_chord(values) == pytest.approx([0, 2.25])
+    loss = lambda w: jnp.interp(w, jnp.array([0, 0.5, 1]), jnp.asarray(values[1]))
+    assert float(jp.barrier(loss, 0.0, 1.0, 3)) == pytest.approx(2.25)
+    assert (measures.above_chord(np.full((2, 11), 0.1)) == 0).all()

@@ -163,9 +163,7 @@ def optimizers(
         return jp.sparsify(dense, masks, config.replace_step)
 
     def granet(key: jax.Array) -> optax.GradientTransformation:
-        with jax.ensure_compile_time_eval():  # it asks the schedule for its first value
-            transform = jp.granet(key, by_half, regenerated, allocation["granet"])
-        return sparsified(transform, stop=last)
+        return sparsified(jp.granet(key, by_half, regenerated, allocation["granet"]), stop=last)
 
     def top_kast(key: jax.Array) -> optax.GradientTransformation:
         masks = jp.every(often, jp.itop(jp.top_kast(sparsity, backward, allocation["top_kast"])))

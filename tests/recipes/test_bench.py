@@ -14,7 +14,7 @@ from recipes.benchmarks import memory, section, steps
 from recipes.common import run, timing
 
 TINY = ["--weights", "2000", "--leaves", "1", "--seeds", "2", "--repeats", "2", "--sample-ms", "0"]
-TINY += ["--compiles", "1", "--models", "lenet"]
+TINY += ["--compiles", "1", "--models", "lenet", "--batch-size", "4", "--examples", "40"]
 
 
 class Clock:
@@ -242,7 +242,8 @@ def test_the_summary_has_every_number(finished):
     assert summary["recipe"] == "bench"
     assert (summary["weights"], summary["seeds"], summary["repeats"]) == (2000, 2, 2)
     assert set(summary["sections"]) == {
-        *("step", "selection", "vmap", "compile_lenet", "masks", "memory", "seeds")
+        *("step", "selection", "vmap", "compile_lenet", "masks", "memory"),
+        *("seeds", "seeds_conv", "barriers"),
     }
     assert {"backend", "device", "cpus", "jax", "jaxlib", "optax"} <= set(summary["environment"])
     update = summary["sections"]["step"]["cells"]["update, global"]
@@ -307,5 +308,5 @@ def test_a_part_can_run_alone(tmp_path):
 
 def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / run.REPORT).read_text()
-    assert report.count("\n## ") == 8  # what was asked for, and seven tables
+    assert report.count("\n## ") == 10  # what was asked for, and nine tables
     assert run.SUMMARY in report

@@ -1,7 +1,8 @@
 """What masks cost: `python -m recipes.bench --help`.
 
-Times optimizer steps, selection, compilation and many seeds beside their dense twins and beside
-sorting, and counts bytes. Nothing is trained and no data is read. Run it on a quiet machine.
+Times optimizer steps, selection, compilation, many seeds and their barriers beside dense twins,
+sorting, single runs and forward passes, and counts bytes. Nothing is trained and no data is read.
+Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Config:
     seeds: int = 8
     """Seeds in one program, where there are several."""
     repeats: int = 15
-    """Rounds: how often each cell is timed; sorts are timed twice."""
+    """Rounds: how often each cell is timed; slow ones (sorts, for one) less often."""
     compiles: int = 5
     """How often each training step is compiled; ResNet-20 at most twice."""
     models: str = "lenet,conv,resnet20"
@@ -64,7 +65,7 @@ class Config:
     sample_ms: float = 20.0
     """What a sample lasts at least: shorter steps are timed several together, in ms."""
     seed: int = 0
-    """Of the random weights, and of the order in which cells are timed."""
+    """Of the random numbers, and of the order in which cells are timed."""
 
     out: Path = Path("runs/bench")
     """The folder to write to."""

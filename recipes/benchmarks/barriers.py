@@ -30,10 +30,7 @@ def barriers(plan: Plan) -> list[Section]:
     measured = _measure(plan, pairs * POINTS, floor, control)
     section = comparison(
         name="barriers",
-        headline=(
-            f"Barrier matrix of {plan.seeds} LeNet-300-100, {pairs} pairs x {POINTS} points on "
-            f"{plan.examples:,} images; and the forward passes alone"
-        ),
+        headline=f"LeNet-300-100, {plan.seeds} seeds: barrier matrix on {plan.examples:,} images",
         measured=measured,
         baselines=[floor],
         control=control,

@@ -77,24 +77,15 @@ def sparsify(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> SparsifyState:
-        inner_state = inner.init(params)
-        _check_unmasked("sparsify", inner_state)
-        mask_state = transform.init(params)
-        _check_ranks_sparse(mask_state)
-        return SparsifyState(jnp.zeros((), jnp.int32), mask_state, inner_state)
+        state = _init("sparsify", inner, transform, params)
+        _check_ranks_sparse(state.mask_state)
+        return state
 
     def update(
         grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
     ) -> tuple[optax.Updates, SparsifyState]:
         _check_params("sparsify", params)
-        mask_state = transform.update(
-            state.mask_state,
-            params,
-            grads=grads,
-            step=state.step,
-            opt_state=state.inner_state,
-            **extra,
-        )
+        mask_state = _updated_masks(transform, grads, state, params, extra)
         masks = like(mask_state.masks, params)
         rested = zero_pruned(state.inner_state, masks, params)
         sparse = (apply_masks(grads, masks), rested, apply_masks(params, masks))
@@ -169,22 +160,13 @@ def freeze(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> SparsifyState:
-        inner_state = inner.init(params)
-        _check_unmasked("freeze", inner_state)
-        return SparsifyState(jnp.zeros((), jnp.int32), transform.init(params), inner_state)
+        return _init("freeze", inner, transform, params)
 
     def update(
         grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
     ) -> tuple[optax.Updates, SparsifyState]:
         _check_params("freeze", params)
-        mask_state = transform.update(
-            state.mask_state,
-            params,
-            grads=grads,
-            step=state.step,
-            opt_state=state.inner_state,
-            **extra,
-        )
+        mask_state = _updated_masks(transform, grads, state, params, extra)
         trained = like(optax.tree.get(mask_state, "trained", mask_state.masks), params)
         updates, inner_state = inner.update(
             apply_masks(grads, trained), state.inner_state, params, mask_state=mask_state, **extra
@@ -194,6 +176,21 @@ def freeze(
         return apply_masks(updates, trained), SparsifyState(step, mask_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _init(
+    what: str, inner: optax.GradientTransformation, transform: MaskTransform, params: Params
+) -> SparsifyState:
+    inner_state = inner.init(params)
+    _check_unmasked(what, inner_state)
+    return SparsifyState(jnp.zeros((), jnp.int32), transform.init(params), inner_state)
+
+
+def _updated_masks(
+    transform: MaskTransform, grads: Any, state: SparsifyState, params: Params, extra: dict
+) -> Any:
+    own = {"grads": grads, "step": state.step, "opt_state": state.inner_state}
+    return transform.update(state.mask_state, params, **own, **extra)
 
 
 def _differ(masks: Masks, others: Masks) -> jax.Array:

@@ -1,7 +1,8 @@
 """What masks cost: `python -m recipes.bench --help`.
 
-Times optimizer steps, selection, compilation and many seeds beside their dense twins and beside
-sorting, and counts bytes. Nothing is trained and no data is read. Run it on a quiet machine.
+Times optimizer steps, selection, compilation, many seeds and their barriers beside dense twins,
+sorting, single runs and forward passes, and counts bytes. Nothing is trained and no data is read.
+Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 import jax
 
 from recipes.benchmarks import picture, writeup
+from recipes.benchmarks.barriers import barriers
 from recipes.benchmarks.memory import bytes_a_weight
 from recipes.benchmarks.section import Plan, Section
+from recipes.benchmarks.seeds import many_seeds
 from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
-from recipes.benchmarks.training import compile_time, many_seeds
+from recipes.benchmarks.training import compile_time
 from recipes.common import cli, models, results, run, timing
 from recipes.common.errors import RecipeError
 
@@ -33,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
     "compile": compile_time,
     "memory": bytes_a_weight,
     "seeds": many_seeds,
+    "barriers": barriers,
 }
 
 
@@ -47,17 +51,21 @@ class Config:
     seeds: int = 8
     """Seeds in one program, where there are several."""
     repeats: int = 15
-    """Rounds: how often each cell is timed; sorts are timed twice."""
+    """Rounds: how often each cell is timed; slow ones (sorts, for one) less often."""
     compiles: int = 5
     """How often each training step is compiled; ResNet-20 at most twice."""
     models: str = "lenet,conv,resnet20"
     """Whose training steps are compiled, with commas between."""
+    batch_size: int = 128
+    """Examples of a training step, for each seed."""
+    examples: int = 10_000
+    """Examples that a network between two seeds is measured on."""
     only: str = ",".join(BENCHMARKS)
     """Which benchmarks to run, with commas between."""
     sample_ms: float = 20.0
     """What a sample lasts at least: shorter steps are timed several together, in ms."""
     seed: int = 0
-    """Of the random weights, and of the order in which cells are timed."""
+    """Of the random numbers, and of the order in which cells are timed."""
 
     out: Path = Path("runs/bench")
     """The folder to write to."""
@@ -73,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def bench(config: Config) -> dict[str, Any]:
     """Measures, prints tables, writes the folder `config.out`; returns what summary.json holds."""
     plan, names = plan_of(config), _listed("--only", config.only, tuple(BENCHMARKS))
+    if "barriers" in names:
+        cli.at_least("--seeds, with pairs for barriers,", plan.seeds, 2)
     run.check_out(config.out, config.overwrite)
     run.start(config.out, cli.to_yaml(config))
 
@@ -114,8 +124,8 @@ def _sections(names: Sequence[str], plan: Plan) -> Iterator[Section]:
 
 def plan_of(config: Config) -> Plan:
     """The sizes, checked; raises `RecipeError` for what makes no sense."""
-    for flag in ("leaves", "seeds", "repeats", "compiles"):
-        cli.at_least(f"--{flag}", getattr(config, flag), 1)
+    for flag in ("leaves", "seeds", "repeats", "compiles", "batch_size", "examples"):
+        cli.at_least(f"--{flag.replace('_', '-')}", getattr(config, flag), 1)
     cli.at_least("--seed", config.seed, 0)
     cli.in_range("--weights", config.weights, 100 * config.leaves, 2**31 - 2**24, "[)")
     cli.in_range("--sample-ms", config.sample_ms, 0, 1e4)
@@ -126,6 +136,8 @@ def plan_of(config: Config) -> Plan:
         repeats=config.repeats,
         compiles=config.compiles,
         models=_listed("--models", config.models, models.MODELS),
+        batch_size=config.batch_size,
+        examples=config.examples,
         seed=config.seed,
         least_seconds=config.sample_ms / 1e3,
     )

@@ -24,7 +24,6 @@ import optax
 
 import jaxprune as jp
 from recipes.common import (
-    checkpoint,
     cli,
     heatmaps,
     measures,
@@ -39,7 +38,7 @@ from recipes.common.data import Dataset
 from recipes.common.heatmaps import Matrix, Paths
 from recipes.common.measures import PathSettings
 from recipes.common.training import Arm, Weights
-from recipes.common.writeup import Writeup, to_markdown, to_terminal
+from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.connectivity"
 MATRICES, PATHS = "plots/matrices.png", "plots/paths.png"
@@ -86,7 +85,6 @@ def connectivity(config: Config) -> dict[str, Any]:
     pairs = {arm: compare(config, outcome, arm) for arm in outcome.arms}
     summary = summarise(config, outcome, pairs, time.perf_counter() - began)
     save(config, outcome, pairs, summary)
-    print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
     return summary
 
 
@@ -103,16 +101,8 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense, and gradual magnitude pruning by a global threshold."""
     module = models.model(config.model, dataset.classes, config.norm)
     dense = settings.optimizer(config, steps)
-    begin, end = settings.pruning_steps(0.1, 0.7, steps)
-    sparsity = optax.polynomial_schedule(
-        0.0, config.sparsity, power=3, transition_steps=end - begin, transition_begin=begin
-    )
-    gmp = jp.prune(jp.magnitude, jp.global_threshold, sparsity)
-    sparse = jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end))
-    return {
-        "dense": Arm(module, lambda key: dense),
-        "sparse": Arm(module, lambda key: sparse, Weights.SPARSE),
-    }
+    sparse = settings.gradual(dense, steps, config.sparsity, config.every)
+    return study.twins(module, dense, sparse)
 
 
 def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
@@ -152,7 +142,7 @@ def bend(
     pair: tuple[int, int],
 ) -> np.ndarray:
     """Error (points,) along a curve fitted between two seeds; pruned ones bend in both masks."""
-    a, b = (jax.tree.map(lambda x, i=i: x[i], stack) for i in pair)
+    a, b = (training.seed_of(stack, i) for i in pair)
     train, loss_fn = jax.device_put(dataset.train), training.classification(module)
 
     def loss(variables, key):
@@ -171,18 +161,6 @@ def bend(
     return np.asarray(jp.loss_along(measure, a, b, config.points, path)[1]["error"])
 
 
-def over_pairs(matrix: np.ndarray) -> dict[str, Any]:
-    """{mean, error, highest, matrix}; the error by the jackknife, None for two seeds."""
-    off = matrix[np.triu_indices(len(matrix), k=1)]
-    error = float(jp.jackknife(matrix).standard_error) if len(matrix) > 2 else None
-    return {
-        "mean": float(off.mean()),
-        "error": error,
-        "highest": float(off.max()),
-        "matrix": matrix.tolist(),
-    }
-
-
 def summarise(
     config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], seconds: float
 ) -> dict[str, Any]:
@@ -192,17 +170,18 @@ def summarise(
         error = measured.barrier["error"]
         labels = np.asarray(jp.connected_components(error, config.threshold / 100))
         off = error[np.triu_indices(len(error), k=1)]
+        overlap = None if measured.overlap is None else measures.over_pairs(measured.overlap)
         summary["arms"][arm] |= {
-            "error_barrier": over_pairs(error),
-            "loss_barrier": over_pairs(measured.barrier["loss"]),
-            "error_instability": over_pairs(measured.instability["error"]),
-            "loss_instability": over_pairs(measured.instability["loss"]),
+            "error_barrier": measures.over_pairs(error),
+            "loss_barrier": measures.over_pairs(measured.barrier["loss"]),
+            "error_instability": measures.over_pairs(measured.instability["error"]),
+            "loss_instability": measures.over_pairs(measured.instability["loss"]),
             "connected_pairs": int((off < config.threshold / 100).sum()),
             "components": labels.tolist(),
             "furthest_pair": list(measured.furthest),
             "error_on_the_line": measured.along["error"][measured.furthest].tolist(),
             "error_on_the_curve": None if measured.curve is None else measured.curve.tolist(),
-            "mask_overlap": None if measured.overlap is None else over_pairs(measured.overlap),
+            "mask_overlap": overlap,
             "matrix_seconds": round(measured.seconds, 2),
         }
     module, images = outcome.arms["dense"].module, outcome.dataset.train.images
@@ -223,9 +202,7 @@ def save(
     config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], summary: dict[str, Any]
 ) -> None:
     """Writes the model, the plots, summary.json and report.md; prints the table."""
-    sparse, out = outcome.states["sparse"], config.out
-    masks = jp.get_masks(sparse.opt_state)
-    checkpoint.save_model(out / run.MODEL, sparse.params, sparse.batch_stats, masks)
+    study.save_model(config.out / run.MODEL, outcome, "sparse")
     errors = {arm: 100 * measured.barrier["error"] for arm, measured in pairs.items()}
     highest = max(error.max() for error in errors.values())  # one scale for both
     maps = {
@@ -234,14 +211,13 @@ def save(
     }
     if (overlap := pairs["sparse"].overlap) is not None:
         maps["Mask overlap, sparse"] = Matrix(overlap, "{:.2f}", high=1.0)
-    run.write(out / MATRICES, heatmaps.heat_maps(maps))
     panels = {arm.capitalize(): panel(measured) for arm, measured in pairs.items()}
-    run.write(out / PATHS, heatmaps.along_paths(panels, config.threshold))
-    run.write_json(out / run.SUMMARY, summary)
+    figures = {
+        MATRICES: heatmaps.heat_maps(maps),
+        PATHS: heatmaps.along_paths(panels, config.threshold),
+    }
     writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
-    run.write(out / run.REPORT, to_markdown(writeup))
-    run.remove(out / run.CHECKPOINT)
-    to_terminal(writeup)
+    finish(config.out, writeup, summary, figures)
 
 
 def panel(measured: Pairs) -> Paths:
@@ -259,12 +235,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     pairs, rule = summary["pairs"], summary["running_statistics"]
 
     def points(numbers: dict[str, Any]) -> str:
-        error = "" if numbers["error"] is None else f" ± {100 * numbers['error']:.2f}"
-        return f"{100 * numbers['mean']:.2f}{error} points"
+        return f"{results.plus_minus(numbers, 2, 100)} points"
 
     def plain(numbers: dict[str, Any]) -> str:
-        error = "" if numbers["error"] is None else f" ± {numbers['error']:.3f}"
-        return f"{numbers['mean']:.3f}{error}"
+        return results.plus_minus(numbers, 3)
 
     def row(name: str, say: Any) -> tuple[str, str, str]:
         return name, say(dense), say(sparse)
@@ -291,14 +265,13 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         ]
     seconds = dense["matrix_seconds"], sparse["matrix_seconds"]
     peak = summary["peak_memory_bytes"] / 1e9
-    statistics = f"; running statistics between them: {rule}" if rule else ""
     return Writeup(
         title="Linear mode connectivity",
         headline=(
             f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} "
             f"steps, sparsity {100 * config.sparsity:g} %, {pairs} pairs x {config.points} points "
-            f"on test data{statistics}: accuracy with standard deviation over seeds, the others "
-            "with jackknife error over seeds"
+            f"on test data{measures.in_words(rule)}: accuracy with standard deviation over seeds, "
+            "the others with jackknife error over seeds"
         ),
         columns=("dense", "sparse"),
         rows=tuple(rows),
@@ -306,7 +279,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{summary['seconds']:.0f} s of training, {seconds[0]:.1f} s and {seconds[1]:.1f} s "
             f"for the matrices, peak memory {peak:.2f} GB"
         ),
-        command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
+        command=run.again(PROGRAM, config.out),
         pictures={
             MATRICES: "By how many points the test error rises above the chord between every two "
             "seeds, and the intersection over union of their masks.",

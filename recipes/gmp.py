@@ -18,7 +18,7 @@ import optax
 import jaxprune as jp
 from recipes.common import cli, models, settings, study
 from recipes.common.data import Dataset
-from recipes.common.training import Arm, Weights
+from recipes.common.training import Arm
 
 PROGRAM = "python -m recipes.gmp"
 ALLOCATIONS = {"global": jp.global_threshold, "erk": jp.erk, "uniform": jp.uniform}
@@ -58,11 +58,7 @@ def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
 
     def arms(dataset: Dataset, steps: int) -> dict[str, Arm]:
         module = models.model(config.model, dataset.classes, config.norm, config.width)
-        txs = optimizers(config, steps)
-        return {
-            "dense": Arm(module, lambda key: txs["dense"]),
-            "sparse": Arm(module, lambda key: txs["sparse"], Weights.SPARSE),
-        }
+        return study.twins(module, **optimizers(config, steps))
 
     outcome = study.train(config, PROGRAM, arms)
     summary = summarise(config, outcome)
@@ -88,16 +84,10 @@ def check(config: Config) -> None:
 def optimizers(config: Config, steps: int) -> dict[str, optax.GradientTransformation]:
     """The whole difference between the two arms."""
     dense = settings.optimizer(config, steps)
-    begin, end = settings.pruning_steps(config.begin, config.end, steps)
-    sparsity = optax.polynomial_schedule(
-        0.0, config.sparsity, power=3, transition_steps=end - begin, transition_begin=begin
-    )
     allocation, pattern = ALLOCATIONS[config.allocation], PATTERNS[config.pattern]
-    gmp = jp.prune(jp.magnitude, allocation, sparsity, pattern=pattern)
-    return {
-        "dense": dense,
-        "sparse": jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end)),
-    }
+    when = config.every, config.begin, config.end
+    sparse = settings.gradual(dense, steps, config.sparsity, *when, allocation, pattern)
+    return {"dense": dense, "sparse": sparse}
 
 
 def summarise(config: Config, outcome: study.Outcome) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Git Re-Basin.
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import time
@@ -23,30 +24,28 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxprune as jp
 from recipes.common import (
-    checkpoint,
     cli,
     contours,
     data,
+    hessians,
+    matching,
     models,
+    planes,
     results,
     run,
     settings,
     spectra,
     study,
-    timing,
 )
-from recipes.common.contours import Line, Mark, Panel
+from recipes.common.contours import Panel
 from recipes.common.errors import RecipeError
 from recipes.common.progress import progress
-from recipes.common.spectra import Curvature
-from recipes.common.training import Arm, Weights
-from recipes.common.writeup import Writeup, to_markdown, to_terminal
+from recipes.common.training import Arm, Weights, seed_of
+from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.landscape"
 SEEDS, AROUND, ALIGNED, CURVATURE = (
@@ -55,10 +54,6 @@ SEEDS, AROUND, ALIGNED, CURVATURE = (
 ARRAYS = "plots/landscape.npz"
 # what has dense layers only; group norm ties channels to their places
 LAYERS = dict.fromkeys(("mlp", "lenet"), ("Dense_0", "Dense_1", "Dense_2"))
-STARTS = 5  # of weight matching
-
-Params = Any
-Measure = Callable[[Params], Any]  # params -> {"loss", "error"}, or the loss alone
 
 
 @dataclass(frozen=True)
@@ -90,41 +85,13 @@ class Config(settings.Settings):
     """Random vectors for each trace."""
 
 
-class Losses(NamedTuple):
-    """The training loss as functions of the params, over batches that are on the device."""
-
-    both: Measure  # {"loss", "error"}
-    loss: Measure  # the loss alone: it has derivatives
-
-
-class Bend(NamedTuple):
-    """One arm before and after weight matching; lists are over pairs of seeds."""
-
-    panel: Panel  # through the first seed, the second, and the second matched to the first
-    lines: dict[str, Line]  # from the first seed to the second, training loss
-    barriers: dict[str, dict[str, list[float]]]  # "before" and "after" -> "loss" and "error"
-    overlaps: dict[str, list[float]]  # of the masks, "before" and "after"; {} without masks
-
-
-class Curved(NamedTuple):
-    """The Hessians of one arm; the first axis of every array is that of seeds."""
-
-    eigenvalues: np.ndarray  # (seeds, k)
-    errors: np.ndarray  # (seeds, k)
-    trace: np.ndarray  # (seeds,)
-    trace_error: np.ndarray  # (seeds,)
-    nodes: np.ndarray  # (seeds, probes, steps)
-    weights: np.ndarray  # (seeds, probes, steps)
-    dimension: int  # weights that are kept
-
-
 class Measured(NamedTuple):
     """All that is measured of one arm."""
 
     through: Panel
     around: Panel
-    bend: Bend | None
-    curved: Curved
+    bend: matching.Bend | None
+    curved: hessians.Curved
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -137,12 +104,11 @@ def landscape(config: Config) -> dict[str, Any]:
     check(config)
     outcome = study.train(config, PROGRAM, partial(arms, config))
     began = time.perf_counter()
-    losses = losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
+    losses = planes.losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
     measured = measure(config, losses, outcome)
-    timed = product_time(losses.loss, seed_of(outcome.states["dense"].params, 0))
+    timed = hessians.product_time(losses.loss, seed_of(outcome.states["dense"].params, 0))
     summary = summarise(config, outcome, measured, timed, time.perf_counter() - began)
     save(config, outcome, measured, summary)
-    print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
     return summary
 
 
@@ -154,14 +120,11 @@ def check(config: Config) -> None:
     settings.check(config)
     cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
     cli.in_range("--reach", config.reach, 0, math.inf, "()")
-    least = {"seeds": 3, "points": 3, "trace_probes": 2, "eigenvalues": 1, "density_probes": 1}
+    least = {"seeds": 3, "trace_probes": 2, "eigenvalues": 1, "density_probes": 1}
     for flag, low in (least | {"every": 1, "examples": 1}).items():
         cli.at_least(f"--{flag.replace('_', '-')}", getattr(config, flag), low)
     cli.at_least("--lanczos-steps", config.lanczos_steps, config.eigenvalues)
-    if config.points % 2 == 0:
-        raise RecipeError(
-            f"--points must be odd, so that the middle is one of them; got {config.points}"
-        )
+    cli.odd("--points", config.points, 3)
     if config.norm == "batch" and config.model not in LAYERS:
         raise RecipeError(
             "--norm batch has running statistics, which describe no network beside the one that "
@@ -177,16 +140,8 @@ def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
     module = models.model(config.model, dataset.classes, config.norm)
     check_examples(config, module, dataset)
     dense = settings.optimizer(config, steps)
-    begin, end = settings.pruning_steps(0.1, 0.7, steps)
-    sparsity = optax.polynomial_schedule(
-        0.0, config.sparsity, power=3, transition_steps=end - begin, transition_begin=begin
-    )
-    gmp = jp.prune(jp.magnitude, jp.global_threshold, sparsity)
-    sparse = jp.sparsify(dense, jp.every(config.every, gmp, start=begin, stop=end))
-    return {
-        "dense": Arm(module, lambda key: dense),
-        "sparse": Arm(module, lambda key: sparse, Weights.SPARSE),
-    }
+    sparse = settings.gradual(dense, steps, config.sparsity, config.every)
+    return study.twins(module, dense, sparse)
 
 
 def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> None:
@@ -208,27 +163,7 @@ def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> 
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def losses_on(module: nn.Module, split: data.Split, examples: int) -> Losses:
-    """Loss and error on the first examples, in batches of at most 500, all of one size."""
-    batches = math.ceil(examples / 500)
-    size = examples // batches
-    images, labels = (part[: batches * size] for part in split)
-    stacked = jax.device_put(
-        (images.reshape(batches, size, *images.shape[1:]), labels.reshape(batches, size))
-    )
-
-    def both(params: Params, batch: Any) -> dict[str, jax.Array]:
-        logits: Any = module.apply({"params": params}, batch[0])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-        return {"loss": losses.mean(), "error": jnp.mean(jnp.argmax(logits, -1) != batch[1])}
-
-    def loss(params: Params, batch: Any) -> jax.Array:
-        return both(params, batch)["loss"]
-
-    return Losses(jp.over_batches(both, stacked), jp.over_batches(loss, stacked))
-
-
-def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str, Measured]:
+def measure(config: Config, losses: planes.Losses, outcome: study.Outcome) -> dict[str, Measured]:
     """Everything, arm by arm."""
     with progress("measuring", 4 * len(outcome.arms)) as show:
         done = itertools.count(1)
@@ -237,123 +172,36 @@ def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str,
             state = outcome.states[name]
             stack = state.params
             masks = None if arm.weights is Weights.DENSE else jp.get_masks(state.opt_state)
-            through = plane_through_seeds(config, losses, stack)
+            names = [f"seed {config.seed + i}" for i in range(3)]
+            three = {label: seed_of(stack, i) for i, label in enumerate(names)}
+            through = planes.through(losses, three, config.points)
             show(next(done), f"{name}: plane through three seeds")
-            around = plane_around(config, losses, seed_of(stack, 0), seed_of(masks, 0))
+            first = names[0], seed_of(stack, 0), seed_of(masks, 0)
+            around = planes.around(losses, *first, key_of(config, 3), config.reach, config.points)
             show(next(done), f"{name}: plane around the first")
-            bend = align(config, losses, stack, masks) if config.model in LAYERS else None
+            bend = None
+            if layers := LAYERS.get(config.model):
+                own = stack, masks, layers, key_of(config, 4)
+                bend = matching.align(losses, *own, config.points, config.seed)
             show(next(done), f"{name}: alignment")
-            curved = curve(config, losses.loss, stack, masks)
+            curved = hessians.curve(
+                losses.loss,
+                stack,
+                masks,
+                key_of(config, 5),
+                config.eigenvalues,
+                config.lanczos_steps,
+                config.density_probes,
+                config.trace_probes,
+            )
             measured[name] = Measured(through, around, bend, curved)
             show(next(done), f"{name}: curvature")
     return measured
 
 
-def seed_of(stack: Any, i: int) -> Any:
-    """Seed i of a stack; None of None."""
-    return jax.tree.map(lambda x: x[i], stack)
-
-
 def key_of(config: Config, purpose: int) -> jax.Array:
     """A key for what is drawn after training."""
     return jax.random.fold_in(jax.random.key(config.seed), purpose)
-
-
-def plane_through_seeds(config: Config, losses: Losses, stack: Params) -> Panel:
-    """The training loss on the plane through the first three seeds."""
-    three = {f"seed {config.seed + i}": seed_of(stack, i) for i in range(3)}
-    return plane_of(config, losses, three)
-
-
-def plane_of(config: Config, losses: Losses, three: dict[str, Params]) -> Panel:
-    """The training loss on the plane through three models, by name."""
-    frame = jp.plane_through(*three.values())
-    where = {label: jp.coordinates(frame, params) for label, params in three.items()}
-    marks = [Mark(label, float(at[0]), float(at[1])) for label, at in where.items()]
-    xs, ys = contours.square(marks, config.points)
-    return Panel(xs, ys, np.asarray(jp.plane(losses.both, *frame, xs, ys)["loss"]), marks)
-
-
-def plane_around(config: Config, losses: Losses, params: Params, masks: Any) -> Panel:
-    """The training loss on a random, filter-normalised plane around one seed."""
-    x, y = (
-        jp.random_direction(key, params, masks) for key in jax.random.split(key_of(config, 3), 2)
-    )
-    xs = np.linspace(-config.reach, config.reach, config.points, dtype=np.float32)
-    values = jp.plane(losses.both, params, x, y, xs, xs)["loss"]
-    return Panel(xs, xs, np.asarray(values), [Mark(f"seed {config.seed}", 0.0, 0.0)])
-
-
-def align(config: Config, losses: Losses, stack: Params, masks: Any) -> Bend:
-    """Every pair of seeds before and after the second's neurons are matched to the first's."""
-    coupling = jp.sequential_coupling(seed_of(stack, 0), LAYERS[config.model])
-    alphas = np.linspace(0, 1, config.points, dtype=np.float32)
-    barriers: dict[str, dict[str, list[float]]] = {
-        when: {"loss": [], "error": []} for when in ("before", "after")
-    }
-    overlaps: dict[str, list[float]] = {} if masks is None else {"before": [], "after": []}
-    panel, lines = None, {}
-    for i, j in itertools.combinations(range(config.seeds), 2):
-        a, b = seed_of(stack, i), seed_of(stack, j)
-        key = jax.random.fold_in(key_of(config, 4), config.seeds * i + j)
-        orders = jp.match_weights(key, a, b, coupling, starts=STARTS)
-        ends = {"before": b, "after": jp.permute(b, coupling, orders)}
-        for when, end in ends.items():
-            along = jp.line(losses.both, a, jax.tree.map(jnp.subtract, end, a), alphas)
-            for name, values in along.items():
-                barriers[when][name].append(above_chord(alphas, np.asarray(values)))
-            if panel is None:
-                label = {"before": "as trained", "after": "matched"}[when]
-                lines[when] = Line(label, alphas, np.asarray(along["loss"]))
-            if masks is not None:
-                own = seed_of(masks, j)
-                moved = own if when == "before" else jp.permute(own, coupling, orders)
-                overlaps[when].append(float(jp.overlap(seed_of(masks, i), moved)))
-        if panel is None:
-            first, second = config.seed, config.seed + 1
-            labels = f"seed {first}", f"seed {second}", f"seed {second}, matched"
-            panel = plane_of(config, losses, dict(zip(labels, (a, *ends.values()), strict=True)))
-    assert panel is not None
-    return Bend(panel, lines, barriers, overlaps)
-
-
-def above_chord(alphas: np.ndarray, values: np.ndarray) -> float:
-    """The barrier: how far the values rise above the line between their ends."""
-    return float(np.max(values - ((1 - alphas) * values[0] + alphas * values[-1])))
-
-
-def curve(config: Config, loss: Measure, stack: Params, masks: Any) -> Curved:
-    """Eigenvalues, trace and spectrum of every seed."""
-    steps, found = config.lanczos_steps, []
-    dimension = 0
-    for i in range(config.seeds):
-        params, own = seed_of(stack, i), seed_of(masks, i)
-        keys = jax.random.split(jax.random.fold_in(key_of(config, 5), i), 3)
-        pairs = jp.hessian_eigenvalues(keys[0], loss, params, config.eigenvalues, steps, own)
-        trace = jp.hessian_trace(keys[1], loss, params, config.trace_probes, own)
-        spectrum = jp.hessian_spectrum(keys[2], loss, params, config.density_probes, steps, own)
-        dimension = int(spectrum.dimension)
-        found.append((pairs.values, pairs.errors, *trace, spectrum.nodes, spectrum.weights))
-    columns = [np.stack(parts) for parts in zip(*found, strict=True)]
-    return Curved._make((*columns, dimension))
-
-
-def product_time(loss: Measure, params: Params, rounds: int = 15) -> dict[str, float]:
-    """Milliseconds of a gradient and of a Hessian-vector product, side by side; their ratio."""
-    gradient = jax.jit(lambda loss, params: jax.grad(loss)(params))
-    runs = {
-        "gradient": lambda: jax.block_until_ready(gradient(loss, params)),
-        "product": lambda: jax.block_until_ready(jp.hvp(loss, params, params)),
-    }
-    for once in runs.values():
-        once()
-    seconds = timing.interleaved(runs, rounds, seed=0)
-    ratio = np.median(np.asarray(seconds["product"]) / np.asarray(seconds["gradient"]))
-    return {
-        "gradient_ms": round(1e3 * float(np.median(seconds["gradient"])), 3),
-        "product_ms": round(1e3 * float(np.median(seconds["product"])), 3),
-        "ratio": round(float(ratio), 3),
-    }
 
 
 # --- what is written -----------------------------------------------------------------------------
@@ -401,59 +249,41 @@ def save(
     config: Config, outcome: study.Outcome, measured: dict[str, Measured], summary: dict[str, Any]
 ) -> None:
     """Writes the model, the plots and what they show, summary.json and report.md; prints it."""
-    sparse, out = outcome.states["sparse"], config.out
-    masks = jp.get_masks(sparse.opt_state)
-    checkpoint.save_model(out / run.MODEL, sparse.params, sparse.batch_stats, masks)
+    study.save_model(config.out / run.MODEL, outcome, "sparse")
     label = "Training loss"
     through = {arm.capitalize(): own.through for arm, own in measured.items()}
-    run.write(out / SEEDS, contours.planes(through, label, *2 * ["Distance in weight space"]))
     around = {arm.capitalize(): own.around for arm, own in measured.items()}
     axes = "First random direction", "Second random direction"
-    run.write(out / AROUND, contours.planes(around, label, *axes))
+    figures = {
+        SEEDS: contours.planes(through, label, *2 * ["Distance in weight space"]),
+        AROUND: contours.planes(around, label, *axes),
+    }
     bends = {arm.capitalize(): own.bend for arm, own in measured.items() if own.bend}
     if bends:
         panels = {title: bend.panel for title, bend in bends.items()}
         lines = {title: list(bend.lines.values()) for title, bend in bends.items()}
-        run.write(out / ALIGNED, contours.planes_and_lines(panels, label, lines, label))
-    run.write(out / CURVATURE, spectra.curvature(densities(measured)))
-    write_arrays(out / ARRAYS, measured)
-    run.write_json(out / run.SUMMARY, summary)
+        figures[ALIGNED] = contours.planes_and_lines(panels, label, lines, label)
+    curved = {arm: own.curved for arm, own in measured.items()}
+    figures[CURVATURE] = spectra.curvature(hessians.densities(curved))
+    run.write(config.out / ARRAYS, arrays(measured))
     writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
-    run.write(out / run.REPORT, to_markdown(writeup))
-    run.remove(out / run.CHECKPOINT)
-    to_terminal(writeup)
+    finish(config.out, writeup, summary, figures)
 
 
-def densities(arms: dict[str, Measured]) -> dict[str, Curvature]:
-    """The spectra on one grid, drawn with one width: a hundredth of their range."""
-    nodes = [own.curved.nodes for own in arms.values()]
-    low, high = min(x.min() for x in nodes), max(x.max() for x in nodes)
-    width = (high - low) / 100
-    grid = np.linspace(low - 4 * width, high + 4 * width, 600)
-    drawn = {}
-    for arm, own in arms.items():
-        curved = own.curved
-        density = [
-            np.asarray(jp.spectral_density(jp.Spectrum(*rows, curved.dimension), grid, width))
-            for rows in zip(curved.nodes, curved.weights, strict=True)
-        ]
-        drawn[arm] = Curvature(curved.eigenvalues, grid, np.stack(density))
-    return drawn
-
-
-def write_arrays(path: Path, arms: dict[str, Measured]) -> None:
-    """The planes and the spectra as numbers, for other plots."""
-    arrays: dict[str, Any] = {}
+def arrays(arms: dict[str, Measured]) -> bytes:
+    """The planes and the spectra as numbers (.npz), for other plots."""
+    held: dict[str, Any] = {}
     for arm, own in arms.items():
         panels = {"seeds": own.through, "around": own.around}
         if own.bend is not None:
             panels["alignment"] = own.bend.panel
         for name, panel in panels.items():
-            arrays |= {f"{arm}/{name}/{k}": getattr(panel, k) for k in ("xs", "ys", "losses")}
-            arrays[f"{arm}/{name}/marks"] = np.array([mark[1:] for mark in panel.marks])
-        arrays |= {f"{arm}/spectrum/{k}": getattr(own.curved, k) for k in ("nodes", "weights")}
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+            held |= {f"{arm}/{name}/{k}": getattr(panel, k) for k in ("xs", "ys", "losses")}
+            held[f"{arm}/{name}/marks"] = np.array([mark[1:] for mark in panel.marks])
+        held |= {f"{arm}/spectrum/{k}": getattr(own.curved, k) for k in ("nodes", "weights")}
+    file = io.BytesIO()
+    np.savez_compressed(file, **held)
+    return file.getvalue()
 
 
 def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
@@ -514,7 +344,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"Hessian-vector product takes {timed['ratio']:.2f} gradients "
             f"({timed['product_ms']:.1f} ms)"
         ),
-        command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
+        command=run.again(PROGRAM, config.out),
         pictures=pictures,
         layers={"sparse": layers},
         models=[run.MODEL],

@@ -10,7 +10,6 @@ Reference: Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from recipes.common.interrupt import Stopped, deferred_signals
 from recipes.common.measures import PathSettings
 from recipes.common.progress import progress
 from recipes.common.training import TrainState
-from recipes.common.writeup import Writeup, to_markdown, to_terminal
+from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.stability"
 PICTURE = "plots/stability.png"
@@ -116,8 +115,9 @@ def stability(config: Config) -> dict[str, Any]:
         records = fork_all(config, f, trunks, steps, measure, signalled)
     rule = measures.rule(config, module, dataset.train.images)
     summary = summarise(config, trunks, records, steps, rule, time.perf_counter() - began)
-    save(config, trunks, records, summary, write_up(config, summary, layers(f, trunks)))
-    print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
+    params, masks = training.seed_of((trunks.end, trunks.masks), 0)
+    layers = results.layers(jp.apply_masks(params, masks), masks)
+    save(config, trunks, records, summary, write_up(config, summary, layers))
     return summary
 
 
@@ -205,47 +205,16 @@ def fork_all(
             children, config.seeds, config.children, measure, config.points
         )
         record: dict[str, Any] = {"step": fork, "seconds": round(time.perf_counter() - began, 2)}
-        record |= {arm: measured(config, values, i) for i, arm in enumerate(ARMS)}
+        record |= {arm: forking.heights(values, i, config.children) for i, arm in enumerate(ARMS)}
         records.append(record)
         run.append(metrics, record)
         _stop(signalled() if len(records) < len(trunks.at) else None, stopped.format(len(records)))
     return sorted(records, key=lambda record: record["step"])
 
 
-def measured(config: Config, values: dict[str, np.ndarray], arm: int) -> dict[str, Any]:
-    """One arm's part of a line of metrics.jsonl: lists (seeds, pairs) and (seeds, children)."""
-    record: dict[str, Any] = {}
-    for name in QUANTITIES:
-        own = values[name][arm]  # (seeds, pairs, points)
-        record[f"{name}_instability"] = measures.above_ends(own).tolist()
-        record[f"{name}_barrier"] = measures.above_chord(own).tolist()
-        # the pairs of the first child come first: the first ends of one, the last ends of the rest
-        ends = np.concatenate([own[:, :1, 0], own[:, : config.children - 1, -1]], axis=1)
-        record[f"test_{name}"] = ends.tolist()
-    return record
-
-
 def _stop(signum: int | None, message: str) -> None:
     if signum:
         raise Stopped(signum, message)
-
-
-def over_pairs(config: Config, per_seed: list[list[float]]) -> dict[str, Any]:
-    """{mean, error, per_seed, pairs} of (seeds, pairs).
-
-    The error is that of the mean over seeds, which are independent; with one seed the jackknife's
-    over its children, which are not; None with one seed and two children.
-    """
-    values = np.asarray(per_seed)
-    means = values.mean(1)
-    error = None
-    if len(means) > 1:
-        error = float(means.std(ddof=1) / np.sqrt(len(means)))
-    elif config.children > 2:
-        matrix = np.zeros((config.children,) * 2)
-        matrix[np.triu_indices(config.children, k=1)] = values[0]
-        error = float(jp.jackknife(matrix + matrix.T).standard_error)
-    return {"mean": float(means.mean()), "error": error, "per_seed": means.tolist()}
 
 
 def summarise(
@@ -262,7 +231,9 @@ def summarise(
                     [1 - np.mean(errors) for errors in record[arm]["test_error"]]
                 ),
                 **{
-                    f"{name}_{height}": over_pairs(config, record[arm][f"{name}_{height}"])
+                    f"{name}_{height}": measures.over_siblings(
+                        record[arm][f"{name}_{height}"], config.children
+                    )
                     for name in QUANTITIES
                     for height in ("instability", "barrier")
                 },
@@ -294,9 +265,8 @@ def save(
     config: Config, trunks: Trunks, records: Records, summary: dict[str, Any], writeup: Writeup
 ) -> None:
     """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
-    out = config.out
     pruned = jp.apply_masks(trunks.end, trunks.masks)
-    checkpoint.save_model(out / run.MODEL, pruned, {}, trunks.masks)
+    checkpoint.save_model(config.out / run.MODEL, pruned, {}, trunks.masks)
     steps = [record["step"] for record in records]
     arms = {
         arm: Forks(
@@ -305,45 +275,24 @@ def save(
         )
         for arm in ARMS
     }
-    run.write(out / PICTURE, heatmaps.over_forks(steps, arms, config.threshold))
-    run.write_json(out / run.SUMMARY, summary)
-    run.write(out / run.REPORT, to_markdown(writeup))
-    run.remove(out / run.CHECKPOINT)
-    to_terminal(writeup)
-
-
-def layers(f: Forking, trunks: Trunks) -> str:
-    """`jp.report` of the first pruned trunk, as text."""
-    params, masks = (jax.tree.map(lambda x: x[0], tree) for tree in (trunks.end, trunks.masks))
-    with warnings.catch_warnings():  # its text says the same
-        warnings.simplefilter("ignore", UserWarning)
-        return str(jp.report(jp.apply_masks(params, masks), masks))
+    figure = heatmaps.over_forks(steps, arms, config.threshold)
+    finish(config.out, writeup, summary, {PICTURE: figure})
 
 
 def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     """The result, for people: a row for each fork."""
-
-    def points(numbers: dict[str, Any]) -> str:
-        error = "" if numbers["error"] is None else f" ± {100 * numbers['error']:.2f}"
-        return f"{100 * numbers['mean']:.2f}{error}"
-
-    def plain(numbers: dict[str, Any]) -> str:
-        error = "" if numbers["error"] is None else f" ± {numbers['error']:.3f}"
-        return f"{numbers['mean']:.3f}{error}"
-
     rows = [
         (
             f"{fork['step']:,}, {arm}",
-            points(fork["error_instability"]),
-            points(fork["error_barrier"]),
-            plain(fork["loss_instability"]),
+            results.plus_minus(fork["error_instability"], 2, 100),
+            results.plus_minus(fork["error_barrier"], 2, 100),
+            results.plus_minus(fork["loss_instability"], 3),
             results.percent(fork["test_accuracy"]),
         )
         for pair in zip(summary["dense"], summary["sparse"], strict=True)
         for arm, fork in zip(ARMS, pair, strict=True)
     ]
     rule, peak = summary["running_statistics"], summary["peak_memory_bytes"] / 1e9
-    statistics = f"; running statistics between them: {rule}" if rule else ""
     what = "seeds" if config.seeds > 1 else "children, by the jackknife"
     return Writeup(
         title="Stability to the noise of SGD",
@@ -351,14 +300,14 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
             f"children a fork, {summary['steps']:,} steps, sparsity "
             f"{100 * summary['sparsity']:.4g} % ({config.mask}), {config.points} points a path on "
-            f"test data{statistics}, by the step of the fork: instability I and barrier B, of the "
-            "error in points, with "
-            f"standard error over {what}; accuracy with standard deviation over seeds"
+            f"test data{measures.in_words(rule)}, by the step of the fork: instability I and "
+            f"barrier B, of the error in points, with standard error over {what}; accuracy with "
+            "standard deviation over seeds"
         ),
         columns=("error I", "error B", "loss I", "test accuracy"),
         rows=rows,
         footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=f"{PROGRAM} --config {config.out / run.CONFIG} --out NEW_FOLDER",
+        command=run.again(PROGRAM, config.out),
         pictures={
             PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
             "means. Below the dashed line training is stable. The "

@@ -1,4 +1,8 @@
-"""Is training stable to the noise of SGD: children of one state, and how far they drift apart."""
+"""Is training stable to the noise of SGD: children of one state, and how far they drift apart.
+
+`train` is called as it is: jit it yourself, with static steps, as in
+`jax.jit(train, static_argnames=("start", "stop"))`, or its operations run one by one.
+"""
 
 from __future__ import annotations
 

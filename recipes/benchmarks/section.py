@@ -17,6 +17,8 @@ class Plan(NamedTuple):
     repeats: int  # rounds
     compiles: int  # rounds of compilations
     models: tuple[str, ...]  # whose training steps are compiled
+    batch_size: int  # examples of a training step
+    examples: int  # that a pass of the barriers goes over
     seed: int
     least_seconds: float  # of a sample
 

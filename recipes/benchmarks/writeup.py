@@ -21,7 +21,7 @@ The cells of a table are timed in one process, in another random order each roun
 of two times of the same round: the median and its quartiles. Of two identical programs (A/A) one
 is the baseline, and the other's quartiles (or their inverses) are noise: an idle step is held to
 it. Updates are those of a rising sparsity, one after the other. `temp` is what a program needs
-beside its arguments and results, in sizes of the params. Sorts are timed twice.\
+beside its arguments and results, in sizes of the params. Slow cells are in few rounds.\
 """
 
 

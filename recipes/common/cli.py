@@ -124,6 +124,13 @@ def at_least(flag: str, value: int, low: int) -> None:
         raise RecipeError(f"{flag} must be at least {low}, got {value}")
 
 
+def odd(flag: str, value: int, low: int) -> None:
+    """Raises `RecipeError` if `value` is less than `low`, or even."""
+    at_least(flag, value, low)
+    if value % 2 == 0:
+        raise RecipeError(f"{flag} must be odd, so that the middle is one of them; got {value}")
+
+
 def one_of(flag: str, value: str, choices: Sequence[str]) -> None:
     """Raises `RecipeError` unless `value` is one of `choices`."""
     if value not in choices:

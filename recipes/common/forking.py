@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import training
+from recipes.common import measures, training
 from recipes.common.data import Split
 from recipes.common.training import Arm, TrainState, Weights
 
@@ -138,7 +138,7 @@ def between_siblings(
     upper = np.triu_indices(children, k=1)
     found = []
     for i in range(len(ARMS) * seeds):
-        siblings = jax.tree.map(lambda x, i=i: x[i], families)
+        siblings = training.seed_of(families, i)
         values = jp.pairwise(lambda a, b: path(a, b)[1], siblings, diagonal=0.0)
         found.append(jax.tree.map(lambda v: np.asarray(v)[upper], values))
     stacked = jax.tree.map(lambda *v: np.stack(v), *found)
@@ -146,3 +146,16 @@ def between_siblings(
         name: v.reshape(len(ARMS), seeds, *v.shape[1:]).astype(np.float64)
         for name, v in stacked.items()
     }
+
+
+def heights(values: dict[str, np.ndarray], arm: int, children: int) -> dict[str, Any]:
+    """What `between_siblings` says of one arm: lists (seeds, pairs) and (seeds, children)."""
+    record: dict[str, Any] = {}
+    for name in values:
+        own = values[name][arm]  # (seeds, pairs, points)
+        record[f"{name}_instability"] = measures.above_ends(own).tolist()
+        record[f"{name}_barrier"] = measures.above_chord(own).tolist()
+        # the pairs of the first child come first: the first ends of one, the last ends of the rest
+        ends = np.concatenate([own[:, :1, 0], own[:, : children - 1, -1]], axis=1)
+        record[f"test_{name}"] = ends.tolist()
+    return record

@@ -96,7 +96,8 @@ def along_paths(panels: Mapping[str, Paths], threshold: float | None = None) -> 
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
         every_axes[0].set_ylabel("Test error (%)")
         handles, labels = every_axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7.5)
+        columns = min(len(labels), 2 * len(panels))  # as many as there is room for
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7.5)
         return png(figure)
 
 

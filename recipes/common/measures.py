@@ -15,7 +15,6 @@ import optax
 import jaxprune as jp
 from recipes.common import cli, data, settings
 from recipes.common.data import Split
-from recipes.common.errors import RecipeError
 from recipes.common.settings import Settings
 
 STATISTICS = ("recalibrate", "interpolate")
@@ -42,11 +41,7 @@ def check(config: PathSettings) -> None:
     settings.check(config)
     cli.one_of("--statistics", config.statistics, STATISTICS)
     cli.in_range("--threshold", config.threshold, 0, 100, "(]")
-    cli.at_least("--points", config.points, 3)
-    if config.points % 2 == 0:
-        raise RecipeError(
-            f"--points must be odd, so that the middle is one of them; got {config.points}"
-        )
+    cli.odd("--points", config.points, 3)
     if config.test_examples is not None:
         cli.at_least("--test-examples", config.test_examples, 1)
 
@@ -55,6 +50,11 @@ def rule(config: PathSettings, module: nn.Module, images: np.ndarray) -> str | N
     """How running statistics between two networks are made; None where there are none."""
     variables = jax.eval_shape(module.init, jax.random.key(0), images[:1])
     return config.statistics if "batch_stats" in variables else None
+
+
+def in_words(rule: str | None) -> str:
+    """A rule for running statistics, to be said after "on test data"."""
+    return f"; running statistics between them: {rule}" if rule else ""
 
 
 def measure_on(module: nn.Module, split: Split, batch_size: int = 1000) -> Measure:
@@ -117,3 +117,33 @@ def above_ends(values: np.ndarray) -> np.ndarray:
     """The instability of each path: values (..., points) -> (...)."""
     v = np.asarray(values, np.float64)
     return v.max(-1) - (v[..., 0] + v[..., -1]) / 2
+
+
+def over_pairs(matrix: np.ndarray) -> dict[str, Any]:
+    """{mean, error, highest, matrix}; the error by the jackknife, None for two seeds."""
+    off = matrix[np.triu_indices(len(matrix), k=1)]
+    error = float(jp.jackknife(matrix).standard_error) if len(matrix) > 2 else None
+    return {
+        "mean": float(off.mean()),
+        "error": error,
+        "highest": float(off.max()),
+        "matrix": matrix.tolist(),
+    }
+
+
+def over_siblings(per_seed: list[list[float]], children: int) -> dict[str, Any]:
+    """{mean, error, per_seed} of pairs of children (seeds, pairs).
+
+    The error is that of the mean over seeds, which are independent; with one seed the jackknife's
+    over its children, which are not; None with one seed and two children.
+    """
+    values = np.asarray(per_seed)
+    means = values.mean(1)
+    error = None
+    if len(means) > 1:
+        error = float(means.std(ddof=1) / np.sqrt(len(means)))
+    elif children > 2:
+        matrix = np.zeros((children,) * 2)
+        matrix[np.triu_indices(children, k=1)] = values[0]
+        error = float(jp.jackknife(matrix + matrix.T).standard_error)
+    return {"mean": float(means.mean()), "error": error, "per_seed": means.tolist()}

@@ -23,7 +23,7 @@ FIRST_LAST = {
     "resnet20": ("Conv_0/kernel", "Dense_0/kernel"),
 }
 
-Norm = Callable[..., nn.Module]
+Layer = Callable[..., nn.Module]
 
 Conv = partial(
     nn.Conv,
@@ -78,13 +78,14 @@ class ConvNet(nn.Module):
     widths: tuple[int, ...]
     classes: int
     norm: str
+    conv: Layer = Conv
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         norm = normalisation(self.norm, train)
         x = images
         for i, width in enumerate(self.widths):
-            x = nn.relu(norm()(Conv(width, (3, 3), strides=1 if i == 0 else 2)(x)))
+            x = nn.relu(norm()(self.conv(width, (3, 3), strides=1 if i == 0 else 2)(x)))
         return nn.Dense(self.classes)(jnp.mean(x, axis=(1, 2)))
 
 
@@ -106,7 +107,7 @@ class ResNet(nn.Module):
         return nn.Dense(self.classes)(jnp.mean(x, axis=(1, 2)))
 
 
-def residual(x: jax.Array, width: int, stride: int, norm: Norm) -> jax.Array:
+def residual(x: jax.Array, width: int, stride: int, norm: Layer) -> jax.Array:
     """relu(x + f(x)), f two 3x3 convolutions; x is projected where f changes its shape."""
     y = nn.relu(norm()(Conv(width, (3, 3), strides=stride)(x)))
     y = norm()(Conv(width, (3, 3))(y))
@@ -115,7 +116,7 @@ def residual(x: jax.Array, width: int, stride: int, norm: Norm) -> jax.Array:
     return nn.relu(x + y)
 
 
-def normalisation(norm: str, train: bool) -> Norm:
+def normalisation(norm: str, train: bool) -> Layer:
     """The norm layer to build: groups of channels of one image, or channels of the whole batch."""
     if norm == "batch":
         return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)

@@ -7,11 +7,14 @@ import platform
 import re
 import resource
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+import jaxprune as jp
 
 PACKAGES = ("jaxprune", "jax", "flax", "optax", "numpy")
 
@@ -26,6 +29,19 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 def percent(numbers: dict[str, Any]) -> str:
     """`over_seeds` of fractions as "97.81 ± 0.12 %"."""
     return f"{100 * numbers['mean']:.2f} ± {100 * numbers['std']:.2f} %"
+
+
+def plus_minus(numbers: dict[str, Any], decimals: int, factor: float = 1) -> str:
+    """A mean and its "error" as "0.12 ± 0.01"; without the latter if it is None."""
+    mean, error = f"{factor * numbers['mean']:.{decimals}f}", numbers["error"]
+    return mean if error is None else f"{mean} ± {factor * error:.{decimals}f}"
+
+
+def layers(params: Any, masks: Any, *forward: Any) -> str:
+    """`jp.report` as text."""
+    with warnings.catch_warnings():  # its text says the same
+        warnings.simplefilter("ignore", UserWarning)
+        return str(jp.report(params, masks, *forward))
 
 
 def kept_weights(masks: Any) -> tuple[np.ndarray, int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import optax
 
+import jaxprune as jp
 from recipes.common import cli, data, models
 from recipes.common.errors import RecipeError
 from recipes.common.side_by_side import Plan
@@ -113,6 +114,25 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
     at_most = settings.learning_rate
     rates = schedule(at_most) if settings.schedule == "constant" else schedule(at_most, steps)
     return OPTIMIZERS[settings.optimizer](rates)
+
+
+def gradual(
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    sparsity: float,
+    every: int,
+    begin: float = 0.1,
+    end: float = 0.7,
+    allocation: jp.base.Allocation = jp.global_threshold,
+    pattern: Any = jp.unstructured,
+) -> optax.GradientTransformation:
+    """`optimizer` with gradual magnitude pruning, between two fractions of the steps."""
+    first, last = pruning_steps(begin, end, steps)
+    ramp = optax.polynomial_schedule(
+        0.0, sparsity, power=3, transition_steps=last - first, transition_begin=first
+    )
+    gmp = jp.prune(jp.magnitude, allocation, ramp, pattern=pattern)
+    return jp.sparsify(optimizer, jp.every(every, gmp, start=first, stop=last))
 
 
 def pruning_steps(begin: float, end: float, steps: int) -> tuple[int, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
 import jaxprune as jp
 from recipes.common import checkpoint, cli, data, plots, results, run, settings, training
@@ -16,7 +18,7 @@ from recipes.common.errors import RecipeError
 from recipes.common.settings import Settings
 from recipes.common.side_by_side import Folder, History, States, train_arms
 from recipes.common.training import Arm, TrainState, Weights
-from recipes.common.writeup import Writeup, to_markdown, to_terminal
+from recipes.common.writeup import Writeup, finish
 
 CURVES, LAYERS = "plots/training.png", "plots/layers.png"
 
@@ -60,6 +62,16 @@ def train(
     return Outcome(arms, dataset, states, history, time.perf_counter() - began)
 
 
+def twins(
+    module: nn.Module, dense: optax.GradientTransformation, sparse: optax.GradientTransformation
+) -> dict[str, Arm]:
+    """One network trained twice."""
+    return {
+        "dense": Arm(module, lambda key: dense),
+        "sparse": Arm(module, lambda key: sparse, Weights.SPARSE),
+    }
+
+
 def check_arm(name: str, arm: Arm, images: np.ndarray) -> None:
     """Makes its first state in shapes only; what the library refuses, `RecipeError` says."""
     try:
@@ -85,7 +97,7 @@ def summarise(config: Settings, outcome: Outcome) -> dict[str, Any]:
 def _numbers(outcome: Outcome, name: str) -> dict[str, Any]:
     """What one arm came to."""
     last, state = outcome.history[-1][name], outcome.states[name]
-    one = jax.tree.map(lambda x: x[0], state.params)
+    one = training.seed_of(state.params, 0)
     weights = sum(x.size for x in jax.tree.leaves(jp.kernels(one)))
     kept = np.full(len(last["loss"]), weights)
     if outcome.arms[name].weights is not Weights.DENSE:
@@ -141,13 +153,7 @@ def publish(
     if list(models) == ["sparse"]:  # one network needs no name
         models = {"sparse": run.MODEL}
     for name, path in models.items():
-        state = outcome.states[name]
-        params = training.network(outcome.arms[name], state)
-        masks = jp.get_masks(state.opt_state)
-        checkpoint.save_model(out / path, params, state.batch_stats, masks)
-    for path, figure in figures.items():
-        run.write(out / path, figure.png)
-    run.write_json(out / run.SUMMARY, summary)
+        save_model(out / path, outcome, name)
     columns, rows = table(summary["arms"])
     wall, peak = summary["seconds"], summary["peak_memory_bytes"] / 1e9
     writeup = Writeup(
@@ -159,16 +165,20 @@ def publish(
         columns=columns,
         rows=rows,
         footline=f"{wall:.0f} s with compilation and tests, peak memory {peak:.2f} GB",
-        command=f"{program} --config {out / run.CONFIG} --out NEW_FOLDER",
+        command=run.again(program, out),
         pictures={path: figure.caption for path, figure in figures.items()},
         layers={name: layer_report(outcome, name) for name in models},
         models=list(models.values()),
         environment=summary["environment"],
     )
-    run.write(out / run.REPORT, to_markdown(writeup))
-    run.remove(out / run.CHECKPOINT)
-    to_terminal(writeup)
-    print(f"Everything is in {out}: see {out / run.REPORT}")
+    finish(out, writeup, summary, {path: figure.png for path, figure in figures.items()})
+
+
+def save_model(path: Path, outcome: Outcome, name: str) -> None:
+    """The masked weights, running statistics and masks of an arm, all seeds."""
+    state = outcome.states[name]
+    params = training.network(outcome.arms[name], state)
+    checkpoint.save_model(path, params, state.batch_stats, jp.get_masks(state.opt_state))
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -200,7 +210,7 @@ def _range(counts: list[int]) -> str:
 
 def layer_report(outcome: Outcome, name: str) -> str:
     """`jp.report` of the first seed of an arm, as text."""
-    first: TrainState = jax.tree.map(lambda x: x[0], outcome.states[name])
+    first: TrainState = training.seed_of(outcome.states[name], 0)
     image = jax.ShapeDtypeStruct((1, *outcome.dataset.train.images.shape[1:]), np.float32)
 
     def apply(params, images):
@@ -208,6 +218,4 @@ def layer_report(outcome: Outcome, name: str) -> str:
         return outcome.arms[name].module.apply(variables, images)
 
     params = training.network(outcome.arms[name], first)
-    with warnings.catch_warnings():  # its text says the same
-        warnings.simplefilter("ignore", UserWarning)
-        return str(jp.report(params, jp.get_masks(first.opt_state), apply, image))
+    return results.layers(params, jp.get_masks(first.opt_state), apply, image)

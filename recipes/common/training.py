@@ -82,6 +82,11 @@ def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     return jax.tree.map(jnp.copy, TrainState(params, batch_stats, opt_state))
 
 
+def seed_of(stack: Any, i: int) -> Any:
+    """Seed i of a stack; None of None."""
+    return jax.tree.map(lambda x: x[i], stack)
+
+
 def network(arm: Arm, state: TrainState) -> Any:
     """The params that the network uses; of one state or of a stack."""
     if arm.weights is Weights.DENSE_COPY:

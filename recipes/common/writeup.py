@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recipes.common.run import METRICS, SUMMARY
+from recipes.common import run
 
 
 class Writeup(NamedTuple):
@@ -25,6 +26,19 @@ class Writeup(NamedTuple):
     layers: Mapping[str, str]  # arm -> a table of the layers of its first seed, as text
     models: Sequence[str]  # paths below the run's folder
     environment: Mapping[str, str]
+
+
+def finish(
+    out: Path, writeup: Writeup, summary: Mapping[str, Any], figures: Mapping[str, bytes]
+) -> None:
+    """Writes the figures, summary.json and report.md, and prints the table: the run is finished."""
+    for path, png in figures.items():
+        run.write(out / path, png)
+    run.write_json(out / run.SUMMARY, summary)
+    run.write(out / run.REPORT, to_markdown(writeup))
+    run.remove(out / run.CHECKPOINT)
+    to_terminal(writeup)
+    print(f"Everything is in {out}: see {out / run.REPORT}")
 
 
 def to_terminal(writeup: Writeup) -> None:
@@ -62,8 +76,8 @@ The first seed, layer by layer:
 {layers}
 
 The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read them
-with `recipes.common.checkpoint.load_model`. Every logged point is a line of `{METRICS}`; all
-numbers of this page are in `{SUMMARY}`.
+with `recipes.common.checkpoint.load_model`. Every logged point is a line of `{run.METRICS}`; all
+numbers of this page are in `{run.SUMMARY}`.
 
 {writeup.footline}. {environment}.
 """

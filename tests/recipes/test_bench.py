@@ -10,11 +10,11 @@ import pytest
 
 import jaxprune as jp
 from recipes import bench
-from recipes.benchmarks import memory, section, steps
+from recipes.benchmarks import memory, section, seeds, steps
 from recipes.common import run, timing
 
 TINY = ["--weights", "2000", "--leaves", "1", "--seeds", "2", "--repeats", "2", "--sample-ms", "0"]
-TINY += ["--compiles", "1", "--models", "lenet"]
+TINY += ["--compiles", "1", "--models", "lenet", "--batch-size", "4", "--examples", "40"]
 
 
 class Clock:
@@ -189,7 +189,7 @@ def test_idle_steps_keep_the_masks_and_updates_prune_more_each_time(vmap):
     if vmap is jax.vmap:
         params, grads = jax.tree.map(lambda x: jnp.stack([x, -x]), (params, grads))
     cells = {cell.name: cell for cell in steps._cells(params, grads, vmap)}
-    assert len({cell.name for cell in cells.values()}) == 8
+    assert len({cell.name for cell in cells.values()}) == 8 + 2 * len(steps.DYNAMIC)
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def kept(state):
@@ -213,6 +213,17 @@ def test_masks_cost_a_byte_in_memory_and_a_bit_in_a_file():
     sizes = memory._masks(params, seed=0)
     assert sizes["in memory"] == 1_000_000
     assert 125_000 <= sizes["in a file"] < 135_000
+
+
+def test_the_networks_of_the_two_convolutions_are_the_same():
+    ours, xlas = seeds.conv_nets()
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    variables = ours.init(jax.random.key(1), images)
+    assert jax.tree.structure(variables) == jax.tree.structure(
+        jax.eval_shape(xlas.init, jax.random.key(1), images)
+    )
+    outputs = [net.apply(variables, images) for net in (ours, xlas)]
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
 
 
 # --- the recipe ----------------------------------------------------------------------------------
@@ -242,7 +253,8 @@ def test_the_summary_has_every_number(finished):
     assert summary["recipe"] == "bench"
     assert (summary["weights"], summary["seeds"], summary["repeats"]) == (2000, 2, 2)
     assert set(summary["sections"]) == {
-        *("step", "selection", "vmap", "compile_lenet", "masks", "memory", "seeds")
+        *("step", "selection", "vmap", "compile_lenet", "masks", "memory"),
+        *("seeds", "seeds_conv", "barriers"),
     }
     assert {"backend", "device", "cpus", "jax", "jaxlib", "optax"} <= set(summary["environment"])
     update = summary["sections"]["step"]["cells"]["update, global"]
@@ -253,6 +265,11 @@ def test_the_summary_has_every_number(finished):
     assert figures["masks: bytes a weight in memory"]["met"]
     assert figures["step: update, global / adam"]["target"] == 8
     assert figures["selection: argsort / select, global"]["at_least"]
+    assert figures["seeds_conv: 1 program / 2 runs"]["target"] == 1.2
+    assert figures["barriers: seconds of the matrix"]["target"] == 60
+    cells = summary["sections"]["barriers"]["cells"]
+    assert cells["matrix"]["rounds"] == 2 and cells["matrix, and compiled"]["rounds"] == 1
+    assert cells["matrix"]["ratio"].keys() == {"1 x 11 passes"}  # a pair, two seeds
 
 
 def test_a_run_is_not_overwritten_unasked(finished, capsys):
@@ -269,6 +286,8 @@ def test_a_run_is_not_overwritten_unasked(finished, capsys):
         (["--weights", "nan"], "--weights must be in"),
         (["--leaves", "0"], "--leaves must be at least 1"),
         (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--seeds", "1"], "--seeds, with pairs for barriers, must be at least 2, got 1"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--sample-ms", "-1"], "--sample-ms must be in"),
         (["--only", "step,speed"], "unknown --only 'speed'; choose one of step, selection"),
@@ -307,5 +326,5 @@ def test_a_part_can_run_alone(tmp_path):
 
 def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / run.REPORT).read_text()
-    assert report.count("\n## ") == 8  # what was asked for, and seven tables
+    assert report.count("\n## ") == 10  # what was asked for, and nine tables
     assert run.SUMMARY in report

@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import landscape
-from recipes.common import models, run, side_by_side
+from recipes.common import data, matching, models, planes, run, side_by_side
 
 SHORT = "--steps 6 --train-examples 256 --every 2 --evaluations 2 --examples 100 --points 5 "
 SHORT += "--eigenvalues 3 --lanczos-steps 6 --density-probes 2 --trace-probes 3"
@@ -145,8 +145,8 @@ def test_the_help_says_what_each_flag_is(capsys):
 def test_the_losses_of_a_convolutional_network_have_second_derivatives():
     module = models.model("conv", 10)
     images = np.asarray(jax.random.normal(jax.random.key(0), (6, 8, 8, 1)))
-    split = landscape.data.Split(images, np.arange(6, dtype=np.int32))
-    losses = landscape.losses_on(module, split, 5)
+    split = data.Split(images, np.arange(6, dtype=np.int32))
+    losses = planes.losses_on(module, split, 5)
     params = module.init(jax.random.key(1), images[:1])["params"]
     product = jp.hvp(losses.loss, params, params)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(product))
@@ -155,5 +155,5 @@ def test_the_losses_of_a_convolutional_network_have_second_derivatives():
 
 def test_the_barrier_is_above_the_chord():
     alphas = np.linspace(0, 1, 3)
-    assert landscape.above_chord(alphas, np.array([1.0, 3.0, 2.0])) == 1.5
-    assert landscape.above_chord(alphas, np.array([1.0, 1.0, 2.0])) == 0.0
+    assert matching.above_chord(alphas, np.array([1.0, 3.0, 2.0])) == 1.5
+    assert matching.above_chord(alphas, np.array([1.0, 1.0, 2.0])) == 0.0

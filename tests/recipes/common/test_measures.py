@@ -59,3 +59,20 @@ def test_heights_are_those_of_the_library():
     loss = lambda w: jnp.interp(w, jnp.array([0, 0.5, 1]), jnp.asarray(values[1]))
     assert float(jp.barrier(loss, 0.0, 1.0, 3)) == pytest.approx(2.25)
     assert (measures.above_chord(np.full((2, 11), 0.1)) == 0).all()
+
+
+def test_over_pairs():
+    matrix = np.array([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 3.0, 0.0]])
+    said = measures.over_pairs(matrix)
+    assert (said["mean"], said["highest"], said["matrix"]) == (2.0, 3.0, matrix.tolist())
+    assert said["error"] == pytest.approx(2 / 3**0.5)  # the jackknife's
+    assert measures.over_pairs(matrix[:2, :2])["error"] is None
+    siblings = measures.over_siblings([[1.0, 2.0, 3.0]], 3)
+    assert siblings["mean"] == 2.0 and siblings["error"] == pytest.approx(said["error"])
+
+
+def test_over_siblings():
+    said = measures.over_siblings([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], 3)
+    assert (said["mean"], said["per_seed"]) == (3.0, [2.0, 4.0])
+    assert said["error"] == pytest.approx(1.0)  # std sqrt(2) over two seeds
+    assert measures.over_siblings([[1.0]], 2)["error"] is None

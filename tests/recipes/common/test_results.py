@@ -17,6 +17,11 @@ def test_over_seeds():
     assert results.percent(results.over_seeds([0.97, 0.99])) == "98.00 ± 1.41 %"
 
 
+def test_plus_minus():
+    assert results.plus_minus({"mean": 0.0123, "error": 0.004}, 2, 100) == "1.23 ± 0.40"
+    assert results.plus_minus({"mean": 0.0123, "error": None}, 3) == "0.012"
+
+
 def test_what_masks_keep():
     kernel = jnp.array([[[True, False], [True, True]], [[False, False], [False, True]]])
     masks = {"Conv_10": {"kernel": kernel, "bias": None}, "Conv_2": {"kernel": ~kernel}}

@@ -49,7 +49,7 @@ def test_without_gradients(score, name):
     with pytest.raises(ValueError, match=f"{name} needs gradients") as error:
         score(W)
     assert f"{name}(params, grads=grads)" in str(error.value)
-    assert "prune(...)" in str(error.value)
+    assert "sparsify" in str(error.value)
 
 
 # --- fisher --------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_random_under_vmap_draws_one_a_seed():
 
 @pytest.mark.parametrize("key", [0, None, "seed", {"kernel": 1}])
 def test_random_needs_a_key(key):
-    with pytest.raises(TypeError, match=r"random\(key\) needs a key") as error:
+    with pytest.raises(TypeError, match=r"random\(key, ...\) needs a key") as error:
         jp.random(key)
     assert "jax.random.key(0)" in str(error.value) and f"got {key!r}" in str(error.value)
 

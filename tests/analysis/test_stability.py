@@ -122,7 +122,7 @@ def test_instability_falls_to_exactly_zero_at_the_end(masks):
     off = matrices[:, ~np.eye(3, dtype=bool)]
     assert (off[0] > 0).all() and off[1].mean() < off[0].mean() and (off[2] == 0).all()
     estimate = jax.vmap(jp.jackknife)(matrices)
-    assert estimate.mean.shape == estimate.error.shape == (3,)
+    assert estimate.mean.shape == estimate.standard_error.shape == (3,)
 
 
 def test_it_is_a_trunk_and_its_forks():

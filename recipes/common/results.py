@@ -37,11 +37,11 @@ def plus_minus(numbers: dict[str, Any], decimals: int, factor: float = 1) -> str
     return mean if error is None else f"{mean} ± {factor * error:.{decimals}f}"
 
 
-def layers(params: Any, masks: Any, *forward: Any) -> str:
+def layers(params: Any, masks: Any, *forward: Any, ever_active: Any = None) -> str:
     """`jp.report` as text."""
     with warnings.catch_warnings():  # its text says the same
         warnings.simplefilter("ignore", UserWarning)
-        return str(jp.report(params, masks, *forward))
+        return str(jp.report(params, masks, *forward, ever_active=ever_active))
 
 
 def kept_weights(masks: Any) -> tuple[np.ndarray, int]:

@@ -218,4 +218,5 @@ def layer_report(outcome: Outcome, name: str) -> str:
         return outcome.arms[name].module.apply(variables, images)
 
     params = training.network(outcome.arms[name], first)
-    return results.layers(params, jp.get_masks(first.opt_state), apply, image)
+    ever = optax.tree.get(first.opt_state, "ever_active", None)
+    return results.layers(params, jp.get_masks(first.opt_state), apply, image, ever_active=ever)

@@ -115,6 +115,11 @@ def schedule_ends(schedule: optax.Schedule) -> list[tuple[str, Any]]:
     return [("starts at", first), ("ends at", last)]
 
 
+def value_at(schedule: Any, step: Any, at_end: Any) -> Any:
+    """The value of a schedule at `step`, its last one where `at_end`; a number is itself."""
+    return schedule(jnp.where(at_end, END, step)) if callable(schedule) else schedule
+
+
 def check_schedule(schedule: optax.Schedule) -> None:
     """ValueError if the first or last value of a schedule is known, and no sparsity."""
     for when, value in schedule_ends(schedule):

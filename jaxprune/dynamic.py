@@ -9,11 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxprune.base import (
-    END,
     Allocation,
     Masks,
     MaskState,
@@ -24,6 +22,7 @@ from jaxprune.base import (
     check_sparsity,
     map_scored,
     schedule_ends,
+    value_at,
 )
 from jaxprune.drop_grow import drop, grow, portions
 from jaxprune.masks import own_masks, with_own
@@ -56,8 +55,9 @@ def random_start(
 
     def init(params: Params) -> MaskState:
         scores = score(prunable(params))
-        _check_none_empty(scores, allocation(scores, sparsity))
-        return MaskState(select(scores, allocation, sparsity))
+        sparsities = allocation(scores, sparsity)
+        _check_none_empty(scores, sparsities)
+        return MaskState(select(scores, lambda *_: sparsities, sparsity))
 
     return init
 
@@ -78,7 +78,7 @@ def regrow(
     Raises:
       ValueError: if the fraction, or either end of its schedule, is outside [0, 1].
     """
-    fraction_at = _checked(fraction)
+    schedule = _checked(fraction)
 
     def update(
         state: Any,
@@ -92,7 +92,7 @@ def regrow(
         masks = own_masks(state.masks, params, prunable)
         weights = map_scored(lambda _, w: w, masks, params)
         slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
-        left = dropped(masks, weights, fraction_at(jnp.where(at_end, END, step)))
+        left = dropped(masks, weights, value_at(schedule, step, at_end))
         gone = map_scored(lambda old, new: n_true(old & ~new)[0], masks, left)
         scores = defer(lambda w, g: promise(w, grads=g, step=step, **context), weights, slopes)
         new = grow(left, scores, gone)

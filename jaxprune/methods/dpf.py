@@ -10,7 +10,6 @@ import optax
 
 from jaxprune.allocation import global_threshold
 from jaxprune.base import (
-    END,
     Allocation,
     Masks,
     MaskTransform,
@@ -19,6 +18,7 @@ from jaxprune.base import (
     check_schedule,
     check_sparsity,
     map_scored,
+    value_at,
 )
 from jaxprune.masks import with_own
 from jaxprune.pattern import select, unstructured
@@ -75,7 +75,7 @@ def dpf(
     def update(
         state: DpfState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> DpfState:
-        asked = sparsity(jnp.where(at_end, END, step)) if callable(sparsity) else sparsity
+        asked = value_at(sparsity, step, at_end)
         new = select(magnitude(prunable(params)), allocation, asked, pattern)
         return DpfState(with_own(state.masks, new))
 

@@ -12,7 +12,6 @@ import optax
 
 from jaxprune.allocation import erk, global_threshold
 from jaxprune.base import (
-    END,
     Allocation,
     MaskState,
     MaskTransform,
@@ -20,6 +19,7 @@ from jaxprune.base import (
     check_schedule,
     map_scored,
     schedule_ends,
+    value_at,
 )
 from jaxprune.drop_grow import among
 from jaxprune.dynamic import random_start, regrow, smallest
@@ -83,7 +83,7 @@ def granet(
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
         ranked = defer(lambda m, w: among(m, magnitude(w)), masks, params)
-        kept = select(ranked, global_threshold, sparsity(jnp.where(at_end, END, step)))
+        kept = select(ranked, global_threshold, value_at(sparsity, step, at_end))
         left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
         pruned = MaskState(with_own(state.masks, left))
         return regenerate(pruned, params, step=step, at_end=at_end, **context)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.base import (
-    END,
     Allocation,
     MaskState,
     MaskTransform,
@@ -20,6 +19,7 @@ from jaxprune.base import (
     check_schedule,
     check_sparsity,
     map_scored,
+    value_at,
 )
 from jaxprune.drop_grow import among
 from jaxprune.masks import own_masks, with_own
@@ -96,7 +96,7 @@ def prune(
             slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
             return among(masks, score(own, grads=slopes, step=step, **context))
 
-        asked = sparsity(jnp.where(at_end, END, step)) if callable(sparsity) else sparsity
+        asked = value_at(sparsity, step, at_end)
         kept = select(defer(scores, params, grads, masks), allocation, asked, pattern)
         # with what is kept already: a falling schedule revives nothing
         return MaskState(with_own(state.masks, map_scored(jnp.logical_and, masks, kept)))

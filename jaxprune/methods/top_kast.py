@@ -15,6 +15,7 @@ from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import kernels
 from jaxprune.scores import magnitude
+from jaxprune.selection import n_true
 
 
 class TopKastState(NamedTuple):
@@ -107,7 +108,7 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
             )
 
         def decayed(mask: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:
-            density = jnp.maximum(mask.mean(), 1 / max(mask.size, 1))
+            density = jnp.maximum(n_true(mask)[0], 1) / max(mask.size, 1)
             return g + strength * jnp.where(mask, w, w / density).astype(g.dtype)
 
         masks = like(mask_state.masks, params)

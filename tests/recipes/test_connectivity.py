@@ -1,9 +1,8 @@
 """The recipe end to end, in this process: what it writes, refuses, and survives."""
 
 import json
-import os
 import shutil
-import signal
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,16 +10,14 @@ import pytest
 
 import jaxprune as jp
 from recipes import connectivity
-from recipes.common import checkpoint, run, side_by_side
+from recipes.common import checkpoint, run
+from tests.recipes import running
 
 SHORT = ["--seeds", "3", "--steps", "40", "--every", "2", "--evaluations", "2", "--points", "5"]
 SHORT += ["--train-examples", "512", "--test-examples", "100", "--curve-steps", "5"]
 
 
-def exit_code(*argv):
-    with pytest.raises(SystemExit) as stop:
-        connectivity.main(argv)
-    return stop.value.code
+exit_code = partial(running.exit_code, connectivity)
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +91,9 @@ def test_the_configuration_reproduces_the_run(finished, tmp_path):
 
 def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "connectivity"
-    append = run.append
-
-    def append_and_interrupt(path, record):
-        append(path, record)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(side_by_side.run, "append", append_and_interrupt)
-    assert exit_code(*SHORT, "--out", str(out)) == 130
+    assert running.interrupted(connectivity, monkeypatch, [*SHORT, "--out", str(out)]) == 130
     said = capsys.readouterr().err
     assert f"go on with: python -m recipes.connectivity --out {out} --resume" in said
-    monkeypatch.undo()
 
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
@@ -144,11 +133,7 @@ def test_two_seeds_without_a_curve(tmp_path):
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
-    assert exit_code(*argv.split()) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
-    assert message in said.err
-    assert list(tmp_path.iterdir()) == []
+    assert message in running.mistake(connectivity, capsys, tmp_path, argv.split())
 
 
 @pytest.mark.slow  # the two rules themselves: test_measures.py

@@ -1,8 +1,7 @@
 """The recipe end to end, in this process: what it writes, and what it refuses."""
 
 import json
-import os
-import signal
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +10,14 @@ import pytest
 
 import jaxprune as jp
 from recipes import landscape
-from recipes.common import data, matching, models, planes, run, side_by_side
+from recipes.common import data, matching, models, planes, run
+from tests.recipes import running
 
 SHORT = "--steps 6 --train-examples 256 --every 2 --evaluations 2 --examples 100 --points 5 "
 SHORT += "--eigenvalues 3 --lanczos-steps 6 --density-probes 2 --trace-probes 3"
 
 
-def exit_code(*argv):
-    with pytest.raises(SystemExit) as stop:
-        landscape.main(argv)
-    return stop.value.code
+exit_code = partial(running.exit_code, landscape)
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +78,9 @@ def test_the_arrays_are_what_the_plots_show(finished):
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "landscape"
-    append = run.append
-
-    def append_and_interrupt(path, record):
-        append(path, record)
-        if record["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(side_by_side.run, "append", append_and_interrupt)
-    assert exit_code(*SHORT.split(), "--log-every", "2", "--out", str(out)) == 130
+    argv = [*SHORT.split(), "--log-every", "2", "--out", str(out)]
+    assert running.interrupted(landscape, monkeypatch, argv, step=2) == 130
     assert f"{landscape.PROGRAM} --out {out} --resume" in capsys.readouterr().err
-    monkeypatch.setattr(side_by_side.run, "append", append)
     landscape.main(["--out", str(out), "--resume"])
     for arm in ("dense", "sparse"):
         a, b = (np.array(summary_of(f)["arms"][arm]["eigenvalues"]) for f in (out, finished))
@@ -123,10 +112,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
-    assert exit_code(*argv.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and message in said and said.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert message in running.mistake(landscape, capsys, tmp_path, argv.split())
 
 
 def test_a_finished_run_is_kept(finished, capsys):

@@ -1,8 +1,7 @@
 """The recipe end to end, in this process: what it writes, refuses, and survives."""
 
 import json
-import os
-import signal
+from functools import partial
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from recipes import stability
 from recipes.common import checkpoint, run
+from tests.recipes import running
 
 SHORT = [
     "--seeds",
@@ -28,10 +28,7 @@ SHORT = [
 SHORT += ["--train-examples", "512", "--test-examples", "100"]
 
 
-def exit_code(*argv):
-    with pytest.raises(SystemExit) as stop:
-        stability.main(argv)
-    return stop.value.code
+exit_code = partial(running.exit_code, stability)
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +103,10 @@ def test_the_configuration_reproduces_the_run(finished, tmp_path):
 
 def test_an_interrupted_run_goes_on_with_the_next_fork(finished, tmp_path, monkeypatch, capsys):
     out = tmp_path / "stability"
-    append = run.append
-
-    def append_and_interrupt(path, record):
-        append(path, record)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(stability.run, "append", append_and_interrupt)
-    assert exit_code(*SHORT, "--out", str(out)) == 130
+    assert running.interrupted(stability, monkeypatch, [*SHORT, "--out", str(out)]) == 130
     said = capsys.readouterr().err
     assert "stopped after 1 of 3 forks" in said
     assert f"go on with: python -m recipes.stability --out {out} --resume" in said
-    monkeypatch.undo()
     stability.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished)
     assert not (out / "checkpoint").exists()
@@ -154,8 +143,4 @@ def test_forks_unless_given():
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
-    assert exit_code(*argv.split()) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
-    assert message in said.err
-    assert list(tmp_path.iterdir()) == []
+    assert message in running.mistake(stability, capsys, tmp_path, argv.split())

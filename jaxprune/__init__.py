@@ -66,6 +66,14 @@ from jaxprune.sparsify import freeze as freeze
 from jaxprune.sparsify import sparsify as sparsify
 from jaxprune.sparsify import track_masks as track_masks
 
+# training again after a prune
+from jaxprune.retraining import allr as allr
+from jaxprune.retraining import clr as clr
+from jaxprune.retraining import ft as ft
+from jaxprune.retraining import llr as llr
+from jaxprune.retraining import lrr as lrr
+from jaxprune.retraining import slr as slr
+
 # masks at work
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import get_masks as get_masks

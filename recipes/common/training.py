@@ -36,7 +36,8 @@ class Arm(NamedTuple):
     """A network and how to train it."""
 
     module: nn.Module
-    optimizer: Callable[[jax.Array], optax.GradientTransformation]  # from a key of the seed's own
+    # from what is a seed's own: a key (neither that of its weights nor its data's), or a `Lane`
+    optimizer: Callable[[Any], optax.GradientTransformation]
     weights: Weights = Weights.DENSE
 
 
@@ -60,7 +61,8 @@ class Progress(NamedTuple):
 
 # (params, batch_stats, images, labels) -> loss, (accuracy, batch_stats)
 LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
-# (state, train, order (steps, seeds, batch), keys) -> state, {"loss", "accuracy"}: (seeds,); jitted
+# (state, train, order (steps, seeds, batch), own) -> state, {"loss", "accuracy"}: (seeds,); jitted.
+# `own` is what each seed's optimizer is made from, with a seed axis: see `own_keys`.
 Chunk = jax.stages.Wrapped
 
 
@@ -73,8 +75,8 @@ def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
     variables = _init_variables(arm.module, keys, jnp.asarray(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    opt_state = jax.jit(jax.vmap(lambda key, params: _optimizer(arm, key).init(params)))(
-        keys, params
+    opt_state = jax.jit(jax.vmap(lambda own, params: optimizer_of(arm, own).init(params)))(
+        own_keys(keys), params
     )
     if arm.weights is Weights.SPARSE:  # so that the first forward pass is sparse too
         params = jp.apply_masks(params, jp.get_masks(opt_state))
@@ -94,9 +96,14 @@ def network(arm: Arm, state: TrainState) -> Any:
     return state.params
 
 
-def _optimizer(arm: Arm, key: jax.Array) -> optax.GradientTransformationExtraArgs:
-    """That of the seed with this key; its own key is neither that of its weights nor its data's."""
-    return optax.with_extra_args_support(arm.optimizer(jax.random.fold_in(key, 2)))
+def own_keys(keys: jax.Array) -> jax.Array:
+    """The keys of the seeds' optimizers (seeds,): neither those of their weights nor their data."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+
+
+def optimizer_of(arm: Arm, own: Any) -> optax.GradientTransformationExtraArgs:
+    """That of the seed to which this belongs."""
+    return optax.with_extra_args_support(arm.optimizer(own))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -125,19 +132,19 @@ def make_chunk(arm: Arm) -> Chunk:
     """
     gradient_fn = jax.value_and_grad(classification(arm.module), has_aux=True)
 
-    def step(state: TrainState, images, labels, key):
+    def step(state: TrainState, images, labels, own):
         (loss, (accuracy, batch_stats)), grads = gradient_fn(
             network(arm, state), state.batch_stats, images, labels
         )
-        update = _optimizer(arm, key).update
+        update = optimizer_of(arm, own).update
         updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
 
     @partial(jax.jit, donate_argnums=0)
-    def chunk(state, train, order, keys):
+    def chunk(state, train, order, own):
         def steps(state, indices):
-            return jax.vmap(step)(state, train.images[indices], train.labels[indices], keys)
+            return jax.vmap(step)(state, train.images[indices], train.labels[indices], own)
 
         state, metrics = jax.lax.scan(steps, state, order)
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
@@ -183,16 +190,16 @@ def train(
     `data` should be on the device (`jax.device_put`). A yielded state is donated to the next chunk:
     copy what must outlive it.
     """
-    order = data_order(keys, len(data.labels), batch_size, start)
+    order, own = data_order(keys, len(data.labels), batch_size, start), own_keys(keys)
     compiled: dict[int, Any] = {}
     seconds = 0.0
     while start < steps:
         now = min(chunk_steps, steps - start)
         indices = jnp.asarray(np.stack(list(islice(order, now))))
         if now not in compiled:  # compile apart from the clock; the last chunk may be shorter
-            compiled[now] = chunk.lower(state, data, indices, keys).compile()
+            compiled[now] = chunk.lower(state, data, indices, own).compile()
         began = time.perf_counter()
-        state, metrics = compiled[now](state, data, indices, keys)
+        state, metrics = compiled[now](state, data, indices, own)
         loss, accuracy = np.asarray(metrics["loss"]), np.asarray(metrics["accuracy"])
         seconds += time.perf_counter() - began
         start += now

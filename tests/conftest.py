@@ -3,7 +3,7 @@
 import os
 
 # Tests compile far more than they compute: machine code need not be fast. XLA's older emitters
-# compile 2.6 times faster than its fusion emitters.
+# take less than half the time of its fusion emitters.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),

@@ -33,11 +33,13 @@ class Weights(Enum):
 
 
 class Arm(NamedTuple):
-    """A network and how to train it."""
+    """A network and how to train it. Arms that differ only in how they start share a program."""
 
     module: nn.Module
     optimizer: Callable[[jax.Array], optax.GradientTransformation]  # from a key of the seed's own
     weights: Weights = Weights.DENSE
+    # keys of the seeds' own, a stack of first params -> a stack of params, one of optimizer states
+    start: Callable[[jax.Array, Any], tuple[Any, optax.OptState]] | None = None
 
 
 class TrainState(NamedTuple):
@@ -73,9 +75,11 @@ def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
     variables = _init_variables(arm.module, keys, jnp.asarray(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    opt_state = jax.jit(jax.vmap(lambda key, params: _optimizer(arm, key).init(params)))(
-        keys, params
-    )
+    if arm.start is None:
+        begin = jax.jit(jax.vmap(lambda key, params: _optimizer(arm, key).init(params)))
+        opt_state = begin(keys, params)
+    else:
+        params, opt_state = arm.start(jax.vmap(_own_key)(keys), params)
     if arm.weights is Weights.SPARSE:  # so that the first forward pass is sparse too
         params = jp.apply_masks(params, jp.get_masks(opt_state))
     # copied, since a state is donated whole: no two of its leaves may share memory
@@ -95,8 +99,13 @@ def network(arm: Arm, state: TrainState) -> Any:
 
 
 def _optimizer(arm: Arm, key: jax.Array) -> optax.GradientTransformationExtraArgs:
-    """That of the seed with this key; its own key is neither that of its weights nor its data's."""
-    return optax.with_extra_args_support(arm.optimizer(jax.random.fold_in(key, 2)))
+    """That of the seed with this key."""
+    return optax.with_extra_args_support(arm.optimizer(_own_key(key)))
+
+
+def _own_key(key: jax.Array) -> jax.Array:
+    """What an arm draws from: neither the key of its weights nor that of its data."""
+    return jax.random.fold_in(key, 2)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -104,15 +113,15 @@ def _init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any
     return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
 
 
-def classification(module: nn.Module) -> LossFn:
-    """Cross-entropy of a classifier, with its accuracy on the same batch."""
+def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:
+    """Cross-entropy of a classifier, its logits divided first, with its accuracy on the batch."""
 
     def loss_fn(params, batch_stats, images, labels):
         variables = {"params": params, "batch_stats": batch_stats}
         logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits / temperature, labels)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-        return loss, (accuracy, changed.get("batch_stats", {}))
+        return loss.mean(), (accuracy, changed.get("batch_stats", {}))
 
     return loss_fn
 

@@ -195,7 +195,7 @@ def pictures(
     def line(method: str, control: str = "") -> remaining.Line:
         own = [numbers[name(Kind(method, s, control), config)] for s in config.sparsity]
         return remaining.Line(
-            left=[1 - n["sparsity"] for n in own],
+            left=[1 - s for s in config.sparsity],
             accuracy=np.array([n["test_accuracy"]["per_seed"] for n in own]),
             collapsed=np.array([n["collapsed"] for n in own]),
         )

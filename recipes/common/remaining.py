@@ -16,12 +16,13 @@ from recipes.common import results
 from recipes.common.plots import STROKES, STYLE, Curve, Look, band, png
 
 PER_ROW = 4  # small axes side by side
+FLOOR = 0.7  # where a layer is drawn that keeps none
 
 
 class Line(NamedTuple):
     """What a method comes to at several sparsities."""
 
-    left: Sequence[float]  # fraction of weights, (points,)
+    left: Sequence[float]  # the fraction of weights, (points,)
     accuracy: np.ndarray  # (points, seeds)
     collapsed: np.ndarray  # bool (points, seeds): whether a layer is empty
 
@@ -70,23 +71,21 @@ def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look])
         figure, grid = _grid(len(layers), sharey=False)
         for axes, (path, methods) in zip(grid, layers.items(), strict=True):
             for method, (left, kept) in methods.items():
-                look, at = drawn[method], 100 * np.asarray(left)
-                some = np.where(kept > 0, kept, np.nan)
-                means = kept.mean(1)
-                axes.plot(
-                    at,
-                    np.where(means > 0, means, np.nan),
-                    look.line + look.marker,
-                    color=look.color,
-                    label=method,
-                    markersize=4,
-                )
-                low, high = np.nan_to_num(some, nan=0.7).min(1), kept.max(1)
+                order = np.argsort(left)
+                at = 100 * np.asarray(left)[order]
+                counts = np.asarray(kept)[order]
+                seen, look = np.maximum(counts, FLOOR), drawn[method]
+                style = look.line + look.marker
+                means = np.maximum(counts.mean(1), FLOOR)
+                axes.plot(at, means, style, color=look.color, label=method, markersize=4)
+                low, high = seen.min(1), seen.max(1)
                 axes.fill_between(at, low, high, color=look.color, alpha=0.18, linewidth=0)
-                _crosses(axes, at, np.full(len(at), 0.7), np.asarray(kept == 0).any(1), look)
+                empty = np.asarray(counts == 0).any(1)
+                _crosses(axes, at, np.full(len(at), FLOOR), empty, look)
             axes.set_title(path.removesuffix("/kernel"))
             axes.set_yscale("log")
-            axes.set_ylim(bottom=0.5)
+            most = max(np.max(kept) for _, kept in methods.values())
+            axes.set_ylim(FLOOR / 1.5, 2 * most)
             _log(axes, [own for curve in methods.values() for own in curve[0]])
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
         figure.supxlabel("Weights left in all (%)", fontsize=9)
@@ -106,10 +105,11 @@ def _draw(axes: Axes, line: Line, label: str, look: Look) -> None:
     at = 100 * np.asarray(line.left)[order]
     values = np.asarray(line.accuracy)[order]
     band(axes, (at.tolist(), values), label, look, points=True)
-    _crosses(axes, at, 100 * values.mean(1), np.asarray(line.collapsed)[order].any(1), look)
+    collapsed = np.asarray(line.collapsed[order]).any(1)
+    _crosses(axes, at, 100 * values.mean(1), collapsed, look)
 
 
-def _crosses(axes: Axes, at: np.ndarray, height: np.ndarray, where: np.ndarray, look: Look) -> None:
+def _crosses(axes: Axes, at: np.ndarray, height: np.ndarray, where: Any, look: Look) -> None:
     axes.plot(at[where], height[where], "x", color=look.color, markersize=9, markeredgewidth=2)
 
 

@@ -193,13 +193,15 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[s
     cells: dict[str, Callable[[Any], str]] = {
         "test accuracy": lambda n: results.percent(n["test_accuracy"]),
         "sparsity": lambda n: f"{100 * n['sparsity']:.2f} %",
-        "kept": lambda n: _range(n["kept_weights"]),
     }
+    collapse = any("collapsed" in numbers for numbers in arms.values())
+    if not collapse:
+        cells["kept"] = lambda n: _range(n["kept_weights"])
     if any("ever_active" in numbers for numbers in arms.values()):
         cells["R_s"] = lambda n: (
             f"{100 * n['ever_active']['mean']:.3g} %" if "ever_active" in n else ""
         )
-    if any("collapsed" in numbers for numbers in arms.values()):
+    if collapse:
         cells["on paths"] = lambda n: _range(n["on_paths"]) if "on_paths" in n else ""
         cells["collapsed"] = lambda n: _out_of(n["collapsed"]) if "collapsed" in n else ""
     else:

@@ -58,7 +58,7 @@ def train_arms(
         spent = history[-1][name]["seconds"] if history else 0.0
         watch.begin(states[name], spent, tests[watch.arm.module])
     program = lambda arm: arm._replace(start=None)
-    chunks = {p: training.make_chunk(p) for p in map(program, arms.values())}
+    chunks = {own: training.make_chunk(own) for own in set(map(program, arms.values()))}
     train_data = jax.device_put(dataset.train)
     runs = {
         name: training.train(

@@ -164,6 +164,9 @@ def _shuffled(key: jax.Array, masks: Any) -> Any:
     return jp.shuffle(jax.random.fold_in(key, 1), masks)
 
 
+_collapsed = jax.jit(jax.vmap(jp.collapsed))
+
+
 def _all_kept(params: Any) -> Any:
     return jax.tree.map(lambda w: jnp.ones_like(w, dtype=bool), jp.kernels(params))
 
@@ -173,10 +176,12 @@ def _all_kept(params: Any) -> Any:
 
 def add_collapse(config: Config, outcome: study.Outcome, numbers: dict[str, Any]) -> None:
     """Adds to each arm which layers are empty, in how many seeds, and how many weights can act."""
+    module, images = outcome.arms["dense"].module, outcome.dataset.train.images
+    forward = at_init.flow(module, images.shape[1:])
     for kind in kinds(config):
         own, state = numbers[name(kind, config)], outcome.states[name(kind, config)]
         masks = jp.get_masks(state.opt_state)
-        empty = jax.vmap(jp.collapsed)(masks)
+        empty = _collapsed(masks)
         own["empty_layers"] = {path: int(np.sum(e)) for path, e in empty.items() if np.any(e)}
         own["collapsed"] = np.any(list(empty.values()), axis=0).tolist()
         forward = at_init.flow(outcome.arms["dense"].module, outcome.dataset.train.images.shape[1:])

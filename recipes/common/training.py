@@ -163,17 +163,18 @@ def data_order(
     """
     steps = examples // batch_size
 
-    @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def permutation(key, epoch):
-        key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-        return jax.random.permutation(key, examples)[: steps * batch_size].astype(jnp.int32)
-
     epoch, first = divmod(start, steps)
     while True:
-        order = np.asarray(permutation(keys, epoch)).reshape(len(keys), steps, batch_size)
-        yield from order.swapaxes(0, 1)[first:]
+        order = np.asarray(_permutation(keys, epoch, examples))[:, : steps * batch_size]
+        yield from order.reshape(len(keys), steps, batch_size).swapaxes(0, 1)[first:]
         epoch, first = epoch + 1, 0
+
+
+@partial(jax.jit, static_argnums=2)
+@partial(jax.vmap, in_axes=(0, None, None))
+def _permutation(key: jax.Array, epoch: Any, examples: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
+    return jax.random.permutation(key, examples).astype(jnp.int32)
 
 
 def train(

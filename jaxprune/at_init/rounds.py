@@ -16,7 +16,7 @@ from jaxprune.base import Masks, Params, Scores, check_sparsity, map_scored
 from jaxprune.drop_grow import among
 from jaxprune.masks import apply_masks, with_own
 from jaxprune.pattern import _is_known, _warn_that_empty
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.rules import check_any, named_leaves
 from jaxprune.scores import saliency
 from jaxprune.selection import count, largest
 
@@ -30,13 +30,7 @@ def of_prunable(what: str, loss: Loss, params: Params, prunable: Prunable) -> Co
     """The loss as a function of the prunable leaves alone, and these, None where there is none."""
     check_loss(what, loss, params)
     own = prunable(params)
-    if not jax.tree.leaves(own):
-        leaves = [(path, leaf) for path, leaf in named_leaves(params) if leaf is not None]
-        raise ValueError(
-            f"{what}: nothing is prunable among {quoted(leaves)}. kernels, the default, chooses "
-            "leaves of rank 2 or more that are no bias, norm scale or embedding; choose others "
-            "with prunable=matching(...)."
-        )
+    check_any(own, params)
     return Partial(_with_own, as_partial(loss), params), own
 
 

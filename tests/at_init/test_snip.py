@@ -55,6 +55,6 @@ def test_a_loss_is_one_number():
 
 
 def test_nothing_prunable():
-    with pytest.raises(ValueError, match="snip: nothing is prunable among 'bias'") as error:
+    with pytest.raises(ValueError, match="nothing is prunable among 'bias'") as error:
         jp.snip(lambda params: params["bias"].sum(), {"bias": jnp.ones(3)})
     assert "prunable=matching(...)" in str(error.value)

@@ -70,7 +70,7 @@ def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look])
     with rc_context(STYLE):
         figure, grid = _grid(len(layers), sharey=False)
         for axes, (path, methods) in zip(grid, layers.items(), strict=True):
-            for method, (left, kept) in methods.items():
+            for i, (method, (left, kept)) in enumerate(methods.items()):
                 order = np.argsort(left)
                 at = 100 * np.asarray(left)[order]
                 counts = np.asarray(kept)[order]
@@ -81,7 +81,8 @@ def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look])
                 low, high = seen.min(1), seen.max(1)
                 axes.fill_between(at, low, high, color=look.color, alpha=0.18, linewidth=0)
                 empty = np.asarray(counts == 0).any(1)
-                _crosses(axes, at, np.full(len(at), FLOOR), empty, look)
+                beside = at * 1.08 ** (len(methods) / 2 - i)  # of several, all are seen
+                _crosses(axes, beside, np.full(len(at), FLOOR), empty, look)
             axes.set_title(path.removesuffix("/kernel"))
             axes.set_yscale("log")
             most = max(np.max(kept) for _, kept in methods.values())

@@ -128,6 +128,7 @@ def test_snip_s_masks_are_those_of_its_score(finished):
 # --- several sparsities, and controls ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_arms_are_named_by_sparsity_and_control(controlled):
     out, _ = controlled
     names = [
@@ -142,10 +143,12 @@ def test_arms_are_named_by_sparsity_and_control(controlled):
     assert "**snip 99.99%**" in report and "**snip 90%**" not in report
 
 
+@pytest.mark.slow
 def test_all_of_them_share_one_program(controlled):
     assert controlled[1] == 2  # and the dense arm another
 
 
+@pytest.mark.slow
 def test_controls_keep_what_they_say(controlled):
     out, _ = controlled
     count = lambda masks: [np.sum(masks[f"Dense_{i}"]["kernel"], (1, 2)).tolist() for i in range(3)]
@@ -158,6 +161,7 @@ def test_controls_keep_what_they_say(controlled):
         assert (own["Dense_0"]["kernel"] != shuffled["Dense_0"]["kernel"]).any()
 
 
+@pytest.mark.slow
 def test_collapse_is_told(controlled):
     snip, synflow = (arms(controlled[0])[f"{method} 99.99%"] for method in ("snip", "synflow"))
     assert snip["kept_weights"] == synflow["kept_weights"] == [5, 5]

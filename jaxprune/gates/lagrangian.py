@@ -28,14 +28,17 @@ def multipliers() -> Multipliers:
 
 
 def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
-    """To be added to the loss: linear (kept - target) + quadratic (kept - target)^2, a scalar.
+    """To be added to the loss: linear gap + quadratic gap^2, gap = kept / target - 1; a scalar.
 
     The multipliers are to climb while all else descends: the gradient with respect to them has its
-    sign flipped, so that one optimizer (that minimises) trains all. They want a higher rate than
-    weights do, constant, and no decay:
+    sign flipped, so that an optimizer that minimises trains all. Their prices rise as the target
+    falls, and Adam must forget what it saw before: with b2 = 0.9 and a target that falls slowly
 
-        optax.partition({"weights": optax.adam(1e-3), "gates": optax.adam(1e-2),
-                         "multipliers": optax.adam(1e-2)}, labels)
+        target = optax.polynomial_schedule(1.0, 0.2, power=3, transition_steps=steps // 2)
+        fast = optax.adam(0.05, b2=0.9)
+        tx = optax.partition({"weights": optax.adam(1e-3), "gates": fast, "multipliers": fast}, ...)
+
+    lands in 800 steps on losses from 0.1 to 10. With Adam's own b2 = 0.999 it may overshoot.
 
     Args:
       own: `multipliers()`, and what they have become.
@@ -46,14 +49,15 @@ def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
       ValueError: if the target is known, and not in (0, 1).
 
     >>> import jax, jaxprune as jp
-    >>> slope = jax.grad(jp.lagrangian)(jp.multipliers(), 0.75, 0.25)
+    >>> slope = jax.grad(jp.lagrangian)(jp.multipliers(), 0.75, 0.5)
     >>> float(slope.linear), float(slope.quadratic)
     (-0.5, -0.25)
 
     Reference: Platt and Barr, 1987, Constrained Differential Optimization; for pruning Wang,
-    Wohlwend and Lei, 2020, Structured Pruning of Large Language Models.
+    Wohlwend and Lei, 2020, Structured Pruning of Large Language Models, with the gap in absolute
+    terms, which at small targets pulls too little.
     """
     check_target("lagrangian", target)
     linear, quadratic = (2 * jax.lax.stop_gradient(m) - m for m in own)
-    gap = kept - target
+    gap = kept / target - 1
     return linear * gap + quadratic * gap**2

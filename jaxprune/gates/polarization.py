@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxprune.base import map_scored
 from jaxprune.gates.gate import check_positive
-from jaxprune.gates.slimming import sum_of
+from jaxprune.gates.slimming import magnitude, sum_of
 
 
 def polarization(gates: Any, t: float = 1.0, alpha: float = 1.0) -> jax.Array:
@@ -32,5 +31,5 @@ def polarization(gates: Any, t: float = 1.0, alpha: float = 1.0) -> jax.Array:
     check_positive("polarization", "t", t)
     n = sum(x.size for x in jax.tree.leaves(gates))
     mean = alpha * sum_of(gates) / max(n, 1)
-    away = map_scored(lambda g: jnp.abs(g - mean), gates)
-    return t * sum_of(map_scored(jnp.abs, gates)) - sum_of(away)
+    away = map_scored(lambda g: magnitude(g - mean), gates)
+    return t * sum_of(map_scored(magnitude, gates)) - sum_of(away)

@@ -20,7 +20,7 @@ def slimming(scales: Params) -> jax.Array:
 
     Reference: Liu et al., 2017, Learning Efficient Convolutional Networks through Network Slimming.
     """
-    return sum_of(map_scored(jnp.abs, scales))
+    return sum_of(map_scored(magnitude, scales))
 
 
 def mask_sparsity(scales: Params, masks: Masks) -> jax.Array:
@@ -44,7 +44,12 @@ def mask_sparsity(scales: Params, masks: Masks) -> jax.Array:
     Reference: Jiang et al., 2023, Pruning-aware Sparse Regularization for Network Pruning.
     """
     own = like(masks, scales)
-    return sum_of(map_scored(lambda w, m: jnp.where(m, 0.0, jnp.abs(w)), scales, own))
+    return sum_of(map_scored(lambda w, m: jnp.where(m, 0.0, magnitude(w)), scales, own))
+
+
+def magnitude(x: jax.Array) -> jax.Array:
+    """|x|, with gradient sign(x): that of `jnp.abs` is 1 at 0, and would wake what is pruned."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
 def sum_of(tree: Params) -> jax.Array:

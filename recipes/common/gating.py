@@ -137,17 +137,14 @@ def choose(logits: Any, params: Any, level: Level, plan: Plan) -> Any:
 
 def architectures(masks: Any) -> list[str]:
     """How many inputs of each kernel are read, "219-214-100", for each seed of a stack of masks."""
-    layers = {
-        layer: own["kernel"]
-        for layer, own in masks.items()
-        if own and own.get("kernel") is not None
-    }
+    own = network_of(masks)
+    layers = [layer for layer in own if own[layer].get("kernel") is not None]
     read = []
     for layer in layers_in_order(layers):
-        mask = np.asarray(layers[layer])
+        mask = np.asarray(own[layer]["kernel"])
         others = tuple(axis for axis in range(1, mask.ndim) if axis != mask.ndim - 2)
         read.append(mask.any(others).sum(1))
-    return ["-".join(str(n) for n in own) for own in np.transpose(read)]
+    return ["-".join(str(n) for n in each) for each in np.transpose(read)]
 
 
 def network_of(params: Any) -> dict[str, Any]:

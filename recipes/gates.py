@@ -6,7 +6,7 @@ training and gradual magnitude pruning to the same sparsity. Writes a folder tha
 
 References: Louizos, Welling and Kingma, 2018 (hard concrete); Maddison et al., 2017 (binary
 concrete); Bengio et al., 2013 (straight through); Savarese et al., 2020 (continuous
-sparsification); Zhu and Gupta, 2017 (gradual magnitude pruning).
+sparsification); Zhi et al., 2023 (consensus); Zhu and Gupta, 2017 (gradual magnitude pruning).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, gate_plots, gating, models, results, settings, study
+from recipes.common import cli, consensus, gate_plots, gating, models, results, settings, study
 from recipes.common.data import Dataset
 from recipes.common.errors import RecipeError
 from recipes.common.training import Arm
 
 PROGRAM = "python -m recipes.gates"
 LEARNED, HISTOGRAMS = "plots/gates.png", "plots/histograms.png"
-LEVELS = ("neuron", "weight")
+LEVELS = ("neuron", "weight", "consensus")
 BUDGETS = ("weights", "flops")
 FAMILIES = ("hard_concrete", "binary_concrete", "bernoulli", "straight_through", "continuous")
 
@@ -43,8 +43,8 @@ class Config(settings.Settings):
     """The folder to write to."""
     width: float = 1.0
     """What multiplies the sizes of the hidden layers."""
-    level: Annotated[tuple[str, ...], cli.several(LEVELS)] = LEVELS
-    """What has a gate of its own."""
+    level: Annotated[tuple[str, ...], cli.several(LEVELS)] = LEVELS[:2]
+    """What has a gate of its own; consensus: neurons, by what most inputs want."""
     gate: Annotated[str, cli.choice(FAMILIES)] = "hard_concrete"
     """The family of gates; continuous is continuous sparsification."""
     kept: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.1,)
@@ -103,17 +103,22 @@ def check(config: Config) -> None:
         cli.in_range("--kept", kept, 0, 1, "()")
     if config.penalty is not None:
         cli.in_range("--penalty", config.penalty, 0, np.inf, "()")
+        if "consensus" in config.level:
+            raise RecipeError("--level consensus needs a budget: --kept, without --penalty")
     cli.in_range("--width", config.width, 0, 100, "(]")
     cli.in_range("--harden", config.harden, 0, 1, "()")
     cli.in_range("--falls", config.falls, 0, config.harden, "(]")
     cli.in_range("--gate-rate", config.gate_rate, 0, np.inf, "()")
     cli.at_least("--every", config.every, 1)
-    if "neuron" in config.level:
+    if set(config.level) - {"weight"}:
         if config.model == "resnet20":
-            raise RecipeError("--level neuron needs a model without branches: mlp, lenet, conv")
+            raise RecipeError(
+                "--level neuron (consensus) needs a model without branches: mlp, lenet, conv"
+            )
         if config.model == "conv" and config.norm != "batch":
             raise RecipeError(
-                "--level neuron of --model conv needs --norm batch: group norm mixes channels"
+                "--level neuron (consensus) of --model conv needs --norm batch: group norm "
+                "mixes channels"
             )
 
 
@@ -136,7 +141,12 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     for kept in config.kept if config.penalty is None else (None,):
         plan = plan_of(config, kept, steps, examples=len(dataset.train.labels))
         for level in config.level:
-            made[name(level, kept, config)] = gating.arm(module, dense, of_level[level], plan)
+            if level == "consensus":
+                votes = plan._replace(gate=lambda step: consensus.gate(), above=0.5)
+                own = consensus.arm(module, dense, of_level["neuron"], votes, dataset.train.images)
+            else:
+                own = gating.arm(module, dense, of_level[level], plan)
+            made[name(level, kept, config)] = own
         if kept is not None:
             when = config.every, 0.1, config.harden
             gmp = settings.gradual(dense, steps, 1 - kept, *when)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.rules import named_leaves
 from recipes.common.training import Arm, Learned, Weights, classification
 
 BINS = 20  # of the histogram of gates
@@ -25,6 +26,8 @@ class Level(NamedTuple):
     gates: Callable[[Any, Any], Any]  # (gates, params) -> gates that multiply the params
     masks: Callable[[Any, Any], Any]  # (open gates, params) -> masks of weights
     kept: Callable[[Any, Any], jax.Array]  # (open or how probably, params) -> fraction of the cost
+    readers: Callable[[Any], dict[str, str]] = lambda params: {}  # layer -> the neurons it reads
+    static: Callable[[Any], Any] = lambda logits: logits  # what is learned -> logits of no input
 
 
 class Plan(NamedTuple):
@@ -70,6 +73,12 @@ def neurons(
         gates=lambda gates, params: jp.neuron_gates(gates, coupling(params), jp.kernels(params)),
         masks=lambda kept, params: jp.neuron_masks(kept, coupling(params), jp.kernels(params)),
         kept=kept,
+        readers=lambda params: {
+            path.rpartition("/")[0]: group
+            for group, axes in coupling(params).items()
+            for path, axis, *_ in axes
+            if dict(named_leaves(params))[path].ndim - 2 == axis
+        },
     )
 
 
@@ -91,7 +100,11 @@ def sequential(params: Any) -> dict[str, list[jp.Axis]]:
 
 
 def arm(
-    module: nn.Module, optimizer: optax.GradientTransformation, level: Level, plan: Plan
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    level: Level,
+    plan: Plan,
+    loss: Callable[..., Any] | None = None,
 ) -> Arm:
     """Trains weights under gates that learn too; at `plan.harden` gates become masks, and go."""
     learned = Learned(
@@ -100,7 +113,7 @@ def arm(
             GATES: level.logits(params),
             MULTIPLIERS: jp.multipliers(),
         },
-        loss=_loss(module, level, plan),
+        loss=loss or _loss(module, level, plan),
         network=lambda params, step: _network(params, step, level, plan),
         measure=lambda params, step: _measure(params, step, level, plan),
     )
@@ -120,7 +133,7 @@ def from_gates(level: Level, plan: Plan) -> jp.MaskTransform:
 
     def update(state: jp.MaskState, params: Any, **_: Any) -> jp.MaskState:
         own = network_of(params)
-        kept = level.masks(choose(params[GATES], own, level, plan), own)
+        kept = level.masks(choose(level.static(params[GATES]), own, level, plan), own)
         return jp.MaskState(_beside(kept, params))
 
     return jp.MaskTransform(init, update)
@@ -181,18 +194,19 @@ def _gated(own: Any, gates: Any, gating: jax.Array, level: Level) -> Any:
 
 def _network(params: Any, step: jax.Array, level: Level, plan: Plan) -> Any:
     own = network_of(params)
-    gates = plan.gate(step).deterministic(params[GATES])
+    gates = plan.gate(step).deterministic(level.static(params[GATES]))
     return _gated(own, gates, step <= plan.harden, level)
 
 
 def _measure(params: Any, step: jax.Array, level: Level, plan: Plan) -> dict[str, jax.Array]:
     """Numbers of one seed: the fraction kept, expected and at a threshold; a histogram."""
     gate, own = plan.gate(step), network_of(params)
-    gates = gate.deterministic(params[GATES])
+    logits = level.static(params[GATES])
+    gates, p_open = gate.deterministic(logits), gate.p_open(logits)
     values = jnp.concatenate([g.ravel() for g in jax.tree.leaves(gates)])
     counts = jnp.histogram(values, bins=BINS, range=(0.0, 1.0))[0]
     return {
-        "expected": level.kept(gate.p_open(params[GATES]), own),
+        "expected": level.kept(p_open, own),
         "open": level.kept(jp.open_gates(gates, plan.above), own),
         "multiplier": params[MULTIPLIERS].linear,
         "histogram": counts / values.size,

@@ -23,7 +23,17 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, consensus, gate_plots, gating, models, results, settings, study
+from recipes.common import (
+    cli,
+    consensus,
+    gate_plots,
+    gating,
+    models,
+    plots,
+    results,
+    settings,
+    study,
+)
 from recipes.common.data import Dataset
 from recipes.common.errors import RecipeError
 from recipes.common.training import Arm
@@ -228,7 +238,7 @@ def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, s
         targets.append((steps, np.asarray([target(step) for step in steps])[:, None]))
     return {
         LEARNED: study.Picture(
-            gate_plots.budgets(history, gated(outcome), targets),
+            gate_plots.budgets(history, gated(outcome), targets, plots.looks(outcome.arms)),
             "What is expected to be kept (lines) and what a threshold would keep (dotted), until "
             "gates become masks; grey: the targets. Right: the price of what is kept, relative to "
             "the target. Means over seeds; bands from the lowest seed to the highest.",

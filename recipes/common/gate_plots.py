@@ -10,16 +10,18 @@ from matplotlib import colormaps, rc_context
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from recipes.common.plots import STYLE, Curve, band, curve, looks, png, steps_locator
+from recipes.common.plots import STYLE, Curve, Look, band, curve, png, steps_locator
 
 LEAST = 1e-3  # the smallest fraction of gates that has a colour of its own
 
 
 def budgets(
-    history: Sequence[Mapping[str, Any]], arms: Sequence[str], targets: Sequence[Curve]
+    history: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    targets: Sequence[Curve],
+    drawn: Mapping[str, Look],
 ) -> bytes:
     """PNG of what is kept, expected and at a threshold, beside the targets; and the multiplier."""
-    drawn = looks(arms)
     last = history[-1]["step"]
     with rc_context(STYLE):
         figure = Figure(figsize=(7.6, 2.7), layout="constrained")

@@ -29,7 +29,6 @@ from recipes.common import (
     gate_plots,
     gating,
     models,
-    plots,
     results,
     settings,
     study,
@@ -238,7 +237,7 @@ def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, s
         targets.append((steps, np.asarray([target(step) for step in steps])[:, None]))
     return {
         LEARNED: study.Picture(
-            gate_plots.budgets(history, gated(outcome), targets, plots.looks(outcome.arms)),
+            gate_plots.budgets(history, gated(outcome), targets),
             "What is expected to be kept (lines) and what a threshold would keep (dotted), until "
             "gates become masks; grey: the targets. Right: the price of what is kept, relative to "
             "the target. Means over seeds; bands from the lowest seed to the highest.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from recipes.common.plots import STYLE, Curve, Look, band, curve, png, steps_locator
+from recipes.common.plots import COLORS, STYLE, Curve, Look, band, curve, png, steps_locator
 
 LEAST = 1e-3  # the smallest fraction of gates that has a colour of its own
 
@@ -19,9 +20,10 @@ def budgets(
     history: Sequence[Mapping[str, Any]],
     arms: Sequence[str],
     targets: Sequence[Curve],
-    drawn: Mapping[str, Look],
 ) -> bytes:
     """PNG of what is kept, expected and at a threshold, beside the targets; and the multiplier."""
+    # a colour each, from that after dense: dotted lines are taken
+    drawn = {a: Look(c, "-", "o") for a, c in zip(arms, cycle(COLORS[1:]), strict=False)}
     last = history[-1]["step"]
     with rc_context(STYLE):
         figure = Figure(figsize=(7.6, 2.7), layout="constrained")

@@ -140,6 +140,15 @@ from jaxprune.analysis.pairs import pairwise as pairwise
 from jaxprune.analysis.stability import fork as fork
 from jaxprune.analysis.stability import instability_at as instability_at
 
+# several networks into one
+from jaxprune.soups import soup as soup
+from jaxprune.greedy import GreedySoup as GreedySoup
+from jaxprune.greedy import greedy_soup as greedy_soup
+from jaxprune.sparse_soups import SoupPhase as SoupPhase
+from jaxprune.sparse_soups import branch as branch
+from jaxprune.sparse_soups import soup_phase as soup_phase
+from jaxprune.sparse_soups import sparse_model_soups as sparse_model_soups
+
 # the loss landscape
 from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
 from jaxprune.analysis.hessian import hessian_trace as hessian_trace

@@ -186,18 +186,19 @@ def _check_denser(masks: Masks, sparsity: Any) -> None:
 
 
 def _sparsities(sparsities: Any) -> jax.Array:
-    if np.ndim(sparsities) != 1 or not np.size(sparsities):
+    known = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(sparsities))
+    values: Any = np.asarray(sparsities) if known else jnp.asarray(sparsities)
+    if values.ndim != 1 or not values.size:
         raise ValueError(
             "sparse_model_soups: sparsities are one a phase, (phases,), such as [0.7, 0.9, 0.98]; "
             f"got {sparsities!r}."
         )
-    if not isinstance(sparsities, jax.core.Tracer):
-        known = np.asarray(sparsities)
-        for sparsity in known.tolist():
+    if known:
+        for sparsity in values.tolist():
             check_sparsity(sparsity)
-        if (np.diff(known) < 0).any():
+        if (np.diff(values) < 0).any():
             raise ValueError(
                 "sparse_model_soups: sparsities rise from phase to phase, for what is pruned "
-                f"stays pruned; got {known.tolist()}."
+                f"stays pruned; got {values.tolist()}."
             )
-    return jnp.asarray(sparsities)
+    return jnp.asarray(values)

@@ -78,7 +78,7 @@ def test_every_average_is_finished_before_it_is_scored():
 
 def test_a_vmapped_greedy_soup_is_a_loop_of_them():
     stacks = {"w": jax.random.normal(jax.random.key(0), (6, 4, 3))}
-    greedy = partial(jp.greedy_soup, score=lambda p: -jnp.square(p["w"] - 0.1).sum())
+    greedy = jax.jit(partial(jp.greedy_soup, score=lambda p: -jnp.square(p["w"] - 0.1).sum()))
     together = jax.jit(jax.vmap(greedy))(stacks)
     assert len({tuple(chosen) for chosen in together.chosen.tolist()}) > 1
     for i in range(6):
@@ -89,7 +89,7 @@ def test_a_vmapped_greedy_soup_is_a_loop_of_them():
 
 
 def test_without_a_held_out_score_it_raises():
-    with pytest.raises(TypeError, match="chooses members by a held-out score.*validation.*None"):
+    with pytest.raises(TypeError, match=r"chooses members by a held-out score.*validation.*None"):
         jp.greedy_soup(MEMBERS, None)
     with pytest.raises(TypeError, match="score"):
         jp.greedy_soup(MEMBERS)

@@ -7,7 +7,6 @@ children of all trunks are lanes of one program.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -134,14 +133,7 @@ def between_siblings(
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     families = jax.tree.map(lambda x: x.reshape(-1, children, *x.shape[1:]), variables)
-    path = partial(jp.loss_along, measure, points=points)
-    upper = np.triu_indices(children, k=1)
-    found = []
-    for i in range(len(ARMS) * seeds):
-        siblings = training.seed_of(families, i)
-        values = jp.pairwise(lambda a, b: path(a, b)[1], siblings, diagonal=0.0)
-        found.append(jax.tree.map(lambda v: np.asarray(v)[upper], values))
-    stacked = jax.tree.map(lambda *v: np.stack(v), *found)
+    stacked = measures.between_siblings(measure, families, points)
     return {
         name: v.reshape(len(ARMS), seeds, *v.shape[1:]).astype(np.float64)
         for name, v in stacked.items()

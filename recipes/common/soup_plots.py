@@ -1,0 +1,89 @@
+"""Figures about soups, as PNG: accuracy and gain against sparsity, and barriers of children."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from recipes.common.plots import COLORS, STYLE, Look, looks, png
+
+Values = Mapping[str, np.ndarray]  # arm -> (phases, seeds)
+
+
+def soups(
+    sparsities: Sequence[float], accuracy: Values, gain: Values, of: str, dense: np.ndarray
+) -> bytes:
+    """PNG of test accuracy against weights left, and of the gain over the arm `of`, in points.
+
+    Bands from the worst seed to the best; gains with their standard error over seeds. `dense`
+    (seeds,) is the accuracy before the first prune.
+    """
+    drawn = looks((of, *(arm for arm in accuracy if arm != of)))
+    left = [100 * (1 - s) for s in sparsities]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        absolute, relative = figure.subplots(1, 2)
+        level = 100 * dense.mean()
+        absolute.axhline(level, color="#111111", linewidth=1.0, linestyle="--", label="dense")
+        for arm, values in accuracy.items():
+            _band(absolute, left, 100 * values, arm, drawn[arm])
+        relative.axhline(0, color=drawn[of].color, linewidth=1.2)
+        width = 0.6 / max(len(gain), 1)
+        for i, (arm, values) in enumerate(gain.items()):
+            points = 100 * values
+            at = np.arange(len(left)) + width * (i - (len(gain) - 1) / 2)
+            error = None
+            if points.shape[1] > 1:
+                error = points.std(1, ddof=1) / np.sqrt(points.shape[1])
+            look = drawn[arm]
+            dots = np.repeat(at[:, None], points.shape[1], 1)
+            relative.plot(dots, points, ".", color=look.color, alpha=0.3, markersize=3)
+            relative.errorbar(
+                at,
+                points.mean(1),
+                yerr=error,
+                fmt=look.marker,
+                color=look.color,
+                markersize=4,
+                elinewidth=1.2,
+            )
+        absolute.set_xscale("log")
+        absolute.invert_xaxis()
+        absolute.set_xticks(left, [f"{x:.3g}" for x in left])
+        absolute.minorticks_off()
+        absolute.set(title="Test accuracy (%)", xlabel="Weights left (%)")
+        relative.set(title=f"Above the {of} (points)", xlabel="Weights left (%)")
+        relative.set_xticks(np.arange(len(left)), [f"{x:.3g}" for x in left])
+        relative.grid(axis="x", visible=False)
+        figure.legend(*absolute.get_legend_handles_labels(), loc="outside right upper")
+        return png(figure)
+
+
+def _band(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, look: Look) -> None:
+    style = look.line + look.marker
+    axes.plot(x, values.mean(1), style, color=look.color, label=label, markersize=4)
+    axes.fill_between(x, values.min(1), values.max(1), color=look.color, alpha=0.1, linewidth=0)
+
+
+def barriers(sparsities: Sequence[float], pairs: Sequence[np.ndarray], threshold: float) -> bytes:
+    """PNG of the error barrier of every two children (points), phase by phase, and their mean."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 2.8), layout="constrained")
+        axes = figure.subplots()
+        at = np.arange(len(pairs))
+        means = [100 * values.mean() for values in pairs]
+        for x, values in zip(at, pairs, strict=True):
+            dots = np.full(values.size, float(x))
+            axes.plot(dots, 100 * values.ravel(), ".", color=COLORS[1], alpha=0.3, markersize=5)
+        axes.plot(at, means, "o-", color=COLORS[1], markersize=4, label="mean of the pairs")
+        label = f"connected below {threshold:g} points"
+        axes.axhline(threshold, color="#111111", linewidth=1.0, linestyle="--", label=label)
+        axes.set(title="Error barrier between two children (points)", xlabel="Weights left (%)")
+        axes.set_xticks(at, [f"{100 * (1 - s):.3g}" for s in sparsities])
+        axes.set_ylim(bottom=min(-0.03 * threshold, axes.get_ylim()[0]))
+        axes.legend(loc="best")
+        return png(figure)

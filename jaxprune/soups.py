@@ -90,9 +90,9 @@ def _average(weights: Any, path: tuple, x: Any) -> jax.Array:
 
 
 def _check_weights(weights: Any, members: int) -> None:
-    if jnp.shape(weights) != (members,):
+    if weights.shape != (members,):
         raise ValueError(
-            f"soup: weights are one a member, ({members},); got shape {jnp.shape(weights)}."
+            f"soup: weights are one a member, ({members},); got shape {weights.shape}."
         )
     if isinstance(weights, jax.core.Tracer):
         return
@@ -133,5 +133,5 @@ def _check_alike(masks: list[tuple[str, Any]]) -> None:
         )
 
 
-def _sparsity(kept: np.ndarray) -> str:
+def _sparsity(kept: Any) -> str:
     return f"{1 - kept.mean():.4g}"

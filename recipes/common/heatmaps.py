@@ -72,7 +72,7 @@ class Paths(NamedTuple):
 
 
 def along_paths(
-    panels: Mapping[str, Paths], threshold: float | None = None, ends: str = "seed"
+    panels: Mapping[str, Paths], threshold: float | None = None, kind: str = "seed"
 ) -> bytes:
     """PNG of test error (%) along the paths between seeds: each pair thin, their mean thick.
 
@@ -93,7 +93,7 @@ def along_paths(
             axes.plot(panel.alphas, mean, color=color, linewidth=2.2, label="mean of the pairs")
             for style, (label, other) in zip(("--", ":"), panel.others.items(), strict=False):
                 axes.plot(panel.alphas, 100 * other, style, color="#111111", label=label)
-            axes.set(title=title, xlabel=f"From one {ends} (0) to another (1)")
+            axes.set(title=title, xlabel=f"From one {kind} (0) to another (1)")
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
         every_axes[0].set_ylabel("Test error (%)")

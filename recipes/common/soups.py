@@ -111,7 +111,7 @@ def retrain(
 
 
 def repeated(tree: Any, children: int) -> Any:
-    """A stack (seeds, ...) as (seeds * children, ...), the children of a seed next to each other."""
+    """(seeds, ...) as (seeds * children, ...), the children of a seed next to each other."""
     return jax.tree.map(lambda x: jnp.repeat(x, children, axis=0), tree)
 
 
@@ -128,6 +128,11 @@ def parted(stack: Any, at: int) -> tuple[Any, Any]:
 def families(stack: Any, children: int) -> Any:
     """(seeds * children, ...) as (seeds, children, ...)."""
     return jax.tree.map(lambda x: x.reshape(-1, children, *x.shape[1:]), stack)
+
+
+def parts(variables: Variables) -> tuple[Any, Any]:
+    """(params, batch_stats)."""
+    return variables["params"], variables["batch_stats"]
 
 
 class Ensemble(NamedTuple):

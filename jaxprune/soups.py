@@ -106,9 +106,9 @@ def _check_weights(weights: Any, members: int) -> None:
 
 def _masked(stack: Params, masks: Masks) -> Params:
     """The members under the masks that they share, or each under its own."""
-    leaves = dict(named_leaves(stack))
-    given = [(leaf_name, mask) for leaf_name, mask in named_leaves(masks) if mask is not None]
-    one_each = all(np.shape(mask) == np.shape(leaves.get(leaf_name)) for leaf_name, mask in given)
+    shapes = {path: np.shape(leaf) for path, leaf in named_leaves(stack) if leaf is not None}
+    given = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
+    one_each = all(np.shape(mask) == shapes.get(path) for path, mask in given)
     if one_each:
         _check_alike(given)
     return jax.vmap(apply_masks, in_axes=(0, 0 if one_each else None))(stack, masks)

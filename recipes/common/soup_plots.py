@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.common.plots import COLORS, STYLE, Look, looks, png
+from recipes.common.plots import COLORS, STROKES, STYLE, Look, png
+
+INKS = (*COLORS[1:], COLORS[0])  # of arms
 
 Values = Mapping[str, np.ndarray]  # arm -> (phases, seeds)
 
@@ -22,7 +25,10 @@ def soups(
     Bands from the worst seed to the best; gains with their standard error over seeds. `dense`
     (seeds,) is the accuracy before the first prune.
     """
-    drawn = looks((of, *(arm for arm in accuracy if arm != of)))
+    drawn = {
+        arm: Look(color, *stroke)
+        for arm, color, stroke in zip(accuracy, cycle(INKS), cycle(STROKES), strict=False)
+    }
     left = [100 * (1 - s) for s in sparsities]
     with rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.2), layout="constrained")

@@ -32,8 +32,8 @@ class Networks(NamedTuple):
     masks: Any
 
 
-class Recipe(NamedTuple):
-    """How children are retrained; an array of lanes, and the seeds' keys."""
+class Retraining(NamedTuple):
+    """What all retrainings have in common."""
 
     keys: jax.Array  # of the seeds (seeds,)
     peak: float  # the learning rate
@@ -65,7 +65,7 @@ def factors(children: int) -> np.ndarray:
     return np.linspace(LEAST, MOST, children)
 
 
-def variations(r: Recipe, vary: str, children: int) -> tuple[Lane, int]:
+def variations(r: Retraining, vary: str, children: int) -> tuple[Lane, int]:
     """Lanes of the children of one seed, and the steps of the longest."""
     own = np.ones(children) if vary == "order" else factors(children)
     plain = np.ones(children)
@@ -79,7 +79,7 @@ def variations(r: Recipe, vary: str, children: int) -> tuple[Lane, int]:
     return Lane(jnp.stack(tables), jnp.asarray(decays, jnp.float32)), int(lengths.max())
 
 
-def order_keys(r: Recipe, vary: str, phase: int, children: int) -> jax.Array:
+def order_keys(r: Retraining, vary: str, phase: int, children: int) -> jax.Array:
     """Keys of the order of the data (seeds, children): one a seed, unless it is what varies."""
     child = jnp.arange(children) * (vary == "order")
     of_phase = jax.vmap(lambda key: jax.random.fold_in(key, 3 + phase))(r.keys)

@@ -38,13 +38,13 @@ def metrics(out):
     return records
 
 
-def interrupted(recipe, monkeypatch, argv, step=None):
+def interrupted(recipe, monkeypatch, argv, step=None, key="step"):
     """Runs until this step, or anything, is logged, then presses Ctrl-C; the exit code."""
     append = run.append
 
     def append_and_interrupt(path, record):
         append(path, record)
-        if step is None or record["step"] == step:
+        if step is None or record[key] == step:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:

@@ -154,7 +154,7 @@ def save(
         for record in (after[:1] + after[-1:] if len(after) > 1 else after)
     }
     figures = {
-        SOUPS: soup_plots.soups(sparsities, accuracy, gain, MEAN, dense),
+        SOUPS: soup_plots.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
         BARRIERS: soup_plots.barriers(sparsities, heights, config.threshold),
         PATHS: heatmaps.along_paths(panels, config.threshold, "child"),
         LAYERS: plots.layer_density({SOUP: results.layer_density(masks)}),
@@ -204,10 +204,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
         command=run.again(PROGRAM, config.out),
         pictures={
-            SOUPS: "Left: mean over seeds, bands from the worst seed to the best. Right: each dot "
-            "is a seed, beside the mean of its children; with the mean over seeds and its "
-            f"standard error. {longer_name(config)} retrains as long as all children together; "
-            "the ensemble runs all of them.",
+            SOUPS: "Left: means over seeds, and a band from the worst soup to the best. Right: "
+            "each dot is a seed, beside the mean of its children; with the mean over seeds and "
+            f"its standard error. {longer_name(config)} retrains as long as all children "
+            "together; the ensemble runs all of them.",
             BARRIERS: "By how many points the test error rises above the chord between every two "
             "children of a seed: below the dashed line they are linearly connected.",
             PATHS: "Test error from child to child, every pair of every seed: in the first phase "

@@ -7,7 +7,6 @@ from itertools import cycle
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recipes.common.plots import COLORS, STROKES, STYLE, Look, png
@@ -18,12 +17,17 @@ Values = Mapping[str, np.ndarray]  # arm -> (phases, seeds)
 
 
 def soups(
-    sparsities: Sequence[float], accuracy: Values, gain: Values, of: str, dense: np.ndarray
+    sparsities: Sequence[float],
+    accuracy: Values,
+    gain: Values,
+    of: str,
+    dense: np.ndarray,
+    band: str,
 ) -> bytes:
     """PNG of test accuracy against weights left, and of the gain over the arm `of`, in points.
 
-    Bands from the worst seed to the best; gains with their standard error over seeds. `dense`
-    (seeds,) is the accuracy before the first prune.
+    The band of one arm, from its worst seed to its best; gains with their standard error over
+    seeds. `dense` (seeds,) is the accuracy before the first prune.
     """
     drawn = {
         arm: Look(color, *stroke)
@@ -36,7 +40,12 @@ def soups(
         level = 100 * dense.mean()
         absolute.axhline(level, color="#111111", linewidth=1.0, linestyle="--", label="dense")
         for arm, values in accuracy.items():
-            _band(absolute, left, 100 * values, arm, drawn[arm])
+            look, points = drawn[arm], 100 * values
+            style = look.line + look.marker
+            absolute.plot(left, points.mean(1), style, color=look.color, label=arm, markersize=4)
+            if band == arm:  # those of all would hide each other
+                lowest, highest = points.min(1), points.max(1)
+                absolute.fill_between(left, lowest, highest, color=look.color, alpha=0.15, lw=0)
         relative.axhline(0, color=drawn[of].color, linewidth=1.2)
         width = 0.6 / max(len(gain), 1)
         for i, (arm, values) in enumerate(gain.items()):
@@ -67,12 +76,6 @@ def soups(
         relative.grid(axis="x", visible=False)
         figure.legend(*absolute.get_legend_handles_labels(), loc="outside right upper")
         return png(figure)
-
-
-def _band(axes: Axes, x: Sequence[float], values: np.ndarray, label: str, look: Look) -> None:
-    style = look.line + look.marker
-    axes.plot(x, values.mean(1), style, color=look.color, label=label, markersize=4)
-    axes.fill_between(x, values.min(1), values.max(1), color=look.color, alpha=0.1, linewidth=0)
 
 
 def barriers(sparsities: Sequence[float], pairs: Sequence[np.ndarray], threshold: float) -> bytes:

@@ -29,9 +29,11 @@ class SoupSettings(PathSettings):
     """What multiplies the sizes of the hidden layers."""
     seeds: int = 5
     """How many networks to prune, each with its own initial weights."""
+    batch_size: int = 64
+    """Examples per step and network."""
     optimizer: Annotated[str, cli.choice(tuple(settings.OPTIMIZERS))] = "sgd"
     """The optimizer; sgd has momentum 0.9."""
-    learning_rate: float = 0.05
+    learning_rate: float = 0.1
     """The learning rate at its highest, in training and in every retraining."""
     schedule: Annotated[str, cli.choice(tuple(settings.SCHEDULES))] = "cosine"
     """The learning rate of training; that of a retraining falls in a line, after a warm-up."""
@@ -57,6 +59,10 @@ class SoupSettings(PathSettings):
     """The fraction of training examples that is held out, to choose by."""
     points: int = 5
     """Networks along each path between children, both ends included: an odd number."""
+    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
+        None
+    )
+    """Steps between looks at the progress, and at Ctrl-C."""
     evaluations: Annotated[int, tyro.conf.Suppress] = 1  # networks are tested after each phase
 
 

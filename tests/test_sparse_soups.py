@@ -211,6 +211,30 @@ def test_the_average_is_a_function():
     assert score(chosen.params) >= jax.vmap(score)(chosen.children).max() - 1e-4
 
 
+def test_with_batch_norm_all_variables_go_through_and_statistics_are_made_anew():
+    batches = jax.random.normal(jax.random.key(7), (3, 16, 4))
+
+    def update(variables, batch):
+        mean = (batch @ variables["params"]["kernel"]).mean(0)
+        return {"batch_stats": {"mean": 0.9 * variables["batch_stats"]["mean"] + 0.1 * mean}}
+
+    def normal_train(variables, masks, variation):
+        params = train(variables["params"], masks["params"], variation)
+        return {"params": params, "batch_stats": {"mean": jnp.full(8, variation["rate"])}}
+
+    def average(children):
+        return jp.recalibrate(update, jp.soup(children), batches)
+
+    variables = {"params": start(), "batch_stats": {"mean": jnp.zeros(8)}}
+    phase = jax.jit(partial(jp.soup_phase, normal_train, average=average))
+    done = phase(variables, 0.5, one_phase(variations()))
+    assert done.masks["batch_stats"] == {"mean": None}
+    assert n_zero(done.params["params"]["kernel"]) == 16
+    means = jax.vmap(lambda batch: (batch @ done.params["params"]["kernel"]).mean(0))(batches)
+    own = done.params["batch_stats"]["mean"]
+    np.testing.assert_allclose(own, means.mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_a_random_score_is_asked_once():
     own = one_phase(variations())
     score = jp.random(jax.random.key(3))

@@ -1,7 +1,6 @@
 """The recipe end to end, in this process: what it writes, refuses, and survives."""
 
 import json
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipes import soup
-from recipes.common import checkpoint, cli, data, phases, run, soup_study, soups
+from recipes.common import checkpoint, cli, data, phases, run, soup_study
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--sparsities", "0.5", "0.9"]
@@ -119,28 +118,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeyp
     assert records_of(out) == records_of(finished)
     loaded = (checkpoint.load_model(folder / run.MODEL) for folder in (out, finished))
     jax.tree.map(np.testing.assert_array_equal, *loaded)
-
-
-@pytest.mark.parametrize("vary", ["weight_decay", "length", "learning_rate"])
-def test_children_may_differ_in_other_things(finished, vary):
-    study = soup_study.study_of(replace(config_of(finished), vary=vary), digits())
-    lanes, longest = soups.variations(study.retraining, vary, 3)
-    rates = np.asarray(lanes.rates)
-    decays = np.asarray(lanes.weight_decay)
-    keys = soups.order_keys(study.retraining, vary, 1, 3)
-    assert (keys == keys[:, :1]).all()  # they see the same examples in the same order
-    if vary == "weight_decay":
-        assert decays == pytest.approx([0.5e-4, 1e-4, 1.5e-4])
-        assert (rates == rates[:1]).all()
-    else:
-        assert (decays == decays[0]).all()
-    if vary == "length":
-        assert longest == 12
-        assert (rates > 0).sum(1).tolist() == [3, 7, 11]  # from zero
-    if vary == "learning_rate":
-        assert rates.max(1) / rates.max(1)[1] == pytest.approx([0.5, 1, 1.5])
-    same = soups.order_keys(study.retraining, "order", 1, 3)
-    assert len({str(key) for key in jax.random.key_data(same).reshape(-1, 2)}) == 6
 
 
 @pytest.mark.slow

@@ -83,10 +83,10 @@ def _average(weights: Any, path: tuple, x: Any) -> jax.Array:
     centre = lax.dynamic_index_in_dim(x, jnp.argmax(jnp.asarray(weights)))
     apart = x.astype(wide) - centre.astype(wide)
     change = jnp.where(share != 0, share * apart, 0).sum(0)
-    same, centre = (x == centre).all(0), centre[0]
     if integers:
-        return jnp.where(same, centre, jnp.round(centre + change).astype(x.dtype))
-    return (centre.astype(wide) + change).astype(x.dtype)
+        rounded = jnp.round(centre[0] + change).astype(x.dtype)
+        return jnp.where((x == centre).all(0), centre[0], rounded)
+    return (centre[0].astype(wide) + change).astype(x.dtype)
 
 
 def _check_weights(weights: Any, members: int) -> None:

@@ -115,6 +115,10 @@ from jaxprune.coupling import sequential_coupling as sequential_coupling
 from jaxprune.analysis.alignment import match_weights as match_weights
 from jaxprune.analysis.alignment import permute as permute
 
+# controls
+from jaxprune.controls import reinitialise as reinitialise
+from jaxprune.controls import shuffle as shuffle
+
 # what it came to
 from jaxprune.report import report as report
 

@@ -89,7 +89,8 @@ def slr(
     rates = jnp.where(jnp.arange(steps) < jnp.argmax(rates), peak, rates)
 
     def scaled(progress: jax.Array) -> jax.Array:
-        return rates[jnp.clip(jnp.floor(progress * steps), 0, steps - 1).astype(jnp.int32)]
+        step = jnp.floor(progress * steps * (1 + 1e-6))  # 0.29 * 100 is 28.999998 in float32
+        return rates[jnp.clip(step, 0, steps - 1).astype(jnp.int32)]
 
     return _warmed_up("slr", peak, scaled, retrain_steps, warmup)
 

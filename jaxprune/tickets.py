@@ -1,7 +1,7 @@
 """Iterative pruning: train, prune what is left, rewind or not, train again; phase after phase.
 
-A phase is to `iterative` what a step is to `sparsify`: any mask transform says what each prunes, and
-its schedules count phases.
+A phase is to `iterative` what a step is to `sparsify`: any mask transform says what each prunes,
+and its schedules count phases.
 
     iterative(train, params, prune(magnitude, global_threshold, phase_schedule(0.98, 10)), 10)
 """
@@ -112,14 +112,14 @@ class Phase(NamedTuple):
     """Pruned, and about to train.
 
     Attributes:
-      index: int32 scalar, which phase, from 0.
+      number: int32 scalar, which phase, from 0.
       params: what training starts from; exactly zero where a mask is False.
       state: the mask transform's, as after this prune.
       before: the params that were pruned, as the phase before left them.
       pruned: float32 scalar, the fraction, of the weights that were left, that this prune took.
     """
 
-    index: jax.Array
+    number: jax.Array
     params: Params
     state: Any
     before: Params
@@ -132,23 +132,27 @@ class Phase(NamedTuple):
 
 
 def next_phase(
-    transform: MaskTransform, state: Any, params: Params, index: Any, rewind_to: Params | None = None
+    transform: MaskTransform,
+    state: Any,
+    params: Params,
+    number: Any,
+    rewind_to: Params | None = None,
 ) -> Phase:
     """Prunes trained `params`, and rewinds what is left: all of a phase but its training.
 
     Args:
-      transform: what prunes; `index` is its step. Schedules are of phases.
+      transform: what prunes; `number` is its step. Schedules are of phases.
       state: the transform's, from `transform.init(params)` or the phase before.
       params: as trained.
-      index: int32 scalar, may be traced: all phases are one program.
+      number: int32 scalar, which phase, from 0; may be traced: all phases are one program.
       rewind_to: the params to go back to, biases and all, under the new masks; by default the
         weights stay as trained.
     """
-    index = jnp.asarray(index, jnp.int32)
-    new = transform.update(state, params, grads=None, step=index, opt_state=None)
+    number = jnp.asarray(number, jnp.int32)
+    new = transform.update(state, params, grads=None, step=number, opt_state=None)
     left, leaves = (_kept(masks) for masks in (state.masks, new.masks))
     start = apply_masks(params if rewind_to is None else rewind_to, new.masks)
-    return Phase(index, start, new, params, 1 - leaves / jnp.maximum(left, 1))
+    return Phase(number, start, new, params, 1 - leaves / jnp.maximum(left, 1))
 
 
 def iterative(
@@ -165,10 +169,10 @@ def iterative(
                  params <- train(masks * (rewind_to or params))
 
     With `rewind_to=early`, the weights at step k of the first training, it is iterative magnitude
-    pruning with rewinding, and with the initial weights (k = 0) the original lottery ticket; `train`
-    then goes on from step k, in the order of the data and in the schedule of its rates. Without, the
-    schedule that `train` uses makes it learning-rate rewinding (`lrr`), fine-tuning (`ft`) or a
-    restart (`slr`, `clr`, `llr`, `allr`).
+    pruning with rewinding, and with the initial weights (k = 0) the original lottery ticket;
+    `train` then goes on from step k, in the order of the data and in the schedule of its rates.
+    Without, the schedule that `train` uses makes it learning-rate rewinding (`lrr`), fine-tuning
+    (`ft`) or a restart (`slr`, `clr`, `llr`, `allr`).
 
     Args:
       train: `phase -> (params, out)`: trains `phase.params` under `phase.masks`, with an optimizer
@@ -200,8 +204,8 @@ def iterative(
     if rewind_to is not None:
         _check_like("rewind_to", rewind_to, params)
 
-    def phase(carry: tuple[Params, Any], index: jax.Array) -> tuple[tuple[Params, Any], Any]:
-        now = next_phase(transform, carry[1], carry[0], index, rewind_to)
+    def phase(carry: tuple[Params, Any], number: jax.Array) -> tuple[tuple[Params, Any], Any]:
+        now = next_phase(transform, carry[1], carry[0], number, rewind_to)
         result = train(now)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
@@ -249,12 +253,13 @@ def _check_phases(what: str, phases: Any) -> None:
         raise ValueError(f"{what}: needs at least one phase; got {phases}.")
 
 
+def _kind(leaf: Any) -> Any:
+    return None if leaf is None else (np.shape(leaf), jnp.result_type(leaf))
+
+
 def _check_like(what: str, tree: Params, params: Params) -> None:
     """ValueError unless `tree` has the leaves of `params`, in shapes and dtypes."""
-    own, wanted = (
-        {path: (np.shape(leaf), jnp.result_type(leaf)) for path, leaf in named_leaves(t)}
-        for t in (tree, params)
-    )
+    own, wanted = ({path: _kind(leaf) for path, leaf in named_leaves(t)} for t in (tree, params))
     differ = [(path, None) for path in {**wanted, **own} if own.get(path) != wanted.get(path)]
     if differ:
         raise ValueError(

@@ -143,7 +143,7 @@ def test_it_is_the_loop_by_hand(dense, rewinds):
 def test_what_a_phase_says(dense):
     early, trained = dense
     _, _, (each, phases) = jp.iterative(train, trained, imp(), PHASES, early)
-    assert phases.index.tolist() == [0, 1, 2]
+    assert phases.number.tolist() == [0, 1, 2]
     sparsities = jp.phase_sparsities(0.8, PHASES)
     np.testing.assert_allclose(jax.vmap(jp.sparsity)(phases.masks), sparsities, atol=0.5 / SIZE)
     left = np.array([SIZE, *[SIZE - round(s * SIZE) for s in sparsities]])
@@ -218,7 +218,7 @@ def test_phases_start_from_given_masks():
 
 def test_the_same_loop_runs_sap():
     keep = lambda phase: (phase.params, phase.pruned)
-    params, masks, pruned = jp.iterative(keep, initial(), jp.sap(), 4)
+    _, masks, pruned = jp.iterative(keep, initial(), jp.sap(), 4)
     assert (pruned > 0).all() and 0 < float(jp.sparsity(masks)) < 1
     once = jp.sap().update(jp.sap().init(initial()), initial()).masks
     assert float(pruned[0]) == pytest.approx(float(jp.sparsity(once)), abs=1e-6)
@@ -239,7 +239,7 @@ def test_jit_and_vmap_change_nothing():
         mine = jax.tree.map(lambda x, i=i: x[i], together)
         assert_close(mine[0], alone[0])
         jax.tree.map(np.testing.assert_array_equal, mine[1], alone[1])
-        np.testing.assert_array_equal(mine[2][1].index, alone[2][1].index)
+        np.testing.assert_array_equal(mine[2][1].number, alone[2][1].number)
 
 
 def test_train_is_traced_as_often_for_ten_phases_as_for_two():
@@ -281,7 +281,7 @@ def test_params_keep_their_dtype(dtype):
 
 # --- the program of the README -------------------------------------------------------------------
 
-PROGRAM = '''
+PROGRAM = """
 def tickets(key):                                                          # lottery tickets, and two controls
   init_key, data_key, new_key, shuffle_key = jax.random.split(key, 4)
   params = model.init(init_key, x)
@@ -295,7 +295,7 @@ def tickets(key):                                                          # lot
   imp = jp.prune(jp.magnitude, jp.global_threshold, jp.phase_schedule(0.9, phases=3))
   return jp.iterative(train, fit(optax.adam(1.2e-3), params, data_key), imp, 3, rewind_to=params)
 params, masks, accuracy = jax.jit(jax.vmap(tickets))(jax.random.split(jax.random.key(0), 2))
-'''  # noqa: E501
+"""  # noqa: E501
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_a_target_below_the_current_sparsity():
     for f in (jp.phase_rate, jp.phase_sparsities, jp.phase_schedule):
         with pytest.raises(ValueError, match=r"the sparsity 0.5 is below 0.8, where the first"):
             f(0.5, 3, start=0.8)
-    with pytest.raises(ValueError, match="is below 0.8"):
+    with pytest.raises(ValueError, match=r"the sparsity 0\.5 is below 0\.8"):
         jp.phase_rate(0.5, 3, start=jnp.float32(0.8))
 
 

@@ -40,12 +40,10 @@ def pq_index(weights: Any, p: float = 0.5, q: float = 1.0, masks: Any = None) ->
     0.5
     """
     _check_norms(p, q)
-    leaves, treedef = jax.tree.flatten(weights)
     if masks is None:
-        kept = [jnp.ones(jnp.shape(w), bool) for w in leaves]
-    else:
-        kept = treedef.flatten_up_to(masks)
-    return _index(leaves, kept, p, q)
+        masks = jax.tree.map(lambda w: jnp.ones(jnp.shape(w), bool), weights)
+    kept = map_scored(lambda _, mask: mask, weights, masks)
+    return _index(jax.tree.leaves(weights), jax.tree.leaves(kept), p, q)
 
 
 def sap(
@@ -63,8 +61,8 @@ def sap(
         m = ceil(d (1 + eta)^(-q / (q - p)) (1 - I)^(p q / (q - p)))   to be kept, at least
         c = floor(d min(max(gamma (1 - m / d), 0), beta))              to be pruned, of d
 
-    Each leaf decides for itself; with `axis` each slice along it, such as the weights into a neuron;
-    or all leaves `together`. Counts are exact, ties go to the lower flat index.
+    Each leaf decides for itself; with `axis` each slice along it, such as the weights into a
+    neuron; or all leaves `together`. Counts are exact, ties go to the lower flat index.
 
     One update is one phase: use it in `iterative`, or in `every(n, sap(...))`.
 
@@ -81,7 +79,7 @@ def sap(
         if a leaf has no such axis.
 
     Reference: Diao et al., 2023, Pruning Deep Neural Networks from a Sparsity Perspective. Its code
-    compares with the value of a pivot, and keeps or prunes all that equal it; here counts are exact.
+    compares with the value of a pivot, so that ties change the count; here counts are exact.
     """
     _check_norms(p, q)
     if not (eta > -1 and gamma >= 0 and 0 <= beta <= 1):
@@ -146,7 +144,9 @@ def sap(
 
 def _index(weights: list[Any], kept: list[Any], p: float, q: float) -> jax.Array:
     """The PQ index of all kept weights together; 0 where there are none, or all are zero."""
-    sizes = [jnp.where(m, jnp.abs(w).astype(jnp.float32), 0) for w, m in zip(weights, kept, strict=True)]
+    sizes = [
+        jnp.where(m, jnp.abs(w).astype(jnp.float32), 0) for w, m in zip(weights, kept, strict=True)
+    ]
     largest_of_all = jnp.stack([x.max(initial=0.0) for x in sizes]).max()
     unit = jnp.where(largest_of_all > 0, largest_of_all, 1.0)  # so that no power leaves float32
     d = jnp.stack([n_true(m)[0] for m in kept]).sum().astype(jnp.float32)

@@ -73,6 +73,8 @@ class Study(NamedTuple):
     steps: int
     rewind: int
     retrain_steps: int
+    evaluations: int  # of validation accuracy, in a phase
+    validation: Accuracy
 
     @property
     def length(self) -> int:
@@ -97,9 +99,26 @@ def _initial(module: nn.Module, keys: jax.Array, image: Any) -> Network:
     return Network(variables["params"], variables.get("batch_stats", {}), masks)
 
 
-def dense(s: Study, start: Network) -> Start:
-    """The first training."""
-    return Start(start, _same(s, phases.rates(s.schedule, s.steps)), s.keys)
+def first_training(s: Study, at: At) -> tuple[Stored, End]:
+    """Trains dense networks, and stores them where there may be rewound to."""
+    initial = first(s)
+    start = Start(initial, _same(s, phases.rates(s.schedule, s.steps)), s.keys)
+    stored = {0: initial}
+
+    def store(step: int, network: Network) -> None:
+        if step == s.rewind:
+            stored[step] = jax.tree.map(jnp.copy, network)  # training goes on, and donates these
+
+    points = looks_at(s.steps, s.program.chunk_steps, s.evaluations)
+    points = sorted({*points, s.rewind} - {0})
+    end = train(s, {"dense": start}, points, at, store=store)["dense"]
+    return Stored(stored, end.network), end
+
+
+def looks_at(steps: int, chunk_steps: int, evaluations: int) -> list[int]:
+    """Evenly spread steps, whole chunks where there are several, and the last."""
+    chunks = [round(steps * i / evaluations / chunk_steps) for i in range(1, evaluations)]
+    return sorted({n * chunk_steps for n in chunks if 0 < n * chunk_steps < steps} | {steps})
 
 
 def begin(s: Study, last: Mapping[str, Network], stored: Stored, index: int) -> dict[str, Start]:
@@ -109,9 +128,7 @@ def begin(s: Study, last: Mapping[str, Network], stored: Stored, index: int) -> 
     for method in (arm for arm in s.arms if arm in METHODS):
         network, rewinds = last[method], method in REWINDING
         back = early.params if rewinds else None
-        phase = _pruned(
-            s.transforms[method], network.params, network.masks, jnp.int32(index), back
-        )
+        phase = _pruned(s.transforms[method], network.params, network.masks, jnp.int32(index), back)
         stats = early.batch_stats if rewinds else network.batch_stats
         # a ticket sees again what it saw from the rewind step on; others go on with new orders
         again = rewinds or index == 0
@@ -134,13 +151,17 @@ def begin(s: Study, last: Mapping[str, Network], stored: Stored, index: int) -> 
 
 
 @partial(jax.jit, static_argnums=0)
-@partial(jax.vmap, in_axes=(None, 0, 0, None, 0))
 def _pruned(
     transform: jp.MaskTransform, params: Any, masks: Any, index: Any, rewind_to: Any
 ) -> jp.Phase:
-    """The next phase of every replicate; one program for all of them."""
-    state = transform.init(params)._replace(masks=masks)
-    return jp.next_phase(transform, state, params, index, rewind_to)
+    """The next phase of every replicate; one program for all phases."""
+
+    @jax.vmap
+    def of_one(params: Any, masks: Any, rewind_to: Any) -> jp.Phase:
+        state = transform.init(params)._replace(masks=masks)
+        return jp.next_phase(transform, state, params, index, rewind_to)
+
+    return of_one(params, masks, rewind_to)
 
 
 def _rates(s: Study, method: str, phase: jp.Phase) -> jax.Array:
@@ -161,43 +182,49 @@ def _rates(s: Study, method: str, phase: jp.Phase) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
-@partial(jax.vmap, in_axes=(0, None, None, None, None))
 def _adaptive(
     phase: jp.Phase, peak: float, retrain_steps: int, steps: int, length: int
 ) -> jax.Array:
-    own = (phase.before, phase.params, phase.pruned)
-    return phases.rates(jp.allr(peak, retrain_steps, *own, steps), retrain_steps, length)
+    """Those of `allr`, by what the prune of each replicate took away."""
+
+    def of_one(phase: jp.Phase) -> jax.Array:
+        taken = phase.before, phase.params, phase.pruned
+        return phases.rates(jp.allr(peak, retrain_steps, *taken, steps), retrain_steps, length)
+
+    return jax.vmap(of_one)(phase)
+
+
+def train_phase(s: Study, starts: Mapping[str, Start], at: At) -> dict[str, End]:
+    """Trains all arms of a phase, from the rewind step on in the order of the data."""
+    points = looks_at(s.length, s.program.chunk_steps, s.evaluations)
+    return train(s, starts, points, at, s.rewind)
 
 
 def train(
     s: Study,
     starts: Mapping[str, Start],
     points: Sequence[int],
-    validation: Accuracy,
     at: At,
     first_step: int = 0,
-    store: Callable[[int, Network], None] = lambda step, network: None,
+    store: Callable[[int, Network], None] | None = None,
 ) -> dict[str, End]:
-    """Trains all arms up to the last of `points`, each a step at which validation is looked at.
-
-    `store` is given the networks of the (only) arm at each point.
-    """
+    """Trains arms up to the last of `points`, steps at which validation accuracy is measured."""
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *starts.values())
-    lanes = Lane(stacked.rates, jnp.zeros(len(stacked.rates)))
-    state = phases.begin(s.program, *stacked.network, lanes)
-    masks, done = stacked.network.masks, 0
-    best: Any = None
-    steps, accuracy = np.zeros(len(lanes.rates), int), np.full(len(lanes.rates), -1.0)
+    params, batch_stats, masks = stacked.network
+    count = len(stacked.rates)
+    lanes = Lane(stacked.rates, jnp.zeros(count))
+    state, done = phases.begin(s.program, params, batch_stats, masks, lanes), 0
+    best, step, accuracy = (params, batch_stats), np.zeros(count, int), np.full(count, -1.0)
     for point in points:
         state = phases.advance(s.program, state, lanes, stacked.keys, point, at, done, first_step)
-        done = point
-        now = validation(state.params, state.batch_stats)
-        own = state.params, state.batch_stats
+        done, own = point, (state.params, state.batch_stats)
+        now = s.validation(*own)
         better = now > accuracy
-        best = _where(jnp.asarray(better), own, own if best is None else best)
-        steps, accuracy = np.where(better, point, steps), np.where(better, now, accuracy)
-        store(point, Network(*jax.tree.map(jnp.copy, own), masks))
-    end = (Network(state.params, state.batch_stats, masks), steps, Network(*best, masks), accuracy)
+        best = _where(jnp.asarray(better), own, best)
+        step, accuracy = np.where(better, point, step), np.where(better, now, accuracy)
+        if store is not None:
+            store(point, Network(*own, masks))
+    end = (Network(state.params, state.batch_stats, masks), step, Network(*best, masks), accuracy)
     size = len(s.keys)
     return {
         arm: End(*jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], end))

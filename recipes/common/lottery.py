@@ -23,7 +23,7 @@ from recipes.common.phases import At, Lane, Phases
 
 REWINDING = ("ltr", "sap")  # the weights go back to those of the rewind step
 RETRAINING = ("lrr", "ft", "slr", "clr", "llr", "allr")  # the weights stay, by these rates
-METHODS = (*REWINDING, *RETRAINING)
+METHODS = ("ltr", *RETRAINING, "sap")
 CONTROLS = ("reinit", "random")  # of ltr
 
 Accuracy = Callable[[Any, Any], np.ndarray]  # (params, batch_stats) of a stack -> (lanes,)

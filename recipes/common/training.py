@@ -160,18 +160,23 @@ def data_order(
     The examples that do not fill a batch are left out of their epoch.
     """
     steps = examples // batch_size
-
-    @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def permutation(key, epoch):
-        key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-        return jax.random.permutation(key, examples)[: steps * batch_size].astype(jnp.int32)
-
     epoch, first = divmod(start, steps)
     while True:
-        order = np.asarray(permutation(keys, epoch)).reshape(len(keys), steps, batch_size)
+        order = np.asarray(_permutations(keys, epoch, examples, steps * batch_size))
+        order = order.reshape(len(keys), steps, batch_size)
         yield from order.swapaxes(0, 1)[first:]
         epoch, first = epoch + 1, 0
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _permutations(keys: jax.Array, epoch: int, examples: int, used: int) -> jax.Array:
+    """The examples that each seed uses in an epoch (seeds, used)."""
+
+    def of_one(key: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
+        return jax.random.permutation(key, examples)[:used].astype(jnp.int32)
+
+    return jax.vmap(of_one)(keys)
 
 
 def train(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib import rc_context
@@ -44,16 +44,12 @@ def _draw(axes: Axes, arms: Mapping[str, Curve], dense: np.ndarray) -> None:
     axes.axhspan(100 * dense.min(), 100 * dense.max(), color="#555555", alpha=0.15, linewidth=0)
     axes.axhline(100 * dense.mean(), color="#555555", linewidth=1.2, linestyle="--", label="dense")
     for arm, (left, values) in arms.items():
-        band(axes, (100 * np.asarray(left), values), arm, drawn[arm], points=True)
+        band(axes, ([100 * part for part in left], values), arm, drawn[arm], points=True)
     axes.set_xscale("log")
     lowest = 100 * min(min(left) for left, _ in arms.values())
-    axes.set_xlim(_ends(100 * max(max(left) for left, _ in arms.values()), lowest))
+    highest = 100 * max(max(left) for left, _ in arms.values())
+    axes.set_xlim(1.15 * highest, lowest / 1.15)  # from many to few
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.set_xlabel("Weights left (%)")
-
-
-def _ends(most: float, fewest: float) -> Sequence[float]:
-    """From many to few, with a little room."""
-    return 1.15 * most, fewest / 1.15

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,23 +280,51 @@ def test_params_keep_their_dtype(dtype):
     assert params["a"]["kernel"].dtype == dtype and masks["a"]["kernel"].dtype == bool
 
 
-# --- the program of the README -------------------------------------------------------------------
+# --- tickets, from the first weights to the last phase ------------------------------------------
 
-PROGRAM = """
-def tickets(key):                                                          # lottery tickets, and two controls
-  init_key, data_key, new_key, shuffle_key = jax.random.split(key, 4)
-  params = model.init(init_key, x)
-  def train(phase):
-    shuffled = jp.shuffle(shuffle_key, phase.masks)                        # as many weights of each layer, at random
-    lanes = {"ticket":   (phase.params, phase.masks),
-             "reinit":   (jp.reinitialise(new_key, lambda key: model.init(key, x), phase.masks), phase.masks),
-             "shuffled": (jp.apply_masks(params, shuffled), shuffled)}
-    ends = {name: fit(jp.sparsify(optax.adam(1.2e-3), jp.fixed(m)), w, data_key) for name, (w, m) in lanes.items()}
-    return ends["ticket"], jax.tree.map(test_accuracy, ends, is_leaf=lambda node: "params" in node)
-  imp = jp.prune(jp.magnitude, jp.global_threshold, jp.phase_schedule(0.9, phases=3))
-  return jp.iterative(train, fit(optax.adam(1.2e-3), params, data_key), imp, 3, rewind_to=params)
-params, masks, accuracy = jax.jit(jax.vmap(tickets))(jax.random.split(jax.random.key(0), 2))
-"""  # noqa: E501
+
+def classifier():
+    """(init, fit, accuracy) of a small network on data of four classes."""
+    model = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(4)])
+    x = jax.random.normal(jax.random.key(1), (256, 8))
+    y = jnp.argmax(x @ jax.random.normal(jax.random.key(2), (8, 4)), -1)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+    def fit(tx, params):
+        def step(carry, _):
+            grads = jax.grad(lambda p: cross_entropy(model.apply(p, x), y).mean())(carry[0])
+            updates, opt_state = tx.update(grads, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), opt_state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), None, 100)[0][0]
+
+    accuracy = lambda params: jnp.mean(jnp.argmax(model.apply(params, x), -1) == y)
+    return lambda key: model.init(key, x), fit, accuracy
+
+
+def test_tickets_win_over_random_masks_in_one_vmapped_program():
+    init, fit, accuracy = classifier()
+
+    def tickets(key):
+        initial = init(key)
+
+        def train(phase):
+            masks = jp.shuffle(key, phase.masks)
+            lanes = (phase.params, phase.masks), (jp.apply_masks(initial, masks), masks)
+            ends = [fit(jp.sparsify(optax.adam(1e-2), jp.fixed(m)), p) for p, m in lanes]
+            return ends[0], jnp.stack([accuracy(end) for end in ends])
+
+        return jp.iterative(
+            train, fit(optax.adam(1e-2), initial), imp(0.9, 5), 5, rewind_to=initial
+        )
+
+    params, masks, accuracies = jax.jit(jax.vmap(tickets))(jax.random.split(jax.random.key(0), 4))
+    np.testing.assert_allclose(jax.vmap(jp.sparsity)(masks), 0.9, atol=2e-3)
+    kernel, mask = (tree["params"]["layers_0"]["kernel"] for tree in (params, masks))
+    assert not kernel[~mask].any()
+    ticket, control = accuracies.mean(0).T
+    assert ticket[-1] > control[-1] + 0.1
+    assert ticket[0] > 0.97
 
 
 # --- bad input -----------------------------------------------------------------------------------

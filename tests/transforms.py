@@ -72,7 +72,6 @@ TRANSFORMS = {
         jax.random.key(4), 0.7, jp.borrowed(jp.magnitude(jp.kernels(p)))
     ),
     "sap": lambda p: jp.every(2, jp.sap(1, 2)),
-    "sap_by_neuron": lambda p: jp.every(3, jp.sap(axis=-1), stop=3),
     "set": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, fading())),
     "set_two_sided": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, 0.3, two_sided=True)),
     "rigl": lambda p: jp.every(2, jp.rigl(jax.random.key(6), 0.7, fading(), jp.uniform), stop=5),

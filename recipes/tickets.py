@@ -72,6 +72,10 @@ class Config(settings.Settings):
     """Passes over the data, of the first training and of each rewound one."""
     evaluations: int = 5
     """How often in a phase to measure validation accuracy, evenly spread."""
+    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
+        None
+    )
+    """Steps in one call of the device; between them it can be stopped. More is faster."""
     method: Annotated[tuple[str, ...], cli.several(ARMS)] = ("ltr", "reinit", "random")
     """One or several to train side by side; reinit and random are controls of ltr."""
     sparsity: float = 0.98
@@ -286,6 +290,11 @@ class Log:
     def resume(self, phase: int) -> None:
         """Goes on after this phase."""
         self.records = [r for r in run.read_lines(self.path) if r["phase"] <= phase]
+        if [record["phase"] for record in self.records] != list(range(phase + 1)):
+            raise RecipeError(
+                f"--resume: '{self.path}' lacks phases that the checkpoint is past; start anew "
+                "with --overwrite"
+            )
         run.write(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
         self.spent = self.records[-1]["seconds"]
 

@@ -55,6 +55,7 @@ ALLOCATIONS: dict[str, Any] = {"uniform": jp.uniform, "global": jp.global_thresh
 LAST = ("half", "exempt", "pruned")
 SCOPES: dict[str, Any] = {"neuron": {"axis": -1}, "layer": {}, "global": {"together": True}}
 EPOCHS = {"digits": 20, "mnist": 2, "cifar10": 10}
+MOST_WITH_SPREAD = 4  # arms: there is no room for more on 80 columns
 HELD_OUT = 0.1  # of the training examples, unless said
 
 
@@ -452,21 +453,23 @@ def save(
 
 
 def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str]) -> Writeup:
-    """The result, for people: a row for each phase."""
+    """The result, for people: a row for each phase, or with many arms for each arm."""
     arms, dense = summary["arms"], summary["dense"]["test_accuracy"]
     planned = next((arm for arm in config.method if arm != "sap"), "sap")
 
-    left = {arm: [f"{100 * n['weights_left']:.3g} %" for n in arms[arm]] for arm in arms}
-    # sap keeps as many as it will: a column of its own
-    others = ["sap"] if "sap" in arms and planned != "sap" else []
+    left = {arm: [f"{100 * n['weights_left']:.3g}" for n in arms[arm]] for arm in arms}
+    few = len(arms) <= MOST_WITH_SPREAD
 
-    def cells(phase: int) -> list[str]:
-        row = [results.percent(arms[arm][phase]["test_accuracy"]) for arm in config.method]
-        compact = [cell.removesuffix(" %").replace(" ", "") for cell in row]
-        return [left[planned][phase], *compact, *(left[arm][phase] for arm in others)]
+    def accuracy(numbers: dict[str, Any]) -> str:
+        mean, std = 100 * numbers["mean"], 100 * numbers["std"]
+        return f"{mean:.2f} ± {std:.2f}" if few else f"{mean:.1f}"
 
-    columns = [*config.method, *(f"{arm} keeps" for arm in others)]
-    rows = [cells(phase) for phase in range(config.phases)]
+    cells = {arm: [accuracy(n["test_accuracy"]) for n in arms[arm]] for arm in config.method}
+    if planned != "sap" and "sap" in arms:  # it keeps as many as it will
+        cells["sap keeps"] = left["sap"]
+    columns, rows = list(cells), list(zip(left[planned], *cells.values(), strict=True))
+    if not few:
+        columns, rows = left[planned], [(arm, *row) for arm, row in cells.items()]
     held = ", ".join(f"{arm} {100 * v:.3g} %" for arm, v in summary["keeps_up_to"].items())
     peak = summary["peak_memory_bytes"] / 1e9
     return Writeup(
@@ -474,8 +477,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
         headline=(
             f"{config.model} on {config.dataset}, {config.seeds} replicates, "
             f"{summary['steps']:,} steps of first training, rewind step {summary['rewind']}: dense "
-            f"{results.percent(dense)}; by the weights left, test accuracy (%) at the step of best "
-            "validation accuracy, mean ± standard deviation over replicates"
+            f"{results.percent(dense)}; by the weights left (%), test accuracy (%) at the step of "
+            f"best validation accuracy: mean{' ± standard deviation' if few else ''} over replicates"
         ),
         columns=columns,
         rows=rows,

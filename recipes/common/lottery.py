@@ -131,8 +131,7 @@ def begin(s: Study, last: Mapping[str, Network], stored: Stored, index: int) -> 
         phase = _pruned(s.transforms[method], network.params, network.masks, jnp.int32(index), back)
         stats = early.batch_stats if rewinds else network.batch_stats
         # a ticket sees again what it saw from the rewind step on; others go on with new orders
-        again = rewinds or index == 0
-        keys = s.keys if again else _folded(s.keys, 4 + index)
+        keys = s.keys if rewinds else _folded(s.keys, 4 + index)
         starts[method] = Start(
             Network(phase.params, stats, phase.masks), _rates(s, method, phase), keys
         )

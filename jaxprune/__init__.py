@@ -38,6 +38,14 @@ from jaxprune.pattern import nm as nm
 from jaxprune.pattern import select as select
 from jaxprune.pattern import unstructured as unstructured
 
+# pruning at initialisation: a loss, params -> scores, or masks
+from jaxprune.at_init.force import force as force
+from jaxprune.at_init.force import iter_snip as iter_snip
+from jaxprune.at_init.grasp import grasp as grasp
+from jaxprune.at_init.snip import snip as snip
+from jaxprune.at_init.synflow import flow_shares as flow_shares
+from jaxprune.at_init.synflow import synflow as synflow
+
 # masks over time
 from jaxprune.methods.combine import chain as chain
 from jaxprune.methods.combine import every as every
@@ -127,7 +135,8 @@ from jaxprune.coupling import sequential_coupling as sequential_coupling
 from jaxprune.analysis.alignment import match_weights as match_weights
 from jaxprune.analysis.alignment import permute as permute
 
-# controls
+# controls of a mask
+from jaxprune.collapse import collapsed as collapsed
 from jaxprune.controls import reinitialise as reinitialise
 from jaxprune.controls import shuffle as shuffle
 

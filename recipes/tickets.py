@@ -478,7 +478,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
             f"{config.model} on {config.dataset}, {config.seeds} replicates, "
             f"{summary['steps']:,} steps of first training, rewind step {summary['rewind']}: dense "
             f"{results.percent(dense)}; by the weights left (%), test accuracy (%) at the step of "
-            f"best validation accuracy: mean{' ± standard deviation' if few else ''} over replicates"
+            f"best validation accuracy, mean{' ± deviation' if few else ''} over replicates"
         ),
         columns=columns,
         rows=rows,

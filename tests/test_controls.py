@@ -14,6 +14,7 @@ MASKS = {
     "full": jnp.ones((4,), bool),
 }
 KEY = jax.random.key(0)
+shuffle = jax.jit(jp.shuffle)
 
 
 def kept(masks):
@@ -29,14 +30,14 @@ def init(key):
 
 
 def test_shuffle_keeps_as_many_of_each_leaf():
-    shuffled = jp.shuffle(KEY, MASKS)
+    shuffled = shuffle(KEY, MASKS)
     assert kept(shuffled) == {"a": 7, "none": None, "empty": 0, "full": 4}
     for path in ("a", "empty", "full"):
         assert shuffled[path].shape == MASKS[path].shape and shuffled[path].dtype == bool
 
 
 def test_shuffle_jitted_is_shuffle():
-    jitted = jax.jit(jp.shuffle)(KEY, MASKS)
+    jitted = shuffle(KEY, MASKS)
     jax.tree.map(np.testing.assert_array_equal, jitted, jp.shuffle(KEY, MASKS))
 
 
@@ -47,24 +48,24 @@ def test_shuffle_under_vmap_is_one_a_seed():
     lanes = jax.jit(jax.vmap(jp.shuffle))(keys, stack)
     assert lanes["a"].sum(1).tolist() == [1, 9, 20]
     for i in range(3):
-        alone = jp.shuffle(keys[i], jax.tree.map(lambda x, i=i: x[i], stack))
+        alone = shuffle(keys[i], jax.tree.map(lambda x, i=i: x[i], stack))
         np.testing.assert_array_equal(lanes["a"][i], alone["a"])
 
 
 def test_shuffle_is_its_key_and_forgets_the_mask():
-    first = jp.shuffle(KEY, {"a": MASKS["a"]})["a"]
-    backwards = jp.shuffle(KEY, {"a": MASKS["a"][::-1, ::-1]})["a"]
+    first = shuffle(KEY, {"a": MASKS["a"]})["a"]
+    backwards = shuffle(KEY, {"a": MASKS["a"][::-1, ::-1]})["a"]
     np.testing.assert_array_equal(first, backwards)
-    assert (first != jp.shuffle(jax.random.key(1), {"a": MASKS["a"]})["a"]).any()
+    assert (first != shuffle(jax.random.key(1), {"a": MASKS["a"]})["a"]).any()
 
 
 def test_two_leaves_alike_are_shuffled_apart():
-    both = jp.shuffle(KEY, {"a": MASKS["a"], "b": MASKS["a"]})
+    both = shuffle(KEY, {"a": MASKS["a"], "b": MASKS["a"]})
     assert (both["a"] != both["b"]).any()
 
 
 def test_every_place_is_as_likely():
-    draws = jax.vmap(jp.shuffle, in_axes=(0, None))(jax.random.split(KEY, 4000), MASKS)
+    draws = jax.vmap(shuffle, in_axes=(0, None))(jax.random.split(KEY, 4000), MASKS)
     # 7 of 30; the standard error of a mean over 4,000 draws is 0.0067
     np.testing.assert_allclose(draws["a"].mean(0), 7 / 30, atol=0.03)
 
@@ -94,7 +95,7 @@ def test_reinitialise_draws_anew_under_the_masks():
 
 def test_reinitialise_under_vmap_is_one_a_seed():
     keys = jax.random.split(KEY, 2)
-    masks = jax.vmap(jp.shuffle, in_axes=(0, None))(keys, {"a": MASKS["a"], "bias": None})
+    masks = jax.vmap(shuffle, in_axes=(0, None))(keys, {"a": MASKS["a"], "bias": None})
     lanes = jax.vmap(jp.reinitialise, in_axes=(0, None, 0))(keys, init, masks)
     for i in range(2):
         own = jax.tree.map(lambda x, i=i: x[i], masks)

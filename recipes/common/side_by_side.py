@@ -52,15 +52,17 @@ def train_arms(
     # before the checkpoint takes their place: a run that goes on knows its first masks
     watches = {name: _Watch(arm, states[name]) for name, arm in arms.items()}
     start, states, history = _resumed(folder, states) if folder.resume else (0, states, [])
-    # arms of one network share a compiled test; in training each has its own program
+    # arms of one network share a compiled test; those that differ only in their start, all
     tests = {arm.module: training.make_evaluate(arm.module, dataset.test) for arm in arms.values()}
     for name, watch in watches.items():
         spent = history[-1][name]["seconds"] if history else 0.0
         watch.begin(states[name], spent, tests[watch.arm.module])
+    program = lambda arm: arm._replace(start=None)
+    chunks = {own: training.make_chunk(own) for own in set(map(program, arms.values()))}
     train_data = jax.device_put(dataset.train)
     runs = {
         name: training.train(
-            training.make_chunk(arm),
+            chunks[program(arm)],
             states.pop(name),
             train_data,
             keys,

@@ -33,12 +33,14 @@ class Weights(Enum):
 
 
 class Arm(NamedTuple):
-    """A network and how to train it."""
+    """A network and how to train it. Arms that differ only in how they start share a program."""
 
     module: nn.Module
     # from what is a seed's own: a key (neither that of its weights nor its data's), or a `Lane`
     optimizer: Callable[[Any], optax.GradientTransformation]
     weights: Weights = Weights.DENSE
+    # what is the seeds' own, a stack of first params -> a stack of params, one of optimizer states
+    start: Callable[[jax.Array, Any], tuple[Any, optax.OptState]] | None = None
 
 
 class TrainState(NamedTuple):
@@ -75,9 +77,12 @@ def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
     variables = init_variables(arm.module, keys, jnp.asarray(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    opt_state = jax.jit(jax.vmap(lambda own, params: optimizer_of(arm, own).init(params)))(
-        own_keys(keys), params
-    )
+    own = own_keys(keys)
+    if arm.start is None:
+        begin = jax.jit(jax.vmap(lambda own, params: optimizer_of(arm, own).init(params)))
+        opt_state = begin(own, params)
+    else:
+        params, opt_state = arm.start(own, params)
     if arm.weights is Weights.SPARSE:  # so that the first forward pass is sparse too
         params = jp.apply_masks(params, jp.get_masks(opt_state))
     # copied, since a state is donated whole: no two of its leaves may share memory
@@ -111,15 +116,15 @@ def init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
     return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
 
 
-def classification(module: nn.Module) -> LossFn:
-    """Cross-entropy of a classifier, with its accuracy on the same batch."""
+def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:
+    """Cross-entropy of a classifier, its logits divided first, with its accuracy on the batch."""
 
     def loss_fn(params, batch_stats, images, labels):
         variables = {"params": params, "batch_stats": batch_stats}
         logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits / temperature, labels)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-        return loss, (accuracy, changed.get("batch_stats", {}))
+        return loss.mean(), (accuracy, changed.get("batch_stats", {}))
 
     return loss_fn
 
@@ -160,23 +165,19 @@ def data_order(
     The examples that do not fill a batch are left out of their epoch.
     """
     steps = examples // batch_size
+
     epoch, first = divmod(start, steps)
     while True:
-        order = np.asarray(_permutations(keys, epoch, examples, steps * batch_size))
-        order = order.reshape(len(keys), steps, batch_size)
-        yield from order.swapaxes(0, 1)[first:]
+        order = np.asarray(_permutation(keys, epoch, examples))[:, : steps * batch_size]
+        yield from order.reshape(len(keys), steps, batch_size).swapaxes(0, 1)[first:]
         epoch, first = epoch + 1, 0
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _permutations(keys: jax.Array, epoch: int, examples: int, used: int) -> jax.Array:
-    """The examples that each seed uses in an epoch (seeds, used)."""
-
-    def of_one(key: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-        return jax.random.permutation(key, examples)[:used].astype(jnp.int32)
-
-    return jax.vmap(of_one)(keys)
+@partial(jax.jit, static_argnums=2)
+@partial(jax.vmap, in_axes=(0, None, None))
+def _permutation(key: jax.Array, epoch: Any, examples: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
+    return jax.random.permutation(key, examples).astype(jnp.int32)
 
 
 def train(

@@ -71,9 +71,8 @@ def test_it_writes_everything(finished):
         assert (out / "plots" / picture).read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (out / "model").iterdir()) == sorted(ARMS)
     report = (out / "report.md").read_text()
-    assert (
-        "| ltr | lrr | ft | slr | clr | llr | allr | sap | reinit | random | sap keeps |" in report
-    )
+    for arm in (*ARMS, "sap keeps"):  # many arms are rows, few are columns
+        assert f"\n| {arm} | " in report
 
 
 def test_every_phase_prunes_as_much_as_it_should(finished):

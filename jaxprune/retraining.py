@@ -57,8 +57,9 @@ def lrr(schedule: optax.Schedule, steps: int, retrain_steps: int) -> optax.Sched
       ValueError: if the original training was shorter.
 
     >>> import optax, jaxprune as jp
-    >>> float(jp.lrr(optax.linear_schedule(1.0, 0.0, 100), steps=100, retrain_steps=40)(0))
-    0.4...
+    >>> schedule = jp.lrr(optax.linear_schedule(1.0, 0.0, 100), steps=100, retrain_steps=40)
+    >>> round(float(schedule(0)), 4)
+    0.4
     """
     _steps("lrr", steps)
     if _steps("lrr", retrain_steps) > steps:

@@ -14,10 +14,9 @@ Perspective.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,9 +42,10 @@ from recipes.common import (
     weights_left,
 )
 from recipes.common.errors import RecipeError
-from recipes.common.interrupt import Stopped, deferred_signals
-from recipes.common.lottery import CONTROLS, METHODS, End, Network, Stored, Study
-from recipes.common.progress import progress
+from recipes.common.interrupt import deferred_signals
+from recipes.common.lottery import CONTROLS, METHODS, End, Study
+from recipes.common.lottery_run import Records, go_through
+from recipes.common.side_by_side import Folder
 from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.tickets"
@@ -111,10 +111,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.main(Config, tickets, PROGRAM, argv)
 
 
-Signalled = Callable[[], int | None]
-Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a phase, the first of dense ones
-
-
 def tickets(config: Config) -> dict[str, Any]:
     """Trains, prunes, writes the folder `config.out`; returns what summary.json holds."""
     check(config)
@@ -130,8 +126,9 @@ def tickets(config: Config) -> dict[str, Any]:
 
     began = time.perf_counter()
     test = training.make_evaluate(module, dataset.test)
+    folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
     with deferred_signals() as signalled:
-        records, ends = go_through(config, study, test, signalled)
+        records, ends = go_through(study, config.phases, test, folder, signalled)
     seconds = time.perf_counter() - began
     summary = summarise(config, study, records, ends, held, seconds)
     save(config, records, ends, summary)
@@ -240,131 +237,6 @@ def transforms(config: Config, module: nn.Module, image: Any) -> dict[str, jp.Ma
     )
     adaptive = of_all(jp.sap(p, q, **SCOPES[config.sap_scope], prunable=prunable))
     return {m: adaptive if m == "sap" else smallest for m in METHODS}
-
-
-# --- the phases -----------------------------------------------------------------------------------
-
-
-def go_through(
-    config: Config, study: Study, test: lottery.Accuracy, signalled: Signalled
-) -> tuple[Records, dict[str, End]]:
-    """Trains dense networks and then all phases, or those that a stopped study did not come to.
-
-    A phase is logged, and then saved: what is logged beyond the checkpoint is done again.
-    """
-    folder, methods = config.out / run.CHECKPOINT, [m for m in config.method if m in METHODS]
-    log = Log(config, test)
-    if config.resume:
-        phase, stored, networks = _resumed(study, folder, methods)
-        log.resume(phase)
-    else:
-        phase = 0
-        with progress("dense", study.steps) as show:
-            at = _between(show, config.seeds, signalled, _stopped(config, None))
-            stored, dense = lottery.first_training(study, at)
-        networks = dict.fromkeys(methods, stored.trained)
-        log(0, {"dense": dense}, study.steps)
-        checkpoint.save_checkpoint(folder, 0, _state(stored, networks))
-    ends: dict[str, End] = {}
-    for index in range(phase, config.phases):
-        stopped = _stopped(config, index)
-        _stop(signalled(), stopped)
-        starts = lottery.begin(study, networks, stored, index)
-        with progress(f"phase {index + 1} of {config.phases}", study.length) as show:
-            at = _between(show, len(starts) * config.seeds, signalled, stopped)
-            ends = lottery.train_phase(study, starts, at)
-        networks = {method: ends[method].network for method in methods}
-        log(index + 1, ends, study.length)
-        if index + 1 < config.phases:  # after the last there is nothing to go on with
-            checkpoint.save_checkpoint(folder, index + 1, _state(stored, networks))
-    return log.records, ends
-
-
-class Log:
-    """The lines of metrics.jsonl, one a phase; the first is that of the dense networks."""
-
-    def __init__(self, config: Config, test: lottery.Accuracy):
-        self.path, self.test = config.out / run.METRICS, test
-        self.records: Records = []
-        self.spent, self.began = 0.0, time.perf_counter()
-
-    def resume(self, phase: int) -> None:
-        """Goes on after this phase."""
-        self.records = [r for r in run.read_lines(self.path) if r["phase"] <= phase]
-        if [record["phase"] for record in self.records] != list(range(phase + 1)):
-            raise RecipeError(
-                f"--resume: '{self.path}' lacks phases that the checkpoint is past; start anew "
-                "with --overwrite"
-            )
-        run.write(self.path, "".join(json.dumps(record) + "\n" for record in self.records))
-        self.spent = self.records[-1]["seconds"]
-
-    def __call__(self, phase: int, ends: Mapping[str, End], steps: int) -> None:
-        """Adds a line; lists are over replicates."""
-        before = self.records[-1]["step"] if self.records else 0
-        record = {
-            "phase": phase,
-            "step": before + steps,
-            "seconds": round(self.spent + time.perf_counter() - self.began, 2),
-            **{arm: self.measure(end) for arm, end in ends.items()},
-        }
-        self.records.append(record)
-        run.append(self.path, record)
-
-    def measure(self, end: End) -> dict[str, list[Any]]:
-        """What there is to say of an arm."""
-        accuracies = (self.test(n.params, n.batch_stats).tolist() for n in (end.early, end.network))
-        return {
-            "kept_weights": results.kept_weights(end.network.masks)[0].tolist(),
-            "validation_accuracy": end.validation.tolist(),
-            "early_step": end.step.tolist(),
-            **dict(zip(("test_accuracy", "end_test_accuracy"), accuracies, strict=True)),
-        }
-
-
-def _resumed(
-    study: Study, folder: Path, methods: Sequence[str]
-) -> tuple[int, Stored, dict[str, Network]]:
-    """The phase that a stopped study came to, and what it had saved."""
-
-    def shapes() -> dict[str, Any]:
-        network = lottery.first(study)
-        at = dict.fromkeys((0, study.rewind), network)
-        return _state(Stored(at, network), dict.fromkeys(methods, network))
-
-    phase, saved = checkpoint.load_checkpoint(folder, jax.eval_shape(shapes))
-    at = {int(step): network for step, network in saved["at"].items()}
-    return phase, Stored(at, saved["trained"]), saved["networks"]
-
-
-def _state(stored: Stored, networks: Mapping[str, Network]) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    at = {str(step): network for step, network in stored.at.items()}
-    return {"at": at, "trained": stored.trained, "networks": dict(networks)}
-
-
-def _between(show: Any, networks: int, signalled: Signalled, stopped: str) -> phases.At:
-    """What to do between calls of the device."""
-
-    def at(step: int) -> None:
-        show(step, f"{networks} networks")
-        _stop(signalled(), stopped)
-
-    return at
-
-
-def _stopped(config: Config, phase: int | None) -> str:
-    if phase is None:
-        return "stopped in the first training; nothing was saved"
-    return (
-        f"stopped after {phase} of {config.phases} phases; go on with: {PROGRAM} --out "
-        f"{config.out} --resume"
-    )
-
-
-def _stop(signum: int | None, message: str) -> None:
-    if signum:
-        raise Stopped(signum, message)
 
 
 # --- what came of it ------------------------------------------------------------------------------

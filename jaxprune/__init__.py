@@ -100,6 +100,44 @@ from jaxprune.masks import get_masks as get_masks
 from jaxprune.masks import overlap as overlap
 from jaxprune.masks import sparsity as sparsity
 
+# gates: masks that are learned
+from jaxprune.gates.gate import Gate as Gate
+from jaxprune.gates.gate import gate_logits as gate_logits
+from jaxprune.gates.neurons import neuron_logits as neuron_logits
+from jaxprune.gates.hard_concrete import hard_concrete as hard_concrete
+from jaxprune.gates.concrete import binary_concrete as binary_concrete
+from jaxprune.gates.concrete import gumbel_softmax as gumbel_softmax
+from jaxprune.gates.bernoulli import bernoulli as bernoulli
+from jaxprune.gates.bernoulli import straight_through as straight_through
+from jaxprune.gates.continuous_sparsification import (
+    continuous_sparsification as continuous_sparsification,
+)
+from jaxprune.gates.continuous_sparsification import rewound_logits as rewound_logits
+from jaxprune.gates.soft_threshold import soft_threshold as soft_threshold
+from jaxprune.gates.neurons import neuron_gates as neuron_gates
+
+# gates: what they cost
+from jaxprune.flops import count_flops as count_flops
+from jaxprune.gates.budgets import excess as excess
+from jaxprune.gates.budgets import kept_flops as kept_flops
+from jaxprune.gates.budgets import kept_weights as kept_weights
+from jaxprune.gates.consensus import consensus as consensus
+from jaxprune.gates.consensus import disagreement as disagreement
+from jaxprune.gates.keep_between import keep_between as keep_between
+from jaxprune.gates.lagrangian import Multipliers as Multipliers
+from jaxprune.gates.lagrangian import lagrangian as lagrangian
+from jaxprune.gates.lagrangian import multipliers as multipliers
+from jaxprune.gates.polarization import polarization as polarization
+from jaxprune.gates.slimming import mask_sparsity as mask_sparsity
+from jaxprune.gates.slimming import slimming as slimming
+
+# gates -> masks
+from jaxprune.gates.to_masks import gate_masks as gate_masks
+from jaxprune.gates.to_masks import keep_at_least as keep_at_least
+from jaxprune.gates.to_masks import open_gates as open_gates
+from jaxprune.gates.to_masks import select_within as select_within
+from jaxprune.gates.neurons import neuron_masks as neuron_masks
+
 # many seeds at once
 from jaxprune.analysis.batchnorm import recalibrate as recalibrate
 from jaxprune.analysis.connectivity import barrier as barrier

@@ -1,4 +1,4 @@
-"""Layer collapse: layers that keep no weight at all."""
+"""Layer collapse: layers that keep no weight at all, or whose gates are all closed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def collapsed(masks: Masks) -> dict[str, jax.Array]:
     much the others keep.
 
     Args:
-      masks: bool, None where never pruned.
+      masks: bool, None where never pruned; or gates, closed where they are 0.
 
     Raises:
       ValueError: if all masks are None.
@@ -31,4 +31,4 @@ def collapsed(masks: Masks) -> dict[str, jax.Array]:
     """
     _some(masks)
     named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None and mask.size]
-    return {path: n_true(mask)[0] == 0 for path, mask in named}
+    return {path: n_true(mask != 0)[0] == 0 for path, mask in named}

@@ -83,6 +83,7 @@ class _Watch:
         self.arm = arm
         self.masked = arm.weights is not Weights.DENSE
         self.first_masks = churn.masks(first.opt_state) if self.masked else None
+        self.measure = jax.jit(jax.vmap(arm.learned.measure)) if arm.learned else None
 
     def begin(self, state: TrainState, spent: float, test: Test) -> None:
         """Training goes on from `state`, after `spent` seconds in earlier programs."""
@@ -100,6 +101,9 @@ class _Watch:
         if self.masked:
             record |= churn.measure(state.opt_state, self.first_masks, self.masks)
             self.masks = churn.masks(state.opt_state)
+        if self.measure:
+            measured = self.measure(state.params, state.opt_state.step)
+            record |= {name: values.tolist() for name, values in measured.items()}
         if tested:
             params = training.network(self.arm, state)
             record["test_accuracy"] = self.test(params, state.batch_stats).tolist()

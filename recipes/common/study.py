@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.masks import like
 from recipes.common import checkpoint, cli, data, plots, results, run, settings, training
 from recipes.common.errors import RecipeError
 from recipes.common.settings import Settings
@@ -182,7 +183,8 @@ def save_model(path: Path, outcome: Outcome, name: str) -> None:
     """The masked weights, running statistics and masks of an arm, all seeds."""
     state = outcome.states[name]
     params = training.network(outcome.arms[name], state)
-    checkpoint.save_model(path, params, state.batch_stats, jp.get_masks(state.opt_state))
+    masks = like(jp.get_masks(state.opt_state), params)  # without what else was learned
+    checkpoint.save_model(path, params, state.batch_stats, masks)
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -32,6 +32,19 @@ class Weights(Enum):
     DENSE_COPY = "all weights may learn, the network uses those that are kept (`track_masks`)"
 
 
+class Learned(NamedTuple):
+    """What an arm learns beside the weights of its network, such as gates: params beside them.
+
+    Its optimizer is a `jp.sparsify`, which counts the `step`.
+    """
+
+    start: Callable[[Any], Any]  # the network's params -> all params
+    # (params, batch_stats, images, labels, step, key) -> loss, (accuracy, batch_stats)
+    loss: Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]
+    network: Callable[[Any, jax.Array], Any]  # (params, step) -> what the network uses, in tests
+    measure: Callable[[Any, jax.Array], dict[str, jax.Array]]  # (params, step) -> what is logged
+
+
 class Arm(NamedTuple):
     """A network and how to train it. Arms that differ only in how they start share a program."""
 
@@ -41,6 +54,7 @@ class Arm(NamedTuple):
     weights: Weights = Weights.DENSE
     # what is the seeds' own, a stack of first params -> a stack of params, one of optimizer states
     start: Callable[[jax.Array, Any], tuple[Any, optax.OptState]] | None = None
+    learned: Learned | None = None
 
 
 class TrainState(NamedTuple):
@@ -77,6 +91,8 @@ def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
     variables = init_variables(arm.module, keys, jnp.asarray(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    if arm.learned:
+        params = jax.vmap(arm.learned.start)(params)
     own = own_keys(keys)
     if arm.start is None:
         begin = jax.jit(jax.vmap(lambda own, params: optimizer_of(arm, own).init(params)))
@@ -96,6 +112,9 @@ def seed_of(stack: Any, i: int) -> Any:
 
 def network(arm: Arm, state: TrainState) -> Any:
     """The params that the network uses; of one state or of a stack."""
+    if arm.learned:
+        used, step = arm.learned.network, state.opt_state.step
+        return jax.jit(jax.vmap(used) if step.ndim else used)(state.params, step)
     if arm.weights is Weights.DENSE_COPY:
         return jp.apply_masks(state.params, jp.get_masks(state.opt_state))
     return state.params
@@ -135,12 +154,16 @@ def make_chunk(arm: Arm) -> Chunk:
     It is the plain optax loop, whatever the optimizer. Where the network uses masked weights, the
     gradient is taken at those and passed straight through to all.
     """
-    gradient_fn = jax.value_and_grad(classification(arm.module), has_aux=True)
+    loss_fn = arm.learned.loss if arm.learned else classification(arm.module)
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def step(state: TrainState, images, labels, own):
-        (loss, (accuracy, batch_stats)), grads = gradient_fn(
-            network(arm, state), state.batch_stats, images, labels
-        )
+        given = [network(arm, state), state.batch_stats, images, labels]
+        if arm.learned:  # its key is none of those of weights, data and optimizer
+            now = state.opt_state.step
+            given[0] = state.params
+            given += [now, jax.random.fold_in(jax.random.fold_in(own, 3), now)]
+        (loss, (accuracy, batch_stats)), grads = gradient_fn(*given)
         update = optimizer_of(arm, own).update
         updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)

@@ -82,6 +82,18 @@ from jaxprune.retraining import llr as llr
 from jaxprune.retraining import lrr as lrr
 from jaxprune.retraining import slr as slr
 
+# phase after phase: prune what is left, rewind, train again
+from jaxprune.tickets import Phase as Phase
+from jaxprune.tickets import iterative as iterative
+from jaxprune.tickets import next_phase as next_phase
+from jaxprune.tickets import phase_rate as phase_rate
+from jaxprune.tickets import phase_schedule as phase_schedule
+from jaxprune.tickets import phase_sparsities as phase_sparsities
+from jaxprune.tickets import sparsity_after as sparsity_after
+from jaxprune.tickets import weights_at as weights_at
+from jaxprune.methods.sap import pq_index as pq_index
+from jaxprune.methods.sap import sap as sap
+
 # masks at work
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import get_masks as get_masks

@@ -89,7 +89,7 @@ def seed_keys(seed: int, seeds: int) -> jax.Array:
 
 def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
-    variables = _init_variables(arm.module, keys, jnp.asarray(images[:1]))
+    variables = init_variables(arm.module, keys, jnp.asarray(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     if arm.learned:
         params = jax.vmap(arm.learned.start)(params)
@@ -131,7 +131,7 @@ def optimizer_of(arm: Arm, own: Any) -> optax.GradientTransformationExtraArgs:
 
 
 @partial(jax.jit, static_argnums=0)
-def _init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
+def init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
     return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
 
 

@@ -81,10 +81,7 @@ def train_dense(
 ) -> tuple[Networks, dict[str, Any]]:
     """The networks that are pruned, trained; and what is logged of them, as phase 0."""
     began = time.perf_counter()
-    make = settings.SCHEDULES[config.schedule]
-    peak = config.learning_rate
-    schedule = make(peak) if config.schedule == "constant" else make(peak, s.steps)
-    table = phases.rates(schedule, s.steps, s.retraining.table)
+    table = phases.rates(settings.rates(config, s.steps), s.steps, s.retraining.table)
     lanes = soups.lane(table, config.weight_decay, config.seeds)
     with progress("dense", s.steps) as show:
 

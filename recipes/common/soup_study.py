@@ -91,8 +91,7 @@ def sparsities_of(config: SoupSettings) -> list[float]:
     """The sparsity after each phase."""
     if config.sparsities:
         return list(config.sparsities)
-    left = (1 - config.sparsity) ** (1 / config.phases)  # of each phase
-    return [1 - left**k for k in range(1, config.phases)] + [config.sparsity]
+    return jp.phase_sparsities(config.sparsity, config.phases).tolist()
 
 
 class Study(NamedTuple):

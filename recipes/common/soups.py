@@ -44,13 +44,7 @@ class Retraining(NamedTuple):
 
 def initial(module: nn.Module, keys: jax.Array, image: np.ndarray) -> Networks:
     """Untrained networks (seeds,) with the weights of all recipes, under masks that keep all."""
-
-    @jax.jit
-    @jax.vmap
-    def variables_of(key: jax.Array) -> Any:
-        return module.init(jax.random.fold_in(key, 0), image)
-
-    made = variables_of(keys)
+    made = training.init_variables(module, keys, jnp.asarray(image))
     masks = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(made["params"]))
     return Networks({"params": made["params"], "batch_stats": made.get("batch_stats", {})}, masks)
 

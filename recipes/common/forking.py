@@ -7,7 +7,6 @@ children of all trunks are lanes of one program.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -65,15 +64,18 @@ def advance(
     f: Forking, state: TrainState, keys: jax.Array, start: int, stop: int, at: At
 ) -> TrainState:
     """Runs the steps from `start` up to `stop`; `keys` are one a network, `state` is donated."""
-    order = training.data_order(keys, len(f.train.labels), f.batch_size, start)
-    while start < stop:
-        now = min(f.chunk_steps, stop - start)
-        indices = jnp.asarray(np.stack(list(islice(order, now))))
-        state, metrics = f.chunk(state, f.train, indices, keys)
-        jax.block_until_ready(metrics)
-        start += now
-        at(start)
-    return state
+    return training.advance(
+        f.chunk,
+        state,
+        f.train,
+        keys,
+        keys,
+        batch_size=f.batch_size,
+        chunk_steps=f.chunk_steps,
+        start=start,
+        stop=stop,
+        at=at,
+    )
 
 
 def magnitude_masks(params: Any, sparsity: float) -> Any:

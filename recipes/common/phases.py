@@ -8,13 +8,11 @@ so are the phases of an iterative method: all of them run one compiled program.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import jaxprune as jp
@@ -100,12 +98,16 @@ def advance(
     `keys` (lanes,) order the examples. `first` is where in that order the phase begins: a network
     that is rewound to step k sees again what it saw from step k on.
     """
-    order = training.data_order(keys, len(p.train.labels), p.batch_size, first + start)
-    while start < steps:
-        now = min(p.chunk_steps, steps - start)
-        indices = jnp.asarray(np.stack(list(islice(order, now))))
-        state, metrics = p.chunk(state, p.train, indices, lanes)
-        jax.block_until_ready(metrics)
-        start += now
-        at(start)
-    return state
+    return training.advance(
+        p.chunk,
+        state,
+        p.train,
+        keys,
+        lanes,
+        batch_size=p.batch_size,
+        chunk_steps=p.chunk_steps,
+        start=start,
+        stop=steps,
+        at=at,
+        first=first,
+    )

@@ -235,6 +235,36 @@ def train(
         yield Progress(start, seconds, state, loss, accuracy)
 
 
+def advance(
+    chunk: Chunk,
+    state: TrainState,
+    data: Split,
+    keys: jax.Array,
+    own: Any,
+    *,
+    batch_size: int,
+    chunk_steps: int,
+    start: int,
+    stop: int,
+    at: Callable[[int], None],
+    first: int = 0,
+) -> TrainState:
+    """Runs the steps from `start` up to `stop`, and calls `at` after each chunk with the step.
+
+    `keys` order the examples, `own` is what optimizers are made from, one a network; `state` is
+    donated. `first` is where in the order of the examples step 0 is.
+    """
+    order = data_order(keys, len(data.labels), batch_size, first + start)
+    while start < stop:
+        now = min(chunk_steps, stop - start)
+        indices = jnp.asarray(np.stack(list(islice(order, now))))
+        state, metrics = chunk(state, data, indices, own)
+        jax.block_until_ready(metrics)
+        start += now
+        at(start)
+    return state
+
+
 def make_evaluate(
     module: nn.Module, test: Split, batch_size: int = 250
 ) -> Callable[[Any, Any], np.ndarray]:

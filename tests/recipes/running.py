@@ -50,3 +50,18 @@ def interrupted(recipe, monkeypatch, argv, step=None, key="step"):
     with monkeypatch.context() as patch:
         patch.setattr(side_by_side.run, "append", append_and_interrupt)
         return exit_code(recipe, *argv)
+
+
+def wrote_everything(out, *pictures):
+    """Whether the folder of a finished run has all its files and these plots; its report."""
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+        "plots",
+        "report.md",
+        "summary.json",
+    ]
+    for picture in pictures:
+        assert (out / "plots" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    return (out / "report.md").read_text()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from jaxprune.rules import named_leaves
 from recipes.common import results
 from recipes.common.plots import STROKES, STYLE, Curve, Look, band, png
+from recipes.common.weights_left import dense_line, percent_axis
 
 PER_ROW = 4  # small axes side by side
 FLOOR = 0.7  # where a layer is drawn that keeps none
@@ -32,11 +32,11 @@ def accuracy(lines: Mapping[str, Line], dense: np.ndarray, drawn: Mapping[str, L
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 3.2), layout="constrained")
         axes = figure.subplots()
-        _dense(axes, dense, drawn["dense"])
+        dense_line(axes, dense, drawn["dense"])
         for method, line in lines.items():
             _draw(axes, line, method, drawn[method])
         axes.set(title="Test accuracy (%)", xlabel="Weights left (%)")
-        _log(axes, [left for line in lines.values() for left in line.left])
+        percent_axis(axes, [left for line in lines.values() for left in line.left])
         figure.legend(loc="outside right upper")
         return png(figure)
 
@@ -48,11 +48,11 @@ def controls(
     with rc_context(STYLE):
         figure, grid = _grid(len(methods))
         for axes, (method, lines) in zip(grid, methods.items(), strict=True):
-            _dense(axes, dense, drawn["dense"])
+            dense_line(axes, dense, drawn["dense"])
             for (label, line), stroke in zip(lines.items(), STROKES, strict=False):
                 _draw(axes, line, label, Look(drawn[method].color, *stroke))
             axes.set_title(method)
-            _log(axes, [left for line in lines.values() for left in line.left])
+            percent_axis(axes, [left for line in lines.values() for left in line.left])
         handles, labels = grid[0].get_legend_handles_labels()
         legend = figure.legend(handles, labels, loc="outside right upper")
         for handle in legend.legend_handles[1:]:
@@ -87,7 +87,7 @@ def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look])
             axes.set_yscale("log")
             most = max(np.max(kept) for _, kept in methods.values())
             axes.set_ylim(FLOOR / 1.5, 2 * most)
-            _log(axes, [own for curve in methods.values() for own in curve[0]])
+            percent_axis(axes, [own for curve in methods.values() for own in curve[0]])
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
         figure.supxlabel("Weights left in all (%)", fontsize=9)
         figure.supylabel("Weights kept", fontsize=9)
@@ -112,21 +112,6 @@ def _draw(axes: Axes, line: Line, label: str, look: Look) -> None:
 
 def _crosses(axes: Axes, at: np.ndarray, height: np.ndarray, where: Any, look: Look) -> None:
     axes.plot(at[where], height[where], "x", color=look.color, markersize=9, markeredgewidth=2)
-
-
-def _dense(axes: Axes, values: np.ndarray, look: Look) -> None:
-    axes.axhline(100 * values.mean(), color=look.color, linewidth=1.2, label="dense")
-    axes.axhspan(100 * values.min(), 100 * values.max(), color=look.color, alpha=0.12, linewidth=0)
-
-
-def _log(axes: Axes, left: Iterable[float]) -> None:
-    """Percent on a logarithmic axis, from many weights to few."""
-    ticks = sorted({round(100 * own, 10) for own in left})
-    axes.set_xscale("log")
-    axes.set_xlim(1.3 * ticks[-1], ticks[0] / 1.3)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(lambda at, _: f"{at:.3g}")
 
 
 def _grid(n: int, sharey: bool = True) -> tuple[Figure, list[Axes]]:

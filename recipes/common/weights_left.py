@@ -1,8 +1,8 @@
-"""A figure of accuracy against the weights that are left, on a log axis, as PNG."""
+"""Accuracy against the weights that are left: the axis, and a figure as PNG."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from recipes.common.plots import MANY, STYLE, Curve, band, looks, png
+from recipes.common.plots import MANY, STYLE, Curve, Look, band, looks, png
 
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 
@@ -41,15 +41,27 @@ def picture(arms: Mapping[str, Curve], dense: np.ndarray, near: float = 0.03) ->
 
 def _draw(axes: Axes, arms: Mapping[str, Curve], dense: np.ndarray) -> None:
     drawn = looks(["dense", *arms])
-    axes.axhspan(100 * dense.min(), 100 * dense.max(), color="#555555", alpha=0.15, linewidth=0)
-    axes.axhline(100 * dense.mean(), color="#555555", linewidth=1.2, linestyle="--", label="dense")
+    dense_line(axes, dense, drawn["dense"])
     for arm, (left, values) in arms.items():
         band(axes, ([100 * part for part in left], values), arm, drawn[arm], points=True)
-    axes.set_xscale("log")
-    lowest = 100 * min(min(left) for left, _ in arms.values())
-    highest = 100 * max(max(left) for left, _ in arms.values())
-    axes.set_xlim(1.15 * highest, lowest / 1.15)  # from many to few
-    axes.xaxis.set_major_locator(FixedLocator(TICKS))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    percent_axis(axes, [part for left, _ in arms.values() for part in left])
     axes.set_xlabel("Weights left (%)")
+
+
+def dense_line(axes: Axes, values: np.ndarray, look: Look) -> None:
+    """The accuracy of dense networks (seeds,) over all of the axis, with its band."""
+    worst, best = 100 * values.min(), 100 * values.max()
+    axes.axhspan(worst, best, color=look.color, alpha=0.15, linewidth=0)
+    mean = 100 * values.mean()
+    axes.axhline(mean, color=look.color, linewidth=1.2, linestyle="--", label="dense")
+
+
+def percent_axis(axes: Axes, left: Sequence[float]) -> None:
+    """Percent of the weights on a logarithmic axis, from many to few."""
+    lowest, highest = 100 * min(left) / 1.15, 1.15 * 100 * max(left)
+    ticks = [tick for tick in TICKS if lowest <= tick <= highest]
+    axes.set_xscale("log")
+    axes.set_xlim(highest, lowest)
+    axes.xaxis.set_major_locator(FixedLocator(ticks or [100 * max(left)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))

@@ -12,6 +12,7 @@ import jax
 import jaxprune.coupling.rules as _rules  # noqa: F401  the table of primitives
 from jaxprune.base import Params
 from jaxprune.coupling import table
+from jaxprune.coupling.exactness import differences
 from jaxprune.coupling.expressions import Atom, Axes, atoms, freeze, places, size
 from jaxprune.coupling.reader import Program, Reader
 from jaxprune.coupling.stated import Axis
@@ -49,6 +50,8 @@ class Structure:
       groups: the neurons that can be pruned, by name, in the order of the data. A group is named
         after the layer that is first to have it; where a layer has several, with the axis.
       frozen: the reasons for which axes can't be pruned, and these axes.
+      inexact: where a masked network and a compacted one may differ, and the groups that make it
+        so; empty if they compute the same. See `jaxprune.coupling.exactness`.
       unknown: primitives without a rule, by name, and where they are; see `register_rule`.
       shapes: the params, as `jax.ShapeDtypeStruct`.
       fn, inputs, outputs: the function that was read, and the shapes of its inputs and outputs.
@@ -60,6 +63,7 @@ class Structure:
 
     groups: dict[str, Neurons]
     frozen: dict[str, tuple[Member, ...]]
+    inexact: dict[str, tuple[str, ...]]
     unknown: dict[str, str]
     shapes: Params
     fn: Callable[..., Any]
@@ -194,9 +198,15 @@ def read(
     used = lambda path: reader.first_use.get(id(of_params[path]), len(reader.first_use))
     order = sorted(of_params, key=used)
     names, groups = _groups({path: of_params[path] for path in order} | _as_inputs(of_inputs))
+    name_of = {atom: name for name, atom in names.items()}
+    inexact = differences(program, of_params.values(), name_of)
     return Structure(
         groups=groups,
         frozen=_reasons({path: of_params[path] for path in order}),
+        inexact={
+            why: tuple(name for atom, name in name_of.items() if atom in own)
+            for why, own in inexact.items()
+        },
         unknown=reader.unknown,
         shapes=shapes,
         fn=fn,

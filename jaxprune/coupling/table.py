@@ -39,6 +39,12 @@ def structure(found: Structure) -> str:
     for why, members in found.frozen.items():
         text = f"{why}: {_listed([str(member) for member in members])}"
         lines += _wrapped(text, " " * 2, " " * 4)
+    for why, groups in found.inexact.items():
+        text = (
+            f"{why}: here a pruned neuron of {', '.join(groups)} counts in a masked network and "
+            "not in a compacted one: they differ."
+        )
+        lines += _wrapped(text, "", "  ")
     for primitive, line in found.unknown.items():
         text = (
             f"unknown: there is no rule for '{primitive}' ({line}), and all that it reads is "

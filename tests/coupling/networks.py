@@ -188,6 +188,13 @@ class TwoPass(nn.Module):
         return nn.Dense(3)(nn.LayerNorm(use_fast_variance=False)(nn.Dense(6)(x)))
 
 
+# heads, dimensions of queries and keys, of values, hidden; after the residual stream
+HEADS = [(4, 4), (4, 2), (4, 2), (5, 5)]
+ATTENTION = [(8, 24), *HEADS, *HEADS]
+# keys and values, queries of each of them
+GROUPED = [(8, 24), *[(2, 4), (2, 2), (4, 2), (4, 2), (5, 5)] * 2]
+# the dimensions of queries and keys are frozen by their positions
+ROTARY = [(8, 24), *[(2, 4), (2, 2), (4, 2), (5, 5)] * 2]
 BATCH = partial(nn.BatchNorm, use_running_average=True)
 NETWORKS = {
     "mlp": Network(Mlp(), (2, 4), [(7, 3), (5, 3)]),
@@ -201,12 +208,12 @@ NETWORKS = {
     "concat": Network(Concatenated(), IMAGES, [(4, 5), (3, 4), (3, 3)]),
     "separable": Network(Separable(), IMAGES, [(6, 5), (4, 8), (2, 3), (3, 6), (5, 3)]),
     "unet": Network(Unet(), IMAGES, [(4, 4), (5, 3), (6, 3), (3, 3)]),
-    "attention": Network(Attention(4, 4), TOKENS, [(8, 1)], table=11),
-    "grouped queries": Network(Attention(4, 2), TOKENS, [(8, 1)], table=11),
-    "rotary": Network(Attention(4, 2, rotary=True), TOKENS, [(8, 1)], table=11),
-    "fused heads": Network(FusedHeads(), SEQUENCE, []),
-    "scan": Network(Stacked(), (2, 4), []),
-    "lstm": Network(Recurrent(), SEQUENCE, []),
+    "attention": Network(Attention(4, 4), TOKENS, ATTENTION, table=11),
+    "grouped queries": Network(Attention(4, 2), TOKENS, GROUPED, table=11),
+    "rotary": Network(Attention(4, 2, rotary=True), TOKENS, ROTARY, table=11),
+    "fused heads": Network(FusedHeads(), SEQUENCE, [(2, 3), (4, 2), (4, 3)]),
+    "scan": Network(Stacked(), (2, 4), [(6, 6), (4, 3)]),
+    "lstm": Network(Recurrent(), SEQUENCE, [(5, 17)]),
     "softmax": Network(Softmax(), (2, 4), [(6, 3)], exact=False),
     "two-pass norm": Network(TwoPass(), (2, 4), [(6, 5)], exact=False),
 }

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
-from jaxprune.coupling.reader import Program, Step, line_of
+from jaxprune.coupling.reader import Program, Step
 from jaxprune.zero_flow import ALL_ZERO
 
 Atoms = frozenset[Atom]
@@ -140,7 +140,7 @@ class _Finder:
 
     def note(self, step: Step, own: Atoms) -> None:
         if own:
-            why = f"{step.eqn.primitive.name} {line_of(step.eqn)}"
+            why = f"{step.eqn.primitive.name} {step.line}"
             self.found.setdefault(why, {}).update(dict.fromkeys(own))
 
     def inner(self, step: Step, operands: list[_Value]) -> list[_Value]:

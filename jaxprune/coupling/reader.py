@@ -25,11 +25,13 @@ class Step:
     Attributes:
       eqn: of the jaxpr.
       inputs, outputs: the axes of its operands and results.
+      line: `"at net.py:12 (__call__)"`, where the user's program has it.
       inner: the jaxprs that it holds, as they were read, in the order in which its rule did so.
     """
 
     eqn: Any
     inputs: list[Axes]
+    line: str
     outputs: list[Axes] = field(default_factory=list)
     inner: list[Program] = field(default_factory=list)
 
@@ -107,7 +109,7 @@ class Reader:
 
     def here(self, why: str) -> str:
         """`why`, and the line of the program that is being read."""
-        return f"{why}, {line_of(self._steps[-1].eqn)}"
+        return f"{why}, {self._steps[-1].line}"
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class Reader:
         return Program(jaxpr, consts, const_axes, list(operands), out_axes, steps)
 
     def _step(self, eqn: Any, operands: list[Axes]) -> Step:
-        step = Step(eqn, operands)
+        step = Step(eqn, operands, _line(eqn) or (self._steps[-1].line if self._steps else ""))
         self._steps.append(step)
         rule = RULES.get(eqn.primitive.name) or by_its_jaxpr(eqn)
         if rule is None or not held(eqn):
@@ -155,15 +157,14 @@ class Reader:
 
     def _unknown(self, eqn: Any, operands: list[Axes]) -> list[Axes]:
         kind = eqn.primitive.name
-        self.unknown.setdefault(kind, line_of(eqn))
+        self.unknown.setdefault(kind, self._steps[-1].line)
         return self.freeze_all(eqn, operands, f"read by '{kind}', which has no rule")
 
 
-def line_of(eqn: Any) -> str:
-    """`"at net.py:12 (__call__)"`, as far as it is known."""
+def _line(eqn: Any) -> str:
     place = source_info_util.summarize(eqn.source_info)
-    path, _, line = place.partition(":")
-    return f"at {path.rsplit('/', 1)[-1]}{_}{line}"
+    path, colon, line = place.partition(":")
+    return f"at {path.rsplit('/', 1)[-1]}:{line}" if colon else ""
 
 
 def _fresh(var: Any) -> Axes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -219,15 +219,17 @@ NETWORKS = {
 }
 
 
-def built(network: Network):
+@lru_cache
+def built(name: str):
     """Variables of a network, none of them zero or one; and an input."""
+    network = NETWORKS[name]
     key = jax.random.key(1)
     x = (
         jax.random.randint(key, network.shape, 0, network.table)
         if network.table
         else jax.random.normal(key, network.shape)
     )
-    variables = network.module.init(jax.random.key(0), x)
+    variables = jax.jit(network.module.init)(jax.random.key(0), x)
     leaves, treedef = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     drawn = [w + 0.3 * jax.random.uniform(k, w.shape) for k, w in zip(keys, leaves, strict=True)]

@@ -38,7 +38,7 @@ def groups_of(structure):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_groups(name):
     network = NETWORKS[name]
-    variables, x = built(network)
+    variables, x = built(name)
     structure = jp.analyze(network.module.apply, variables, x)
     found = [(group.size, len(group.members)) for group in structure.groups.values()]
     assert found == network.groups
@@ -48,7 +48,7 @@ def test_groups(name):
 
 def test_of_shapes_is_of_arrays():
     network = NETWORKS["batch norm"]
-    variables, x = built(network)
+    variables, x = built("batch norm")
     shapes = jax.eval_shape(lambda: variables)
     structure = jp.analyze(network.module.apply, shapes, jax.ShapeDtypeStruct(x.shape, x.dtype))
     assert repr(structure) == repr(jp.analyze(network.module.apply, variables, x))
@@ -56,7 +56,7 @@ def test_of_shapes_is_of_arrays():
 
 def test_under_jit_and_vmap_is_the_same():
     network = NETWORKS["mlp"]
-    variables, x = built(network)
+    variables, x = built("mlp")
     plain = groups_of(jp.analyze(network.module.apply, variables, x))
     each = jax.vmap(network.module.apply, (None, 0))
     for fn in (jax.jit(network.module.apply), each, jax.checkpoint(network.module.apply)):
@@ -136,19 +136,15 @@ def test_reshapes_refine_what_came_before():
         "a[1].0": (3, ["a[1]", "b[0]"]),
         "a[1].1": (2, ["a[1]"]),
         "a[1].2": (2, ["a[1]", "b[1]"]),
-    } or groups_of(structure) == {
-        "a": (3, ["a[1]", "b[0]"]),
-        "a/kernel": (2, ["a[1]"]),
     }
 
 
 def test_a_cut_across_segments_freezes():
     # segments of 4 and 2, cut as 3 x 2 within rows: 4 | 2 ends between rows of 2, but not of 3
-    params = weights(a=(4, 4), b=(4, 2), c=(6, 1))
+    params = weights(a=(4, 4), b=(4, 2))
     joined = lambda p, x: jnp.concatenate([x @ p["a"], x @ p["b"]], -1)
     rows = lambda n: lambda p, x: joined(p, x).reshape(-1, 6 // n, n).sum(1)
-    aligned = jp.analyze(rows(2), params | weights(c=(1, 1)), X, freeze=["c"])
-    assert [group.size for group in aligned.groups.values()] == []  # rows of an output
+    assert groups_of(jp.analyze(rows(2), params, X)) == {"a": (2, ["a[1]"])}  # of 2 each
     unaligned = jp.analyze(rows(3), params, X)
     (why,) = {why for why in unaligned.frozen if "cuts across" in why}
     assert "reshape (6) -> (2, 3) cuts across, at test_analyze.py" in why
@@ -220,7 +216,7 @@ def test_frozen_by(through, why):
     params = weights(a=(4, 6), b=(6, 2))
     structure = jp.analyze(lambda p, x: through(x @ p["a"]) @ p["b"], params, X)
     assert "a[1]" in {str(m) for w, ms in structure.frozen.items() if why in w for m in ms}
-    assert not structure.groups
+    assert "a" not in structure.groups and "a[1]" not in structure.groups
     assert why in repr(structure)
 
 
@@ -269,14 +265,11 @@ def test_frozen_by_the_caller_or_for_want_of_use():
 # --- couplings for alignment ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "flattened", "channels first", "batch norm", "lstm"])
+@pytest.mark.parametrize("name", ["mlp", "flattened", "channels first", "lstm"])
 def test_the_coupling_permutes(name):
     network = NETWORKS[name]
-    variables, x = built(network)
+    variables, x = built(name)
     fn = network.module.apply
-    if name == "lstm":  # one axis each, hidden to hidden
-        assert jp.analyze(fn, variables, x).coupling() == {}  # kernels of two axes are fine
-        return
     structure = jp.analyze(fn, variables, x)
     groups = check_coupling(structure.coupling(), variables)
     assert list(groups) == list(structure.groups)
@@ -289,7 +282,7 @@ def test_the_coupling_permutes(name):
 
 def test_a_found_coupling_is_the_stated_one():
     network = NETWORKS["mlp"]
-    variables, x = built(network)
+    variables, x = built("mlp")
     found = jp.analyze(network.module.apply, variables, x).coupling()
     stated = jp.sequential_coupling(variables, [f"params/Dense_{i}" for i in range(3)])
     assert {name: set(axes) for name, axes in found.items()} == {
@@ -299,7 +292,7 @@ def test_a_found_coupling_is_the_stated_one():
 
 def test_networks_are_matched_by_what_was_found():
     network = NETWORKS["flattened"]
-    variables, x = built(network)
+    variables, x = built("flattened")
     coupling = jp.analyze(network.module.apply, variables, x).coupling()
     orders = {name: jnp.arange(n)[::-1] for name, n in zip(coupling, (5, 6, 7), strict=True)}
     moved = jp.permute(variables, coupling, orders)
@@ -309,10 +302,10 @@ def test_networks_are_matched_by_what_was_found():
 
 
 def test_what_a_coupling_cannot_say_is_left_out():
-    variables, x = built(NETWORKS["concat"])
+    variables, x = built("concat")
     structure = jp.analyze(NETWORKS["concat"].module.apply, variables, x)
     assert structure.coupling() == {}
-    variables, x = built(NETWORKS["group norm"])
+    variables, x = built("group norm")
     assert jp.analyze(NETWORKS["group norm"].module.apply, variables, x).coupling() == {}
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 IMAGES = (2, 8, 8, 3)
 TOKENS = (2, 6)
@@ -221,16 +222,13 @@ NETWORKS = {
 
 @lru_cache
 def built(name: str):
-    """Variables of a network, none of them zero or one; and an input."""
-    network = NETWORKS[name]
-    key = jax.random.key(1)
-    x = (
-        jax.random.randint(key, network.shape, 0, network.table)
-        if network.table
-        else jax.random.normal(key, network.shape)
-    )
-    variables = jax.jit(network.module.init)(jax.random.key(0), x)
-    leaves, treedef = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    drawn = [w + 0.3 * jax.random.uniform(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, drawn), x
+    """Variables of a network, none of them zero or one, variances positive; and an input."""
+    network, rng = NETWORKS[name], np.random.default_rng(0)
+    if network.table:
+        x = jnp.asarray(rng.integers(0, network.table, network.shape), jnp.int32)
+    else:
+        x = jnp.asarray(rng.normal(size=network.shape), jnp.float32)
+    shapes = jax.eval_shape(network.module.init, jax.random.key(0), x)
+    sign = lambda leaf: rng.choice([-1, 1], leaf.shape) if leaf.ndim > 1 else 1
+    values = lambda leaf: jnp.asarray(sign(leaf) * rng.uniform(0.1, 0.9, leaf.shape), jnp.float32)
+    return jax.tree.map(values, shapes), x

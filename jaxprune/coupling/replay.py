@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
@@ -37,12 +38,16 @@ class Keep:
         return tuple(map(self.size, axes))
 
     def take(self, x: Any, axes: Axes) -> Any:
-        """What is left of an array; numpy or jax."""
-        for i, axis in enumerate(axes):
-            if not self.of(axis).all():
-                xp = np if isinstance(x, np.ndarray) else jnp
-                x = xp.take(x, np.flatnonzero(self.of(axis)), axis=i)
-        return x
+        """What is left of an array; numpy or jax, like it."""
+        gone = [i for i, axis in enumerate(axes) if not self.of(axis).all()]
+        if not gone:
+            return x
+        # by numpy where values are known: each shape would be compiled anew
+        xp = jnp if isinstance(x, jax.core.Tracer) else np
+        small = x if xp is jnp else np.asarray(x)
+        for i in gone:
+            small = xp.take(small, np.flatnonzero(self.of(axes[i])), axis=i)
+        return jnp.asarray(small) if isinstance(x, jax.Array) else small
 
     def run(self, program: Program, operands: Sequence[Any]) -> list[Any]:
         """The results of a program on arrays of which only these entries are left."""

@@ -89,16 +89,19 @@ def group_masks(structure: Structure, kept: Kept) -> Masks:
     >>> group_masks(structure, {'a': jnp.array([True, True, False])})['a']
     Array([[ True,  True, False]], dtype=bool)
     """
-    of_atoms = {structure.atoms[name]: own for name, own in check_kept(structure, kept).items()}
+    kept = check_kept(structure, kept)
+    traced = any(isinstance(own, jax.core.Tracer) for own in kept.values())
+    xp: Any = jnp if traced else np  # numpy compiles nothing
+    of_atoms = {structure.atoms[name]: xp.asarray(own) for name, own in kept.items()}
 
     def mask(path: str, leaf: Any) -> Any:
         if leaf is None or not _members(structure, path):
             return None
-        whole = jnp.ones(leaf.shape, bool)
+        whole = xp.ones(leaf.shape, bool)
         for i, e in enumerate(structure.axes[path]):
             others = tuple(j for j in range(len(leaf.shape)) if j != i)
-            whole &= jnp.expand_dims(jnp.asarray(kept_entries(e, of_atoms, jnp)), others)
-        return whole
+            whole = whole & xp.expand_dims(kept_entries(e, of_atoms, xp), others)
+        return jnp.asarray(whole)
 
     leaves = [mask(path, leaf) for path, leaf in named_leaves(structure.shapes)]
     return jax.tree.unflatten(jax.tree.structure(structure.shapes, is_leaf=is_none), leaves)
@@ -112,11 +115,14 @@ def kept_neurons(structure: Structure, masks: Masks) -> dict[str, jax.Array]:
     Raises:
       ValueError: if the masks do not fit the params.
     """
-    masks_of = dict(named_leaves(like(masks, structure.shapes)))
+    leaves = named_leaves(like(masks, structure.shapes))
+    traced = any(isinstance(mask, jax.core.Tracer) for _, mask in leaves)
+    xp: Any = jnp if traced else np  # numpy compiles nothing
+    masks_of = {path: None if mask is None else xp.asarray(mask) for path, mask in leaves}
     found = {}
     for name, group in structure.groups.items():
         some = [own.any(1) for own in slices(structure, name, masks_of).values()]
-        found[name] = jnp.stack(some).any(0) if some else jnp.ones(group.size, bool)
+        found[name] = jnp.asarray(xp.stack(some or [xp.ones(group.size, bool)]).any(0))
     return found
 
 

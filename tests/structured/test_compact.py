@@ -69,24 +69,13 @@ def test_the_small_function_is_analysed_like_the_large_one():
 # --- random networks ------------------------------------------------------------------------------
 
 
+KINDS = ["dense", "act", "residual", "concat", "swap", "reshape", "conv", "grouped", "norm", "gate"]
+
+
 def random_network(seed):
     """A random function of a few of many kinds of steps, its params and an input."""
     rng = np.random.default_rng(seed)
-    kinds = rng.choice(
-        [
-            "dense",
-            "act",
-            "residual",
-            "concat",
-            "swap",
-            "reshape",
-            "conv",
-            "grouped",
-            "norm",
-            "gate",
-        ],
-        size=rng.integers(4, 9),
-    )
+    kinds = rng.choice(KINDS, size=rng.integers(4, 9))
     params = {}
 
     def fn(p, x):

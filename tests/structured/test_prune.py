@@ -28,9 +28,8 @@ def run(tx, params, steps):
 def test_gradually_whole_neurons_go_and_stay_away():
     score = jp.normalised(jp.per_group(STRUCTURE, jp.saliency))
     sparsity = optax.linear_schedule(0.0, 0.75, 8)
-    tx = jp.sparsify(
-        optax.adam(1e-2), jp.every(2, jp.prune_neurons(STRUCTURE, score, sparsity=sparsity))
-    )
+    transform = jp.every(2, jp.prune_neurons(STRUCTURE, score, sparsity=sparsity))
+    tx = jp.sparsify(optax.adam(1e-2), transform)
     (params, state), left = run(tx, PARAMS, 10)
     wanted = [72 - round(float(sparsity(step // 2 * 2)) * 72) for step in range(10)]
     assert left.sum(1).tolist() == wanted

@@ -255,6 +255,7 @@ def test_the_summary_has_every_number(finished):
     assert set(summary["sections"]) == {
         *("step", "selection", "vmap", "compile_lenet", "masks", "memory"),
         *("seeds", "seeds_conv", "barriers"),
+        *("compact lenet 1", "compact lenet 256"),
     }
     assert {"backend", "device", "cpus", "jax", "jaxlib", "optax"} <= set(summary["environment"])
     update = summary["sections"]["step"]["cells"]["update, global"]

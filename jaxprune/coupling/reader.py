@@ -86,7 +86,7 @@ class Reader:
         for axes in operands:
             for axis in axes:
                 self.freeze(axis, why)
-        return [tuple(self.frozen(n, why) for n in var.aval.shape) for var in eqn.outvars]
+        return [tuple(self.frozen(n, why) for n in _shape(var)) for var in eqn.outvars]
 
     def unify(self, a: Expr, b: Expr, why: str | None = None) -> None:
         """`a` and `b` are the same axis; where they can't be, both are frozen."""
@@ -146,12 +146,11 @@ class Reader:
     def _known(self, rule: Any, step: Step) -> list[Axes]:
         outputs = [tuple(axes) for axes in rule.axes(self, step.eqn, step.inputs)]
         for axes, var in zip(outputs, step.eqn.outvars, strict=True):
-            shape = getattr(var.aval, "shape", ())
-            if tuple(map(expressions.size, axes)) != tuple(shape):
+            sizes = tuple(map(expressions.size, axes))
+            if sizes != _shape(var):
                 raise ValueError(
-                    f"the rule of '{step.eqn.primitive.name}' gave axes of sizes "
-                    f"{tuple(map(expressions.size, axes))} for a result of shape {shape}: correct "
-                    "what was given to register_rule."
+                    f"the rule of '{step.eqn.primitive.name}' gave axes of sizes {sizes} for a "
+                    f"result of shape {_shape(var)}: correct what was given to register_rule."
                 )
         return outputs
 
@@ -167,8 +166,12 @@ def _line(eqn: Any) -> str:
     return f"at {path.rsplit('/', 1)[-1]}:{line}" if colon else ""
 
 
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(getattr(var.aval, "shape", ()))  # a token has none
+
+
 def _fresh(var: Any) -> Axes:
-    return tuple(Atom(n) for n in getattr(var.aval, "shape", ()))
+    return tuple(map(Atom, _shape(var)))
 
 
 def held(eqn: Any) -> list[Any]:

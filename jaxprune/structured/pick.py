@@ -43,7 +43,8 @@ def pick(
       weights, flops: in place of a sparsity: the fraction of those of the dense network that may
         be left, in (0, 1].
       round_to: kept neurons of a group are a multiple of it, rounded down and at least one
-        multiple; a group that loses none keeps its size. Counts of neurons are then not exact.
+        multiple; a group that loses none keeps its size. Counts of neurons are then not exact;
+        of a budget, what rounding left over goes to the best multiples that still fit.
 
     Raises:
       ValueError: unless just one of sparsity, weights and flops is given, and in its range; if
@@ -123,22 +124,42 @@ def _within(
     counted = counter(structure)
     dense = getattr(counted({}), what)
     total = sum(group.size for group in structure.groups.values())
-
-    @jax.jit
-    def at(n: Any) -> Kept:
-        return choose(scores, allocation, n / total, round_to)
+    at = jax.jit(lambda n: choose(scores, allocation, n / total, round_to))
 
     def kept(n: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(own) for name, own in at(n).items()}
 
-    def fits(n: int) -> bool:
-        return getattr(counted(kept(n)), what) <= budget * dense
+    def share(kept: Kept) -> float:
+        return getattr(counted(kept), what) / max(dense, 1)
 
+    fits = lambda kept: share(kept) <= budget
     most = total - len(structure.groups)
-    if not fits(most):
-        left = getattr(counted(kept(most)), what) / max(dense, 1)
-        raise ValueError(_cannot(structure, what, budget, left, round_to))
-    return {name: jnp.asarray(own) for name, own in kept(_first(fits, most)).items()}
+    if not fits(kept(most)):
+        raise ValueError(_cannot(structure, what, budget, share(kept(most)), round_to))
+    found = kept(_first(lambda n: fits(kept(n)), most))
+    if round_to > 1:
+        found = _filled(found, scores, round_to, fits)
+    return {name: jnp.asarray(own) for name, own in found.items()}
+
+
+def _filled(
+    kept: dict[str, np.ndarray], scores: Scores, round_to: int, fits: Callable[[Kept], bool]
+) -> dict[str, np.ndarray]:
+    """What rounding down took off too much, a multiple at a time, the best first."""
+    order = {name: np.argsort(-np.asarray(_ranked(s)), kind="stable") for name, s in scores.items()}
+    while True:
+        ways = []
+        for name, own in kept.items():
+            n = int(own.sum())
+            more = order[name][n : n + round_to]
+            if more.size:
+                grown = np.isin(np.arange(own.size), order[name][: n + round_to])
+                ways.append((float(np.mean(scores[name][more])), name, grown))
+        ways = [way for way in ways if fits({**kept, way[1]: way[2]})]
+        if not ways:
+            return kept
+        _, name, grown = max(ways, key=lambda way: way[0])
+        kept = {**kept, name: grown}
 
 
 def _first(holds: Callable[[int], bool], last: int) -> int:

@@ -44,7 +44,7 @@ def _of(model: str, batch: int, plan: Plan) -> Section:
     cells.append(_cell(MASKED, module.apply, masked, images))
     return comparison(
         name=f"compact {model} {batch}",
-        headline=f"{model}: a forward pass of {batch} images, compacted to a share of its FLOPs",
+        headline=f"{model}, forward, batch of {batch}: compacted to a share of its FLOPs",
         measured=measure(
             f"forward passes of {model}, batch {batch}",
             cells,

@@ -73,6 +73,17 @@ def test_budgets_are_met_and_no_more(what, budget):
         assert getattr(jp.cost(structure, more), what) > budget * dense
 
 
+def test_a_rounded_budget_is_filled():
+    kept = jp.pick(STRUCTURE, SCORES, flops=0.5, round_to=8)
+    assert counts(kept) == [8, 24]  # 4 a + a b + 2 b <= 0.5 * 672: with 32 it would be 352
+    kept = jp.pick(STRUCTURE, SCORES, flops=0.7, round_to=4)
+    dense, left = jp.cost(STRUCTURE).flops, jp.cost(STRUCTURE, kept).flops
+    assert left <= 0.7 * dense and all(n % 4 == 0 for n in counts(kept))
+    for name in kept:
+        more = dict(kept) | {name: jnp.arange(kept[name].size) < kept[name].sum() + 4}
+        assert more[name].all() or jp.cost(STRUCTURE, more).flops > 0.7 * dense
+
+
 def test_cost_is_what_is_counted_on_the_small_function():
     for name in ("separable", "scan", "unet", "fused heads"):
         variables, x = built(name)

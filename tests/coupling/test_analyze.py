@@ -139,6 +139,13 @@ def test_reshapes_refine_what_came_before():
     }
 
 
+def test_a_reshape_in_another_order():
+    params = weights(a=(4, 6), b=(12, 3))
+    fn = lambda p, x: lax.reshape(x @ p["a"], (12,), dimensions=(1, 0)) @ p["b"]
+    _, axis = jp.analyze(fn, params, X).coupling()["a"]
+    assert axis == jp.Axis("b", 0, outer=1, inner=2)  # of each neuron the batch of two
+
+
 def test_a_cut_across_segments_freezes():
     # segments of 4 and 2, cut as 3 x 2 within rows: 4 | 2 ends between rows of 2, but not of 3
     params = weights(a=(4, 4), b=(4, 2))

@@ -189,6 +189,22 @@ def test_another_function_of_the_params_trains_it(residual):
     )
 
 
+@pytest.mark.parametrize("name", ["flattened", "lstm"])
+def test_a_gradient_is_a_function_like_others(name):
+    """The backward pass itself, with its pooling and loops reversed, on smaller arrays."""
+    fn = NETWORKS[name].module.apply
+    variables, x = built(name)
+    structure = jp.analyze(fn, variables, x)
+    kept = some(structure)
+    grad = lambda v, x: jax.grad(lambda v: (fn(v, x) ** 2).sum())(v)
+    small = jp.shrink(structure, variables, kept)
+    masked = jp.apply_masks(variables, jp.group_masks(structure, kept))
+    both = lambda s, m: (jp.replay(structure, kept, grad)(s, x), grad(m, x))
+    own, large = jax.jit(both)(small, masked)
+    wanted = jp.shrink(structure, large, kept)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), own, wanted)
+
+
 def test_custom_derivatives_are_kept():
     @jax.custom_vjp
     def rounded(x):

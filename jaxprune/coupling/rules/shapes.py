@@ -47,10 +47,11 @@ def tile(read: Any, eqn: Any, operands: Any) -> Any:
 
 @rule("reshape", resize=_new_shape("new_sizes"))
 def reshape(read: Any, eqn: Any, operands: Any) -> Any:
-    shape = eqn.params["new_sizes"]
-    if eqn.params.get("dimensions") is not None or 0 in shape:
-        return read.freeze_all(eqn, operands[:1], "reshaped with other strides, or empty")
-    return [regrouped(read, operands[0], shape)]
+    shape, order = eqn.params["new_sizes"], eqn.params.get("dimensions")
+    if 0 in shape:
+        return read.freeze_all(eqn, operands[:1], "reshaped, and empty")
+    axes = operands[0] if order is None else tuple(operands[0][i] for i in order)
+    return [regrouped(read, axes, shape)]
 
 
 def regrouped(read: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:

@@ -38,6 +38,14 @@ from jaxprune.pattern import nm as nm
 from jaxprune.pattern import select as select
 from jaxprune.pattern import unstructured as unstructured
 
+# pruning at initialisation: a loss, params -> scores, or masks
+from jaxprune.at_init.force import force as force
+from jaxprune.at_init.force import iter_snip as iter_snip
+from jaxprune.at_init.grasp import grasp as grasp
+from jaxprune.at_init.snip import snip as snip
+from jaxprune.at_init.synflow import flow_shares as flow_shares
+from jaxprune.at_init.synflow import synflow as synflow
+
 # masks over time
 from jaxprune.methods.combine import chain as chain
 from jaxprune.methods.combine import every as every
@@ -66,11 +74,69 @@ from jaxprune.sparsify import freeze as freeze
 from jaxprune.sparsify import sparsify as sparsify
 from jaxprune.sparsify import track_masks as track_masks
 
+# training again after a prune
+from jaxprune.retraining import allr as allr
+from jaxprune.retraining import clr as clr
+from jaxprune.retraining import ft as ft
+from jaxprune.retraining import llr as llr
+from jaxprune.retraining import lrr as lrr
+from jaxprune.retraining import slr as slr
+
+# phase after phase: prune what is left, rewind, train again
+from jaxprune.tickets import Phase as Phase
+from jaxprune.tickets import iterative as iterative
+from jaxprune.tickets import next_phase as next_phase
+from jaxprune.tickets import phase_rate as phase_rate
+from jaxprune.tickets import phase_schedule as phase_schedule
+from jaxprune.tickets import phase_sparsities as phase_sparsities
+from jaxprune.tickets import sparsity_after as sparsity_after
+from jaxprune.tickets import weights_at as weights_at
+from jaxprune.methods.sap import pq_index as pq_index
+from jaxprune.methods.sap import sap as sap
+
 # masks at work
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import get_masks as get_masks
 from jaxprune.masks import overlap as overlap
 from jaxprune.masks import sparsity as sparsity
+
+# gates: masks that are learned
+from jaxprune.gates.gate import Gate as Gate
+from jaxprune.gates.gate import gate_logits as gate_logits
+from jaxprune.gates.neurons import neuron_logits as neuron_logits
+from jaxprune.gates.hard_concrete import hard_concrete as hard_concrete
+from jaxprune.gates.concrete import binary_concrete as binary_concrete
+from jaxprune.gates.concrete import gumbel_softmax as gumbel_softmax
+from jaxprune.gates.bernoulli import bernoulli as bernoulli
+from jaxprune.gates.bernoulli import straight_through as straight_through
+from jaxprune.gates.continuous_sparsification import (
+    continuous_sparsification as continuous_sparsification,
+)
+from jaxprune.gates.continuous_sparsification import rewound_logits as rewound_logits
+from jaxprune.gates.soft_threshold import soft_threshold as soft_threshold
+from jaxprune.gates.neurons import neuron_gates as neuron_gates
+
+# gates: what they cost
+from jaxprune.flops import count_flops as count_flops
+from jaxprune.gates.budgets import excess as excess
+from jaxprune.gates.budgets import kept_flops as kept_flops
+from jaxprune.gates.budgets import kept_weights as kept_weights
+from jaxprune.gates.consensus import consensus as consensus
+from jaxprune.gates.consensus import disagreement as disagreement
+from jaxprune.gates.keep_between import keep_between as keep_between
+from jaxprune.gates.lagrangian import Multipliers as Multipliers
+from jaxprune.gates.lagrangian import lagrangian as lagrangian
+from jaxprune.gates.lagrangian import multipliers as multipliers
+from jaxprune.gates.polarization import polarization as polarization
+from jaxprune.gates.slimming import mask_sparsity as mask_sparsity
+from jaxprune.gates.slimming import slimming as slimming
+
+# gates -> masks
+from jaxprune.gates.to_masks import gate_masks as gate_masks
+from jaxprune.gates.to_masks import keep_at_least as keep_at_least
+from jaxprune.gates.to_masks import open_gates as open_gates
+from jaxprune.gates.to_masks import select_within as select_within
+from jaxprune.gates.neurons import neuron_masks as neuron_masks
 
 # many seeds at once
 from jaxprune.analysis.batchnorm import recalibrate as recalibrate
@@ -85,6 +151,15 @@ from jaxprune.analysis.pairs import jackknife as jackknife
 from jaxprune.analysis.pairs import pairwise as pairwise
 from jaxprune.analysis.stability import fork as fork
 from jaxprune.analysis.stability import instability_at as instability_at
+
+# several networks into one
+from jaxprune.soups import soup as soup
+from jaxprune.greedy import GreedySoup as GreedySoup
+from jaxprune.greedy import greedy_soup as greedy_soup
+from jaxprune.sparse_soups import SoupPhase as SoupPhase
+from jaxprune.sparse_soups import branch as branch
+from jaxprune.sparse_soups import soup_phase as soup_phase
+from jaxprune.sparse_soups import sparse_model_soups as sparse_model_soups
 
 # the loss landscape
 from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
@@ -127,7 +202,23 @@ from jaxprune.structured.compact import compact as compact
 from jaxprune.structured.compact import replay as replay
 from jaxprune.structured.compact import shrink as shrink
 
+# controls of a mask
+from jaxprune.collapse import collapsed as collapsed
+from jaxprune.controls import reinitialise as reinitialise
+from jaxprune.controls import shuffle as shuffle
+
 # what it came to
 from jaxprune.report import report as report
+
+# into files and other formats
+from jaxprune.export.bits import pack as pack
+from jaxprune.export.bits import unpack as unpack
+from jaxprune.export.nm import compress_nm as compress_nm
+from jaxprune.export.nm import decompress_nm as decompress_nm
+from jaxprune.export.sparse import to_bcoo as to_bcoo
+from jaxprune.export.sparse import to_bcsr as to_bcsr
+from jaxprune.export.sparse import to_dense as to_dense
+from jaxprune.export.tensors import load_tensors as load_tensors
+from jaxprune.export.tensors import save_tensors as save_tensors
 
 __version__ = "0.1.0"

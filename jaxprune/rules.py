@@ -147,3 +147,14 @@ def matching(*rules: Rule, exclude: Rule | Iterable[Rule] = ()) -> Callable[[Par
         return _only(params, is_wanted)
 
     return prunable
+
+
+def check_any(own: Params, params: Params) -> None:
+    """ValueError if a `prunable` left nothing of `params`."""
+    if not jax.tree.leaves(own):
+        leaves = [(leaf_name, leaf) for leaf_name, leaf in named_leaves(params) if leaf is not None]
+        raise ValueError(
+            f"nothing is prunable among {quoted(leaves)}. kernels, the default, chooses "
+            "leaves of rank 2 or more that are no bias, norm scale or embedding; choose "
+            "others with prunable=matching(...)."
+        )

@@ -252,7 +252,9 @@ def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Ar
         for x, g, first, step in zip(arrays, group, last, steps, strict=True):
             ranked = _rankable(x, tied[g], first, step)
             n.append(n_true(*(ranked >= value for value in values[g])))
-        return jnp.stack(n).sum(0, keepdims=True) if together else jnp.stack(n)
+        # int32 even where jax_enable_x64 would make it wider
+        counts = jnp.stack(n)
+        return counts.sum(0, keepdims=True, dtype=jnp.int32) if together else counts
 
     def one_pass(state: _Search) -> _Search:
         to_ties = state.passes >= _VALUE_PASSES

@@ -85,6 +85,6 @@ def _outcome(eqn: Any, zero: list[bool]) -> list[bool]:
 def _is_zero(constant: Any) -> bool:
     if isinstance(constant, jax.core.Tracer) or not hasattr(constant, "dtype"):
         return isinstance(constant, (int, float)) and constant == 0
-    return (
-        np.size(constant) == 1 and np.issubdtype(constant.dtype, np.number) and not np.any(constant)
-    )
+    if np.size(constant) != 1 or not np.issubdtype(constant.dtype, np.number):
+        return False
+    return not np.asarray(constant).any()  # its own `any` would be traced

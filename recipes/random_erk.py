@@ -23,6 +23,7 @@ import numpy as np
 
 import jaxprune as jp
 from recipes.common import cli, models, plots, results, settings, study, widths
+from recipes.common.at_init import loss_on
 from recipes.common.data import Dataset, Split
 from recipes.common.errors import RecipeError
 from recipes.common.training import Arm, LossFn, Weights, classification
@@ -134,8 +135,7 @@ def snip_ratios(key: jax.Array, sparsity: float, loss_fn: LossFn, batch: Split) 
     """
 
     def init(params: Any) -> Any:
-        grads, _ = jax.grad(loss_fn, has_aux=True)(params, {}, *batch)
-        ratios = jp.borrowed(jp.saliency(params, grads=grads))
+        ratios = jp.borrowed(jp.snip(loss_on(loss_fn, batch), params))
         return jp.static(key, sparsity, ratios).init(params)
 
     return jp.MaskTransform(init, jp.static(key, sparsity).update)

@@ -89,8 +89,8 @@ def violations(params, state):
     return jnp.stack([in_weights, jnp.sum(~flat & (seen != 0)), in_moments])
 
 
-def train(tx, params, steps=STEPS):
-    """Runs `steps` updates in a scan: final params, state, and per step violations and sparsity."""
+def train(tx, params, state):
+    """Runs the updates in a scan: final params, state, and per step violations and sparsity."""
 
     def step(carry, _):
         params, state = carry
@@ -99,7 +99,7 @@ def train(tx, params, steps=STEPS):
         log = violations(params, state), jp.sparsity(jp.get_masks(state))
         return (params, state), log
 
-    (params, state), log = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+    (params, state), log = jax.lax.scan(step, (params, state), length=STEPS)
     return params, state, log
 
 
@@ -108,11 +108,17 @@ def masks_of(state):
 
 
 @functools.cache
+def runner(transform, optimizer):
+    """`train` as a function of the params, compiled once for all laws of a pair."""
+    tx = make(transform, optimizer, tiny_params())
+    compiled = jax.jit(functools.partial(train, tx))
+    return lambda params: compiled(params, tx.init(params))
+
+
+@functools.cache
 def reference(transform, optimizer):
     """The run that other ways to run are compared with."""
-    params = tiny_params()
-    run = jax.jit(lambda p: train(make(transform, optimizer, p), p)[:2])
-    return run(params)
+    return runner(transform, optimizer)(tiny_params())
 
 
 # --- law 1: one invariant ------------------------------------------------------------------------
@@ -121,8 +127,7 @@ def reference(transform, optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @transform_names
 def test_pruned_weights_gradients_and_moments_are_exactly_zero(transform, optimizer):
-    params = tiny_params()
-    _, _, (outside, sparsity) = jax.jit(lambda p: train(make(transform, optimizer, p), p))(params)
+    _, _, (outside, sparsity) = reference(transform, optimizer)
     np.testing.assert_array_equal(outside, 0)
     assert sparsity[-1] > 0.4  # the law is not kept by pruning nothing
 
@@ -132,8 +137,8 @@ def test_pruned_weights_gradients_and_moments_are_exactly_zero(transform, optimi
 @transform_names
 def test_low_precision_keeps_exact_zeros_and_dtypes(transform, optimizer, dtype):
     params = tiny_params(dtype)
-    run = jax.jit(lambda p: train(make(transform, optimizer, p), p))
-    new, _, (outside, sparsity) = run(params)
+    tx = make(transform, optimizer, params)
+    new, _, (outside, sparsity) = jax.jit(functools.partial(train, tx))(params, tx.init(params))
     np.testing.assert_array_equal(outside, 0)
     assert sparsity[-1] > 0.4
     assert all(w.dtype == dtype for w in jax.tree.leaves(new))
@@ -180,10 +185,9 @@ def test_vmapped_runs_equal_a_loop_of_runs(transform, optimizer):
     lanes = [jax.tree.map(lambda w, a=a: w * a + (1 - a) / 7, params) for a in (1.0, 0.5, -0.8)]
     stack = jax.tree.map(lambda *ws: jnp.stack(ws), *lanes)
     tx = make(transform, optimizer, params)
-    run = jax.jit(lambda p: train(tx, p)[:2])
-    stacked = jax.jit(jax.vmap(lambda p: train(tx, p)[:2]))(stack)
+    stacked = jax.jit(jax.vmap(lambda p: train(tx, p, tx.init(p))[:2]))(stack)
     for lane, params in enumerate(lanes):
-        weights, state = run(params)
+        weights, state, _ = runner(transform, optimizer)(params)
         own_weights, own_state = jax.tree.map(lambda x, i=lane: x[i], stacked)
         for mask, own in zip(masks_of(state), masks_of(own_state), strict=True):
             np.testing.assert_array_equal(own, mask)
@@ -272,7 +276,7 @@ def test_eight_devices_make_the_masks_of_one(transform, optimizer):
 
     sharded = jax.tree.map(shard, params)
     tx = make(transform, optimizer, params)
-    _, state = jax.jit(lambda p: train(tx, p)[:2])(sharded)
+    _, state = jax.jit(lambda p: train(tx, p, tx.init(p))[:2])(sharded)
     for mask, wanted in zip(
         masks_of(state), masks_of(reference(transform, optimizer)[1]), strict=True
     ):

@@ -216,6 +216,13 @@ def test_nothing_but_empty_leaves():
     assert largest([], 0, together=True) == []
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_where_jax_counts_in_64_bits(together):
+    with jax.enable_x64(True):
+        masks = largest([jnp.arange(5.0), jnp.arange(3.0)], [4] if together else [2, 2], together)
+    assert [int(np.sum(mask)) for mask in masks] == ([3, 1] if together else [2, 2])
+
+
 def test_more_than_int32_can_count_is_refused():
     leaves = [jax.ShapeDtypeStruct((2**15, 2**15), jnp.float32)] * 2
     with pytest.raises(ValueError, match="counts in int32") as error:

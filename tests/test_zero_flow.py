@@ -91,3 +91,9 @@ def test_moments_are_zero_also_where_an_optimizer_divides_by_zero(inner):
     for leaf in jax.tree.leaves(state.inner_state):
         if leaf.shape == mask.shape:
             np.testing.assert_array_equal(np.asarray(leaf)[~mask], [0.0, 0.0])
+
+
+def test_an_optimizer_may_hold_an_array_inside_a_trace():
+    tx = jp.sparsify(optax.sgd(jnp.float32(0.5), momentum=0.9), jp.fixed({"w": X != 0}))
+    step = jax.jit(lambda params: tx.update(params, tx.init(params), params)[0])
+    np.testing.assert_array_equal(step({"w": jnp.asarray(X)})["w"], -0.5 * X)

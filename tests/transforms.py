@@ -83,6 +83,7 @@ TRANSFORMS = {
     "static_borrowed": lambda p: jp.static(
         jax.random.key(4), 0.7, jp.borrowed(jp.magnitude(jp.kernels(p)))
     ),
+    "sap": lambda p: jp.every(2, jp.sap(1, 2)),
     "set": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, fading())),
     "set_two_sided": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, 0.3, two_sided=True)),
     "rigl": lambda p: jp.every(2, jp.rigl(jax.random.key(6), 0.7, fading(), jp.uniform), stop=5),

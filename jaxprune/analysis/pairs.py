@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.analysis.estimate import Estimate
-from jaxprune.rules import named_leaves
+from jaxprune.stacks import HOW_TO_STACK, count_seeds
 
 
 def pairwise(
@@ -43,6 +43,8 @@ def pairwise(
     [[0.0, 1.0, 3.0], [1.0, 0.0, 2.0], [3.0, 2.0, 0.0]]
     """
     seeds = count_seeds(stack)
+    if seeds < 2:
+        raise ValueError(f"pairs need at least two seeds; this stack has {seeds}. {HOW_TO_STACK}")
     if isinstance(chunk, bool) or not hasattr(chunk, "__index__") or chunk < 1:
         raise ValueError(f"pairwise: chunk is how many pairs at once, at least 1; got {chunk!r}.")
     rows, columns = np.triu_indices(seeds, k=0 if diagonal is None else 1)
@@ -120,34 +122,6 @@ def jackknife(matrix: Any) -> Estimate:
     apart = jnp.where(own, 0, matrix - mean)  # sums to 0: what is left of it without i is -2 rows
     without = -2 * apart.sum(1) / ((n - 1) * (n - 2))
     return Estimate(mean, jnp.sqrt((n - 1) / n * jnp.sum((without - without.mean()) ** 2)))
-
-
-def count_seeds(stack: Any) -> int:
-    """The length of the leading axis that all leaves share.
-
-    Raises:
-      ValueError: if there is none, it differs from leaf to leaf, or is less than two.
-    """
-    leaves = [(leaf_name, jnp.shape(x)) for leaf_name, x in named_leaves(stack) if x is not None]
-    way_out = "From separate trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)."
-    if not leaves:
-        raise ValueError("a stack of seeds needs at least one array; every leaf is None.")
-    for leaf_name, shape in leaves:
-        if not shape:
-            raise ValueError(
-                f"in a stack every leaf has a leading axis of seeds; '{leaf_name}' is a scalar. "
-                + way_out
-            )
-    (first, (seeds, *_)), *_ = leaves
-    for leaf_name, shape in leaves:
-        if shape[0] != seeds:
-            raise ValueError(
-                f"in a stack every leaf has the same number of seeds; '{first}' has {seeds} and "
-                f"'{leaf_name}' {shape[0]}, of shape {shape}. {way_out}"
-            )
-    if seeds < 2:
-        raise ValueError(f"pairs need at least two seeds; this stack has {seeds}. {way_out}")
-    return seeds
 
 
 @jax.jit

@@ -81,16 +81,35 @@ def once(transform: MaskTransform) -> MaskTransform:
     return MaskTransform(init, update)
 
 
-def fixed(masks: Masks) -> MaskTransform:
+def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
     """The given masks, for ever: lottery tickets, soup children, fine-tuning.
 
+    Given a function instead, those that it makes of the first params: pruning at initialisation.
+
+        fixed(lambda params: select(snip(loss, params), global_threshold, 0.98))
+
     Args:
-      masks: like the params, bool, None where never pruned.
+      masks: like the params, bool, None where never pruned; or `params -> masks`.
 
     Raises:
       ValueError: (in init) if they do not fit the params; it names the leaf.
       TypeError: if a mask is not bool.
     """
+    if not callable(masks):
+        _check_masks(masks)
+
+    def init(params: Params) -> MaskState:
+        own = masks(params) if callable(masks) else masks
+        _check_masks(own)
+        return MaskState(jax.tree.map(jnp.asarray, like(own, params)))
+
+    def update(state: MaskState, params: Params, **context: Any) -> MaskState:
+        return state
+
+    return MaskTransform(init, update)
+
+
+def _check_masks(masks: Masks) -> None:
     for mask in jax.tree.leaves(masks):
         if not is_mask(mask):
             raise TypeError(
@@ -98,14 +117,6 @@ def fixed(masks: Masks) -> MaskTransform:
                 f"{getattr(mask, 'dtype', type(mask).__name__)}. From gates or zeros: "
                 "jax.tree.map(lambda g: g > 0, gates)."
             )
-
-    def init(params: Params) -> MaskState:
-        return MaskState(jax.tree.map(jnp.asarray, like(masks, params)))
-
-    def update(state: MaskState, params: Params, **context: Any) -> MaskState:
-        return state
-
-    return MaskTransform(init, update)
 
 
 class ChainState(NamedTuple):

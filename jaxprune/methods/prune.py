@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -25,7 +24,7 @@ from jaxprune.drop_grow import among
 from jaxprune.masks import own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import _check_callables, select, unstructured
-from jaxprune.rules import kernels, named_leaves, quoted
+from jaxprune.rules import check_any, kernels
 from jaxprune.scores import lamp, random
 from jaxprune.selection import defer
 
@@ -71,13 +70,7 @@ def prune(
 
     def init(params: Params) -> MaskState:
         chosen = prunable(params)
-        if not jax.tree.leaves(chosen):
-            leaves = [(path, leaf) for path, leaf in named_leaves(params) if leaf is not None]
-            raise ValueError(
-                f"nothing is prunable among {quoted(leaves)}. kernels, the default, chooses "
-                "leaves of rank 2 or more that are no bias, norm scale or embedding; choose "
-                "others with prunable=matching(...)."
-            )
+        check_any(chosen, params)
         return MaskState(map_scored(lambda w: jnp.ones_like(w, dtype=bool), chosen))
 
     def update(

@@ -6,45 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+import jaxprune as jp
+from jaxprune.export.bits import pack_array, unpack_array
 from recipes.common.errors import RecipeError
 from recipes.common.run import remove
 
 
 def pack(tree: Any) -> Any:
     """`tree` with each bool array as uint8 (ceil(size / 8),), eight entries in each."""
-    return jax.tree.map(lambda x: jnp.packbits(x.ravel()) if _is_bool(x) else x, tree)
+    return jax.tree.map(lambda x: pack_array(x) if _is_bool(x) else x, tree)
 
 
 def unpack(tree: Any, like: Any) -> Any:
     """What was packed, given the shapes and dtypes of the original: `unpack(pack(t), t)` is t."""
-
-    def unpacked(original, x):
-        if not _is_bool(original):
-            return x
-        return jnp.unpackbits(x, count=original.size).astype(bool).reshape(original.shape)
-
-    return jax.tree.map(unpacked, like, tree)
+    return jax.tree.map(
+        lambda original, x: unpack_array(x, original.shape) if _is_bool(original) else x, like, tree
+    )
 
 
 def save_model(path: Path, params: Any, batch_stats: Any, masks: Any) -> None:
     """A network for use: parameters, running statistics, and masks (bool, None where unpruned)."""
-    _save(path, {"params": params, "batch_stats": batch_stats, "masks": pack(masks)})
+    _save(path, {"params": params, "batch_stats": batch_stats, "masks": jp.pack(masks)})
 
 
 def load_model(path: Path) -> tuple[Any, Any, Any]:
     """(params, batch_stats, masks) of `save_model`; a mask has the shape of its parameter."""
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.restore(path.absolute())
-    masks = jax.tree.map(
-        lambda mask, w: None if mask is None else unpack(mask, _bool_like(w)),
-        saved["masks"],
-        saved["params"],
-        is_leaf=lambda x: x is None,
-    )
-    return saved["params"], saved["batch_stats"], masks
+    return saved["params"], saved["batch_stats"], jp.unpack(saved["masks"], saved["params"])
 
 
 def save_checkpoint(folder: Path, step: int, state: Any) -> Path:
@@ -93,7 +84,3 @@ def _save(path: Path, tree: Any) -> None:
 
 def _is_bool(x: Any) -> bool:
     return x.dtype == bool
-
-
-def _bool_like(w: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(w.shape, bool)

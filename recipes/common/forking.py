@@ -7,8 +7,6 @@ children of all trunks are lanes of one program.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -66,15 +64,18 @@ def advance(
     f: Forking, state: TrainState, keys: jax.Array, start: int, stop: int, at: At
 ) -> TrainState:
     """Runs the steps from `start` up to `stop`; `keys` are one a network, `state` is donated."""
-    order = training.data_order(keys, len(f.train.labels), f.batch_size, start)
-    while start < stop:
-        now = min(f.chunk_steps, stop - start)
-        indices = jnp.asarray(np.stack(list(islice(order, now))))
-        state, metrics = f.chunk(state, f.train, indices, keys)
-        jax.block_until_ready(metrics)
-        start += now
-        at(start)
-    return state
+    return training.advance(
+        f.chunk,
+        state,
+        f.train,
+        keys,
+        keys,
+        batch_size=f.batch_size,
+        chunk_steps=f.chunk_steps,
+        start=start,
+        stop=stop,
+        at=at,
+    )
 
 
 def magnitude_masks(params: Any, sparsity: float) -> Any:
@@ -134,14 +135,7 @@ def between_siblings(
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     families = jax.tree.map(lambda x: x.reshape(-1, children, *x.shape[1:]), variables)
-    path = partial(jp.loss_along, measure, points=points)
-    upper = np.triu_indices(children, k=1)
-    found = []
-    for i in range(len(ARMS) * seeds):
-        siblings = training.seed_of(families, i)
-        values = jp.pairwise(lambda a, b: path(a, b)[1], siblings, diagonal=0.0)
-        found.append(jax.tree.map(lambda v: np.asarray(v)[upper], values))
-    stacked = jax.tree.map(lambda *v: np.stack(v), *found)
+    stacked = measures.between_siblings(measure, families, points)
     return {
         name: v.reshape(len(ARMS), seeds, *v.shape[1:]).astype(np.float64)
         for name, v in stacked.items()

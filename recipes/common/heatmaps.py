@@ -71,7 +71,9 @@ class Paths(NamedTuple):
     others: Mapping[str, np.ndarray] = {}
 
 
-def along_paths(panels: Mapping[str, Paths], threshold: float | None = None) -> bytes:
+def along_paths(
+    panels: Mapping[str, Paths], threshold: float | None = None, kind: str = "seed"
+) -> bytes:
     """PNG of test error (%) along the paths between seeds: each pair thin, their mean thick.
 
     The grey band reaches from the mean of the ends as far up as a stable pair may rise.
@@ -91,7 +93,7 @@ def along_paths(panels: Mapping[str, Paths], threshold: float | None = None) -> 
             axes.plot(panel.alphas, mean, color=color, linewidth=2.2, label="mean of the pairs")
             for style, (label, other) in zip(("--", ":"), panel.others.items(), strict=False):
                 axes.plot(panel.alphas, 100 * other, style, color="#111111", label=label)
-            axes.set(title=title, xlabel="From one seed (0) to another (1)")
+            axes.set(title=title, xlabel=f"From one {kind} (0) to another (1)")
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "¼", "½", "¾", "1"])
         every_axes[0].set_ylabel("Test error (%)")

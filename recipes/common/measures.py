@@ -86,6 +86,14 @@ def recalibrated(
     measure: Measure, module: nn.Module, train: Split, batch_size: int, examples: int = 2000
 ) -> Measure:
     """`measure` of networks whose running statistics are computed anew on training data."""
+    anew = recalibration(module, train, batch_size, examples)
+    return lambda variables: measure(anew(variables))
+
+
+def recalibration(
+    module: nn.Module, train: Split, batch_size: int, examples: int = 2000
+) -> Callable[[Any], Any]:
+    """A function from variables to the same with running statistics made anew on training data."""
     batch_size = min(batch_size, len(train.labels))
     batches = max(1, min(examples, len(train.labels)) // batch_size)
     images = train.images[: batches * batch_size]
@@ -94,7 +102,7 @@ def recalibrated(
     def update(variables, images):
         return module.apply(variables, images, train=True, mutable=["batch_stats"])[1]
 
-    return lambda variables: measure(jp.recalibrate(update, variables, stacked))
+    return lambda variables: jp.recalibrate(update, variables, stacked)
 
 
 def measure_of(config: PathSettings, module: nn.Module, dataset: data.Dataset) -> Measure:
@@ -104,6 +112,24 @@ def measure_of(config: PathSettings, module: nn.Module, dataset: data.Dataset) -
     if rule(config, module, dataset.train.images) == "recalibrate":
         return recalibrated(measure, module, dataset.train, config.batch_size)
     return measure
+
+
+def between_siblings(measure: Measure, families: Any, points: int) -> dict[str, np.ndarray]:
+    """What `measure` says along the paths between siblings: (families, pairs, points).
+
+    `families` are variables (families, children, ...). A path leads from the earlier child to the
+    later; pairs are in the order of `np.triu_indices`.
+    """
+    count, children = jax.tree.leaves(families)[0].shape[:2]
+    upper = np.triu_indices(children, k=1)
+    found = []
+    for i in range(count):
+        siblings = jax.tree.map(lambda x, i=i: x[i], families)
+        values = jp.pairwise(
+            lambda a, b: jp.loss_along(measure, a, b, points)[1], siblings, diagonal=0.0
+        )
+        found.append(jax.tree.map(lambda v: np.asarray(v)[upper], values))
+    return jax.tree.map(lambda *v: np.stack(v), *found)
 
 
 def above_chord(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,15 +48,18 @@ class Look(NamedTuple):
 def looks(arms: Iterable[str]) -> dict[str, Look]:
     """The look of each arm, the same in all figures of a run.
 
-    The first word of its name has a colour; what follows, such as a width, a dash and a marker.
+    The first word of its name has a colour; what follows, such as a width, a dash and a marker. So
+    have the words that come after the last colour.
     """
     arms = list(arms)
     kinds, variants = (list(dict.fromkeys(arm.partition(" ")[i] for arm in arms)) for i in (0, 2))
-    colors = dict(zip(kinds, cycle(COLORS), strict=False))
-    strokes = dict(zip(variants, cycle(STROKES), strict=False))
-    return {
-        arm: Look(colors[arm.partition(" ")[0]], *strokes[arm.partition(" ")[2]]) for arm in arms
-    }
+
+    def look(arm: str) -> Look:
+        kind, variant = kinds.index(arm.partition(" ")[0]), variants.index(arm.partition(" ")[2])
+        again, color = divmod(kind, len(COLORS))
+        return Look(COLORS[color], *STROKES[(variant + again) % len(STROKES)])
+
+    return {arm: look(arm) for arm in arms}
 
 
 def training_curves(

@@ -52,15 +52,17 @@ def train_arms(
     # before the checkpoint takes their place: a run that goes on knows its first masks
     watches = {name: _Watch(arm, states[name]) for name, arm in arms.items()}
     start, states, history = _resumed(folder, states) if folder.resume else (0, states, [])
-    # arms of one network share a compiled test; in training each has its own program
+    # arms of one network share a compiled test; those that differ only in their start, all
     tests = {arm.module: training.make_evaluate(arm.module, dataset.test) for arm in arms.values()}
     for name, watch in watches.items():
         spent = history[-1][name]["seconds"] if history else 0.0
         watch.begin(states[name], spent, tests[watch.arm.module])
+    program = lambda arm: arm._replace(start=None)
+    chunks = {own: training.make_chunk(own) for own in set(map(program, arms.values()))}
     train_data = jax.device_put(dataset.train)
     runs = {
         name: training.train(
-            training.make_chunk(arm),
+            chunks[program(arm)],
             states.pop(name),
             train_data,
             keys,
@@ -81,6 +83,7 @@ class _Watch:
         self.arm = arm
         self.masked = arm.weights is not Weights.DENSE
         self.first_masks = churn.masks(first.opt_state) if self.masked else None
+        self.measure = jax.jit(jax.vmap(arm.learned.measure)) if arm.learned else None
 
     def begin(self, state: TrainState, spent: float, test: Test) -> None:
         """Training goes on from `state`, after `spent` seconds in earlier programs."""
@@ -98,6 +101,9 @@ class _Watch:
         if self.masked:
             record |= churn.measure(state.opt_state, self.first_masks, self.masks)
             self.masks = churn.masks(state.opt_state)
+        if self.measure:
+            measured = self.measure(state.params, state.opt_state.step)
+            record |= {name: values.tolist() for name, values in measured.items()}
         if tested:
             params = training.network(self.arm, state)
             record["test_accuracy"] = self.test(params, state.batch_stats).tolist()

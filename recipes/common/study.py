@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.masks import like
 from recipes.common import checkpoint, cli, data, plots, results, run, settings, training
 from recipes.common.errors import RecipeError
 from recipes.common.settings import Settings
@@ -146,8 +147,12 @@ def publish(
     title: str,
     program: str,
     figures: Mapping[str, Picture],
+    told: Collection[str] | None = None,
 ) -> None:
-    """Writes the models, the figures, summary.json and report.md, and prints the table."""
+    """Writes the models, the figures, summary.json and report.md, and prints the table.
+
+    The report tells the layers of all arms with masks, or of those in `told`.
+    """
     out = config.out
     models = {name: f"{run.MODEL}/{name.replace(' ', '-')}" for name in masked(outcome)}
     if list(models) == ["sparse"]:  # one network needs no name
@@ -167,7 +172,7 @@ def publish(
         footline=f"{wall:.0f} s with compilation and tests, peak memory {peak:.2f} GB",
         command=run.again(program, out),
         pictures={path: figure.caption for path, figure in figures.items()},
-        layers={name: layer_report(outcome, name) for name in models},
+        layers={n: layer_report(outcome, n) for n in models if told is None or n in told},
         models=list(models.values()),
         environment=summary["environment"],
     )
@@ -178,7 +183,8 @@ def save_model(path: Path, outcome: Outcome, name: str) -> None:
     """The masked weights, running statistics and masks of an arm, all seeds."""
     state = outcome.states[name]
     params = training.network(outcome.arms[name], state)
-    checkpoint.save_model(path, params, state.batch_stats, jp.get_masks(state.opt_state))
+    masks = like(jp.get_masks(state.opt_state), params)  # without what else was learned
+    checkpoint.save_model(path, params, state.batch_stats, masks)
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -189,16 +195,20 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[s
     cells: dict[str, Callable[[Any], str]] = {
         "test accuracy": lambda n: results.percent(n["test_accuracy"]),
         "sparsity": lambda n: f"{100 * n['sparsity']:.2f} %",
-        "kept": lambda n: _range(n["kept_weights"]),
     }
+    collapse = any("collapsed" in numbers for numbers in arms.values())
+    if not collapse:
+        cells["kept"] = lambda n: _range(n["kept_weights"])
     if any("ever_active" in numbers for numbers in arms.values()):
         cells["R_s"] = lambda n: (
             f"{100 * n['ever_active']['mean']:.3g} %" if "ever_active" in n else ""
         )
-    cells |= {
-        "time": lambda n: f"{n['training_seconds']:.1f} s",
-        "state": lambda n: f"{n['state_bytes'] / 1e6:.1f} MB",
-    }
+    if collapse:
+        cells["on paths"] = lambda n: _range(n["on_paths"]) if "on_paths" in n else ""
+        cells["collapsed"] = lambda n: _out_of(n["collapsed"]) if "collapsed" in n else ""
+    else:
+        cells["time"] = lambda n: f"{n['training_seconds']:.1f} s"
+        cells["state"] = lambda n: f"{n['state_bytes'] / 1e6:.1f} MB"
     rows = [[name, *(cell(numbers) for cell in cells.values())] for name, numbers in arms.items()]
     return list(cells), rows
 
@@ -206,6 +216,10 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[s
 def _range(counts: list[int]) -> str:
     few, many = min(counts), max(counts)
     return f"{few:,}" if few == many else f"{few:,}-{many:,}"
+
+
+def _out_of(seeds: list[bool]) -> str:
+    return f"{sum(seeds)} of {len(seeds)}"
 
 
 def layer_report(outcome: Outcome, name: str) -> str:

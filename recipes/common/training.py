@@ -32,12 +32,29 @@ class Weights(Enum):
     DENSE_COPY = "all weights may learn, the network uses those that are kept (`track_masks`)"
 
 
+class Learned(NamedTuple):
+    """What an arm learns beside the weights of its network, such as gates: params beside them.
+
+    Its optimizer is a `jp.sparsify`, which counts the `step`.
+    """
+
+    start: Callable[[Any], Any]  # the network's params -> all params
+    # (params, batch_stats, images, labels, step, key) -> loss, (accuracy, batch_stats)
+    loss: Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]
+    network: Callable[[Any, jax.Array], Any]  # (params, step) -> what the network uses, in tests
+    measure: Callable[[Any, jax.Array], dict[str, jax.Array]]  # (params, step) -> what is logged
+
+
 class Arm(NamedTuple):
-    """A network and how to train it."""
+    """A network and how to train it. Arms that differ only in how they start share a program."""
 
     module: nn.Module
-    optimizer: Callable[[jax.Array], optax.GradientTransformation]  # from a key of the seed's own
+    # from what is a seed's own: a key (neither that of its weights nor its data's), or a `Lane`
+    optimizer: Callable[[Any], optax.GradientTransformation]
     weights: Weights = Weights.DENSE
+    # what is the seeds' own, a stack of first params -> a stack of params, one of optimizer states
+    start: Callable[[jax.Array, Any], tuple[Any, optax.OptState]] | None = None
+    learned: Learned | None = None
 
 
 class TrainState(NamedTuple):
@@ -60,7 +77,8 @@ class Progress(NamedTuple):
 
 # (params, batch_stats, images, labels) -> loss, (accuracy, batch_stats)
 LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
-# (state, train, order (steps, seeds, batch), keys) -> state, {"loss", "accuracy"}: (seeds,); jitted
+# (state, train, order (steps, seeds, batch), own) -> state, {"loss", "accuracy"}: (seeds,); jitted.
+# `own` is what each seed's optimizer is made from, with a seed axis: see `own_keys`.
 Chunk = jax.stages.Wrapped
 
 
@@ -71,11 +89,16 @@ def seed_keys(seed: int, seeds: int) -> jax.Array:
 
 def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
-    variables = _init_variables(arm.module, keys, jnp.asarray(images[:1]))
+    variables = init_variables(arm.module, keys, jnp.asarray(images[:1]))
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    opt_state = jax.jit(jax.vmap(lambda key, params: _optimizer(arm, key).init(params)))(
-        keys, params
-    )
+    if arm.learned:
+        params = jax.vmap(arm.learned.start)(params)
+    own = own_keys(keys)
+    if arm.start is None:
+        begin = jax.jit(jax.vmap(lambda own, params: optimizer_of(arm, own).init(params)))
+        opt_state = begin(own, params)
+    else:
+        params, opt_state = arm.start(own, params)
     if arm.weights is Weights.SPARSE:  # so that the first forward pass is sparse too
         params = jp.apply_masks(params, jp.get_masks(opt_state))
     # copied, since a state is donated whole: no two of its leaves may share memory
@@ -89,30 +112,38 @@ def seed_of(stack: Any, i: int) -> Any:
 
 def network(arm: Arm, state: TrainState) -> Any:
     """The params that the network uses; of one state or of a stack."""
+    if arm.learned:
+        used, step = arm.learned.network, state.opt_state.step
+        return jax.jit(jax.vmap(used) if step.ndim else used)(state.params, step)
     if arm.weights is Weights.DENSE_COPY:
         return jp.apply_masks(state.params, jp.get_masks(state.opt_state))
     return state.params
 
 
-def _optimizer(arm: Arm, key: jax.Array) -> optax.GradientTransformationExtraArgs:
-    """That of the seed with this key; its own key is neither that of its weights nor its data's."""
-    return optax.with_extra_args_support(arm.optimizer(jax.random.fold_in(key, 2)))
+def own_keys(keys: jax.Array) -> jax.Array:
+    """The keys of the seeds' optimizers (seeds,): neither those of their weights nor their data."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys)
+
+
+def optimizer_of(arm: Arm, own: Any) -> optax.GradientTransformationExtraArgs:
+    """That of the seed to which this belongs."""
+    return optax.with_extra_args_support(arm.optimizer(own))
 
 
 @partial(jax.jit, static_argnums=0)
-def _init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
+def init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
     return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
 
 
-def classification(module: nn.Module) -> LossFn:
-    """Cross-entropy of a classifier, with its accuracy on the same batch."""
+def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:
+    """Cross-entropy of a classifier, its logits divided first, with its accuracy on the batch."""
 
     def loss_fn(params, batch_stats, images, labels):
         variables = {"params": params, "batch_stats": batch_stats}
         logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits / temperature, labels)
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-        return loss, (accuracy, changed.get("batch_stats", {}))
+        return loss.mean(), (accuracy, changed.get("batch_stats", {}))
 
     return loss_fn
 
@@ -123,21 +154,25 @@ def make_chunk(arm: Arm) -> Chunk:
     It is the plain optax loop, whatever the optimizer. Where the network uses masked weights, the
     gradient is taken at those and passed straight through to all.
     """
-    gradient_fn = jax.value_and_grad(classification(arm.module), has_aux=True)
+    loss_fn = arm.learned.loss if arm.learned else classification(arm.module)
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def step(state: TrainState, images, labels, key):
-        (loss, (accuracy, batch_stats)), grads = gradient_fn(
-            network(arm, state), state.batch_stats, images, labels
-        )
-        update = _optimizer(arm, key).update
+    def step(state: TrainState, images, labels, own):
+        given = [network(arm, state), state.batch_stats, images, labels]
+        if arm.learned:  # its key is none of those of weights, data and optimizer
+            now = state.opt_state.step
+            given[0] = state.params
+            given += [now, jax.random.fold_in(jax.random.fold_in(own, 3), now)]
+        (loss, (accuracy, batch_stats)), grads = gradient_fn(*given)
+        update = optimizer_of(arm, own).update
         updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
 
     @partial(jax.jit, donate_argnums=0)
-    def chunk(state, train, order, keys):
+    def chunk(state, train, order, own):
         def steps(state, indices):
-            return jax.vmap(step)(state, train.images[indices], train.labels[indices], keys)
+            return jax.vmap(step)(state, train.images[indices], train.labels[indices], own)
 
         state, metrics = jax.lax.scan(steps, state, order)
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
@@ -154,17 +189,18 @@ def data_order(
     """
     steps = examples // batch_size
 
-    @jax.jit
-    @partial(jax.vmap, in_axes=(0, None))
-    def permutation(key, epoch):
-        key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-        return jax.random.permutation(key, examples)[: steps * batch_size].astype(jnp.int32)
-
     epoch, first = divmod(start, steps)
     while True:
-        order = np.asarray(permutation(keys, epoch)).reshape(len(keys), steps, batch_size)
-        yield from order.swapaxes(0, 1)[first:]
+        order = np.asarray(_permutation(keys, epoch, examples))[:, : steps * batch_size]
+        yield from order.reshape(len(keys), steps, batch_size).swapaxes(0, 1)[first:]
         epoch, first = epoch + 1, 0
+
+
+@partial(jax.jit, static_argnums=2)
+@partial(jax.vmap, in_axes=(0, None, None))
+def _permutation(key: jax.Array, epoch: Any, examples: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
+    return jax.random.permutation(key, examples).astype(jnp.int32)
 
 
 def train(
@@ -183,20 +219,50 @@ def train(
     `data` should be on the device (`jax.device_put`). A yielded state is donated to the next chunk:
     copy what must outlive it.
     """
-    order = data_order(keys, len(data.labels), batch_size, start)
+    order, own = data_order(keys, len(data.labels), batch_size, start), own_keys(keys)
     compiled: dict[int, Any] = {}
     seconds = 0.0
     while start < steps:
         now = min(chunk_steps, steps - start)
         indices = jnp.asarray(np.stack(list(islice(order, now))))
         if now not in compiled:  # compile apart from the clock; the last chunk may be shorter
-            compiled[now] = chunk.lower(state, data, indices, keys).compile()
+            compiled[now] = chunk.lower(state, data, indices, own).compile()
         began = time.perf_counter()
-        state, metrics = compiled[now](state, data, indices, keys)
+        state, metrics = compiled[now](state, data, indices, own)
         loss, accuracy = np.asarray(metrics["loss"]), np.asarray(metrics["accuracy"])
         seconds += time.perf_counter() - began
         start += now
         yield Progress(start, seconds, state, loss, accuracy)
+
+
+def advance(
+    chunk: Chunk,
+    state: TrainState,
+    data: Split,
+    keys: jax.Array,
+    own: Any,
+    *,
+    batch_size: int,
+    chunk_steps: int,
+    start: int,
+    stop: int,
+    at: Callable[[int], None],
+    first: int = 0,
+) -> TrainState:
+    """Runs the steps from `start` up to `stop`, and calls `at` after each chunk with the step.
+
+    `keys` order the examples, `own` is what optimizers are made from, one a network; `state` is
+    donated. `first` is where in the order of the examples step 0 is.
+    """
+    order = data_order(keys, len(data.labels), batch_size, first + start)
+    while start < stop:
+        now = min(chunk_steps, stop - start)
+        indices = jnp.asarray(np.stack(list(islice(order, now))))
+        state, metrics = chunk(state, data, indices, own)
+        jax.block_until_ready(metrics)
+        start += now
+        at(start)
+    return state
 
 
 def make_evaluate(

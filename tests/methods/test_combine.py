@@ -340,6 +340,17 @@ def test_fixed_takes_what_select_and_get_masks_give():
     np.testing.assert_array_equal(again.masks["kernel"], selected["kernel"])
 
 
+def test_fixed_of_a_function_asks_the_first_params():
+    half = lambda params: jp.select(jp.magnitude(jp.kernels(params)), jp.uniform, 0.5)
+    tx = jp.sparsify(optax.adam(0.1), jp.fixed(half))
+    stack = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), PARAMS)
+    masks = jp.get_masks(jax.jit(jax.vmap(tx.init))(stack))
+    np.testing.assert_array_equal(masks["kernel"][0], half(PARAMS)["kernel"])
+    np.testing.assert_array_equal(masks["kernel"][1], half(PARAMS)["kernel"][::-1])
+    with pytest.raises(TypeError, match="masks are bool arrays, True = kept; got float32"):
+        jp.fixed(jp.kernels).init(PARAMS)
+
+
 @pytest.mark.parametrize(
     ("masks", "fragments"),
     [

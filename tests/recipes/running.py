@@ -38,15 +38,30 @@ def metrics(out):
     return records
 
 
-def interrupted(recipe, monkeypatch, argv, step=None):
+def interrupted(recipe, monkeypatch, argv, step=None, key="step"):
     """Runs until this step, or anything, is logged, then presses Ctrl-C; the exit code."""
     append = run.append
 
     def append_and_interrupt(path, record):
         append(path, record)
-        if step is None or record["step"] == step:
+        if step is None or record[key] == step:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(side_by_side.run, "append", append_and_interrupt)
         return exit_code(recipe, *argv)
+
+
+def wrote_everything(out, *pictures):
+    """Whether the folder of a finished run has all its files and these plots; its report."""
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+        "plots",
+        "report.md",
+        "summary.json",
+    ]
+    for picture in pictures:
+        assert (out / "plots" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    return (out / "report.md").read_text()

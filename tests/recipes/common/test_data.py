@@ -44,6 +44,26 @@ def test_train_examples_out_of_range(examples):
         data.load("digits", train_examples=examples)
 
 
+def test_hold_out_parts_the_examples():
+    train = data.load("digits", train_examples=100).train
+    rest, held = data.hold_out(train, 30)
+    assert (len(rest.labels), len(held.labels)) == (70, 30)
+    assert rest.images.shape == (70, 8, 8, 1) and held.images.dtype == np.float32
+    rows = lambda split: {(x.tobytes(), int(y)) for x, y in zip(*split, strict=True)}
+    assert rows(rest) | rows(held) == rows(train)
+    assert not rows(rest) & rows(held)
+    again = data.hold_out(train, 30)[1]
+    np.testing.assert_array_equal(again.images, held.images)
+    assert (data.hold_out(train, 30, seed=1)[1].images != held.images).any()
+
+
+@pytest.mark.parametrize("examples", [0, 100, -1])
+def test_hold_out_leaves_examples_on_both_sides(examples):
+    train = data.load("digits", train_examples=100).train
+    with pytest.raises(RecipeError, match=f"can't hold out {examples} of 100 examples"):
+        data.hold_out(train, examples)
+
+
 def test_unknown_dataset():
     with pytest.raises(RecipeError, match=r"unknown dataset 'svhn'; choose one of digits, mnist"):
         data.load("svhn")

@@ -47,3 +47,9 @@ def test_curve_takes_the_points_that_have_the_value():
     steps, values = plots.curve(records, "a", "x")
     assert list(steps) == [1, 3]
     assert values.tolist() == [[1, 2], [3, 4]]
+
+
+def test_more_arms_than_colours_are_told_apart():
+    drawn = plots.looks([f"arm{i}" for i in range(11)])
+    assert len(set(drawn.values())) == 11
+    assert (drawn["arm0"].line, drawn["arm8"].line) == ("-", "--")

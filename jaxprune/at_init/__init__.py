@@ -1,0 +1,1 @@
+"""Pruning at initialisation: one paper, one file."""

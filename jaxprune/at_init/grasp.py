@@ -1,0 +1,42 @@
+"""GraSP: how much of the gradient's norm is lost with each connection, to first order."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxprune.analysis.hessian import hvp
+from jaxprune.at_init.rounds import Loss, Prunable, of_prunable, slopes
+from jaxprune.base import Params, Scores, map_scored
+from jaxprune.rules import kernels
+
+
+def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
+    """GraSP's score w * (H g), like `params`, None where never pruned: higher = keep.
+
+        masks = select(grasp(loss, params), global_threshold, sparsity)
+
+    g and H are the gradient and the Hessian of the loss with respect to the prunable weights. The
+    paper's score is -w * (H g), and it removes the *highest*: here the sign is turned, since in
+    this library the highest is kept. Without a weight the squared norm of the gradient changes by
+    -2 w (H g); what carries it is kept.
+
+    Args:
+      loss: `params -> scalar`, on a batch that the caller draws, with equally many examples of
+        each class (the authors' code takes 25 of each). Their temperature is part of the loss:
+        divide the logits by 200. The mean over several batches is `over_batches(loss, batches)`.
+      params: the first weights.
+      prunable: `params -> params` with None in place of what is never pruned.
+
+    Raises:
+      ValueError: if the loss returns no scalar, or a weight has no derivative.
+
+    Reference: Wang et al., 2020, Picking Winning Tickets Before Training by Preserving Gradient
+    Flow.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> params = {'kernel': jnp.array([[2., -1.]])}
+    >>> jp.grasp(lambda p: (p['kernel'] ** 3).sum() / 3, params)['kernel'].tolist()  # H g = 2 w^3
+    [[32.0, 2.0]]
+    """
+    on_own, own = of_prunable("grasp", loss, params, prunable)
+    return map_scored(jnp.multiply, own, hvp(on_own, own, slopes(on_own, own)))

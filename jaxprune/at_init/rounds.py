@@ -1,0 +1,97 @@
+"""What pruning at initialisation shares: a loss of the prunable weights, and pruning in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxprune.analysis.landscape import check_loss
+from jaxprune.analysis.loops import as_partial, scan
+from jaxprune.base import Masks, Params, Scores, check_sparsity, map_scored
+from jaxprune.drop_grow import among
+from jaxprune.masks import apply_masks, with_own
+from jaxprune.pattern import _is_known, _warn_that_empty
+from jaxprune.rules import check_any, named_leaves
+from jaxprune.scores import saliency
+from jaxprune.selection import count, largest
+
+Loss = Callable[[Params], jax.Array]
+Prunable = Callable[[Params], Params]
+Context = tuple[Partial, Params]  # the loss as a function of the prunable leaves, and these
+Round = Callable[[Context, Masks, jax.Array], tuple[Masks, None]]
+
+
+def of_prunable(what: str, loss: Loss, params: Params, prunable: Prunable) -> Context:
+    """The loss as a function of the prunable leaves alone, and these, None where there is none."""
+    check_loss(what, loss, params)
+    own = prunable(params)
+    check_any(own, params)
+    return Partial(_with_own, as_partial(loss), params), own
+
+
+def _with_own(loss: Loss, params: Params, own: Params) -> jax.Array:
+    return loss(with_own(params, own))
+
+
+@jax.jit
+def slopes(loss: Partial, own: Params) -> Params:
+    """dL/dw, compiled once for each loss."""
+    return jax.grad(loss)(own)
+
+
+def in_rounds(
+    what: str, one_round: Round, context: Context, sparsity: Any, rounds: int, unroll: bool
+) -> Masks:
+    """Masks after so many rounds, of which each keeps fewer weights: see `schedule`.
+
+    Args:
+      one_round: `(context, masks, how many to keep) -> (masks, None)`; a function of a module.
+      unroll: drive the rounds from Python.
+    """
+    if isinstance(rounds, bool) or not hasattr(rounds, "__index__") or rounds < 1:
+        raise ValueError(f"{what}: rounds is how many times to prune, at least 1; got {rounds!r}.")
+    check_sparsity(sparsity)
+    _, own = context
+    kept = schedule(sparsity, rounds, sum(w.size for w in jax.tree.leaves(own)))
+    dense = map_scored(lambda w: jnp.ones_like(w, dtype=bool), own)
+    masks, _ = scan(one_round, context, dense, kept, unroll)
+    for path, mask in named_leaves(masks):
+        if mask is not None and mask.size and _is_known(mask) and not mask.any():
+            _warn_that_empty(path, stacklevel=4)
+    return masks
+
+
+def schedule(sparsity: Any, rounds: int, size: int) -> jax.Array:
+    """How many of `size` weights are kept after each round: int32 (rounds,).
+
+        kept_t = size exp(t / rounds ln(1 - sparsity)),   t = 1 ... rounds
+
+    The last one is `size - round(sparsity * size)`, exactly.
+    """
+    last = count(sparsity, size)
+    if isinstance(sparsity, (int, float)):
+        pruned = [count(1 - (1 - sparsity) ** (t / rounds), size) for t in range(1, rounds)]
+        return size - jnp.asarray([*pruned, last], jnp.int32)
+    times = jnp.asarray(np.arange(1, rounds) / rounds, jnp.float32)
+    ten_millionths = 10**7 - count(sparsity, 10**7)  # in float32, 1 - 0.999999 is 1.3 % too much
+    density = ten_millionths.astype(jnp.float32) / 1e7
+    early = count(-jnp.expm1(times * jnp.log(density)), size)
+    return size - jnp.append(jnp.minimum(early, last), last)  # float32 may pass the last by one
+
+
+def keep(scores: Scores, kept: jax.Array) -> Masks:
+    """Masks of the `kept` highest scores of all leaves together."""
+    leaves, treedef = jax.tree.flatten(scores)
+    return jax.tree.unflatten(treedef, largest(leaves, kept, together=True))
+
+
+def shrink(context: Context, masks: Masks, kept: jax.Array) -> tuple[Masks, None]:
+    """A round that scores |w dL/dw| at the masked weights; what is pruned stays pruned."""
+    loss, own = context
+    left = apply_masks(own, masks)
+    return keep(among(masks, saliency(left, grads=jax.grad(loss)(left))), kept), None

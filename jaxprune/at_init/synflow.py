@@ -1,0 +1,105 @@
+"""SynFlow: the share of each weight in all paths through the network; no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from jaxprune.analysis.loops import as_partial
+from jaxprune.at_init.rounds import Context, Prunable, in_rounds, of_prunable, shrink, slopes
+from jaxprune.base import Masks, Params, Scores, map_scored
+from jaxprune.pattern import _is_known
+from jaxprune.rules import kernels, named_leaves
+from jaxprune.selection import n_true
+
+Forward = Callable[[Params], Any]
+
+
+def synflow(
+    forward: Forward,
+    params: Params,
+    sparsity: Any,
+    rounds: int = 100,
+    prunable: Prunable = kernels,
+    *,
+    unroll: bool = False,
+) -> Masks:
+    """Masks of SynFlow: the weights with the largest share in all paths, pruned in rounds.
+
+        R = sum of forward(|w| m),   score = |w| m dR/d|w|,   kept_t = (1 - sparsity)^(t / rounds)
+
+    under one threshold. In a network of ReLUs without biases the scores of each layer sum to R, so
+    that no layer is emptied while another has weights to spare. The rounds are one compiled loop,
+    the same for every sparsity; under `vmap`, one a seed.
+
+    Scores are computed as the derivative of log R, which divides them all by R and lets deep
+    networks not overflow on the way back. R itself must be finite: in float32, for the deepest,
+    write 1e-30 * ones for the input, which changes no score; or pass params of float64.
+
+    Args:
+      forward: `params -> outputs`, arrays, for one input of ones, in evaluation mode. It is given
+        params of which *all* are replaced by their absolute values. Batch norm is linear if its
+        running statistics are those at initialisation, mean 0 and variance 1 (the caller closes
+        over them); a norm that divides by what it sees, such as group or layer norm, or batch norm
+        in training mode, must be left out of `forward`: its scores would sum to zero.
+      params: the first weights.
+      sparsity: the fraction pruned, in [0, 1); may be traced.
+      rounds: at least 1; the paper takes 100, and with one the network may fall apart.
+      prunable: `params -> params` with None in place of what is never pruned.
+      unroll: drive the rounds from Python, where convolutions on CPU are slow inside a loop.
+
+    Returns:
+      Masks like `params`, bool, None where never pruned.
+
+    Raises:
+      ValueError: if the sparsity or the rounds are out of range, or nothing is prunable; or, where
+        it is known (not under `jit`), if R is not finite, or falls as some |w| grows.
+
+    Warns:
+      UserWarning: if a layer is left with no weight, where that is known; see `collapsed`.
+
+    Reference: Tanaka et al., 2020, Pruning neural networks without any data by iteratively
+    conserving synaptic flow.
+    """
+    context = _of_magnitudes(forward, params, prunable)
+    for path, share in named_leaves(_shares(context)):
+        if share is None or not _is_known(share):
+            continue
+        if n_true(share >= 0)[0] < share.size:  # XLA's min on CPU passes over nans
+            raise ValueError(
+                f"synflow: the output is not finite, or falls as weights of '{path}' grow. Let "
+                "forward take ones and run in evaluation mode, without group or layer norm; if it "
+                "overflows, let it take 1e-30 * ones."
+            )
+    return in_rounds("synflow", shrink, context, sparsity, rounds, unroll)
+
+
+def flow_shares(forward: Forward, params: Params, prunable: Prunable = kernels) -> Scores:
+    """SynFlow's score of one round, divided by R: the share of each weight in all paths.
+
+        |w| / R dR/d|w|,   R = sum of forward(|w|)
+
+    It sums to 1 over each layer that all paths pass through. For the arguments see `synflow`; where
+    no path is left it is zero.
+    """
+    return _shares(_of_magnitudes(forward, params, prunable))
+
+
+def _shares(context: Context) -> Scores:
+    flow, own = context
+    return map_scored(jnp.multiply, own, slopes(flow, own))
+
+
+def _of_magnitudes(forward: Forward, params: Params, prunable: Prunable) -> Context:
+    log_flow = Partial(_log_flow, as_partial(forward))
+    return of_prunable("synflow", log_flow, jax.tree.map(jnp.abs, params), prunable)
+
+
+def _log_flow(forward: Forward, params: Params) -> jax.Array:
+    total = sum(jnp.sum(output) for output in jax.tree.leaves(forward(params)))
+    # without a path R is 0, and so are its slopes
+    return jnp.log(jnp.maximum(total, jnp.finfo(jnp.result_type(total)).tiny))

@@ -1,0 +1,34 @@
+"""Layer collapse: layers that keep no weight at all, or whose gates are all closed."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxprune.base import Masks
+from jaxprune.masks import _some
+from jaxprune.rules import named_leaves
+from jaxprune.selection import n_true
+
+
+def collapsed(masks: Masks) -> dict[str, jax.Array]:
+    """Whether each layer keeps nothing: {path: bool scalar}; under `vmap`, (seeds,) of a stack.
+
+        [path for path, is_empty in collapsed(masks).items() if is_empty]
+        jax.vmap(collapsed)(stack)            # of many seeds
+
+    No signal passes a layer without weights, unless something leads around it. See `report` for how
+    much the others keep.
+
+    Args:
+      masks: bool, None where never pruned; or gates, closed where they are 0.
+
+    Raises:
+      ValueError: if all masks are None.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> jp.collapsed({'body': jnp.array([[True, False]]), 'head': jnp.zeros((2, 1), bool)})
+    {'body': Array(False, dtype=bool), 'head': Array(True, dtype=bool)}
+    """
+    _some(masks)
+    named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None and mask.size]
+    return {path: n_true(mask != 0)[0] == 0 for path, mask in named}

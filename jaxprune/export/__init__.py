@@ -1,0 +1,1 @@
+"""Sparse networks in a file or another program's format: bits, N:M, sparse arrays, safetensors."""

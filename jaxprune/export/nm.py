@@ -1,0 +1,114 @@
+"""N:M sparse weights without their zeros: the kept values, and where in its group each one was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_BYTE = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Compressed:
+    """An N:M sparse array: of every m entries along an axis, n with their places.
+
+    Attributes:
+      values: (..., groups, n), of the dtype of the weights, in the order of their places; `...` are
+        the other axes.
+      metadata: uint8, the places, in [0, m), first one lowest; b bits each, b the least of 1, 2, 4
+        and 8 that hold m - 1; flat, in the order of `values`.
+      n, m, axis, shape: as asked, and the shape of the weights; static.
+
+    In bfloat16, 2:4 takes 9 of 16 bits. A library with kernels for such arrays has a layout of its
+    own for the metadata: give it `decompress_nm`, or the values and places.
+    """
+
+    values: jax.Array
+    metadata: jax.Array
+    n: int = field(metadata={"static": True})
+    m: int = field(metadata={"static": True})
+    axis: int = field(metadata={"static": True})
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+
+def compress_nm(weights: jax.Array, mask: jax.Array, n: int, m: int, axis: int = -2) -> Compressed:
+    """The kept weights of an N:M mask, such as `select(..., nm(n, m, axis))` makes.
+
+    Args:
+      weights: any shape and dtype.
+      mask: bool, of that shape: n of every m consecutive entries along `axis` True. The mask says
+        what is kept, also where the weight is 0.
+      n, m, axis: those of `nm`.
+
+    Raises:
+      ValueError: if shapes differ, the axis is not divisible by m, or a group keeps another number.
+    """
+    shape = np.shape(weights)
+    if np.shape(mask) != shape or mask.dtype != bool:
+        raise ValueError(
+            f"compress_nm: the mask must be bool of shape {shape}, as the weights; got "
+            f"{mask.dtype} of shape {np.shape(mask)}."
+        )
+    if not (0 < n < m) or not -len(shape) <= axis < len(shape) or shape[axis] % m:
+        raise ValueError(
+            f"compress_nm: {n}:{m} along axis {axis} does not fit shape {shape}: 0 < n < m must "
+            "hold, and m divide the axis."
+        )
+    kept = _grouped(mask, m, axis)
+    if not isinstance(mask, jax.core.Tracer):
+        found = np.unique(np.asarray(kept).sum(-1))
+        if found.size and (found != n).any():
+            raise ValueError(
+                f"compress_nm: this mask is not {n}:{m} along axis {axis}: groups keep "
+                f"{', '.join(map(str, found))} entries. Make it with pattern=nm({n}, {m}, {axis})."
+            )
+    places = jnp.argsort(~kept, axis=-1, stable=True)[..., :n]  # the kept ones first, in order
+    values = jnp.take_along_axis(_grouped(weights, m, axis), places, axis=-1)
+    return Compressed(values, _packed(places, m), n, m, axis, shape)
+
+
+def decompress_nm(compressed: Compressed) -> jax.Array:
+    """The weights with zeros where they were masked: bit for bit `where(mask, weights, 0)`."""
+    c = compressed
+    there = jax.nn.one_hot(_unpacked(c.metadata, c.m, c.values.shape), c.m, dtype=bool)
+    spread = jnp.where(there, c.values[..., None], jnp.zeros((), c.values.dtype))
+    # of n entries at most one is no zero: the sum is exact; integers hold the sign of zero too
+    full = jax.lax.reduce_or(_as_integers(spread), axes=(spread.ndim - 2,))
+    full = jax.lax.bitcast_convert_type(full, c.values.dtype)
+    others = np.delete(c.shape, c.axis % len(c.shape))
+    return jnp.moveaxis(full.reshape(*others, c.shape[c.axis]), -1, c.axis)
+
+
+def _grouped(x: jax.Array, m: int, axis: int) -> jax.Array:
+    """(..., groups, m)."""
+    last = jnp.moveaxis(x, axis, -1)
+    return last.reshape(*last.shape[:-1], -1, m)
+
+
+def _bits(m: int) -> int:
+    return next(b for b in (1, 2, 4, 8) if m <= 2**b)
+
+
+def _packed(places: jax.Array, m: int) -> jax.Array:
+    per_byte = _BYTE // _bits(m)
+    flat = places.astype(jnp.uint8).reshape(-1)
+    flat = jnp.pad(flat, (0, -flat.size % per_byte)).reshape(-1, per_byte)
+    shifts = jnp.arange(per_byte, dtype=jnp.uint8) * jnp.uint8(_bits(m))
+    return jnp.sum(flat << shifts[None], axis=1, dtype=jnp.uint8)
+
+
+def _unpacked(metadata: jax.Array, m: int, shape: tuple[int, ...]) -> jax.Array:
+    bits = _bits(m)
+    shifts = jnp.arange(_BYTE // bits, dtype=jnp.uint8) * jnp.uint8(bits)
+    places = (metadata[:, None] >> shifts[None]) & jnp.uint8(2**bits - 1)
+    return places.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+
+
+def _as_integers(x: jax.Array) -> Any:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(x, unsigned)

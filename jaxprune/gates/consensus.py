@@ -1,0 +1,40 @@
+"""A consensus among inputs: gates that depend on the input, until they no longer do."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import map_scored
+from jaxprune.gates.gate import Gates
+
+
+def consensus(gates: Gates) -> Gates:
+    """The mean of each gate over a batch, without its first axis: how many inputs want it open.
+
+    After training, what most want (`jp.open_gates(consensus(gates), above=0.5)`) is a network for
+    all inputs, and what chose the gates is dropped.
+
+    Args:
+      gates: of a batch: (batch, ...) leaves, binary with a straight-through gradient.
+    """
+    return map_scored(lambda g: jnp.mean(g, axis=0, dtype=jnp.float32), gates)
+
+
+def disagreement(gates: Gates) -> jax.Array:
+    """The mean of m (1 - m) over all gates, m their mean over a batch: float32 scalar, 0 to 1/4.
+
+    0 if all inputs open the same gates: the penalty that makes a consensus.
+
+    Args:
+      gates: of a batch: (batch, ...) leaves, binary with a straight-through gradient.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> float(jp.disagreement({'layer': jnp.array([[1., 1.], [1., 0.]])}))
+    0.125
+
+    The form m (1 - m) is ours, after the idea of Learning a Consensus Sub-Network with Polarization
+    Regularization and One Pass Training.
+    """
+    means = jax.tree.leaves(consensus(gates))
+    return sum(jnp.sum(m * (1 - m)) for m in means) / max(sum(m.size for m in means), 1)

@@ -1,0 +1,98 @@
+"""What a family of gates is, and the logits that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Params, map_scored
+from jaxprune.rules import named_leaves
+
+Logits = Any  # pytree of floats; None where nothing is gated
+Gates = Any  # like the logits, in [0, 1]
+
+
+class Gate(NamedTuple):
+    """A family of gates: pure functions of a pytree of logits, None where nothing is gated.
+
+    Attributes:
+      sample: `(key, logits) -> gates` in [0, 1], for training; each key draws anew, so fold it with
+        the step. What is drawn has a gradient with respect to the logits. Families without
+        randomness take any key, None too.
+      deterministic: `logits -> gates` in [0, 1], for testing.
+      p_open: `logits -> probabilities` that a gate is not 0. Their sum is the expected number of
+        open gates, and differentiable: what budgets read.
+    """
+
+    sample: Callable[[Any, Logits], Gates]
+    deterministic: Callable[[Logits], Gates]
+    p_open: Callable[[Logits], Gates]
+
+
+def gate_logits(
+    params: Params, axes: int | Sequence[int] | None = None, logit: float = 0.0
+) -> Logits:
+    """Logits of gates for `params`, float32, None where they are None: of their rank, so that gates
+    broadcast against them.
+
+    Args:
+      params: what to gate, such as `kernels(params)`.
+      axes: along these every entry has a gate of its own, along the others they share one. None:
+        each weight. -2: each input neuron or channel of flax's kernels. (): each leaf.
+      logit: their value.
+
+    Raises:
+      ValueError: if a leaf has no such axis, or there is nothing to gate.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> jp.gate_logits({'kernel': jnp.ones((3, 2)), 'bias': None}, axes=-2)['kernel'].shape
+    (3, 1)
+    """
+    if not jax.tree.leaves(params):
+        raise ValueError("gate_logits: there is nothing to gate, every leaf is None.")
+    wanted = (axes,) if isinstance(axes, int) else axes
+    for path, leaf in named_leaves(params):
+        if leaf is not None and any(not -leaf.ndim <= a < leaf.ndim for a in wanted or ()):
+            raise ValueError(
+                f"gate_logits: '{path}' has shape {leaf.shape}, and not all of the axes {axes}. "
+                "Leave it out (jp.matching(exclude=...)), or choose other axes."
+            )
+
+    def leaf_logits(w: jax.Array) -> jax.Array:
+        own = range(w.ndim) if wanted is None else [axis % w.ndim for axis in wanted]
+        shape = tuple(n if axis in own else 1 for axis, n in enumerate(w.shape))
+        return jnp.full(shape, logit, jnp.float32)
+
+    return map_scored(leaf_logits, params)
+
+
+def drawn(f: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, logits: Logits) -> Gates:
+    """`f(key of its own, leaf)` of every leaf."""
+    leaves, treedef = jax.tree.flatten(logits)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    return jax.tree.unflatten(treedef, [f(k, s) for k, s in zip(keys, leaves, strict=False)])
+
+
+def check_sample_key(what: str, key: Any) -> None:
+    """TypeError unless `key` is one of jax.random."""
+    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
+        raise TypeError(
+            f"{what}: sample(key, logits) needs a key of jax.random, such as "
+            f"jax.random.fold_in(key, step); got {key!r}. Without chance: deterministic(logits)."
+        )
+
+
+def check_positive(what: str, argument: str, value: Any) -> None:
+    """ValueError if `value` is known, and not above 0."""
+    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+        raise ValueError(f"{what}: {argument} must be above 0; got {value}.")
+
+
+def noise(key: jax.Array, like: jax.Array, floor: float = 1e-6) -> jax.Array:
+    """Logistic noise, log u - log(1 - u) with u uniform in (floor, 1 - floor): float32."""
+    u = jax.random.uniform(key, like.shape, jnp.float32, floor, 1 - floor)
+    return jnp.log(u) - jnp.log1p(-u)

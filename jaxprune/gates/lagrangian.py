@@ -1,0 +1,63 @@
+"""A Lagrangian that lands on a budget: its multipliers climb until the constraint holds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.gates.budgets import check_target
+
+
+class Multipliers(NamedTuple):
+    """What `lagrangian` learns: float32 scalars, 0 at first.
+
+    Attributes:
+      linear: the price of what is kept above the target; negative below it.
+      quadratic: what damps it; it only grows.
+    """
+
+    linear: jax.Array
+    quadratic: jax.Array
+
+
+def multipliers() -> Multipliers:
+    """The multipliers at the start, both 0: params, to be trained with the others."""
+    return Multipliers(jnp.zeros(()), jnp.zeros(()))
+
+
+def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
+    """To be added to the loss: linear gap + quadratic gap^2, gap = kept / target - 1; a scalar.
+
+    The multipliers are to climb while all else descends: the gradient with respect to them has its
+    sign flipped, so that an optimizer that minimises trains all. Their prices rise as the target
+    falls, and Adam must forget what it saw before: with b2 = 0.9 and a target that falls slowly
+
+        target = optax.polynomial_schedule(1.0, 0.2, power=3, transition_steps=steps // 2)
+        fast = optax.adam(0.05, b2=0.9)
+        tx = optax.partition({"weights": optax.adam(1e-3), "gates": fast, "multipliers": fast}, ...)
+
+    lands in 800 steps on losses from 0.1 to 10. With Adam's own b2 = 0.999 it may overshoot.
+
+    Args:
+      own: `multipliers()`, and what they have become.
+      kept: the expected fraction that is kept, such as `kept_flops(gate.p_open(logits), ...)`.
+      target: what it is to be, in (0, 1); may be traced, as of a schedule from 1 to the target.
+
+    Raises:
+      ValueError: if the target is known, and not in (0, 1).
+
+    >>> import jax, jaxprune as jp
+    >>> slope = jax.grad(jp.lagrangian)(jp.multipliers(), 0.75, 0.5)
+    >>> float(slope.linear), float(slope.quadratic)
+    (-0.5, -0.25)
+
+    Reference: Platt and Barr, 1987, Constrained Differential Optimization; for pruning Wang,
+    Wohlwend and Lei, 2020, Structured Pruning of Large Language Models, with the gap in absolute
+    terms, which at small targets pulls too little.
+    """
+    check_target("lagrangian", target)
+    linear, quadratic = (2 * jax.lax.stop_gradient(m) - m for m in own)
+    gap = kept / target - 1
+    return linear * gap + quadratic * gap**2

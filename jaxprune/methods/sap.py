@@ -1,0 +1,164 @@
+"""Sparsity-informed adaptive pruning: how much to prune is read off the weights themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import MaskState, MaskTransform, Params, map_scored
+from jaxprune.drop_grow import among, drop
+from jaxprune.masks import own_masks, with_own
+from jaxprune.rules import kernels, name
+from jaxprune.scores import magnitude
+from jaxprune.selection import defer, largest, n_true, portion
+
+_DIGITS = 1e-5  # relative: so well does float32 know a mean over many weights
+
+
+def pq_index(weights: Any, p: float = 0.5, q: float = 1.0, masks: Any = None) -> jax.Array:
+    """How unequal the kept weights are: 0 if all are alike, near 1 if few are all; float32 scalar.
+
+        I = 1 - d^(1/q - 1/p) ||w||_p / ||w||_q = 1 - M_p / M_q,    M_p = (mean |w|^p)^(1/p)
+
+    with d the number of weights that the masks keep.
+
+    Args:
+      weights: an array, or a pytree whose leaves are taken together; None leaves do not count.
+      p, q: 0 < p <= 1 <= q, and not both 1.
+      masks: like the weights, bool; by default all are kept. Weights all zero, or none, give 0.
+
+    Raises:
+      ValueError: if p and q are out of range.
+
+    Reference: Diao et al., 2023, Pruning Deep Neural Networks from a Sparsity Perspective.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> float(jp.pq_index(jnp.array([1., 0., 0., 0.]), p=1, q=2))
+    0.5
+    """
+    _check_norms(p, q)
+    if masks is None:
+        masks = jax.tree.map(lambda w: jnp.ones(jnp.shape(w), bool), weights)
+    kept = map_scored(lambda _, mask: mask, weights, masks)
+    return _index(jax.tree.leaves(weights), jax.tree.leaves(kept), p, q)
+
+
+def sap(
+    p: float = 0.5,
+    q: float = 1.0,
+    eta: float = 0.0,
+    gamma: float = 1.0,
+    beta: float = 0.9,
+    axis: int | None = None,
+    together: bool = False,
+    prunable: Callable[[Params], Params] = kernels,
+) -> MaskTransform:
+    """Prunes the smallest weights, as many as the PQ index of those that are left allows.
+
+        m = ceil(d (1 + eta)^(-q / (q - p)) (1 - I)^(p q / (q - p)))   to be kept, at least
+        c = floor(d min(max(gamma (1 - m / d), 0), beta))              to be pruned, of d
+
+    Each leaf decides for itself; with `axis` each slice along it, such as the weights into a
+    neuron; or all leaves `together`. Counts are exact, ties go to the lower flat index.
+
+    One update is one phase: use it in `iterative`, or in `every(n, sap(...))`.
+
+    Args:
+      p, q: of the index; 0 < p <= 1 <= q, and not both 1.
+      eta: the larger, the fewer must be kept.
+      gamma: scales what is pruned; `beta` in [0, 1] is the most of d.
+      axis: of output features, -1 in flax.
+      together: one index and one threshold for all leaves.
+      prunable: `params -> params` with None in place of what is never pruned.
+
+    Raises:
+      ValueError: if an argument is out of range, `axis` and `together` are both given; (in update)
+        if a leaf has no such axis.
+
+    Reference: Diao et al., 2023, Pruning Deep Neural Networks from a Sparsity Perspective. Its code
+    compares with the value of a pivot, so that ties change the count; here counts are exact.
+    """
+    _check_norms(p, q)
+    if not (eta > -1 and gamma >= 0 and 0 <= beta <= 1):
+        raise ValueError(
+            f"sap needs eta > -1, gamma >= 0 and beta in [0, 1]; got eta={eta!r}, "
+            f"gamma={gamma!r}, beta={beta!r}."
+        )
+    if axis is not None and together:
+        raise ValueError("sap decides by slices along an axis, or for all together; not both.")
+
+    def init(params: Params) -> MaskState:
+        return MaskState(map_scored(lambda w: jnp.ones_like(w, dtype=bool), prunable(params)))
+
+    def count(index: jax.Array, d: jax.Array) -> jax.Array:
+        """c, int32, in integers from m on."""
+        share = (1 + eta) ** (-q / (q - p)) * (1 - index) ** (p * q / (q - p))
+        m = jnp.clip(jnp.ceil(d * share * (1 - _DIGITS)).astype(jnp.int32), 1, jnp.maximum(d, 1))
+        spare, whole = jnp.maximum(d - m, 0), int(gamma)
+        # no product reaches 2**31: more than that many are never pruned
+        wanted = whole * jnp.minimum(spare, (2**31 - 1) // max(whole, 1))
+        most = portion(beta, d)
+        return jnp.minimum(jnp.minimum(wanted, most) + portion(gamma - whole, spare), most)
+
+    def of_leaf(w: jax.Array, mask: jax.Array) -> jax.Array:
+        return count(_index([w], [mask], p, q), n_true(mask)[0])
+
+    def along_axis(path: tuple, w: jax.Array, mask: Any) -> Any:
+        if mask is None:
+            return None
+        assert axis is not None
+        if not -w.ndim <= axis < w.ndim:
+            raise ValueError(
+                f"sap: '{name(path)}' of shape {w.shape} has no axis {axis}. Choose another, or "
+                "leave it out with prunable=..."
+            )
+        slices = lambda x: jnp.moveaxis(x, axis, 0)
+        n = jax.vmap(of_leaf)(slices(w), slices(mask))
+        kept = jax.vmap(drop)(slices(mask), slices(jnp.abs(w)), n)
+        return jnp.moveaxis(kept, 0, axis)
+
+    def update(state: MaskState, params: Params, **_: Any) -> MaskState:
+        masks = own_masks(state.masks, params, prunable)
+        own = map_scored(lambda _, w: w, masks, params)
+        if axis is not None:
+            kept = jax.tree_util.tree_map_with_path(
+                along_axis, own, masks, is_leaf=lambda leaf: leaf is None
+            )
+        elif together:
+            ws, ms = jax.tree.leaves(own), jax.tree.leaves(masks)
+            d = jnp.stack([n_true(m)[0] for m in ms]).sum()
+            left = d - count(_index(ws, ms, p, q), d)
+            scores, treedef = jax.tree.flatten(
+                defer(lambda own, masks: among(masks, magnitude(own)), own, masks)
+            )
+            kept = jax.tree.unflatten(treedef, largest(scores, left, together=True))
+        else:
+            kept = drop(masks, magnitude(own), map_scored(of_leaf, own, masks))
+        return MaskState(with_own(state.masks, kept))
+
+    return MaskTransform(init, update)
+
+
+def _index(weights: list[Any], kept: list[Any], p: float, q: float) -> jax.Array:
+    """The PQ index of all kept weights together; 0 where there are none, or all are zero."""
+    sizes = [
+        jnp.where(m, jnp.abs(w).astype(jnp.float32), 0) for w, m in zip(weights, kept, strict=True)
+    ]
+    largest_of_all = jnp.stack([x.max(initial=0.0) for x in sizes]).max()
+    unit = jnp.where(largest_of_all > 0, largest_of_all, 1.0)  # so that no power leaves float32
+    d = jnp.stack([n_true(m)[0] for m in kept]).sum().astype(jnp.float32)
+
+    def mean(power: float) -> jax.Array:
+        total = jnp.stack([((x / unit) ** power).sum() for x in sizes]).sum()
+        return (total / jnp.maximum(d, 1)) ** (1 / power)
+
+    m_q = mean(q)
+    return jnp.where(m_q > 0, 1 - mean(p) / jnp.where(m_q > 0, m_q, 1.0), 0.0)
+
+
+def _check_norms(p: Any, q: Any) -> None:
+    if not (0 < p <= 1 <= q and p < q):
+        raise ValueError(f"the PQ index needs 0 < p <= 1 <= q and p < q; got p={p!r}, q={q!r}.")

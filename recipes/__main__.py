@@ -1,0 +1,30 @@
+"""The studies, one line each: `python -m recipes`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def studies() -> dict[str, str]:
+    """Name -> what it does, from the first line of each recipe, without importing any."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+        found[path.stem] = first.partition(": `python -m")[0].rstrip(".") + "."
+    return found
+
+
+def main() -> None:
+    """Prints the table."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, what in studies().items():
+        table.add_row(f"python -m recipes.{name}", what)
+    Console(highlight=False).print(table, "\nEach tells its flags with --help.", sep="")
+
+
+if __name__ == "__main__":
+    main()

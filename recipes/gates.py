@@ -1,0 +1,253 @@
+"""Gates that learn which weights or neurons to keep: `python -m recipes.gates --help`.
+
+Trains weights under gates until --harden, when gates become masks that meet the budget --kept; what
+is kept trains on without gates. Beside it, from the same weights and on the same batches, dense
+training and gradual magnitude pruning to the same sparsity. Writes a folder that reproduces itself.
+
+References: Louizos, Welling and Kingma, 2018 (hard concrete); Maddison et al., 2017 (binary
+concrete); Bengio et al., 2013 (straight through); Savarese et al., 2020 (continuous
+sparsification); Zhi et al., 2023 (consensus); Zhu and Gupta, 2017 (gradual magnitude pruning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+import jaxprune as jp
+from recipes.common import (
+    cli,
+    consensus,
+    gate_plots,
+    gating,
+    models,
+    results,
+    settings,
+    study,
+)
+from recipes.common.data import Dataset
+from recipes.common.errors import RecipeError
+from recipes.common.training import Arm
+
+PROGRAM = "python -m recipes.gates"
+LEARNED, HISTOGRAMS = "plots/gates.png", "plots/histograms.png"
+LEVELS = ("neuron", "weight", "consensus")
+BUDGETS = ("weights", "flops")
+FAMILIES = ("hard_concrete", "binary_concrete", "bernoulli", "straight_through", "continuous")
+
+
+@dataclass(frozen=True)
+class Config(settings.Settings):
+    """Gates that learn which weights or neurons to keep, several seeds in one program."""
+
+    out: Path = Path("runs/gates")
+    """The folder to write to."""
+    width: float = 1.0
+    """What multiplies the sizes of the hidden layers."""
+    level: Annotated[tuple[str, ...], cli.several(LEVELS)] = LEVELS[:2]
+    """What has a gate of its own; consensus: neurons, by what most inputs want."""
+    gate: Annotated[str, cli.choice(FAMILIES)] = "hard_concrete"
+    """The family of gates; continuous is continuous sparsification."""
+    kept: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.1,)
+    """The fractions of the budget to keep, in (0, 1)."""
+    budget: Annotated[str, cli.choice(BUDGETS)] = "weights"
+    """What is counted; pruned neurons save their share of both sides of a layer."""
+    penalty: Annotated[
+        float | None, cli.default_is("FLOAT", "a Lagrangian, that lands on --kept")
+    ] = None
+    """A fixed price of each weight, over the number of examples: the lambda of the L0 paper."""
+    falls: float = 0.4
+    """When the target has fallen from 1 to --kept, as a fraction of the steps."""
+    harden: float = 0.7
+    """When gates become masks and GMP is at its sparsity, as a fraction of the steps."""
+    open: float = 2.0
+    """The logits of gates at the start."""
+    gate_rate: float = 0.05
+    """The learning rate of gates and multipliers."""
+    every: int = 10
+    """gmp: steps between updates of the masks."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, learn_gates, PROGRAM, argv)
+
+
+def learn_gates(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    summary = {
+        "recipe": "gates",
+        "studies": "test accuracy and sparsity with learned gates, beside dense training and GMP",
+        "kept": list(config.kept),
+        **study.summarise(config, outcome),
+    }
+    harden = hardened_at(config, summary["steps"])
+    for arm in gated(outcome):
+        summary["arms"][arm] |= landed(outcome, arm, harden)
+    figures = study.pictures(outcome) | pictures(config, outcome, harden)
+    study.publish(config, outcome, summary, "Learned gates", PROGRAM, figures)
+    for arm in gated(outcome):
+        print(in_words(arm, summary["arms"][arm]))
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    settings.check(config)
+    cli.some_of("--level", config.level, LEVELS)
+    cli.one_of("--gate", config.gate, FAMILIES)
+    cli.one_of("--budget", config.budget, BUDGETS)
+    cli.some_of("--kept", config.kept)
+    for kept in config.kept:
+        cli.in_range("--kept", kept, 0, 1, "()")
+    if config.penalty is not None:
+        cli.in_range("--penalty", config.penalty, 0, np.inf, "()")
+        if "consensus" in config.level:
+            raise RecipeError("--level consensus needs a budget: --kept, without --penalty")
+    cli.in_range("--width", config.width, 0, 100, "(]")
+    cli.in_range("--harden", config.harden, 0, 1, "()")
+    cli.in_range("--falls", config.falls, 0, config.harden, "(]")
+    cli.in_range("--gate-rate", config.gate_rate, 0, np.inf, "()")
+    cli.at_least("--every", config.every, 1)
+    if set(config.level) - {"weight"}:
+        if config.model == "resnet20":
+            raise RecipeError(
+                "--level neuron (consensus) needs a model without branches: mlp, lenet, conv"
+            )
+        if config.model == "conv" and config.norm != "batch":
+            raise RecipeError(
+                "--level neuron (consensus) of --model conv needs --norm batch: group norm "
+                "mixes channels"
+            )
+
+
+def hardened_at(config: Config, steps: int) -> int:
+    """The step at which gates become masks: one that is logged."""
+    often = config.log_every or settings.LOG_EVERY[config.model]
+    return max(round(config.harden * steps / often) * often, min(often, steps - 1))
+
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Dense training; for each budget gates of each level, and GMP."""
+    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    dense = settings.optimizer(config, steps)
+    flops = flops_of(module, dataset) if config.budget == "flops" else None
+    of_level = {
+        "neuron": gating.neurons(config.open, flops, gating.sequential),
+        "weight": gating.weights(config.open, flops),
+    }
+    made = {"dense": Arm(module, lambda key: dense)}
+    for kept in config.kept if config.penalty is None else (None,):
+        plan = plan_of(config, kept, steps, examples=len(dataset.train.labels))
+        for level in config.level:
+            if level == "consensus":
+                votes = plan._replace(gate=lambda step: consensus.gate(), above=0.5)
+                own = consensus.arm(module, dense, of_level["neuron"], votes, dataset.train.images)
+            else:
+                own = gating.arm(module, dense, of_level[level], plan)
+            made[name(level, kept, config)] = own
+        if kept is not None:
+            when = config.every, 0.1, config.harden
+            gmp = settings.gradual(dense, steps, 1 - kept, *when)
+            made[name("gmp", kept, config)] = study.twins(module, dense, gmp)["sparse"]
+    return made
+
+
+def plan_of(config: Config, kept: float | None, steps: int, examples: int) -> gating.Plan:
+    """How gates are learned."""
+    harden = hardened_at(config, steps)
+    target = None if kept is None else falling(config, kept, steps)
+    gate, above = families(harden)[config.gate]
+    price = None if config.penalty is None else config.penalty / examples
+    return gating.Plan(gate, above, target, kept, price, harden, config.gate_rate)
+
+
+def falling(config: Config, kept: float, steps: int) -> optax.Schedule:
+    """The target: from 1 to what is to be kept."""
+    falls = min(max(round(config.falls * steps), 1), hardened_at(config, steps))
+    return optax.polynomial_schedule(1.0, kept, power=3, transition_steps=falls)
+
+
+def families(harden: int) -> dict[str, tuple[Callable[[jax.Array], jp.Gate], float]]:
+    """Name -> (the gate of a step, above what it is open)."""
+    slope = optax.exponential_decay(1.0, harden, 200.0)
+    return {
+        "hard_concrete": (lambda step: jp.hard_concrete(), 0.0),
+        "binary_concrete": (lambda step: jp.binary_concrete(2 / 3), 0.5),
+        "bernoulli": (lambda step: jp.bernoulli(), 0.5),
+        "straight_through": (lambda step: jp.straight_through(), 0.5),
+        "continuous": (lambda step: jp.continuous_sparsification(slope(step)), 0.5),
+    }
+
+
+def flops_of(module: nn.Module, dataset: Dataset) -> jp.flops.Flops:
+    """Those of one image."""
+    image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), np.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), image)
+    rest = {k: v for k, v in variables.items() if k != "params"}
+    apply = lambda params, x, rest: module.apply({"params": params, **rest}, x)
+    return jp.count_flops(apply, variables["params"], image, rest)
+
+
+def name(arm: str, kept: float | None, config: Config) -> str:
+    """That of an arm: it tells the budget if there are several."""
+    return arm if kept is None or len(config.kept) == 1 else f"{arm} {100 * kept:g}%"
+
+
+def gated(outcome: study.Outcome) -> list[str]:
+    """The names of the arms with gates."""
+    return [arm for arm, made in outcome.arms.items() if made.learned]
+
+
+def landed(outcome: study.Outcome, arm: str, harden: int) -> dict[str, Any]:
+    """What gates had come to when they became masks, and the neurons that are left."""
+    at = next(record[arm] for record in outcome.history if record["step"] >= harden)
+    masks = jp.get_masks(outcome.states[arm].opt_state)
+    return {
+        "expected_kept": results.over_seeds(at["expected"]),
+        "open_kept": results.over_seeds(at["open"]),
+        "architectures": gating.architectures(masks),
+    }
+
+
+def in_words(arm: str, numbers: dict[str, Any]) -> str:
+    """A line for the terminal."""
+    expected, open_ = (results.percent(numbers[key]) for key in ("expected_kept", "open_kept"))
+    left = numbers["architectures"][0]
+    return f"{arm}: expected kept {expected}, open {open_}; layers of the first seed read {left}"
+
+
+def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, study.Picture]:
+    """How gates close."""
+    history = [record for record in outcome.history if record["step"] <= harden] or outcome.history
+    steps = [record["step"] for record in history]
+    targets = []
+    for kept in config.kept if config.penalty is None else ():
+        target = falling(config, kept, outcome.history[-1]["step"])
+        targets.append((steps, np.asarray([target(step) for step in steps])[:, None]))
+    return {
+        LEARNED: study.Picture(
+            gate_plots.budgets(history, gated(outcome), targets),
+            "What is expected to be kept (lines) and what a threshold would keep (dotted), until "
+            "gates become masks; grey: the targets. Right: the price of what is kept, relative to "
+            "the target. Means over seeds; bands from the lowest seed to the highest.",
+        ),
+        HISTOGRAMS: study.Picture(
+            gate_plots.histograms(history, gated(outcome)),
+            "The fraction of gates with each value, as in testing, over the steps; all seeds.",
+        ),
+    }
+
+
+if __name__ == "__main__":
+    main()

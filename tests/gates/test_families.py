@@ -1,0 +1,256 @@
+"""Families of gates: laws of them all, then the worked numbers of each, then bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+
+LOGITS = {"kernel": jnp.array([[2.0, 0.0, -2.0]]), "bias": None}
+FAMILIES = {
+    "hard_concrete": jp.hard_concrete(),
+    "binary_concrete": jp.binary_concrete(0.5),
+    "binary_concrete_hard": jp.binary_concrete(0.5, hard=True),
+    "bernoulli": jp.bernoulli(),
+    "straight_through": jp.straight_through(),
+    "continuous_sparsification": jp.continuous_sparsification(3.0),
+    "gumbel_softmax": jp.gumbel_softmax(0.5),
+    "gumbel_softmax_hard": jp.gumbel_softmax(0.5, hard=True),
+}
+RANDOM = [
+    name for name in FAMILIES if name not in ("straight_through", "continuous_sparsification")
+]
+BINARY = ["binary_concrete_hard", "bernoulli", "straight_through", "gumbel_softmax_hard"]
+KEY = jax.random.key(0)
+N = 40_000  # draws; the standard error of a mean of gates is at most 0.0025
+
+every_family = pytest.mark.parametrize("gate", FAMILIES.values(), ids=FAMILIES)
+
+
+def drawn(gate, logits, n=N, key=KEY):
+    """So many draws of each gate: (n, ...)."""
+    return gate.sample(key, jnp.broadcast_to(logits, (n, *logits.shape)))
+
+
+# --- laws ----------------------------------------------------------------------------------------
+
+
+@every_family
+def test_gates_are_like_their_logits_and_between_0_and_1(gate):
+    for gates in (gate.sample(KEY, LOGITS), gate.deterministic(LOGITS), gate.p_open(LOGITS)):
+        assert gates["bias"] is None
+        assert gates["kernel"].shape == (1, 3) and gates["kernel"].dtype == jnp.float32
+        assert (gates["kernel"] >= 0).all() and (gates["kernel"] <= 1).all()
+
+
+@every_family
+def test_jit_and_vmap_change_nothing(gate):
+    keys = jax.random.split(KEY, 3)
+    seeds = jnp.stack([LOGITS["kernel"] + i for i in range(3)])
+    together = jax.jit(jax.vmap(gate.sample))(keys, seeds)
+    for i in range(3):
+        np.testing.assert_allclose(together[i], gate.sample(keys[i], seeds[i]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_each_key_and_each_leaf_draws_its_own(name):
+    logits = {"a": jnp.zeros((4, 8)), "b": jnp.zeros((4, 8))}
+    first, second = (FAMILIES[name].sample(jax.random.key(i), logits) for i in range(2))
+    assert (first["a"] != second["a"]).any() and (first["a"] != first["b"]).any()
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_binary_gates_are_exactly_0_or_1(name):
+    gates = drawn(FAMILIES[name], LOGITS["kernel"], 1000)
+    assert set(np.unique(gates)) == {0.0, 1.0}
+
+
+@every_family
+def test_bfloat16_params_stay_bfloat16(gate):
+    params = {"kernel": jnp.ones((5, 3), jnp.bfloat16), "bias": jnp.ones(3, jnp.bfloat16)}
+    masked = jp.apply_masks(params, gate.sample(KEY, LOGITS))
+    assert masked["kernel"].dtype == jnp.bfloat16
+
+
+# --- hard concrete -------------------------------------------------------------------------------
+
+HARD = jp.hard_concrete()
+
+
+def survival(t, s, beta=2 / 3, low=-0.1, high=1.1):
+    """P(gate > t) of a hard concrete gate, for t in [0, 1): in float64, by its definition."""
+    v = (t - low) / (high - low)
+    return 1 / (1 + np.exp(-(s - beta * (np.log(v) - np.log1p(-v)))))
+
+
+def mean_gate(s):
+    """E[gate] = integral of P(gate > t) over t from 0 to 1."""
+    t = (np.arange(20_000) + 0.5) / 20_000
+    return survival(t, s).mean()
+
+
+def test_hard_concrete_by_the_numbers_of_the_paper():
+    logits = LOGITS["kernel"][0]
+    np.testing.assert_allclose(HARD.p_open(logits), [0.9734, 0.8318, 0.4010], atol=5e-5)
+    np.testing.assert_allclose(HARD.deterministic(logits), [0.9570, 0.5, 0.0430], atol=5e-5)
+    v = jax.nn.sigmoid((jnp.log(0.2) - jnp.log(0.8) + logits) / (2 / 3))
+    by_hand = jnp.clip(1.2 * v - 0.1, 0, 1)
+    np.testing.assert_allclose(by_hand, [0.7582, 0.0333, 0.0], atol=5e-5)
+
+
+def test_hard_concrete_draws_by_its_formula():
+    key = jax.random.split(KEY, 1)[0]  # one leaf, one key
+    u = jax.random.uniform(key, (1, 3), jnp.float32, 1e-6, 1 - 1e-6)
+    v = jax.nn.sigmoid((jnp.log(u / (1 - u)) + LOGITS["kernel"]) * 1.5)
+    expected = np.clip(1.2 * v - 0.1, 0, 1)
+    np.testing.assert_allclose(HARD.sample(KEY, LOGITS)["kernel"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("s", [-3.0, -1.0, 0.0, 2.0])
+def test_hard_concrete_moments(s):
+    gates = np.asarray(drawn(HARD, jnp.array(s)), np.float64)
+    p_open = float(HARD.p_open(jnp.array(s)))
+    assert survival(0.0, s) == pytest.approx(p_open, abs=1e-6)
+    assert (gates > 0).mean() == pytest.approx(p_open, abs=0.008)
+    assert (gates == 1).mean() == pytest.approx(survival(1.0, s), abs=0.008)
+    assert gates.mean() == pytest.approx(mean_gate(s), abs=0.008)
+
+
+@pytest.mark.parametrize("s", [-1.0, 0.5])
+def test_hard_concrete_gradients_are_those_of_the_expectation(s):
+    mean_gradient = jax.grad(lambda s: drawn(HARD, s).mean())(jnp.array(s))
+    difference = (mean_gate(s + 1e-3) - mean_gate(s - 1e-3)) / 2e-3
+    assert float(mean_gradient) == pytest.approx(difference, abs=0.006)
+    slope = jax.grad(HARD.p_open)(jnp.array(s))
+    difference = (survival(0.0, s + 1e-4) - survival(0.0, s - 1e-4)) / 2e-4
+    assert float(slope) == pytest.approx(difference, rel=1e-3)
+
+
+# --- the others ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
+def test_binary_concrete_is_open_with_probability_sigmoid(temperature):
+    gate = jp.binary_concrete(temperature)
+    soft = drawn(gate, jnp.array([1.0, -0.5]))
+    np.testing.assert_allclose(
+        (soft > 0.5).mean(0), jax.nn.sigmoid(jnp.array([1, -0.5])), atol=0.01
+    )
+
+
+def test_straight_through_forward_is_hard_and_backward_is_soft():
+    logits = jnp.linspace(-3, 3, 50)
+    soft, hard = (jp.binary_concrete(0.7, hard=h) for h in (False, True))
+    values, gradients = zip(
+        *(
+            (gate.sample(KEY, logits), jax.grad(lambda s, g=gate: g.sample(KEY, s).sum())(logits))
+            for gate in (soft, hard)
+        ),
+        strict=True,
+    )
+    np.testing.assert_array_equal(values[1], values[0] > 0.5)
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-6)
+
+
+def test_bernoulli_mean_and_gradient():
+    s = jnp.array([1.0, -2.0, 0.0])
+    weights = jnp.array([3.0, -1.0, 2.0])
+    gate = jp.bernoulli()
+    np.testing.assert_allclose(drawn(gate, s).mean(0), jax.nn.sigmoid(s), atol=0.01)
+    slope = jax.grad(lambda s: jnp.vdot(weights, gate.sample(KEY, s)))(s)
+    p = jax.nn.sigmoid(s)
+    np.testing.assert_allclose(slope, weights * p * (1 - p), rtol=1e-5)
+
+
+def test_deterministic_straight_through_passes_the_gradient_unchanged():
+    s, weights = jnp.array([0.3, -0.2, 0.0]), jnp.array([3.0, -1.0, 2.0])
+    gate = jp.straight_through()
+    np.testing.assert_array_equal(gate.sample(None, s), [1, 0, 0])
+    np.testing.assert_array_equal(jax.grad(lambda s: gate.sample(None, s) @ weights)(s), weights)
+
+
+def test_gumbel_softmax_chooses_by_softmax_at_any_temperature():
+    logits = jnp.array([0.02, 0, 0, 0, 0, 0]) * 100  # 2 of 4 layers: six options, scale 100
+    gate = jp.gumbel_softmax(0.3, hard=True)
+    p = gate.p_open(logits)
+    np.testing.assert_allclose(p, [0.5964, *[0.0807] * 5], atol=5e-5)
+    np.testing.assert_allclose(drawn(gate, logits).mean(0), p, atol=0.01)
+    np.testing.assert_array_equal(gate.deterministic(logits), [1, 0, 0, 0, 0, 0])
+    options = jnp.array(
+        [[1, 0, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 1, 1]]
+    )
+    kept = p @ options.astype(jnp.float32)
+    np.testing.assert_allclose(kept, [0.758, 0.242, 0.242, 0.758], atol=5e-4)
+
+
+def test_continuous_sparsification_ends_in_a_step_and_rewinds():
+    s = {"w": jnp.array([0.1, -0.1, 2.0])}
+    gate = jp.continuous_sparsification(200.0)
+    np.testing.assert_allclose(gate.sample(None, s)["w"], [1, 0, 1], atol=1e-6)
+    first = {"w": jnp.zeros(3)}
+    again = jp.rewound_logits(s, 200.0, first)["w"]
+    np.testing.assert_allclose(again, [0, -20, 0])  # what was closed stays closed
+
+
+def test_a_temperature_may_be_a_schedule():
+    @jax.jit
+    def gates(temperature):
+        return jp.binary_concrete(temperature).sample(KEY, jnp.array([0.5]))
+
+    np.testing.assert_allclose(
+        gates(jnp.float32(0.5)), jp.binary_concrete(0.5).sample(KEY, jnp.array([0.5])), rtol=1e-6
+    )
+
+
+# --- granularity ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [(None, (3, 3, 4, 8)), (-2, (1, 1, 4, 1)), ((0, 1), (3, 3, 1, 1)), ((), (1,) * 4)],
+)
+def test_logits_have_an_entry_for_each_gate(axes, shape):
+    params = {"kernel": jnp.ones((3, 3, 4, 8), jnp.bfloat16), "bias": None}
+    logits = jp.gate_logits(params, axes, logit=1.5)
+    assert logits["kernel"].shape == shape and logits["bias"] is None
+    assert logits["kernel"].dtype == jnp.float32 and (logits["kernel"] == 1.5).all()
+    jp.apply_masks(params, logits)  # broadcasts
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan")])
+@pytest.mark.parametrize(
+    "family",
+    [jp.hard_concrete, jp.binary_concrete, jp.gumbel_softmax, jp.continuous_sparsification],
+)
+def test_a_temperature_is_above_0(family, value):
+    with pytest.raises(ValueError, match=rf"{family.__name__}: .* must be above 0; got"):
+        family(value)
+
+
+@pytest.mark.parametrize("stretch", [{"low": 0.0}, {"high": 1.0}])
+def test_the_stretch_reaches_beyond_0_and_1(stretch):
+    with pytest.raises(ValueError, match="low < 0 and high > 1"):
+        jp.hard_concrete(**stretch)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_drawing_needs_a_key(name):
+    with pytest.raises(TypeError, match=r"needs a key of jax.random.*deterministic\(logits\)"):
+        FAMILIES[name].sample(None, LOGITS)
+
+
+def test_gates_that_do_not_fit_name_the_leaf_and_both_shapes():
+    params = {"kernel": jnp.ones((5, 4)), "bias": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"'kernel' has shape \(1, 3\), its parameter \(5, 4\)"):
+        jp.apply_masks(params, LOGITS)
+
+
+def test_axes_that_are_not_there():
+    with pytest.raises(ValueError, match=r"'bias' has shape \(4,\), and not all of the axes -2"):
+        jp.gate_logits({"bias": jnp.ones(4)}, axes=-2)
+    with pytest.raises(ValueError, match="nothing to gate"):
+        jp.gate_logits({"bias": None})

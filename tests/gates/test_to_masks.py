@@ -1,0 +1,239 @@
+"""From gates to masks: thresholds, numbers, budgets; weights and neurons; collapse is seen."""
+
+import warnings
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from jaxprune.coupling import take
+from jaxprune.selection import largest
+
+KERNEL = {"kernel": jnp.ones((4, 3)), "bias": None}
+LOGITS = {"kernel": jnp.array([[0.1], [0.4], [-0.2], [0.3]]), "bias": None}
+
+
+def mlp(key, sizes=(6, 10, 8, 3)):
+    keys = jax.random.split(key, len(sizes))
+    return {
+        f"Dense_{i}": {
+            "kernel": jax.random.normal(keys[i], (n, m)) / n**0.5,
+            "bias": 0.1 * jax.random.normal(jax.random.fold_in(keys[i], 1), (m,)),
+        }
+        for i, (n, m) in enumerate(pairwise(sizes))
+    }
+
+
+def apply(params, x):
+    for i in range(3):
+        x = x @ params[f"Dense_{i}"]["kernel"] + params[f"Dense_{i}"]["bias"][None]
+        x = jnp.tanh(x) if i < 2 else x
+    return x
+
+
+PARAMS = mlp(jax.random.key(0))
+COUPLING = {
+    **jp.sequential_coupling(PARAMS, ["Dense_0", "Dense_1", "Dense_2"]),
+    "inputs": [("Dense_0/kernel", 0)],
+}
+X = jax.random.normal(jax.random.key(9), (5, 6))
+
+
+def some_open(key=1, p=0.5):
+    logits = jp.neuron_logits(COUPLING, PARAMS)
+    keys = jax.random.split(jax.random.key(key), len(logits))
+    return {
+        group: jax.random.bernoulli(k, p, s.shape)
+        for k, (group, s) in zip(keys, logits.items(), strict=True)
+    }
+
+
+# --- thresholds and numbers ----------------------------------------------------------------------
+
+
+def test_open_gates_are_above_the_threshold():
+    gates = jp.hard_concrete().deterministic({"kernel": jnp.array([4.0, 0.0, -4.0]), "bias": None})
+    assert jp.open_gates(gates)["kernel"].tolist() == [True, True, False]
+    assert jp.open_gates(gates, above=0.5)["kernel"].tolist() == [True, False, False]
+    assert jp.open_gates(gates)["bias"] is None
+
+
+def test_an_exact_number_of_gates_is_a_selection_by_logits():
+    open_ = jp.select(LOGITS, jp.global_threshold, 0.5)
+    masks = jp.gate_masks(open_, KERNEL)
+    assert masks["kernel"].shape == (4, 3) and masks["bias"] is None
+    assert masks["kernel"].all(1).tolist() == [False, True, False, True]
+    jp.fixed(masks).init(KERNEL)
+
+
+def test_keep_at_least_guards_every_leaf():
+    logits = {"a": jnp.array([5.0, 4.0, 3.0]), "b": jnp.array([-5.0, -4.0]), "c": None}
+    open_ = jp.select(jp.keep_at_least(logits, 1), jp.global_threshold, 0.6)
+    assert open_["a"].tolist() == [True, False, False] and open_["b"].tolist() == [False, True]
+    both = jp.keep_at_least(logits, 5)
+    assert jnp.isinf(both["a"]).all() and jnp.isinf(both["b"]).all() and both["c"] is None
+
+
+# --- budgets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.76, 0.99])
+def test_select_within_is_the_largest_selection_that_fits(target):
+    logits = jax.tree.map(
+        lambda s: jax.random.normal(jax.random.key(s.size), s.shape),
+        jp.neuron_logits(COUPLING, PARAMS),
+    )
+    flops = jp.count_flops(apply, PARAMS, X)
+    kept = lambda open_: jp.kept_flops(open_, flops, PARAMS, COUPLING)
+    open_ = jax.jit(lambda s: jp.select_within(s, kept, target))(logits)
+    assert kept(open_) <= target + 1e-6
+    number = int(sum(m.sum() for m in jax.tree.leaves(open_)))
+    leaves, treedef = jax.tree.flatten(logits)
+    exact, one_more = (
+        jax.tree.unflatten(treedef, largest(leaves, n, together=True)) for n in (number, number + 1)
+    )
+    assert kept(one_more) > target
+    jax.tree.map(np.testing.assert_array_equal, open_, exact)
+
+
+def test_select_within_keeps_what_must_stay():
+    kept = lambda open_: jp.kept_weights(open_, KERNEL)
+    guarded = jp.keep_at_least(LOGITS, 2)
+    open_ = jp.select_within(guarded, kept, 0.5)
+    assert open_["kernel"][:, 0].tolist() == [False, True, False, True]
+    with pytest.raises(
+        ValueError, match=r"no selection keeps 0.25 or less; with the 2 gates .* 0.5"
+    ):
+        jp.select_within(guarded, kept, 0.25)
+
+
+def test_select_within_over_seeds():
+    seeds = jax.random.normal(jax.random.key(0), (3, 4, 1))
+    within = lambda s: jp.select_within(
+        {"kernel": s, "bias": None}, lambda open_: jp.kept_weights(open_, KERNEL), 0.5
+    )["kernel"]
+    together = jax.vmap(within)(seeds)
+    for i in range(3):
+        np.testing.assert_array_equal(together[i], within(seeds[i]))
+        assert together[i].sum() == 2
+
+
+# --- neurons -------------------------------------------------------------------------------------
+
+
+def test_gates_of_neurons_multiply_what_the_neurons_send():
+    gates = {g: m * 0.7 for g, m in some_open().items()}
+    used = jp.apply_masks(PARAMS, jp.neuron_gates(gates, COUPLING, PARAMS))
+
+    def by_hand(x):
+        x = x * gates["inputs"][None]
+        for i, group in enumerate(["Dense_0", "Dense_1", None]):
+            own = PARAMS[f"Dense_{i}"]
+            x = x @ own["kernel"] + own["bias"][None]
+            x = x if group is None else jnp.tanh(x) * gates[group][None]
+        return x
+
+    np.testing.assert_allclose(apply(used, X), by_hand(X), atol=1e-5)
+
+
+def test_masks_of_neurons_are_the_network_without_them():
+    open_ = some_open()
+    masks = jp.neuron_masks(open_, COUPLING, jp.kernels(PARAMS))
+    ones = {group: m.astype(jnp.float32) for group, m in open_.items()}
+    gated = jp.apply_masks(PARAMS, jp.neuron_gates(ones, COUPLING, PARAMS))
+    masked = jp.apply_masks(PARAMS, masks)
+    np.testing.assert_allclose(apply(masked, X), apply(gated, X), atol=1e-6)
+    smaller = take(PARAMS, COUPLING, {g: np.flatnonzero(m) for g, m in open_.items()})
+    np.testing.assert_allclose(
+        apply(masked, X), apply(smaller, X[:, np.flatnonzero(open_["inputs"])]), atol=1e-5
+    )
+    kept = jp.kept_weights(open_, jp.kernels(PARAMS), COUPLING)
+    assert float(1 - jp.sparsity(masks)) == pytest.approx(float(kept))
+
+
+def test_flattened_channels_share_a_gate():
+    params = {
+        "Conv_0": {"kernel": jnp.ones((3, 3, 1, 2))},
+        "Dense_0": {"kernel": jnp.ones((2 * 2 * 2, 3))},
+    }
+    coupling = jp.sequential_coupling(params, ["Conv_0", "Dense_0"])
+    gates = jp.neuron_gates({"Conv_0": jnp.array([1.0, 0.0])}, coupling, params)
+    assert gates["Dense_0"]["kernel"][:, 0].tolist() == [1, 0] * 4
+    assert gates["Conv_0"]["kernel"] is None
+    masks = jp.neuron_masks({"Conv_0": jnp.array([True, False])}, coupling, params)
+    assert masks["Conv_0"]["kernel"][0, 0, 0].tolist() == [True, False]
+
+
+# --- collapse ------------------------------------------------------------------------------------
+
+
+def test_a_layer_whose_gates_all_close_is_named():
+    gates = {
+        "a": {"kernel": jnp.array([0.0, 0.0])},
+        "b": {"kernel": jnp.array([0.0, 0.1])},
+        "c": None,
+    }
+    wanted = {"a/kernel": True, "b/kernel": False}
+    assert jp.collapsed(gates) == wanted
+    with pytest.warns(UserWarning, match=r"all gates of 'a/kernel' are closed.*keep_at_least"):
+        open_ = jp.open_gates(gates)
+    assert jp.collapsed(open_) == wanted
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.jit(jp.open_gates)(gates)  # values are not known
+
+
+# --- the whole of it: learn which neurons I need, land on 20 % of the FLOPs ----------------------
+
+
+def test_learn_which_neurons_i_need_and_land_on_a_fifth_of_the_flops():
+    params, x = (
+        mlp(jax.random.key(1), (6, 40, 40, 3)),
+        jax.random.normal(jax.random.key(2), (64, 6)),
+    )
+    y = jnp.sin(x[:, :3])
+    cost = lambda params: jnp.mean((apply(params, x) - y) ** 2)
+    # the program of the README, from here
+    coupling = jp.sequential_coupling(params, ["Dense_0", "Dense_1", "Dense_2"])
+    gate, flops = jp.hard_concrete(), jp.count_flops(apply, params, x)
+    kept = lambda open_: jp.kept_flops(open_, flops, params, coupling)
+
+    def loss(learned, key, target):
+        weights, logits, multipliers = learned
+        gates = jp.neuron_gates(gate.sample(key, logits), coupling, params)
+        budget = jp.lagrangian(multipliers, kept(gate.p_open(logits)), target)
+        return cost(jp.apply_masks(weights, gates)) + budget
+
+    learned = params, jp.neuron_logits(coupling, params, 2.0), jp.multipliers()
+    learned = train(loss, learned, optax.polynomial_schedule(1.0, 0.2, 3, 300))
+    neurons = jp.select_within(jp.keep_at_least(learned[1]), kept, 0.2)
+    masks = jp.neuron_masks(neurons, coupling, jp.kernels(params))
+    tx = jp.sparsify(optax.adam(1e-2), jp.fixed(masks))  # and train on
+    # to here
+    weights, logits, _ = learned
+    assert float(kept(gate.p_open(logits))) == pytest.approx(0.2, abs=0.01)
+    assert 0.18 < float(kept(neurons)) <= 0.2 + 1e-6
+    assert 1 - float(jp.sparsity(masks)) == pytest.approx(float(kept(neurons)))  # MACs are weights
+    assert not any(jp.collapsed(neurons).values())
+    weights = jp.apply_masks(weights, masks)
+    updates, _ = tx.update(jax.grad(cost)(weights), tx.init(weights), weights)
+    assert cost(optax.apply_updates(weights, updates)) < 0.5 * cost(params)
+
+
+def train(loss, learned, target, steps=600):
+    """Plain optax, with a faster rate for all that is no weight."""
+    fast = optax.adam(5e-2, b2=0.9)
+    tx = optax.partition({"weights": optax.adam(1e-2), "fast": fast}, ("weights", "fast", "fast"))
+
+    def step(carry, now):
+        learned, state = carry
+        key = jax.random.fold_in(jax.random.key(3), now)
+        updates, state = tx.update(jax.grad(loss)(learned, key, target(now)), state, learned)
+        return (optax.apply_updates(learned, updates), state), None
+
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(steps))[0])
+    return run((learned, tx.init(learned)))[0]

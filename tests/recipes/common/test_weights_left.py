@@ -1,0 +1,42 @@
+"""The figure of accuracy against weights left, by what is drawn."""
+
+import numpy as np
+import pytest
+
+from recipes.common import weights_left
+
+DENSE = np.array([0.9, 0.92])
+CURVES = {
+    "ltr": ([0.5, 0.1], np.array([[0.9, 0.95], [0.1, 0.1]])),
+    "random": ([0.5, 0.1], np.array([[0.8, 0.85], [0.3, 0.4]])),
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of a figure."""
+    figures = []
+    monkeypatch.setattr(weights_left, "png", lambda figure: figures.append(figure) or b"")
+    weights_left.picture(CURVES, DENSE)
+    return figures[0].axes
+
+
+def test_it_is_a_png():
+    assert weights_left.picture(CURVES, DENSE).startswith(b"\x89PNG")
+
+
+def test_few_weights_are_on_the_right_of_a_log_axis(drawn):
+    for axes in drawn:
+        left, right = axes.get_xlim()
+        assert left > 50 > 10 > right and axes.get_xscale() == "log"
+
+
+def test_lines_are_means_in_percent(drawn):
+    lines = {line.get_label(): line.get_xydata() for line in drawn[0].get_lines()}
+    np.testing.assert_allclose(lines["ltr"], [[50, 92.5], [10, 10]])
+    np.testing.assert_allclose(lines["dense"][:, 1], 91)
+
+
+def test_the_second_panel_is_near_dense(drawn):
+    low, high = drawn[1].get_ylim()
+    assert low == pytest.approx(88) and 95 < high < 96

@@ -1,0 +1,187 @@
+"""Gates end to end, in this process: what the recipe writes, refuses, and survives."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from recipes import gates
+from recipes.common import checkpoint, data, gating, models, run, settings, training
+from tests.recipes import running
+from tests.recipes.running import metrics
+
+SHORT = [*running.SHORT, "--kept", "0.3", "--every", "3", "--width", "0.25"]
+WEIGHTS = 64 * 64 + 64 * 32 + 32 * 10
+ARMS = ["dense", "neuron", "weight", "gmp"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a short run."""
+    out = tmp_path_factory.mktemp("runs") / "gates"
+    gates.main([*SHORT, "--out", str(out)])
+    return out
+
+
+def test_it_writes_everything(finished):
+    report = running.wrote_everything(finished, "training", "layers", "gates", "histograms")
+    assert all(f"| {arm} |" in report for arm in ARMS)
+
+
+def test_the_budget_is_met(finished):
+    arms = json.loads((finished / "summary.json").read_text())["arms"]
+    assert list(arms) == ARMS
+    kept = round(0.3 * WEIGHTS)
+    assert arms["gmp"]["kept_weights"] == [WEIGHTS - round(0.7 * WEIGHTS)] * 2
+    for n in arms["weight"]["kept_weights"]:
+        assert kept - 1 <= n <= kept
+    for n in arms["neuron"]["kept_weights"]:
+        assert 0.95 * kept < n <= kept  # whole neurons
+    for arm in ("neuron", "weight"):
+        assert 0 < arms[arm]["expected_kept"]["mean"] < 1
+        assert len(arms[arm]["architectures"]) == 2
+
+
+def test_gates_close_before_they_become_masks(finished):
+    records = run.read_lines(finished / run.METRICS)
+    assert [record["step"] for record in records] == [4, 8, 12]
+    for arm in ("neuron", "weight"):
+        expected = np.asarray([record[arm]["expected"] for record in records])
+        assert (expected[1] < expected[0]).all()
+        assert [record[arm]["sparsity"][0] > 0 for record in records] == [False, False, True]
+        np.testing.assert_allclose(np.sum(records[0][arm]["histogram"], 1), 1, rtol=1e-5)
+        assert max(records[0][arm]["multiplier"]) > 0
+
+
+def test_the_models_are_networks_without_gates(finished):
+    for arm in ("neuron", "weight", "gmp"):
+        params, _, masks = checkpoint.load_model(finished / run.MODEL / arm)
+        assert sorted(params) == ["Dense_0", "Dense_1", "Dense_2"]
+        for layer in params:
+            assert not params[layer]["kernel"][~masks[layer]["kernel"]].any()
+    _, _, masks = checkpoint.load_model(finished / run.MODEL / "neuron")
+    rows = np.asarray(masks["Dense_1"]["kernel"]).any(-1)  # (seeds, neurons)
+    columns = np.asarray(masks["Dense_0"]["kernel"]).any(-2)
+    np.testing.assert_array_equal(rows, columns)  # a neuron goes whole
+
+
+def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
+    out = tmp_path / "again"
+    argv = [*SHORT, "--out", str(out), "--level", "neuron"]
+    assert running.interrupted(gates, monkeypatch, argv, step=4) == 130
+    gates.main(["--out", str(out), "--resume"])
+    few = ("step", "dense", "neuron", "gmp")
+    assert metrics(out) == [{key: record[key] for key in few} for record in metrics(finished)]
+    models_ = (checkpoint.load_model(folder / run.MODEL / "neuron") for folder in (out, finished))
+    jax.tree.map(np.testing.assert_array_equal, *models_)
+
+
+# --- arms, by themselves --------------------------------------------------------------------------
+
+
+def states(config, steps, model="mlp", norm="group"):
+    """The states of the neuron arm after each of so many steps, one seed."""
+    digits = data.load("digits", train_examples=256)
+    made = gates.arms(config, digits, steps)
+    arm = made[next(arm for arm in made if arm.startswith(config.level[0]))]
+    keys = training.seed_keys(0, 1)
+    state = training.init(arm, keys, digits.train.images)
+    chunk, order = training.make_chunk(arm), training.data_order(keys, 256, 32)
+    for _ in range(steps):
+        state = chunk(state, digits.train, next(order)[None], keys)[0]
+    return arm, state
+
+
+def test_a_family_with_a_schedule_learns_and_meets_the_budget():
+    config = gates.Config(level=("neuron",), gate="continuous", kept=(0.3,), width=0.1, log_every=2)
+    _, state = states(config, 6)
+    masks = jp.get_masks(state.opt_state)
+    kept = 1 - float(jp.sparsity(jax.tree.map(lambda m: m[0], masks)))
+    assert 0.25 < kept <= 0.3
+    assert float(np.ptp(state.params["gates"]["Dense_0"])) > 0
+
+
+def test_a_consensus_is_one_network():
+    config = gates.Config(level=("consensus",), kept=(0.3,), width=0.1, log_every=2)
+    arm, state = states(config, 6)
+    masks = jp.get_masks(state.opt_state)
+    assert 0.2 < 1 - float(jp.sparsity(masks)) <= 0.3
+    assert sorted(training.network(arm, state)) == ["Dense_0", "Dense_1", "Dense_2"]
+    maps = state.params["gates"]["Dense_0"]
+    assert maps["kernel"].any()  # what each input wants was learned
+
+
+@pytest.mark.slow
+def test_flops_of_a_convolutional_network():
+    config = gates.Config(
+        model="conv",
+        norm="batch",
+        budget="flops",
+        level=("neuron",),
+        kept=(0.3,),
+        width=0.25,
+        log_every=1,
+    )
+    gates.check(config)
+    arm, state = states(config, 3)
+    masks = jax.tree.map(lambda m: m[0], jp.get_masks(state.opt_state))
+    flops = gates.flops_of(arm.module, data.load("digits", train_examples=256))
+    own = gating.network_of(masks)
+    kept = sum(
+        flops.leaves[f"{layer}/kernel"] * float(own[layer]["kernel"].mean())
+        for layer in own
+        if own[layer].get("kernel") is not None
+    ) / sum(flops.leaves.values())
+    assert 0.15 < kept <= 0.3
+    assert len(gating.architectures(jp.get_masks(state.opt_state))[0].split("-")) == 4
+
+
+@pytest.mark.slow
+def test_a_fixed_penalty_closes_gates_and_has_no_gmp():
+    config = gates.Config(level=("weight",), penalty=100.0, width=0.1, log_every=2)
+    digits = data.load("digits", train_examples=256)
+    assert list(gates.arms(config, digits, 6)) == ["dense", "weight"]
+    arm, state = states(config, 4)
+    measured = jax.vmap(arm.learned.measure)(state.params, state.opt_state.step)
+    assert float(measured["expected"][0]) < float(
+        jp.hard_concrete().p_open(np.float32(config.open))
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--kept 0", "--kept must be in (0, 1), got 0"),
+        ("--kept 20", "--kept must be in (0, 1), got 20 (a fraction: did you mean 0.2?)"),
+        ("--kept 0.1 0.1", "--kept has 0.1 twice"),
+        ("--level head", "unknown --level 'head'; choose one of neuron, weight, consensus"),
+        ("--gate l0", "unknown --gate 'l0'; choose one of hard_concrete"),
+        ("--harden 1", "--harden must be in (0, 1), got 1"),
+        ("--falls 0.9", "--falls must be in (0, 0.7], got 0.9"),
+        ("--gate-rate 0", "--gate-rate must be in (0, inf), got 0"),
+        ("--penalty 0", "--penalty must be in (0, inf), got 0"),
+        ("--level consensus --penalty 1", "--level consensus needs a budget"),
+        ("--model conv", "--level neuron (consensus) of --model conv needs --norm batch"),
+        ("--model resnet20", "--level neuron (consensus) needs a model without branches"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in running.mistake(gates, capsys, tmp_path, argv.split())
+
+
+def test_help_tells_all_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        gates.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for text in ("{hard_concrete,binary_concrete", "--harden", "--penalty", "a Lagrangian"):
+        assert text in said
+
+
+def test_the_defaults_make_sense():
+    gates.check(gates.Config())
+    assert isinstance(gates.Config(), settings.Settings)
+    assert gates.Config().model in models.MODELS

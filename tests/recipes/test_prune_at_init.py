@@ -1,0 +1,205 @@
+"""Every method end to end, in this process: what it writes, refuses, and survives."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from recipes import prune_at_init
+from recipes.common import (
+    at_init,
+    balanced,
+    checkpoint,
+    data,
+    models,
+    run,
+    side_by_side,
+    training,
+)
+from tests.recipes import running
+from tests.recipes.running import metrics
+
+SHORT = [*running.SHORT, "--rounds", "3", "--per-class", "5"]
+ALL = [*SHORT, "--sparsity", "0.9", "--method", *at_init.METHODS]
+CONTROLLED = [
+    *SHORT,
+    "--rounds",
+    "30",
+    "--sparsity",
+    "0.9",
+    "0.9999",
+    "--method",
+    "snip",
+    "synflow",
+    "--controls",
+]
+WEIGHTS = 64 * 256 + 256 * 128 + 128 * 10
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a short run of all methods."""
+    out = tmp_path_factory.mktemp("runs") / "all"
+    prune_at_init.main([*ALL, "--out", str(out)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory):
+    """The folder of a short run of two methods at two sparsities, with controls; its programs."""
+    out, made = tmp_path_factory.mktemp("runs") / "controlled", []
+    make_chunk = training.make_chunk
+    with pytest.MonkeyPatch.context() as patch:
+        counted = lambda arm: made.append(arm) or make_chunk(arm)
+        patch.setattr(side_by_side.training, "make_chunk", counted)
+        prune_at_init.main([*CONTROLLED, "--out", str(out)])
+    return out, len(made)
+
+
+def arms(out):
+    return json.loads((out / "summary.json").read_text())["arms"]
+
+
+def masks_of(out, arm):
+    _, _, masks = checkpoint.load_model(out / run.MODEL / arm.replace(" ", "-"))
+    return masks
+
+
+def test_it_writes_everything(finished):
+    report = running.wrote_everything(finished, "training", "layers", "weights_left")
+    for arm in ("dense", *at_init.METHODS):
+        assert f"| {arm} |" in report
+
+
+def test_every_method_keeps_as_many(finished):
+    numbers = arms(finished)
+    assert list(numbers) == ["dense", *at_init.METHODS]
+    kept = WEIGHTS - round(0.9 * WEIGHTS)
+    for method in at_init.METHODS:
+        assert numbers[method]["kept_weights"] == pytest.approx(
+            [kept] * 2, abs=2 if method == "random" else 0
+        )
+        assert len(numbers[method]["test_accuracy"]["per_seed"]) == 2
+        assert 0 <= max(numbers[method]["on_paths"]) <= kept + 2
+
+
+def test_the_methods_differ_and_so_do_the_seeds(finished):
+    kernels = [masks_of(finished, method)["Dense_1"]["kernel"] for method in at_init.METHODS]
+    for i, a in enumerate(kernels):
+        assert (a[0] != a[1]).any()
+        for b in kernels[:i]:
+            assert (a != b).any()
+
+
+def test_masks_stay_as_they_were_made(finished):
+    for record in run.read_lines(finished / run.METRICS):
+        for method in at_init.METHODS:
+            assert record[method]["sparsity"] == pytest.approx([0.9, 0.9], abs=1e-4)
+            assert record[method]["overlap_first"] == [1, 1]
+    params, _, masks = checkpoint.load_model(finished / run.MODEL / "force")
+    assert not params["Dense_0"]["kernel"][~masks["Dense_0"]["kernel"]].any()
+
+
+def test_snip_s_masks_are_those_of_its_score(finished):
+    digits = data.load("digits", train_examples=256).train
+    module, key = models.model("mlp", 10), training.seed_keys(0, 1)[0]
+    params = module.init(jax.random.fold_in(key, 0), digits.images[:1])["params"]
+    rows = balanced.balanced_rows(jax.random.fold_in(key, 2), digits.labels, 10, 5)
+    batch = digits.images[rows], digits.labels[rows]
+    loss = lambda params: training.classification(module)(params, {}, *batch)[0]
+    masks = jp.select(jp.snip(loss, params), jp.global_threshold, 0.9)
+    found = masks_of(finished, "snip")
+    for layer in ("Dense_0", "Dense_1", "Dense_2"):
+        assert np.mean(found[layer]["kernel"][0] == masks[layer]["kernel"]) > 0.999
+
+
+# --- several sparsities, and controls ------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_arms_are_named_by_sparsity_and_control(controlled):
+    out, _ = controlled
+    names = [
+        f"{method} {sparsity}{control}"
+        for method in ("snip", "synflow")
+        for sparsity in ("90%", "99.99%")
+        for control in ("", " shuffled", " redrawn")
+    ]
+    assert list(arms(out)) == ["dense", *names]
+    assert (out / "plots" / "controls.png").read_bytes().startswith(b"\x89PNG")
+    report = (out / "report.md").read_text()
+    assert "**snip 99.99%**" in report and "**snip 90%**" not in report
+
+
+@pytest.mark.slow
+def test_all_of_them_share_one_program(controlled):
+    assert controlled[1] == 2  # and the dense arm another
+
+
+@pytest.mark.slow
+def test_controls_keep_what_they_say(controlled):
+    out, _ = controlled
+    count = lambda masks: [np.sum(masks[f"Dense_{i}"]["kernel"], (1, 2)).tolist() for i in range(3)]
+    for method in ("snip", "synflow"):
+        own, shuffled, redrawn = (
+            masks_of(out, f"{method} 90%{control}") for control in ("", " shuffled", " redrawn")
+        )
+        assert count(own) == count(shuffled)
+        jax.tree.map(np.testing.assert_array_equal, own, redrawn)
+        assert (own["Dense_0"]["kernel"] != shuffled["Dense_0"]["kernel"]).any()
+
+
+@pytest.mark.slow
+def test_collapse_is_told(controlled):
+    snip, synflow = (arms(controlled[0])[f"{method} 99.99%"] for method in ("snip", "synflow"))
+    assert snip["kept_weights"] == synflow["kept_weights"] == [5, 5]
+    assert synflow["collapsed"] == [False, False] and synflow["empty_layers"] == {}
+    assert snip["collapsed"] == [True, True]
+    assert snip["on_paths"] == [0, 0] and min(synflow["on_paths"]) > 0
+    assert all(0 < seeds <= 2 for seeds in snip["empty_layers"].values())
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
+    out, few = tmp_path / "few", ("synflow",)  # beside fewer methods, each trains alike
+    argv = [*ALL[: -len(at_init.METHODS)], *few, "--out", str(out)]
+    assert running.interrupted(prune_at_init, monkeypatch, argv, step=4) == 130
+    prune_at_init.main(["--out", str(out), "--resume"])
+    all_ = metrics(finished)
+    assert metrics(out) == [{k: r[k] for k in ("step", "dense", *few)} for r in all_]
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--method snip lottery", "unknown --method 'lottery'; choose one of snip, grasp"),
+        ("--method snip snip", "--method has snip twice"),
+        ("--sparsity", "--sparsity needs at least one value"),
+        ("--sparsity 0.9 0.9", "--sparsity has 0.9 twice"),
+        ("--sparsity 0.9 98", "--sparsity must be in [0, 1), got 98 (a fraction: did you mean"),
+        ("--rounds 0", "--rounds must be at least 1, got 0"),
+        ("--per-class 0", "--per-class must be at least 1, got 0"),
+        ("--width 0", "--width must be in (0, 100], got 0"),
+        (
+            "--per-class 30 --train-examples 256",
+            "snip: a balanced batch needs 30 examples of each of 10 classes; class 0 has",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in running.mistake(prune_at_init, capsys, tmp_path, argv.split())
+
+
+def test_help_tells_all_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        prune_at_init.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for text in ("{snip,grasp,synflow,force,iter_snip,magnitude,random}", "--controls", "--rounds"):
+        assert text in said

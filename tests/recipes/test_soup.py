@@ -1,0 +1,164 @@
+"""The recipe end to end, in this process: what it writes, refuses, and survives."""
+
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from recipes import soup
+from recipes.common import checkpoint, cli, data, phases, run, soup_study
+from tests.recipes import running
+
+SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--sparsities", "0.5", "0.9"]
+SHORT += ["--train-examples", "300", "--batch-size", "32", "--points", "3", "--width", "0.25"]
+SHORT += ["--log-every", "8"]
+WEIGHTS = 64 * 64 + 64 * 32 + 32 * 10
+ARMS = ["soup", "greedy soup", "best child", "mean child", "ensemble", "IMP", "IMP 3x"]
+
+exit_code = partial(running.exit_code, soup)
+
+
+def digits():
+    return data.load("digits", train_examples=300)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """The folder of a short run, and the function that trained its networks."""
+    out, made = tmp_path_factory.mktemp("runs") / "soup", []
+    make = phases.phases
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "phases", lambda *args: made.append(make(*args)) or made[-1])
+        soup.main([*SHORT, "--out", str(out)])
+    return out, made[0].chunk
+
+
+@pytest.fixture(scope="module")
+def finished(watched):
+    """The folder of a short run."""
+    return watched[0]
+
+
+def test_all_phases_run_the_programs_of_the_first(watched):
+    # chunks of 8 steps: of 2 networks, and of 2 * (3 children + 1)
+    assert watched[1]._cache_size() == 2
+
+
+def config_of(out):
+    """The settings of the short run."""
+    return cli.from_yaml(soup.Config, out / run.CONFIG)
+
+
+def records_of(out):
+    """What it logged, without its clock."""
+    return [
+        {k: v for k, v in r.items() if k != "seconds"} for r in run.read_lines(out / run.METRICS)
+    ]
+
+
+def test_it_writes_everything(finished):
+    report = running.wrote_everything(finished, "soups", "barriers", "paths", "layers")
+    assert "| 50 % sparse | 90 % sparse |" in report
+    for arm in ARMS:
+        assert f"| {arm} |" in report
+
+
+def test_every_phase_has_every_network_and_every_pair(finished):
+    dense, *after = records_of(finished)
+    assert list(dense["test_accuracy"]) == ["dense"]
+    assert [record["phase"] for record in after] == [1, 2]
+    for record, kept in zip(after, (WEIGHTS // 2, round(WEIGHTS * 0.1)), strict=True):
+        assert list(record["test_accuracy"]) == ARMS
+        assert all(len(values) == 2 for values in record["test_accuracy"].values())
+        for name in ("error", "loss"):
+            assert np.shape(record[f"{name}_barrier"]) == (2, 3)
+        assert record["kept_weights"] == dict.fromkeys(("soup", "imp", "longer"), [kept] * 2)
+
+
+def test_the_best_child_is_chosen_on_validation_data_and_reported_on_test_data(finished):
+    for record in records_of(finished)[1:]:
+        chosen_by = np.array(record["children_validation_accuracy"])
+        tested = np.array(record["children_test_accuracy"])
+        best = chosen_by.argmax(1)
+        assert record["best_child"] == best.tolist()
+        assert record["test_accuracy"]["best child"] == tested[np.arange(2), best].tolist()
+        assert record["test_accuracy"]["mean child"] == pytest.approx(tested.mean(1).tolist())
+        chosen = np.array(record["greedily_chosen"])
+        assert chosen[np.arange(2), best].all()  # the best is where it starts
+        # validation has 30 examples, test 360: their accuracies are of other denominators
+        assert (chosen_by * 30 == np.rint(chosen_by * 30)).all()
+        assert np.allclose(tested * 360, np.rint(tested * 360))
+
+
+def test_the_saved_soup_is_sparse_and_of_the_accuracy_that_is_told(finished):
+    params, _, masks = checkpoint.load_model(finished / run.MODEL)
+    kept = 0
+    for layer in ("Dense_0", "Dense_1", "Dense_2"):
+        kernel, mask = params[layer]["kernel"], masks[layer]["kernel"]
+        assert not kernel[~mask].any()
+        kept += mask.reshape(2, -1).sum(1)
+    assert kept.tolist() == [round(WEIGHTS * 0.1)] * 2
+    study = soup_study.study_of(config_of(finished), digits())
+    told = records_of(finished)[-1]["test_accuracy"]["soup"]
+    assert study.test(params, {}).tolist() == told
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
+    out = tmp_path / "stopped"
+    argv = [*SHORT, "--out", str(out)]
+    assert running.interrupted(soup, monkeypatch, argv, 1, "phase") == 130
+    assert [record["phase"] for record in records_of(out)] == [0, 1]
+    soup.main(["--out", str(out), "--resume"])
+    assert records_of(out) == records_of(finished)
+    loaded = (checkpoint.load_model(folder / run.MODEL) for folder in (out, finished))
+    jax.tree.map(np.testing.assert_array_equal, *loaded)
+
+
+@pytest.mark.slow
+def test_running_statistics_are_made_anew(tmp_path):
+    argv = [*SHORT, "--model", "conv", "--norm", "batch", "--vary", "learning_rate"]
+    argv += ["--average", "greedy", "--optimizer", "adam", "--learning-rate", "0.01"]
+    soup.main([*argv, "--out", str(tmp_path / "run")])
+    summary = json.loads((tmp_path / "run" / run.SUMMARY).read_text())
+    assert summary["running_statistics"] == "recalibrated"
+    _, batch_stats, _ = checkpoint.load_model(tmp_path / "run" / run.MODEL)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(batch_stats))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--children 1", "--children must be at least 2, got 1"),
+        ("--vary seed", "unknown --vary 'seed'; choose one of order, weight_decay, length"),
+        ("--average best", "unknown --average 'best'; choose one of uniform, greedy"),
+        ("--sparsity 98", "--sparsity must be in [0, 1), got 98 (a fraction: did you mean 0.98?)"),
+        ("--sparsities 0.9 0.5", "--sparsities must rise, for what is pruned stays pruned; got"),
+        ("--sparsities 0.9 1", "--sparsities must be in [0, 1), got 1"),
+        ("--phases 0", "--phases must be at least 1, got 0"),
+        ("--retrain 0", "--retrain must be in (0, 100], got 0"),
+        ("--validation 0", "--validation must be in (0, 1), got 0"),
+        ("--weight-decay -1", "--weight-decay must be in [0, inf), got -1"),
+        ("--vary weight_decay --weight-decay 0", "--vary weight_decay needs a --weight-decay"),
+        ("--train-examples 100 --batch-size 95", "--batch-size 95 is more than all 90 examples"),
+        ("--points 4", "--points must be odd"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in running.mistake(soup, capsys, tmp_path, argv.split())
+
+
+def test_the_sparsity_of_each_phase():
+    made = soup_study.sparsities_of(soup.Config())
+    assert made == pytest.approx([0.7286, 0.9263, 0.98], abs=5e-5)
+    assert made[-1] == 0.98
+    soup_study.check(soup.Config())
+
+
+def test_help_tells_all_flags(capsys):
+    assert exit_code("--help") == 0
+    said = capsys.readouterr().out
+    for text in ("{order,weight_decay,length,learning_rate}", "--children", "--sparsities"):
+        assert text in said

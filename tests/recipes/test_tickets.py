@@ -1,0 +1,233 @@
+"""The recipe end to end, in this process: what it writes, refuses, and survives."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from recipes import tickets
+from recipes.common import checkpoint, data, lottery, models, run
+from tests.recipes import running
+
+ARMS = (*tickets.METHODS, *tickets.CONTROLS)
+SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "3", "--evaluations", "2"]
+SHORT += ["--train-examples", "256", "--batch-size", "32", "--phases", "3", "--sparsity", "0.9"]
+SHORT += ["--rewind", "3", "--schedule", "drops", "--learning-rate", "0.01"]
+ALL = [*SHORT, "--method", *ARMS]
+LAYERS = ("Dense_0", "Dense_1", "Dense_2")
+SIZES = {"Dense_0": 64 * 256, "Dense_1": 256 * 128, "Dense_2": 128 * 10}
+WEIGHTS = sum(SIZES.values())
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The compilations so far, counted."""
+    events = []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    return events
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compiled):
+    """The folder of a short run of all arms, and how much was compiled up to each line."""
+    out, counts = tmp_path_factory.mktemp("runs") / "tickets", []
+    append = run.append
+
+    def counted(path, record):
+        append(path, record)
+        counts.append(len(compiled))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "append", counted)
+        tickets.main([*ALL, "--out", str(out)])
+    return out, counts
+
+
+def records_of(out):
+    """What it logged, without its clock."""
+    records = run.read_lines(out / run.METRICS)
+    return [{key: v for key, v in record.items() if key != "seconds"} for record in records]
+
+
+def test_phases_compile_once(finished):
+    _, counts = finished
+    dense, first, *rest = counts
+    assert 0 < dense < first
+    assert rest == [first] * 2
+
+
+def test_it_writes_everything(finished):
+    out, _ = finished
+    report = running.wrote_everything(out, "tickets", "layers")
+    assert sorted(path.name for path in (out / "model").iterdir()) == sorted(ARMS)
+    for arm in (*ARMS, "sap keeps"):  # many arms are rows, few are columns
+        assert f"\n| {arm} | " in report
+
+
+def test_every_phase_prunes_as_much_as_it_should(finished):
+    records = records_of(finished[0])
+    assert [record["phase"] for record in records] == [0, 1, 2, 3]
+    assert records[0]["dense"]["kept_weights"] == [WEIGHTS, WEIGHTS]
+    rate = jp.phase_rate(0.9, 3)
+    for k, record in enumerate(records[1:], 1):
+        left = {name: round((1 - rate) ** k * SIZES[name]) for name in LAYERS[:2]}
+        left["Dense_2"] = round((1 - rate / 2) ** k * SIZES["Dense_2"])  # half the rate
+        for arm in ARMS:
+            if arm != "sap":
+                assert record[arm]["kept_weights"] == [sum(left.values())] * 2
+    sap = np.array([record["sap"]["kept_weights"] for record in records[1:]])
+    assert (np.diff(sap, axis=0) < 0).all() and (sap < WEIGHTS).all()
+
+
+def test_early_steps_are_steps_at_which_validation_was_measured(finished):
+    for record in records_of(finished[0])[1:]:
+        for arm in ARMS:
+            assert set(record[arm]["early_step"]) <= {6, 12}
+            for key in ("validation_accuracy", "test_accuracy", "end_test_accuracy"):
+                assert all(0 <= accuracy <= 1 for accuracy in record[arm][key])
+
+
+def test_controls_have_the_tickets_masks_or_counts(finished):
+    load = lambda arm: checkpoint.load_model(finished[0] / run.MODEL / arm)
+    (params, _, masks), (new, _, same), (_, _, random) = map(load, ("ltr", "reinit", "random"))
+    jax.tree.map(np.testing.assert_array_equal, masks, same)
+    for layer in LAYERS:
+        mask, other = masks[layer]["kernel"], random[layer]["kernel"]
+        counts = lambda m: m.reshape(2, -1).sum(1).tolist()
+        assert counts(mask) == counts(other) and (mask != other).any()
+        assert not params[layer]["kernel"][~mask].any()
+        assert (params[layer]["kernel"] != new[layer]["kernel"])[mask].mean() > 0.9
+
+
+def test_the_summary_says_down_to_where_an_arm_keeps_up(finished):
+    summary = json.loads((finished[0] / run.SUMMARY).read_text())
+    assert summary["prunable_weights"] == WEIGHTS
+    assert summary["phase_steps"] == {
+        arm: 9 if arm in ("ltr", "sap", "random") else 12 for arm in ARMS
+    }
+    assert [n["phase"] for n in summary["arms"]["ltr"]] == [1, 2, 3]
+    found = [
+        {"weights_left": left, "test_accuracy": {"mean": mean}}
+        for left, mean in ((0.5, 0.97), (0.25, 0.98), (0.1, 0.9), (0.05, 0.99))
+    ]
+    assert tickets.keeps_up_to(found, 0.96) == 0.25
+    assert tickets.keeps_up_to(found, 0.975) == 1.0
+
+
+def test_an_interrupted_study_goes_on_with_the_next_phase(finished, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "tickets"
+    assert running.interrupted(tickets, monkeypatch, [*ALL, "--out", str(out)], step=24) == 130
+    said = capsys.readouterr().err
+    assert "stopped after 1 of 3 phases" in said
+    assert f"go on with: python -m recipes.tickets --out {out} --resume" in said
+    assert records_of(out) == records_of(finished[0])[:2]
+    lines = (out / run.METRICS).read_text()
+    run.write(out / run.METRICS, lines.splitlines()[1] + "\n")
+    assert running.exit_code(tickets, "--out", str(out), "--resume") == 2
+    assert "lacks phases that the checkpoint is past" in capsys.readouterr().err
+    run.write(out / run.METRICS, lines)
+    tickets.main(["--out", str(out), "--resume"])
+    assert records_of(out) == records_of(finished[0])
+    for arm in ARMS:
+        both = (checkpoint.load_model(folder / run.MODEL / arm) for folder in (out, finished[0]))
+        jax.tree.map(np.testing.assert_array_equal, *both)
+    assert not (out / run.CHECKPOINT).exists()
+
+
+def starts(network_of, index=1, **changes):
+    """A study, and what its arms begin a phase from if the methods came to `network_of(stored)`."""
+    config = tickets.Config(
+        seeds=2, steps=12, batch_size=32, rewind=3, method=("ltr", "lrr", "reinit", "random"),
+        **changes,
+    )  # fmt: skip
+    train = data.load("digits", train_examples=256).train
+    study = tickets.make(config, models.model("mlp", 10), train, lambda p, s: np.zeros(2))
+    initial = lottery.first(study)
+    later = jax.tree.map(lambda x: x + 0.1 if x.dtype != bool else x, initial)
+    stored = lottery.Stored({0: initial, 3: later}, later)
+    last = dict.fromkeys(("ltr", "lrr"), network_of(stored))
+    return study, stored, lottery.begin(study, last, stored, index)
+
+
+def test_what_each_arm_begins_a_phase_from():
+    trained = lambda stored: stored.trained._replace(
+        params=jax.tree.map(lambda w: 2 * w, stored.trained.params)
+    )
+    study, stored, begun = starts(trained)
+    weights = {"ltr": stored.at[3], "random": stored.at[3], "lrr": trained(stored)}
+    for arm, source in weights.items():
+        network = begun[arm].network
+        expected = jp.apply_masks(source.params, network.masks)
+        jax.tree.map(np.testing.assert_array_equal, network.params, expected)
+    fresh = begun["reinit"].network.params["Dense_0"]["kernel"]
+    others = stored.at[0].params["Dense_0"]["kernel"], stored.at[3].params["Dense_0"]["kernel"]
+    assert all((fresh != other)[fresh != 0].mean() > 0.99 for other in others)
+    # tickets see the data again in their order, from the rewind step on; others in a new one
+    same = lambda a, b: bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
+    assert same(begun["ltr"].keys, study.keys) and not same(begun["lrr"].keys, study.keys)
+    assert begun["ltr"].rates.shape == begun["reinit"].rates.shape == (2, 12)
+    assert not begun["ltr"].rates[:, 9:].any() and begun["ltr"].rates[:, :9].all()
+
+
+def test_the_global_threshold_and_the_exempt_layer():
+    _, _, begun = starts(lambda stored: stored.trained, 0, allocation="global")
+    masks = begun["ltr"].network.masks
+    assert masks["Dense_2"]["kernel"].all()
+    kept = [int(masks[name]["kernel"][0].sum()) for name in LAYERS[:2]]
+    rest = SIZES["Dense_0"] + SIZES["Dense_1"]
+    assert sum(kept) == rest - round(float(jp.phase_rate(0.98, 8)) * rest)
+    assert kept[0] / SIZES["Dense_0"] != pytest.approx(kept[1] / SIZES["Dense_1"], abs=0.01)
+
+
+def test_looks_are_at_whole_chunks_and_the_last_step():
+    assert lottery.looks_at(200, 20, 5) == [40, 80, 120, 160, 200]
+    assert lottery.looks_at(205, 20, 3) == [60, 140, 205]
+    assert lottery.looks_at(5, 20, 5) == [5]
+
+
+def test_ten_phases_of_a_fifth():
+    config = tickets.Config(rate=0.2, phases=10)
+    assert tickets.sparsity_of(config) == pytest.approx(0.8926, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--method lottery", "unknown --method 'lottery'; choose one of ltr, lrr, ft, slr, clr"),
+        ("--method reinit", "--method reinit is a control of ltr: give both"),
+        ("--method lrr random", "--method random is a control of ltr: give both"),
+        ("--sparsity 1", "--sparsity must be in (0, 1), got 1"),
+        ("--rate 20", "--rate must be in (0, 1), got 20 (a fraction: did you mean 0.2?)"),
+        ("--phases 0", "--phases must be at least 1, got 0"),
+        ("--rewind -1", "--rewind must be at least 0, got -1"),
+        ("--steps 50 --rewind 50", "--rewind 50: the first training has 50 steps, and weights are"),
+        ("--retrain-steps 0", "--retrain-steps must be at least 1, got 0"),
+        ("--steps 50 --retrain-steps 60 --method lrr", "--method lrr can't replay the last 60 of"),
+        ("--method ft --schedule cosine", "--method ft trains at the lowest rate of --schedule"),
+        ("--allocation erk", "unknown --allocation 'erk'; choose one of uniform, global"),
+        ("--last-layer dense", "unknown --last-layer 'dense'; choose one of half, exempt, pruned"),
+        ("--last-layer half --allocation global", "--last-layer half is half the rate of the"),
+        ("--sap-norms 1 1", "--sap-norms must be p and q, 0 < p <= 1 <= q, p < q; got 1 1"),
+        ("--sap-scope net", "unknown --sap-scope 'net'; choose one of neuron, layer, global"),
+        ("--validation 5000", "can't hold out 5,000 of 1,437 examples for validation"),
+        ("--tolerance -1", "--tolerance must be in [0, 100], got -1"),
+        ("--resume", "config.yaml"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in running.mistake(tickets, capsys, tmp_path, argv.split())
+
+
+def test_help_tells_all_flags(capsys):
+    assert running.exit_code(tickets, "--help") == 0
+    said = capsys.readouterr().out
+    for text in ("{ltr,lrr,ft,slr,clr,llr,allr,sap,reinit,random}", "--rewind INT", "--sap-scope"):
+        assert text in said

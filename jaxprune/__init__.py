@@ -182,6 +182,26 @@ from jaxprune.coupling import sequential_coupling as sequential_coupling
 from jaxprune.analysis.alignment import match_weights as match_weights
 from jaxprune.analysis.alignment import permute as permute
 
+# whole neurons, and really smaller networks
+from jaxprune.coupling import analyze as analyze
+from jaxprune.coupling import register_rule as register_rule
+from jaxprune.structured.scores import abs_of_sum as abs_of_sum
+from jaxprune.structured.scores import contribution as contribution
+from jaxprune.structured.scores import distances as distances
+from jaxprune.structured.scores import normalised as normalised
+from jaxprune.structured.scores import per_group as per_group
+from jaxprune.structured.scores import random_neurons as random_neurons
+from jaxprune.structured.scores import square as square
+from jaxprune.structured.scores import weight as weight
+from jaxprune.structured.pick import pick as pick
+from jaxprune.structured.cost import cost as cost
+from jaxprune.structured.kept import group_masks as group_masks
+from jaxprune.structured.kept import kept_neurons as kept_neurons
+from jaxprune.structured.prune import prune_neurons as prune_neurons
+from jaxprune.structured.compact import compact as compact
+from jaxprune.structured.compact import replay as replay
+from jaxprune.structured.compact import shrink as shrink
+
 # controls of a mask
 from jaxprune.collapse import collapsed as collapsed
 from jaxprune.controls import reinitialise as reinitialise

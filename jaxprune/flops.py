@@ -70,7 +70,7 @@ def count_flops(
             "apply_fn is a function (params, *inputs), such as lambda params, x: "
             f"model.apply({{'params': params}}, x); got {type(apply_fn).__name__}."
         )
-    jaxpr = jax.make_jaxpr(apply_fn)(*jax.tree.map(_shape_only, (params, *inputs))).jaxpr
+    jaxpr = jax.make_jaxpr(apply_fn)(*jax.tree.map(shape_only, (params, *inputs))).jaxpr
     sizes = {path: math.prod(jnp.shape(w)) for path, w in named_leaves(params) if w is not None}
     origins: list[Origin] = [{path: Fraction(1)} for path in sizes]
     origins += [None] * (len(jaxpr.invars) - len(sizes))
@@ -80,7 +80,7 @@ def count_flops(
     return Flops(leaves, round(counts[None]), tuple(reader.notes))
 
 
-def _shape_only(leaf: Any) -> Any:
+def shape_only(leaf: Any) -> Any:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     if isinstance(leaf, (int, float, complex)):

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 # f(0) = 0, elementwise, and f(0, 0) = 0
-_ALL_ZERO = {
+ALL_ZERO = {
     "abs", "add", "add_any", "convert_element_type", "copy", "copy_p", "cbrt", "expm1",
     "max", "min", "neg", "reduce_precision", "sign", "sin",
     "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
@@ -57,7 +57,7 @@ def _flow(closed: ClosedJaxpr, zero_in: Sequence[bool]) -> list[bool]:
 def _outcome(eqn: Any, zero: list[bool]) -> list[bool]:
     """For each result of one equation, whether it is zero where the inputs marked `zero` are."""
     primitive = str(eqn.primitive)
-    if primitive in _ALL_ZERO:
+    if primitive in ALL_ZERO:
         return [all(zero)]
     if primitive == "optimization_barrier":
         return zero

@@ -47,6 +47,15 @@ def ticket(params):
     return jp.select(jp.random(jax.random.key(3))(jp.kernels(params)), jp.erk, 0.7)
 
 
+def neurons(params):
+    """What shares a neuron in the network that these are the params of."""
+
+    def network(p, x):
+        return jnp.tanh(x @ p["Dense_0"]["kernel"]) @ p["Dense_1"]["kernel"] * p["temperature"]
+
+    return jp.analyze(network, params, jax.ShapeDtypeStruct((1, 16), params["temperature"].dtype))
+
+
 # name -> params -> mask transform
 TRANSFORMS = {
     "gradual_uniform": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp())),
@@ -60,6 +69,9 @@ TRANSFORMS = {
     ),
     "blocks": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.block(3, 4))),
     "channels": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.channel())),
+    "neurons": lambda p: jp.every(
+        2, jp.prune_neurons(neurons(p), jp.per_group(neurons(p)), sparsity=ramp())
+    ),
     "stops_early": lambda p: jp.every(
         3, jp.prune(jp.magnitude, jp.global_threshold, ramp()), start=1, stop=5
     ),

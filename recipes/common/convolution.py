@@ -19,6 +19,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxprune import register_rule
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 Pair = tuple[int, int]
@@ -168,4 +170,12 @@ ad.defbilinear(
     _conv_p,
     lambda dy, x, w, *, window, jaxpr: _input_gradient(dy, x.aval, w, window),
     lambda dy, x, w, *, window, jaxpr: _kernel_gradient(dy, x, w.aval, window),
+)
+# for `jaxprune.analyze`: its axes are those of the jaxpr that it holds; replayed, it is itself
+register_rule(
+    "fast_conv",
+    lambda reader, eqn, operands: reader.inner(eqn.params["jaxpr"], operands),
+    replay=lambda step, keep, operands: [
+        _conv(operands[0], operands[1], step.eqn.params["window"])
+    ],
 )

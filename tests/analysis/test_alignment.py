@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.coupling import check_coupling
-from tests.test_coupling import COUPLING, RESIDUAL, Residual, noisy, raised, random_order
+from tests.coupling.test_stated import COUPLING, RESIDUAL, Residual, noisy, raised, random_order
 
 KEY = jax.random.key(0)
 

@@ -255,6 +255,7 @@ def test_the_summary_has_every_number(finished):
     assert set(summary["sections"]) == {
         *("step", "selection", "vmap", "compile_lenet", "masks", "memory"),
         *("seeds", "seeds_conv", "barriers"),
+        *("compact lenet 1", "compact lenet 256"),
     }
     assert {"backend", "device", "cpus", "jax", "jaxlib", "optax"} <= set(summary["environment"])
     update = summary["sections"]["step"]["cells"]["update, global"]
@@ -326,5 +327,5 @@ def test_a_part_can_run_alone(tmp_path):
 
 def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / run.REPORT).read_text()
-    assert report.count("\n## ") == 10  # what was asked for, and nine tables
+    assert report.count("\n## ") == 12  # what was asked for, and eleven tables
     assert run.SUMMARY in report

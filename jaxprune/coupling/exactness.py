@@ -1,0 +1,214 @@
+"""Where a masked network and a compacted one differ, read off the program.
+
+A pruned neuron has zero weights in the masked network and is not there in the compacted one. The
+two compute the same as long as what is summed over its axis is zero there: always, where weights
+of the neuron take part in the product; where they don't, if the values are. `value` says for which
+neurons a value is zero. Layer norm with E[x^2] - E[x]^2 passes, with E[(x - E[x])^2] it does not:
+a pruned x is zero, x - E[x] is not. A softmax over neurons counts exp(0) for a pruned one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import Literal
+
+from jaxprune.coupling.expressions import Atom, Axes, atoms
+from jaxprune.coupling.reader import Program, Step
+from jaxprune.zero_flow import ALL_ZERO
+
+Atoms = frozenset[Atom]
+
+# f(0) = 0 entry by entry, or entries only move
+_KEEPS_ZERO = ALL_ZERO | {
+    "asin", "asinh", "atan", "atanh", "broadcast_in_dim", "ceil", "concatenate", "conj", "cumsum",
+    "dynamic_update_slice", "erf", "erf_inv", "floor", "imag", "log1p",
+    "name", "optimization_barrier", "real", "reduce_window_sum", "reshape", "rev", "round",
+    "sharding_constraint", "sinh", "slice", "split", "squeeze", "tile", "transpose",
+}  # fmt: skip
+
+
+class _Value(NamedTuple):
+    """What is known of a value: where pruned neurons of these atoms are, it is zero."""
+
+    zero: Atoms
+    constant: float | None = None  # all of it is this number
+
+
+def differences(program: Program, leaves: Iterable[Axes], groups: Iterable[Atom]) -> dict[str, Any]:
+    """Where the two networks may differ, in words, and the atoms of the neurons that make it so.
+
+    Args:
+      leaves: the axes of the params, the first of the program's inputs.
+      groups: the atoms that can be pruned.
+    """
+    finder = _Finder(frozenset(groups))
+    params = [_Value(finder.on(axes)) for axes in leaves]
+    inputs = [_Value(frozenset())] * (len(program.in_axes) - len(params))
+    finder.run(program, [*params, *inputs])
+    return {why: tuple(own) for why, own in finder.found.items()}
+
+
+_Operand = tuple[_Value, Axes]
+
+
+class _Finder:
+    def __init__(self, groups: Atoms):
+        self.groups = groups
+        self.found: dict[str, dict[Atom, None]] = {}
+
+    def on(self, axes: Axes) -> Atoms:
+        """The atoms of groups that are on these axes."""
+        return frozenset(atom for e in axes for atom in atoms(e)) & self.groups
+
+    def run(self, program: Program, inputs: Sequence[_Value]) -> list[_Value]:
+        known = {var: _Value(frozenset()) for var in program.jaxpr.constvars}
+        known |= dict(zip(program.jaxpr.invars, inputs, strict=True))
+
+        def value(var: Any) -> _Value:
+            return _of_literal(var.val) if isinstance(var, Literal) else known[var]
+
+        for step in program.steps:
+            results = self.step(step, [value(var) for var in step.eqn.invars])
+            known |= dict(zip(step.eqn.outvars, results, strict=True))
+        return [value(var) for var in program.jaxpr.outvars]
+
+    def step(self, step: Step, operands: list[_Value]) -> list[_Value]:
+        kind = step.eqn.primitive.name
+        if step.inner:
+            return self.inner(step, operands)
+        if kind in ("dot_general", "conv_general_dilated"):
+            gone, *left = _contracted(step)
+            self.summed(step, operands, gone)
+            pairs = list(zip(operands, left, strict=True))
+            return [_Value(self.zero_where(pairs, any) - _twice(step.outputs[0]))]
+        if kind.startswith("reduce_") and "axes" in step.eqn.params:
+            sums = kind == "reduce_sum"
+            gone = tuple(step.inputs[0][i] for i in step.eqn.params["axes"])
+            self.summed(step, operands if sums else [], gone)
+            zero = operands[0].zero if sums else frozenset[Atom]()
+            return [_Value(zero & self.on(step.outputs[0]))]
+        if kind == "random_bits":
+            self.note(step, self.on(step.outputs[0]))
+        return [self.entrywise(step, operands, axes) for axes in step.outputs]
+
+    def entrywise(self, step: Step, operands: list[_Value], axes: Axes) -> _Value:
+        kind, params = step.eqn.primitive.name, step.eqn.params
+        pairs = list(zip(operands, step.inputs, strict=True))
+        if kind in ("max", "min"):  # max(x, 0) and min(x, 6) keep zeros
+            sign = 1 if kind == "max" else -1
+            pairs = [(_zero_if(x, sign), own) for x, own in pairs]
+        if kind in ("mul", "and"):
+            zero = self.zero_where(pairs, any)
+        elif kind == "div" or (kind == "integer_pow" and params["y"] > 0):
+            zero = operands[0].zero
+        elif kind == "concatenate":  # where a segment has the neurons at all
+            zero = self.zero_where(pairs, all, moves=True)
+        elif kind == "select_n":
+            zero = self.zero_where(pairs[1:], all)
+        elif kind in ("dynamic_slice", "gather"):
+            zero = operands[0].zero
+        elif kind in _KEEPS_ZERO:
+            zero = self.zero_where(pairs, all)
+        else:
+            zero = frozenset()
+        if len(operands) > 1 and kind != "concatenate":
+            zero -= _twice(axes)
+        same = kind in ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "copy")
+        return _Value(zero & self.on(axes), operands[0].constant if same else None)
+
+    def zero_where(self, pairs: Sequence[_Operand], of: Any, moves: bool = False) -> Atoms:
+        """The atoms at which all of these values are zero, or any (`of`)."""
+        have = [self.on(axes) for _, axes in pairs]
+        return frozenset(
+            atom
+            for atom in frozenset[Atom]().union(*have)
+            if of(
+                x.constant == 0 or atom in x.zero & own
+                for (x, _), own in zip(pairs, have, strict=True)
+                if not moves or atom in own
+            )
+        )
+
+    def summed(self, step: Step, operands: list[_Value], gone: Axes) -> None:
+        """Over these axes a sum is taken: it must be zero where neurons on them are pruned."""
+        zero = frozenset[Atom]().union(*(x.zero for x in operands))
+        self.note(step, self.on(gone) - zero)
+
+    def note(self, step: Step, own: Atoms) -> None:
+        if own:
+            why = f"{step.eqn.primitive.name} {step.line}"
+            self.found.setdefault(why, {}).update(dict.fromkeys(own))
+
+    def inner(self, step: Step, operands: list[_Value]) -> list[_Value]:
+        kind, params = step.eqn.primitive.name, step.eqn.params
+        if kind == "cond":
+            ways = [self.run(branch, operands[1:]) for branch in step.inner]
+            return [_both(values) for values in zip(*ways, strict=True)]
+        if kind == "scan":
+            first = params["num_consts"]
+            return self.loop(step.inner[0], operands[:first], operands[first:], params["num_carry"])
+        if kind == "while":
+            first = params["cond_nconsts"]
+            last = first + params["body_nconsts"]
+            carry = self.loop(step.inner[1], operands[first:last], operands[last:], None)
+            self.run(step.inner[0], [*operands[:first], *carry])
+            return carry
+        return self.run(step.inner[0], operands)  # not the derivative
+
+    def loop(self, body: Program, consts: Any, rest: list[_Value], n: int | None) -> list[_Value]:
+        """The first `n` of `rest`, the carry, are followed round until they settle."""
+        n = len(rest) if n is None else n
+        carry, xs = (
+            [x._replace(constant=0.0 if x.constant == 0 else None) for x in rest[:n]],
+            rest[n:],
+        )
+        while True:
+            results = self.run(body, [*consts, *carry, *xs])
+            after = [_both(pair) for pair in zip(carry, results[:n], strict=True)]
+            if after == carry:
+                return results
+            carry = after
+
+
+def _both(values: Sequence[_Value]) -> _Value:
+    """What holds of all of these."""
+    every = frozenset[Atom]().union(*(x.zero for x in values))
+    zero = frozenset(a for a in every if all(a in x.zero or x.constant == 0 for x in values))
+    constants = {x.constant for x in values}
+    return _Value(zero, constants.pop() if len(constants) == 1 else None)
+
+
+def _contracted(step: Step) -> tuple[Axes, Axes, Axes]:
+    """The axes that a product sums over, and those that are left of either operand."""
+    params, (lhs, rhs) = step.eqn.params, step.inputs
+    if step.eqn.primitive.name == "dot_general":
+        (own, other), _ = params["dimension_numbers"]
+        left = [i for i in range(len(lhs)) if i not in own]
+        right = [i for i in range(len(rhs)) if i not in other]
+        of = lambda axes, which: tuple(axes[i] for i in which)
+        return of(lhs, own), of(lhs, left), of(rhs, right)
+    numbers = params["dimension_numbers"]
+    gone = rhs[numbers.rhs_spec[1]]
+    groups = () if params["feature_group_count"] == 1 else (lhs[numbers.lhs_spec[1]],)
+    kept = tuple(atom for e in groups for atom in atoms(e) if atom not in set(atoms(gone)))
+    return (gone,), (lhs[numbers.lhs_spec[0]], *kept), (rhs[numbers.rhs_spec[0]],)
+
+
+def _twice(axes: Axes) -> Atoms:
+    """The atoms on two of these axes: x[i] + y[j] is not zero where x[i] is."""
+    count = Counter(atom for e in axes for atom in frozenset(atoms(e)))
+    return frozenset(atom for atom, n in count.items() if n > 1)
+
+
+def _zero_if(x: _Value, sign: int) -> _Value:
+    """A constant that does not take part in max (sign 1) or min (-1) with zero, as zero."""
+    return x._replace(constant=0.0) if x.constant is not None and sign * x.constant <= 0 else x
+
+
+def _of_literal(x: Any) -> _Value:
+    known = np.ndim(x) == 0 and np.issubdtype(np.result_type(x), np.number)
+    return _Value(frozenset(), float(np.real(x)) if known else None)

@@ -1,0 +1,237 @@
+"""Axis expressions: what the entries of an axis are, in terms of neurons.
+
+    e ::= Atom(n)        n neurons, one entry each
+        | Prod[e, ...]   row-major nesting: heads x head_dim, height x width x channels
+        | Sum[e, ...]    segments one after another: a concatenation
+
+Atoms are the nodes of a union-find. One that turns out to be more than n neurons in a row is bound
+to a product or a sum, and is that from then on wherever it occurs: a reshape of 12 into (3, 4)
+makes the atom of 12, and every axis that it is on, a product of atoms of 3 and 4.
+
+All that is ever asked is `unify(a, b)`: a and b are the same axis. It refines both until they are
+equal, and where they can't be, it freezes all of their atoms and says why. Sizes fall with every
+refinement, so that it ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+class Atom:
+    """Neurons of one kind, or (bound) the expression that they turned out to be.
+
+    Attributes:
+      size: how many.
+      bound: what it turned out to be; None for itself.
+      frozen: why none of them may be pruned, in words; a set in order, empty if they may.
+    """
+
+    __slots__ = ("bound", "frozen", "size")
+
+    def __init__(self, size: int, why_frozen: str | None = None):
+        self.size = size
+        self.bound: Expr | None = None
+        self.frozen: dict[str, None] = {} if why_frozen is None else {why_frozen: None}
+
+
+@dataclass(frozen=True, slots=True)
+class Prod:
+    """An axis that runs over its factors, the last one fastest."""
+
+    factors: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """An axis of segments, one after another."""
+
+    parts: tuple[Expr, ...]
+
+
+Expr = Atom | Prod | Sum
+Axes = tuple[Expr, ...]  # of a value: one expression an axis
+ONE = Prod(())
+
+
+def size(e: Expr) -> int:
+    """How many entries the axis has."""
+    if isinstance(e, Atom):
+        return e.size
+    if isinstance(e, Prod):
+        return math.prod(map(size, e.factors))
+    return sum(map(size, e.parts))
+
+
+def resolved(e: Expr) -> Expr:
+    """`e` as is known now: atoms unbound, no product in a product, no factor of 1, no part of 0."""
+    if isinstance(e, Atom):
+        if e.bound is not None:
+            e.bound = resolved(e.bound)
+            return e.bound
+        return ONE if e.size == 1 else e
+    if isinstance(e, Prod):
+        factors = _flat(map(resolved, e.factors), Prod)
+        return factors[0] if len(factors) == 1 else Prod(factors)
+    parts = tuple(part for part in _flat(map(resolved, e.parts), Sum) if size(part))
+    return parts[0] if len(parts) == 1 else Sum(parts)
+
+
+def _flat(exprs: Iterable[Expr], kind: Any) -> Axes:
+    inner = "factors" if kind is Prod else "parts"
+    nested = [getattr(e, inner) if isinstance(e, kind) and e != ONE else (e,) for e in exprs]
+    return tuple(e for own in nested for e in own if kind is Sum or e != ONE)
+
+
+def atoms(e: Expr) -> Iterator[Atom]:
+    """The atoms of `e` from left to right, those of size 1 left out."""
+    e = resolved(e)
+    if isinstance(e, Atom):
+        yield e
+    else:
+        for inner in e.factors if isinstance(e, Prod) else e.parts:
+            yield from atoms(inner)
+
+
+def freeze(e: Expr, why: str) -> None:
+    """No neuron of `e` may be pruned."""
+    for atom in atoms(e):
+        atom.frozen.setdefault(why)
+
+
+def unify(a: Expr, b: Expr, why: str) -> None:
+    """From now on `a` and `b` are the same axis, or frozen with reason `why` if they can't be."""
+    a, b = resolved(a), resolved(b)
+    if size(a) != size(b):
+        raise AssertionError(f"axes of {size(a)} and {size(b)} are not the same: {why}")
+    if a == b or size(a) <= 1:
+        return
+    if isinstance(b, Atom):
+        a, b = b, a
+    if isinstance(a, Atom):
+        a.bound = b
+        for atom in atoms(b):
+            atom.frozen |= a.frozen
+    elif isinstance(a, Prod) and isinstance(b, Prod):
+        _unify_products(a, b, why)
+    elif isinstance(a, Sum) and isinstance(b, Sum):
+        _unify_sums(a, b, why)
+    elif isinstance(a, Sum) and isinstance(b, Prod):
+        _cut(a, b, why)
+    elif isinstance(a, Prod) and isinstance(b, Sum):
+        _cut(b, a, why)
+
+
+def _unify_products(a: Prod, b: Prod, why: str) -> None:
+    """Factor by factor from the outermost; of two that differ, the smaller divides the larger."""
+    left, right = list(a.factors[::-1]), list(b.factors[::-1])
+    while left:
+        if size(left[-1]) < size(right[-1]):
+            left, right = right, left
+        large, small = left.pop(), right.pop()
+        rest, remainder = divmod(size(large), size(small))
+        if remainder:
+            freeze(a, why)
+            freeze(b, why)
+            return
+        if rest == 1:
+            unify(large, small, why)
+        else:
+            left.append(Atom(rest))
+            unify(large, Prod((small, left[-1])), why)
+
+
+def _unify_sums(a: Sum, b: Sum, why: str) -> None:
+    """Part by part from the left; of two that differ, the larger is cut at the smaller's end."""
+    left, right = list(a.parts[::-1]), list(b.parts[::-1])
+    while left:
+        if size(left[-1]) < size(right[-1]):
+            left, right = right, left
+        large, small = left.pop(), right.pop()
+        if size(large) == size(small):
+            unify(large, small, why)
+        else:
+            left.append(Atom(size(large) - size(small)))
+            unify(large, Sum((small, left[-1])), why)
+
+
+def _cut(whole: Sum, product: Prod, why: str) -> None:
+    """Cuts the outermost factor of the product where the parts end, if they end between rows."""
+    outermost, row = product.factors[0], Prod(product.factors[1:])
+    if any(size(part) % size(row) for part in whole.parts):
+        freeze(whole, why)
+        freeze(product, why)
+        return
+    rows = tuple(Atom(size(part) // size(row)) for part in whole.parts)
+    unify(outermost, Sum(rows), why)
+    for part, own in zip(whole.parts, rows, strict=True):
+        unify(part, Prod((own, row)), why)
+
+
+def kept_entries(e: Expr, kept: Mapping[Atom, Any], xp: Any = np) -> Any:
+    """Bool (size,): which entries of the axis are left, if of each atom those in `kept` are.
+
+    Args:
+      kept: bool (size,) by atom; of an atom that is not there all are kept.
+      xp: `numpy`, or `jax.numpy` for traced `kept`.
+    """
+    e = resolved(e)
+    if isinstance(e, Atom):
+        return kept[e] if e in kept else xp.ones(e.size, bool)
+    if isinstance(e, Sum):
+        if not e.parts:
+            return xp.zeros(0, bool)
+        return xp.concatenate([kept_entries(part, kept, xp) for part in e.parts])
+    entries = xp.ones(1, bool)
+    for factor in e.factors:
+        entries = (entries[:, None] & kept_entries(factor, kept, xp)[None]).reshape(-1)
+    return entries
+
+
+def places(e: Expr, atom: Atom) -> Iterator[np.ndarray]:
+    """Int (size,) for each time that `atom` is in `e`: its neuron at each entry, or -1 for none.
+
+    Where a neuron is not among the entries it has -1 too: in Sum[a, b], the neurons of a are at
+    the entries of the first segment only.
+    """
+    e = resolved(e)
+    if e is atom:
+        yield np.arange(atom.size)
+    elif isinstance(e, Sum):
+        ends = np.cumsum([size(part) for part in e.parts])
+        for part, end in zip(e.parts, ends, strict=True):
+            for own in places(part, atom):
+                whole = np.full(ends[-1], -1)
+                whole[end - len(own) : end] = own
+                yield whole
+    elif isinstance(e, Prod):
+        for i, factor in enumerate(e.factors):
+            outer, inner = size(Prod(e.factors[:i])), size(Prod(e.factors[i + 1 :]))
+            for own in places(factor, atom):
+                yield np.tile(np.repeat(own, inner), outer)
+
+
+def infer(e: Expr, entries: np.ndarray, kept: dict[Atom, np.ndarray]) -> bool:
+    """Puts into `kept` what of each atom is left if of the axis `entries` are; False if nothing is.
+
+    The inverse of `kept_entries`: whether it gives `entries` back. What `kept` has already is not
+    changed.
+    """
+    e = resolved(e)
+    if isinstance(e, Atom):
+        return np.array_equal(kept.setdefault(e, entries), entries)
+    if isinstance(e, Sum):
+        ends = np.cumsum([size(part) for part in e.parts])[:-1]
+        pairs = zip(e.parts, np.split(entries, ends), strict=True)
+        return all(infer(part, own, kept) for part, own in pairs)
+    grid = entries.reshape([size(factor) for factor in e.factors])
+    for axis, factor in enumerate(e.factors):
+        others = tuple(a for a in range(grid.ndim) if a != axis)
+        if not infer(factor, np.asarray(grid.any(others)), kept):
+            return False
+    return np.array_equal(kept_entries(e, kept), entries)

@@ -1,0 +1,78 @@
+"""Runs a program that was read on smaller arrays: the same equations, with sizes computed anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+
+from jaxprune.coupling.expressions import Atom, Axes, Expr, kept_entries, resolved
+from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
+from jaxprune.coupling.rules.registry import RULES
+
+
+class Keep:
+    """Which neurons are left, and what that makes of axes, shapes, arrays and programs."""
+
+    def __init__(self, kept: Mapping[Atom, np.ndarray]):
+        self._kept = kept
+        self._known: dict[Expr, np.ndarray] = {}
+
+    def of(self, axis: Expr) -> np.ndarray:
+        """Bool (size,): which entries of the axis are left."""
+        axis = resolved(axis)
+        if axis not in self._known:
+            self._known[axis] = np.asarray(kept_entries(axis, self._kept))
+        return self._known[axis]
+
+    def size(self, axis: Expr) -> int:
+        """How many entries are left."""
+        return int(self.of(axis).sum())
+
+    def shape(self, axes: Axes) -> tuple[int, ...]:
+        """The shape of a value with these axes."""
+        return tuple(map(self.size, axes))
+
+    def take(self, x: Any, axes: Axes) -> Any:
+        """What is left of an array; numpy or jax, like it."""
+        gone = [i for i, axis in enumerate(axes) if not self.of(axis).all()]
+        if not gone:
+            return x
+        # by numpy where values are known: each shape would be compiled anew
+        xp = jnp if isinstance(x, jax.core.Tracer) else np
+        small = x if xp is jnp else np.asarray(x)
+        for i in gone:
+            small = xp.take(small, np.flatnonzero(self.of(axes[i])), axis=i)
+        return jnp.asarray(small) if isinstance(x, jax.Array) else small
+
+    def run(self, program: Program, operands: Sequence[Any]) -> list[Any]:
+        """The results of a program on arrays of which only these entries are left."""
+        values: dict[Any, Any] = dict(zip(program.jaxpr.invars, operands, strict=True))
+        for var, x, axes in zip(
+            program.jaxpr.constvars, program.consts, program.const_axes, strict=True
+        ):
+            values[var] = self.take(x, axes)
+
+        def read(var: Any, axes: Axes) -> Any:
+            return self.take(var.val, axes) if isinstance(var, Literal) else values[var]
+
+        for step in program.steps:
+            own = [read(var, axes) for var, axes in zip(step.eqn.invars, step.inputs, strict=True)]
+            values |= dict(zip(step.eqn.outvars, self._step(step, own), strict=True))
+        pairs = zip(program.jaxpr.outvars, program.out_axes, strict=True)
+        return [read(var, axes) for var, axes in pairs]
+
+    def _step(self, step: Step, operands: Sequence[Any]) -> Sequence[Any]:
+        eqn = step.eqn
+        rule = RULES.get(eqn.primitive.name) or by_its_jaxpr(eqn)
+        if rule is not None and rule.replay is not None:
+            return rule.replay(step, self, operands)
+        params = dict(eqn.params)
+        if rule is not None and rule.resize is not None:
+            params |= rule.resize(step, self)
+        results = eqn.primitive.bind(*operands, **params)
+        return results if eqn.primitive.multiple_results else [results]

@@ -1,0 +1,117 @@
+"""Reductions, running reductions, sorts and windows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxprune.coupling.expressions import Expr, size
+from jaxprune.coupling.rules.registry import rule
+
+OVER_AXES = {
+    "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or",
+    "reduce_xor",
+}  # fmt: skip
+
+
+@rule(*OVER_AXES)
+def reduce(read: Any, eqn: Any, operands: Any) -> Any:
+    gone = eqn.params["axes"]
+    return [tuple(axis for i, axis in enumerate(operands[0]) if i not in gone)]
+
+
+@rule("argmax", "argmin")
+def argument(read: Any, eqn: Any, operands: Any) -> Any:
+    for i in eqn.params["axes"]:
+        read.freeze(operands[0][i], "what argmax or argmin finds is a place on it")
+    return reduce(read, eqn, operands)
+
+
+def _freeze_along(read: Any, operands: Any, along: Any, why: str) -> None:
+    for axes in operands:
+        for i in along:
+            read.freeze(axes[i], why)
+
+
+@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+def cumulative(read: Any, eqn: Any, operands: Any) -> Any:
+    _freeze_along(read, operands, [eqn.params["axis"]], "a running reduction depends on its order")
+    return operands
+
+
+@rule("rev")
+def reverse(read: Any, eqn: Any, operands: Any) -> Any:
+    _freeze_along(read, operands, eqn.params["dimensions"], "reversed")
+    return operands
+
+
+@rule("sort")
+def sort(read: Any, eqn: Any, operands: Any) -> Any:
+    _freeze_along(read, operands, [eqn.params["dimension"]], "sorted")
+    for axes in operands[1:]:
+        for axis, other in zip(operands[0], axes, strict=True):
+            read.unify(axis, other)
+    return operands
+
+
+@rule("top_k")
+def top_k(read: Any, eqn: Any, operands: Any) -> Any:
+    along = eqn.params.get("axis", len(operands[0]) - 1) % len(operands[0])
+    _freeze_along(read, operands, [along], "ranked by top_k")
+    n = eqn.outvars[0].aval.shape[along]
+    best = tuple(
+        read.frozen(n, "ranked by top_k") if i == along else a for i, a in enumerate(operands[0])
+    )
+    return [best] * len(eqn.outvars)
+
+
+@rule("fft")
+def fft(read: Any, eqn: Any, operands: Any) -> Any:
+    (axes,), shape = operands, eqn.outvars[0].aval.shape
+    first = len(axes) - len(eqn.params["fft_lengths"])
+    _freeze_along(read, operands, range(first, len(axes)), "transformed by fft")
+    return [(*axes[:first], *(read.frozen(n, "transformed by fft") for n in shape[first:]))]
+
+
+@rule(
+    "reduce_window_sum",
+    "reduce_window_max",
+    "reduce_window_min",
+    "reduce_window",
+)
+def reduce_window(read: Any, eqn: Any, operands: Any) -> Any:
+    params, arrays = eqn.params, operands[: len(eqn.outvars)]
+    rank = len(arrays[0])
+    windows = zip(
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        params.get("base_dilation") or (1,) * rank,
+        strict=True,
+    )
+    whole = [w == (1, 1, (0, 0), 1) for w in ((a, b, tuple(c), d) for a, b, c, d in windows)]
+    results: list[tuple[Expr, ...]] = []
+    for axes, var in zip(arrays, eqn.outvars, strict=True):
+        for axis, other in zip(arrays[0], axes, strict=True):
+            read.unify(axis, other)
+        _freeze_along(
+            read, [axes], [i for i in range(rank) if not whole[i]], "a window moves over it"
+        )
+        results.append(
+            tuple(
+                axis if is_whole else read.frozen(n, "a window moves over it")
+                for axis, is_whole, n in zip(axes, whole, var.aval.shape, strict=True)
+            )
+        )
+    return results
+
+
+@rule("select_and_scatter_add")
+def select_and_scatter_add(read: Any, eqn: Any, operands: Any) -> Any:
+    """The gradient of max pooling: source (pooled), operand -> like the operand."""
+    source, operand = operands
+    for i, (small, large) in enumerate(zip(source, operand, strict=True)):
+        if size(small) == size(large) and eqn.params["window_dimensions"][i] == 1:
+            read.unify(small, large)
+        else:
+            _freeze_along(read, operands, [i], "a window moves over it")
+    return [operand]

@@ -1,0 +1,104 @@
+"""Concatenation and what undoes it: split, slice, pad."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxprune.coupling.expressions import Expr, Sum, size
+from jaxprune.coupling.rules.registry import rule
+
+
+@rule("concatenate")
+def concatenate(read: Any, eqn: Any, operands: Any) -> Any:
+    along = eqn.params["dimension"]
+    first, *others = operands
+    for axes in others:
+        for i, axis in enumerate(axes):
+            if i != along:
+                read.unify(first[i], axis)
+    whole = Sum(tuple(axes[along] for axes in operands))
+    return [tuple(whole if i == along else axis for i, axis in enumerate(first))]
+
+
+def cut(read: Any, axis: Expr, sizes: Any) -> list[Expr]:
+    """The segments of `axis`."""
+    parts = [read.fresh(n) for n in sizes]
+    read.unify(axis, Sum(tuple(parts)), f"cut into segments of {', '.join(map(str, sizes))}")
+    return parts
+
+
+def _new_sizes(step: Any, keep: Any) -> dict[str, Any]:
+    along = step.eqn.params["axis"]
+    return {"sizes": tuple(keep.size(axes[along]) for axes in step.outputs)}
+
+
+@rule("split", resize=_new_sizes)
+def split(read: Any, eqn: Any, operands: Any) -> Any:
+    (axes,), along = operands, eqn.params["axis"]
+    parts = cut(read, axes[along], eqn.params["sizes"])
+    return [(*axes[:along], part, *axes[along + 1 :]) for part in parts]
+
+
+def _new_limits(step: Any, keep: Any) -> dict[str, Any]:
+    params = step.eqn.params
+    bounds = zip(step.inputs[0], params["start_indices"], params["limit_indices"], strict=True)
+    kept = [[int(keep.of(axis)[:at].sum()) for at in ends] for axis, *ends in bounds]
+    start, limit = zip(*kept, strict=True) if kept else ((), ())
+    return {"start_indices": start, "limit_indices": limit}
+
+
+@rule("slice", resize=_new_limits)
+def slice_(read: Any, eqn: Any, operands: Any) -> Any:
+    params, results = eqn.params, []
+    strides = params["strides"] or (1,) * len(operands[0])
+    bounds = (params["start_indices"], params["limit_indices"], strides)
+    for axis, start, limit, stride in zip(operands[0], *bounds, strict=True):
+        n = size(axis)
+        if stride != 1:
+            read.freeze(axis, "sliced with a stride")
+            results.append(read.frozen(-(-(limit - start) // stride), "sliced with a stride"))
+        elif (start, limit) == (0, n):
+            results.append(axis)
+        else:
+            results.append(cut(read, axis, (start, limit - start, n - limit))[1])
+    return [tuple(results)]
+
+
+@rule("pad")
+def pad(read: Any, eqn: Any, operands: Any) -> Any:
+    results: list[Expr] = []
+    for axis, (low, high, interior) in zip(operands[0], eqn.params["padding_config"], strict=True):
+        if interior or low < 0 or high < 0:
+            after = size(axis) + low + high + interior * max(size(axis) - 1, 0)
+            read.freeze(axis, "padded inside, or cut")
+            results.append(read.frozen(after, "padded inside, or cut"))
+        else:
+            ends = read.frozen(low, "padding"), read.frozen(high, "padding")
+            results.append(Sum((ends[0], axis, ends[1])))
+    return [tuple(results)]
+
+
+def _new_slice_sizes(step: Any, keep: Any) -> dict[str, Any]:
+    return {"slice_sizes": keep.shape(step.outputs[0])}
+
+
+@rule("dynamic_slice", resize=_new_slice_sizes)
+def dynamic_slice(read: Any, eqn: Any, operands: Any) -> Any:
+    results = []
+    for axis, n in zip(operands[0], eqn.params["slice_sizes"], strict=True):
+        why = "sliced at a place known at run time only"
+        if n != size(axis):
+            read.freeze(axis, why)
+        results.append(axis if n == size(axis) else read.frozen(n, why))
+    return [tuple(results)]
+
+
+@rule("dynamic_update_slice")
+def dynamic_update_slice(read: Any, eqn: Any, operands: Any) -> Any:
+    for axis, part in zip(operands[0], operands[1], strict=True):
+        if size(axis) == size(part):
+            read.unify(axis, part)
+        else:
+            read.freeze(axis, "written to at a place known at run time only")
+            read.freeze(part, "written to a place known at run time only")
+    return [operands[0]]

@@ -1,0 +1,131 @@
+"""Which neurons are kept: checked, as masks of the params, and read off masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Masks, is_none
+from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.expressions import kept_entries
+from jaxprune.masks import like
+from jaxprune.rules import named_leaves, quoted
+from jaxprune.structured.slices import slices
+
+Kept = Mapping[str, Any]  # bool (size,) by group, True = kept; of a group not there all are
+
+
+def check_kept(structure: Structure, kept: Kept) -> dict[str, Any]:
+    """`kept` itself, or an error that says how it does not fit the structure.
+
+    Raises:
+      ValueError: for a group that is not there, a size that differs, or (where values are known)
+        a group that keeps nothing.
+      TypeError: if it is no mapping of bool arrays.
+    """
+    if not isinstance(kept, Mapping):
+        raise TypeError(
+            "kept maps names of groups to bool arrays (size,), True = kept, as pick returns it; "
+            f"got {type(kept).__name__}."
+        )
+    for name, own in kept.items():
+        if name not in structure.groups:
+            have = [(group, None) for group in structure.groups]
+            raise ValueError(f"there is no group {name!r}; the groups are {quoted(have)}.")
+        n = structure.groups[name].size
+        if np.dtype(getattr(own, "dtype", object)) != bool:
+            raise TypeError(
+                f"kept of group '{name}' is a bool array of shape ({n},), True = kept; got "
+                f"{getattr(own, 'dtype', type(own).__name__)}. From indices: "
+                f"np.isin(np.arange({n}), indices)."
+            )
+        if np.shape(own) != (n,):
+            raise ValueError(
+                f"kept of group '{name}' has shape {np.shape(own)}, its neurons are ({n},)."
+            )
+        if not isinstance(own, jax.core.Tracer) and not np.any(own):
+            raise ValueError(
+                f"kept leaves no neuron of group '{name}', and with it no path through "
+                f"{structure.groups[name].members[0]}: keep at least one."
+            )
+    return dict(kept)
+
+
+def known(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
+    """`kept`, checked, as numpy arrays.
+
+    Raises:
+      TypeError: under `jit`, where values are not known and shapes can't depend on them.
+    """
+    kept = check_kept(structure, kept)
+    for name, own in kept.items():
+        if isinstance(own, jax.core.Tracer):
+            raise TypeError(
+                f"the sizes of the small network depend on kept['{name}'], which is traced: pick "
+                "and compact outside of jit. Masks (group_masks) work inside."
+            )
+    return {name: np.asarray(own) for name, own in kept.items()}
+
+
+def group_masks(structure: Structure, kept: Kept) -> Masks:
+    """Masks of the params: an entry is kept if every neuron that it belongs to is.
+
+    An ordinary tree of masks, for `fixed`, `apply_masks` and all else; leaves without a neuron of
+    any group are None. Traced `kept` work too.
+
+    Args:
+      kept: bool (size,) by group; of a group that is not named all are kept.
+
+    Raises:
+      ValueError, TypeError: if `kept` does not fit the structure.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> params = {'a': jnp.ones((1, 3)), 'b': jnp.ones((3, 2))}
+    >>> structure = jp.analyze(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((1, 1)))
+    >>> group_masks(structure, {'a': jnp.array([True, True, False])})['a']
+    Array([[ True,  True, False]], dtype=bool)
+    """
+    kept = check_kept(structure, kept)
+    traced = any(isinstance(own, jax.core.Tracer) for own in kept.values())
+    xp: Any = jnp if traced else np  # numpy compiles nothing
+    of_atoms = {structure.atoms[name]: xp.asarray(own) for name, own in kept.items()}
+
+    def mask(path: str, leaf: Any) -> Any:
+        if leaf is None or not _members(structure, path):
+            return None
+        whole = xp.ones(leaf.shape, bool)
+        for i, e in enumerate(structure.axes[path]):
+            others = tuple(j for j in range(len(leaf.shape)) if j != i)
+            whole = whole & xp.expand_dims(kept_entries(e, of_atoms, xp), others)
+        return jnp.asarray(whole)
+
+    leaves = [mask(path, leaf) for path, leaf in named_leaves(structure.shapes)]
+    return jax.tree.unflatten(jax.tree.structure(structure.shapes, is_leaf=is_none), leaves)
+
+
+def kept_neurons(structure: Structure, masks: Masks) -> dict[str, jax.Array]:
+    """The neurons of which some entry is kept, bool (size,) by group: the inverse of `group_masks`.
+
+    Of masks that prune single weights too, those neurons are not kept that are masked altogether.
+
+    Raises:
+      ValueError: if the masks do not fit the params.
+    """
+    leaves = named_leaves(like(masks, structure.shapes))
+    traced = any(isinstance(mask, jax.core.Tracer) for _, mask in leaves)
+    xp: Any = jnp if traced else np  # numpy compiles nothing
+    masks_of = {path: None if mask is None else xp.asarray(mask) for path, mask in leaves}
+    found = {}
+    for name, group in structure.groups.items():
+        some = [own.any(1) for own in slices(structure, name, masks_of).values()]
+        found[name] = jnp.asarray(xp.stack(some or [xp.ones(group.size, bool)]).any(0))
+    return found
+
+
+def _members(structure: Structure, path: str) -> bool:
+    """Whether some group is on an axis of this leaf."""
+    return any(member.path == path for group in structure.groups.values() for member in group[1])

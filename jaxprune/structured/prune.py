@@ -1,0 +1,79 @@
+"""Structured pruning over time: a mask transform that prunes whole neurons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from jaxprune.allocation import global_threshold
+from jaxprune.base import (
+    Allocation,
+    MaskState,
+    MaskTransform,
+    Params,
+    Score,
+    check_schedule,
+    check_sparsity,
+    map_scored,
+    value_at,
+)
+from jaxprune.coupling.analyze import Structure
+from jaxprune.masks import like, with_own
+from jaxprune.methods.combine import once
+from jaxprune.structured.kept import group_masks, kept_neurons
+from jaxprune.structured.pick import choose
+
+
+def prune_neurons(
+    structure: Structure,
+    score: Score,
+    allocation: Allocation = global_threshold,
+    sparsity: float | optax.Schedule = 0.5,
+    round_to: int = 1,
+) -> MaskTransform:
+    """Prunes the neurons of the lowest scores, whole. What is pruned stays pruned, at zero.
+
+        masks = group_masks(structure, pick(structure, score(params), sparsity(step), allocation))
+
+    With a number it prunes once, with a schedule at every update: as `prune` does. When it has
+    done, `compact(structure, params, kept_neurons(structure, get_masks(opt_state)))` is the small
+    network.
+
+    Args:
+      structure: of `analyze(fn, params, ...)`, for the params that the optimizer trains.
+      score: of groups, such as `per_group(structure)`.
+      allocation: how many of each group; see `pick`.
+      sparsity: the fraction of all neurons that is pruned, in [0, 1), or a function of the step.
+      round_to: see `pick`.
+
+    Raises:
+      ValueError: if the sparsity, or either end of its schedule, is outside [0, 1); (in init) if
+        these are not the params that were analysed.
+    """
+    if callable(sparsity):
+        check_schedule(sparsity)
+    else:
+        check_sparsity(sparsity)
+    if not structure.groups:
+        raise ValueError(
+            "prune_neurons: there is no group to prune; print the structure to see what freezes "
+            "them."
+        )
+
+    def init(params: Params) -> MaskState:
+        return MaskState(like(group_masks(structure, {}), params))
+
+    def update(
+        state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
+    ) -> MaskState:
+        before = kept_neurons(structure, state.masks)
+        scores = score(params, step=step, **context)
+        own = {n: jnp.where(before[n], s, -jnp.inf) for n, s in scores.items()}
+        kept = choose(own, allocation, value_at(sparsity, step, at_end), round_to)
+        masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
+        return MaskState(with_own(state.masks, map_scored(jnp.logical_and, state.masks, masks)))
+
+    gradual = MaskTransform(init, update)
+    return gradual if callable(sparsity) else once(gradual)

@@ -1,0 +1,149 @@
+"""Scores by group: what each neuron is worth, from its slices of all the leaves that it is on.
+
+A score of groups is a score like others, `(params, *, grads, step, **_) -> scores`, but of a tree
+{group: (size,)} in place of the params' own: `lamp`, `select` and allocations take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import Params, Score, Scores, map_scored
+from jaxprune.coupling.analyze import Member, Structure
+from jaxprune.rules import kernels, named_leaves, quoted
+from jaxprune.scores import check_key, magnitude
+from jaxprune.scores import random as random_like
+from jaxprune.structured.slices import slices
+
+Slices = dict[Member, jax.Array]
+
+
+def mean_of_sums(own: Slices) -> jax.Array:
+    """(size,): the sum over a neuron's entries in each member, averaged over members."""
+    return jnp.stack([x.sum(1, dtype=jnp.float32) for x in own.values()]).mean(0)
+
+
+def abs_of_sum(own: Slices) -> jax.Array:
+    """(size,): |the sum over all of a neuron's entries|."""
+    return jnp.abs(jnp.stack([x.sum(1, dtype=jnp.float32) for x in own.values()]).sum(0))
+
+
+def distances(own: Slices) -> jax.Array:
+    """(size,): the sum of the Euclidean distances from a neuron's entries to all others'.
+
+    Small is near the geometric median, which the others can stand in for.
+
+    Reference: He et al., 2019, Filter Pruning via Geometric Median for Deep Convolutional Neural
+    Networks Acceleration.
+    """
+    x = jnp.concatenate([x.astype(jnp.float32) for x in own.values()], 1)
+    x = x - x.mean(0, keepdims=True)  # nearer to zero, where squares are exact
+    norms = (x * x).sum(1)
+    squares = norms[:, None] + norms[None] - 2 * jnp.dot(x, x.T, precision="highest")
+    apart = jnp.where(jnp.eye(len(x), dtype=bool), 0.0, jnp.maximum(squares, 0.0))
+    return jnp.sqrt(apart).sum(1)
+
+
+def per_group(
+    structure: Structure,
+    score: Score = magnitude,
+    prunable: Callable[[Params], Params] = kernels,
+    of: Callable[[Slices], jax.Array] = mean_of_sums,
+) -> Score:
+    """What each neuron is worth, by group: `params -> {group: (size,)}`, float32.
+
+        I_k = of({score(w)[k-th slice] : members of the group})
+
+    The usual criteria are choices of these functions:
+
+        L1 norm            per_group(structure)
+        L2 norm, squared   per_group(structure, square)
+        Taylor             per_group(structure, saliency)
+        Taylor, signed     per_group(structure, contribution, of=abs_of_sum)
+        Fisher             per_group(structure, fisher)
+        scale of the norm  per_group(structure, prunable=matching('*/scale'))
+        geometric median   per_group(structure, weight, of=distances)
+
+    Args:
+      structure: of `analyze`.
+      score: what each weight is worth; see `jaxprune.scores`.
+      prunable: `params -> params` with None in place of leaves that say nothing of a neuron's
+        worth; by default only kernels do, inputs and outputs alike.
+      of: `{member: (size, entries)} -> (size,)`: what a neuron's slices are worth together.
+
+    Raises:
+      ValueError: (when used) if of a group no leaf is prunable.
+
+    Reference: Fang et al., 2023, DepGraph: Towards Any Structural Pruning (the mean of sums).
+    """
+
+    def scores(params: Params, *, grads: Params = None, **context: Any) -> Scores:
+        chosen = prunable(params)
+        slopes = None if grads is None else map_scored(lambda _, g: g, chosen, grads)
+        of_leaves = dict(named_leaves(score(chosen, grads=slopes, **context)))
+        found = {}
+        for name, group in structure.groups.items():
+            own = slices(structure, name, of_leaves)
+            if not own:
+                have = [(member.path, None) for member in group.members]
+                raise ValueError(
+                    f"per_group: none of {quoted(have)}, the leaves of group '{name}', is "
+                    "prunable, and so nothing says what its neurons are worth. Choose with "
+                    "prunable=matching(...), or exclude the group with analyze(..., freeze=...)."
+                )
+            found[name] = of(own)
+        return found
+
+    return scores
+
+
+def square(params: Params, **_: Any) -> Scores:
+    """w^2, like `params`: for the squared L2 norm of slices."""
+    return map_scored(jnp.square, params)
+
+
+def weight(params: Params, **_: Any) -> Scores:
+    """W itself, like `params`: for `per_group(..., of=distances)`."""
+    return params
+
+
+def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
+    """W dL/dw, like `params`, signed: for `per_group(..., of=abs_of_sum)`.
+
+    Raises:
+      ValueError: without `grads`.
+
+    Reference: Molchanov et al., 2019, Importance Estimation for Neural Network Pruning.
+    """
+    if grads is None:
+        raise ValueError("contribution needs gradients: call its score with grads=grads.")
+    return map_scored(lambda w, g: w * g, params, grads)
+
+
+def random_neurons(key: jax.Array, structure: Structure) -> Score:
+    """Uniform random scores by group, from `key` folded with the step: the baseline."""
+    check_key("random_neurons", key)
+    sizes = {name: jnp.zeros(group.size) for name, group in structure.groups.items()}
+    draw = random_like(key)
+    return lambda params, *, step=0, **_: draw(sizes, step=step)
+
+
+def normalised(score: Score, by: Callable[[jax.Array], jax.Array] = jnp.mean) -> Score:
+    """A score of a score: s / by(s) in each group, so that one threshold serves all of them.
+
+    Args:
+      score: of groups.
+      by: `(size,) -> scalar`: `jnp.mean`, `jnp.max`, `jnp.linalg.norm`, ... For the normalisation
+        of LAMP take `lamp(score)`.
+    """
+
+    def scores(params: Params, **context: Any) -> Scores:
+        return map_scored(
+            lambda s: s / jnp.maximum(by(s), jnp.finfo(s.dtype).tiny), score(params, **context)
+        )
+
+    return scores

@@ -1,0 +1,124 @@
+"""Which neurons are kept: exact counts, at least one of each group, budgets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from jaxprune.flops import count_flops
+from tests.coupling.networks import NETWORKS, built
+from tests.coupling.test_analyze import weights
+from tests.coupling.test_stated import raised
+
+PARAMS = weights(a=(4, 8), b=(8, 64), c=(64, 2))
+FN = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+STRUCTURE = jp.analyze(FN, PARAMS, jnp.ones((1, 4)))
+SCORES = {"a": jnp.arange(8.0), "b": 100 + jnp.arange(64.0)}
+
+
+def counts(kept):
+    return [int(own.sum()) for own in kept.values()]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.95])
+def test_counts_are_exact(sparsity):
+    kept = jp.pick(STRUCTURE, SCORES, sparsity)
+    assert sum(counts(kept)) == 72 - round(sparsity * 72)
+    under_jit = jax.jit(lambda s: jp.pick(STRUCTURE, SCORES, s))(sparsity)
+    jax.tree.map(np.testing.assert_array_equal, under_jit, kept)
+
+
+def test_globally_the_lowest_go_but_one_of_each_group_stays():
+    kept = jp.pick(STRUCTURE, SCORES, 0.5)
+    assert kept["a"].tolist() == [False] * 7 + [True]
+    assert kept["b"].tolist() == [False] * 29 + [True] * 35
+    nothing = jp.pick(STRUCTURE, {"a": jnp.zeros(8), "b": jnp.zeros(64)}, 0.999)
+    assert counts(nothing) == [1, 1] and nothing["a"][0]  # among equals the first
+
+
+def test_locally_each_group_loses_its_share():
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.75, jp.uniform)) == [2, 16]
+    rules = jp.per_layer({"a": 0.25}, rest=jp.uniform)
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.75, rules)) == [6, 16]
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.99, jp.uniform)) == [1, 1]
+
+
+def test_rounding():
+    # of 64, 27 pruned: 37 are left, and 32 of them kept
+    rules = jp.per_layer({"b": 27 / 64, "a": 0.0})
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.5, rules, round_to=8)) == [8, 32]
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.95, jp.uniform, round_to=8)) == [8, 8]
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.5, jp.uniform, round_to=3)) == [3, 30]
+
+
+def test_nan_scores_are_kept_and_seen():
+    scores = {**SCORES, "a": SCORES["a"].at[2].set(jnp.nan)}
+    assert jp.pick(STRUCTURE, scores, 0.5)["a"].tolist() == [False, False, True] + [False] * 5
+
+
+@pytest.mark.parametrize("what", ["weights", "flops"])
+@pytest.mark.parametrize("budget", [1.0, 0.5, 0.1])
+def test_budgets_are_met_and_no_more(what, budget):
+    variables, x = built("batch norm")
+    fn = NETWORKS["batch norm"].module.apply
+    structure = jp.analyze(fn, variables, x)
+    scores = jp.normalised(jp.per_group(structure))(variables)
+    kept = jp.pick(structure, scores, **{what: budget})
+    dense, left = (getattr(c, what) for c in (jp.cost(structure), jp.cost(structure, kept)))
+    assert left <= budget * dense
+    one_less = 1 - (sum(counts(kept)) + 1) / 12
+    if budget < 1:
+        more = jp.pick(structure, scores, one_less)
+        assert getattr(jp.cost(structure, more), what) > budget * dense
+
+
+def test_a_rounded_budget_is_filled():
+    kept = jp.pick(STRUCTURE, SCORES, flops=0.5, round_to=8)
+    assert counts(kept) == [8, 24]  # 4 a + a b + 2 b <= 0.5 * 672: with 32 it would be 352
+    kept = jp.pick(STRUCTURE, SCORES, flops=0.7, round_to=4)
+    dense, left = jp.cost(STRUCTURE).flops, jp.cost(STRUCTURE, kept).flops
+    assert left <= 0.7 * dense and all(n % 4 == 0 for n in counts(kept))
+    for name in kept:
+        more = dict(kept) | {name: jnp.arange(kept[name].size) < kept[name].sum() + 4}
+        assert more[name].all() or jp.cost(STRUCTURE, more).flops > 0.7 * dense
+
+
+def test_cost_is_what_is_counted_on_the_small_function():
+    for name in ("separable", "scan", "unet", "fused heads"):
+        variables, x = built(name)
+        fn = NETWORKS[name].module.apply
+        counted = count_flops(fn, variables, x)
+        dense = jp.cost(jp.analyze(fn, variables, x))
+        assert dense.flops == sum(counted.leaves.values()) + counted.other
+        assert dense.weights == sum(w.size for w in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        ({}, "needs one of sparsity (pruned), weights and flops (left)"),
+        ({"sparsity": 0.5, "flops": 0.5}, "got sparsity, flops."),
+        ({"sparsity": 1.0}, "sparsity is the fraction pruned"),
+        ({"flops": 1.5}, "flops is the fraction of the dense network's that may be left"),
+        ({"weights": 0.0}, "in (0, 1], not traced; got 0.0"),
+        ({"sparsity": 0.5, "round_to": 0}, "round_to is an integer of at least 1; got 0"),
+        (
+            {"flops": 0.001},
+            "flops=0.001 can't be met: with one neuron left in each of the 2",
+        ),
+        ({"weights": 0.01, "round_to": 8}, "with 8 neurons left in each of the 2 groups"),
+    ],
+)
+def test_bad_input(options, fragment):
+    assert fragment in raised(lambda: jp.pick(STRUCTURE, SCORES, **options))
+
+
+def test_bad_scores():
+    said = raised(lambda: jp.pick(STRUCTURE, {"a": jnp.ones(8)}, 0.5))
+    assert "wanted {'b': (64,)}, got {'b': None}" in said
+    assert "there is no group ['d']" in raised(
+        lambda: jp.pick(STRUCTURE, {**SCORES, "d": jnp.ones(2)}, 0.5)
+    )
+    frozen = jp.analyze(FN, PARAMS, jnp.ones((1, 4)), freeze=["*"])
+    assert "there is no group to pick from" in raised(lambda: jp.pick(frozen, {}, 0.5))

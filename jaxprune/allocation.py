@@ -25,8 +25,9 @@ from jaxprune.base import (
     is_none,
     map_scored,
 )
+from jaxprune.counting import count, n_true
 from jaxprune.rules import Rule, check_all_match, matches, named_leaves
-from jaxprune.selection import count, largest, n_true
+from jaxprune.selection import largest
 
 
 def uniform(scores: Scores, sparsity: Sparsity) -> Sparsities:

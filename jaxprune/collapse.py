@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 
 from jaxprune.base import Masks
+from jaxprune.counting import n_true
 from jaxprune.masks import _some
 from jaxprune.rules import named_leaves
-from jaxprune.selection import n_true
 
 
 def collapsed(masks: Masks) -> dict[str, jax.Array]:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Masks, Params, is_mask, map_scored
+from jaxprune.counting import n_true
 from jaxprune.drop_grow import grow
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves
 from jaxprune.scores import check_key, random
-from jaxprune.selection import n_true
 
 
 def shuffle(key: jax.Array, masks: Masks) -> Masks:

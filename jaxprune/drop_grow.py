@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Scores, map_scored
+from jaxprune.counting import n_true, portion
+from jaxprune.deferred import defer
 from jaxprune.rules import named_leaves
-from jaxprune.selection import defer, largest, n_true, portion
+from jaxprune.selection import largest
 
 Counts = Any  # int32 scalars, like masks: how many weights of each leaf
 

@@ -24,12 +24,13 @@ from jaxprune.base import (
     schedule_ends,
     value_at,
 )
+from jaxprune.counting import count, n_true
+from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, grow, portions
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import named_leaves
 from jaxprune.scores import magnitude, random
-from jaxprune.selection import count, defer, n_true
 
 Prunable = Callable[[Params], Params]
 Drop = Callable[[Masks, Params, Any], Masks]  # (masks, params, fraction) -> fewer masks

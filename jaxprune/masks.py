@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from jaxprune.base import Masks, Params, is_none, map_scored
+from jaxprune.counting import n_true
 from jaxprune.rules import name, named_leaves, quoted
-from jaxprune.selection import n_true
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:

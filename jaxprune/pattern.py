@@ -16,8 +16,9 @@ from jax import lax
 
 from jaxprune.allocation import global_threshold, per_layer
 from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_mask
+from jaxprune.counting import count
 from jaxprune.rules import name, named_leaves
-from jaxprune.selection import count, largest
+from jaxprune.selection import largest
 
 
 def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Sparsities, Sparsity, check_sparsity, is_mask
+from jaxprune.counting import count
 from jaxprune.rules import named_leaves, quoted
-from jaxprune.selection import count
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 from jaxprune.base import Masks, MaskTransform, Params, check_sparsity
+from jaxprune.counting import n_true
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves, quoted
-from jaxprune.selection import n_true
 
 # --- how much in each phase -----------------------------------------------------------------------
 

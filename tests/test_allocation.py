@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.selection import defer
+from jaxprune.deferred import defer
 
 
 def shapes_as_scores(*shapes):

@@ -13,12 +13,13 @@ from jax.tree_util import Partial
 from jaxprune.analysis.landscape import check_loss
 from jaxprune.analysis.loops import as_partial, scan
 from jaxprune.base import Masks, Params, Scores, check_sparsity, map_scored
+from jaxprune.counting import count
 from jaxprune.drop_grow import among
 from jaxprune.masks import apply_masks, with_own
 from jaxprune.pattern import _is_known, _warn_that_empty
 from jaxprune.rules import check_any, named_leaves
 from jaxprune.scores import saliency
-from jaxprune.selection import count, largest
+from jaxprune.selection import largest
 
 Loss = Callable[[Params], jax.Array]
 Prunable = Callable[[Params], Params]

@@ -12,9 +12,9 @@ from jax.tree_util import Partial
 from jaxprune.analysis.loops import as_partial
 from jaxprune.at_init.rounds import Context, Prunable, in_rounds, of_prunable, shrink, slopes
 from jaxprune.base import Masks, Params, Scores, map_scored
+from jaxprune.counting import n_true
 from jaxprune.pattern import _is_known
 from jaxprune.rules import kernels, named_leaves
-from jaxprune.selection import n_true
 
 Forward = Callable[[Params], Any]
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params, is_mask
+from jaxprune.counting import n_true
 from jaxprune.coupling import Coupling, check_coupling
 from jaxprune.flops import Flops
 from jaxprune.gates.fit import fitted
 from jaxprune.gates.neurons import check_groups
 from jaxprune.rules import named_leaves, quoted
-from jaxprune.selection import n_true
 
 
 def kept_weights(p_open: Any, params: Params, coupling: Coupling | None = None) -> jax.Array:

@@ -21,13 +21,13 @@ from jaxprune.base import (
     schedule_ends,
     value_at,
 )
+from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import kernels
 from jaxprune.scores import gradient, magnitude
-from jaxprune.selection import defer
 
 
 def granet(

@@ -20,13 +20,13 @@ from jaxprune.base import (
     map_scored,
     value_at,
 )
+from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.masks import own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import _check_callables, select, unstructured
 from jaxprune.rules import check_any, kernels
 from jaxprune.scores import lamp, random
-from jaxprune.selection import defer
 
 
 def prune(

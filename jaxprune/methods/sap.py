@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import MaskState, MaskTransform, Params, map_scored
+from jaxprune.counting import n_true, portion
+from jaxprune.deferred import defer
 from jaxprune.drop_grow import among, drop
 from jaxprune.masks import own_masks, with_own
 from jaxprune.rules import kernels, name
 from jaxprune.scores import magnitude
-from jaxprune.selection import defer, largest, n_true, portion
+from jaxprune.selection import largest
 
 _DIGITS = 1e-5  # relative: so well does float32 know a mean over many weights
 

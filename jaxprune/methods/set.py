@@ -11,11 +11,11 @@ import optax
 
 from jaxprune.allocation import erk
 from jaxprune.base import Allocation, Masks, MaskTransform, Params, map_scored
+from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, portions
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.rules import kernels
 from jaxprune.scores import check_key, magnitude, random
-from jaxprune.selection import defer
 
 
 def set(

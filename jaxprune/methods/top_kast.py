@@ -11,11 +11,11 @@ import optax
 
 from jaxprune.allocation import uniform
 from jaxprune.base import Allocation, Masks, MaskTransform, Params, check_sparsity, map_scored
+from jaxprune.counting import n_true
 from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import kernels
 from jaxprune.scores import magnitude
-from jaxprune.selection import n_true
 
 
 class TopKastState(NamedTuple):

@@ -70,6 +70,11 @@ def is_none(leaf: Any) -> bool:
     return leaf is None
 
 
+def is_known(value: Any) -> bool:
+    """Whether `value` can be read now: it is not traced by `jit`, `vmap` or `grad`."""
+    return not isinstance(value, jax.core.Tracer)
+
+
 def is_mask(leaf: Any) -> bool:
     """Whether `leaf` is an array of bool."""
     return np.dtype(getattr(leaf, "dtype", object)) == np.bool_

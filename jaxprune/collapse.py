@@ -6,7 +6,7 @@ import jax
 
 from jaxprune.base import Masks
 from jaxprune.counting import n_true
-from jaxprune.masks import _some
+from jaxprune.masks import present
 from jaxprune.rules import named_leaves
 
 
@@ -29,6 +29,6 @@ def collapsed(masks: Masks) -> dict[str, jax.Array]:
     >>> jp.collapsed({'body': jnp.array([[True, False]]), 'head': jnp.zeros((2, 1), bool)})
     {'body': Array(False, dtype=bool), 'head': Array(True, dtype=bool)}
     """
-    _some(masks)
+    present(masks)
     named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None and mask.size]
     return {path: n_true(mask != 0)[0] == 0 for path, mask in named}

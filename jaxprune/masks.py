@@ -97,7 +97,7 @@ def sparsity(masks: Masks) -> jax.Array:
     >>> float(jp.sparsity({'kernel': jnp.array([[True, False], [False, False]]), 'bias': None}))
     0.75
     """
-    leaves = _some(masks)
+    leaves = present(masks)
     size = sum(mask.size for mask in leaves)
     zeros = [n_true(mask == 0)[0] for mask in leaves]
     if size >= 2**31:  # more than int32 can count
@@ -133,7 +133,8 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
 _NO_MASKS = "there are no masks: every leaf is None."
 
 
-def _some(masks: Masks) -> list[jax.Array]:
+def present(masks: Masks) -> list[jax.Array]:
+    """The masks that are not None; ValueError if all are."""
     leaves = jax.tree.leaves(masks)
     if not leaves:
         raise ValueError(_NO_MASKS)

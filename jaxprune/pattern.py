@@ -15,7 +15,16 @@ import numpy as np
 from jax import lax
 
 from jaxprune.allocation import global_threshold, per_layer
-from jaxprune.base import Allocation, Masks, Pattern, Scores, Sparsity, check_sparsity, is_mask
+from jaxprune.base import (
+    Allocation,
+    Masks,
+    Pattern,
+    Scores,
+    Sparsity,
+    check_sparsity,
+    is_known,
+    is_mask,
+)
 from jaxprune.counting import count
 from jaxprune.rules import name, named_leaves
 from jaxprune.selection import largest
@@ -139,7 +148,7 @@ def select(
     >>> jp.select({'kernel': jnp.abs(w)}, jp.uniform, 0.5)['kernel'].astype(int)
     Array([1, 0, 1, 0, 0, 1, 1, 0], dtype=int32)
     """
-    _check_callables(allocation, pattern)
+    check_callables(allocation, pattern)
     check_sparsity(sparsity)
     if not jax.tree.leaves(scores):
         raise ValueError(
@@ -149,8 +158,8 @@ def select(
         )
     masks = _masks(scores, allocation, sparsity, pattern)
     for leaf_name, mask in named_leaves(masks):
-        if mask is not None and mask.size and _is_known(mask) and not mask.any():
-            _warn_that_empty(leaf_name, stacklevel=3)
+        if mask is not None and mask.size and is_known(mask) and not mask.any():
+            warn_that_empty(leaf_name, stacklevel=3)
     return masks
 
 
@@ -168,8 +177,8 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         kept = jax.tree.map(lambda x, own: x.size - count(own, x.size), tree, sparsities)
         masks = jax.tree.unflatten(treedef, largest(leaves, jax.tree.leaves(kept)))
         for (leaf_name, n), (_, own) in zip(named_leaves(kept), named_leaves(masks), strict=True):
-            if isinstance(n, int) and not n and own.size and not _is_known(own):
-                _warn_that_empty(
+            if isinstance(n, int) and not n and own.size and not is_known(own):
+                warn_that_empty(
                     leaf_name, stacklevel=4
                 )  # the count is known while tracing, the mask is not
         return masks
@@ -185,7 +194,8 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
     return jax.tree_util.tree_map_with_path(mask, tree, sparsities)
 
 
-def _check_callables(allocation: Any, pattern: Any) -> None:
+def check_callables(allocation: Any, pattern: Any) -> None:
+    """TypeError unless these are an allocation and a pattern, and not what makes one."""
     if not callable(allocation) or allocation is per_layer:
         raise TypeError(
             "allocation is a function (scores, sparsity) -> sparsities, such as jp.erk or "
@@ -206,11 +216,8 @@ def _check_mask(leaf_name: str, leaf: jax.Array, mask: Any) -> None:
         )
 
 
-def _is_known(array: jax.Array) -> bool:
-    return not isinstance(array, jax.core.Tracer)
-
-
-def _warn_that_empty(leaf_name: str, stacklevel: int) -> None:
+def warn_that_empty(leaf_name: str, stacklevel: int) -> None:
+    """UserWarning: a layer keeps nothing."""
     warnings.warn(
         f"'{leaf_name}' keeps none of its weights: its layer is dead. Lower the sparsity, exempt "
         "it with per_layer or prunable=..., or use lamp scores.",

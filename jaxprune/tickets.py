@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, MaskTransform, Params, check_sparsity
+from jaxprune.base import Masks, MaskTransform, Params, check_sparsity, is_known
 from jaxprune.counting import n_true
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves, quoted
@@ -44,7 +44,7 @@ def phase_rate(sparsity: Any, phases: int, start: Any = 0.0) -> Any:
     _check_phases("phase_rate", phases)
     for value in (sparsity, start):
         check_sparsity(value)
-    if _is_known(sparsity) and _is_known(start) and float(sparsity) < float(start):
+    if is_known(sparsity) and is_known(start) and float(sparsity) < float(start):
         raise ValueError(
             f"phase_rate: the sparsity {float(sparsity):g} is below {float(start):g}, where the "
             "first phase starts, and what is pruned stays pruned. Ask for more, or start from "
@@ -64,7 +64,7 @@ def sparsity_after(rate: Any, phases: int) -> Any:
     0.6723
     """
     _check_phases("sparsity_after", phases)
-    if _is_known(rate) and not 0 < float(rate) < 1:
+    if is_known(rate) and not 0 < float(rate) < 1:
         hint = f" For {float(rate):g} % write {float(rate) / 100:g}." if 1 < rate < 100 else ""
         raise ValueError(
             "the rate of a phase is the fraction that it prunes of the weights that are left, in "
@@ -240,10 +240,6 @@ def _kept(masks: Masks) -> jax.Array:
     """How many weights masks keep, float32 scalar."""
     counts = [n_true(mask)[0].astype(jnp.float32) for mask in jax.tree.leaves(masks)]
     return jnp.stack(counts).sum()
-
-
-def _is_known(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
 
 
 def _check_phases(what: str, phases: Any) -> None:

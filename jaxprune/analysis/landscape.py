@@ -258,7 +258,15 @@ def check_like(what: str, params: Params, /, **others: Params) -> None:
 
 
 def check_loss(what: str, loss: Any, params: Params, several: bool = False) -> None:
-    """ValueError unless `loss(params)` is a floating-point scalar, or (`several`) scalars."""
+    """ValueError unless `loss(params)` is a floating-point scalar, or (`several`) scalars.
+
+    TypeError if it is no function.
+    """
+    if not callable(loss):
+        raise TypeError(
+            f"{what} needs a loss, a function of params to a number, such as lambda params: "
+            f"cross_entropy(model.apply(params, x), y); got {type(loss).__name__}."
+        )
     result = jax.eval_shape(loss, params)
     leaves = jax.tree.leaves(result)
     if not several and not (isinstance(result, jax.ShapeDtypeStruct)):

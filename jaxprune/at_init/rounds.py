@@ -12,11 +12,11 @@ from jax.tree_util import Partial
 
 from jaxprune.analysis.landscape import check_loss
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, Scores, check_sparsity, map_scored
+from jaxprune.base import Masks, Params, Scores, check_sparsity, is_known, map_scored
 from jaxprune.counting import count
 from jaxprune.drop_grow import among
 from jaxprune.masks import apply_masks, with_own
-from jaxprune.pattern import _is_known, _warn_that_empty
+from jaxprune.pattern import warn_that_empty
 from jaxprune.rules import check_any, named_leaves
 from jaxprune.scores import saliency
 from jaxprune.selection import largest
@@ -62,8 +62,8 @@ def in_rounds(
     dense = map_scored(lambda w: jnp.ones_like(w, dtype=bool), own)
     masks, _ = scan(one_round, context, dense, kept, unroll)
     for path, mask in named_leaves(masks):
-        if mask is not None and mask.size and _is_known(mask) and not mask.any():
-            _warn_that_empty(path, stacklevel=4)
+        if mask is not None and mask.size and is_known(mask) and not mask.any():
+            warn_that_empty(path, stacklevel=4)
     return masks
 
 

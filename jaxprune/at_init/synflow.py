@@ -11,9 +11,8 @@ from jax.tree_util import Partial
 
 from jaxprune.analysis.loops import as_partial
 from jaxprune.at_init.rounds import Context, Prunable, in_rounds, of_prunable, shrink, slopes
-from jaxprune.base import Masks, Params, Scores, map_scored
+from jaxprune.base import Masks, Params, Scores, is_known, map_scored
 from jaxprune.counting import n_true
-from jaxprune.pattern import _is_known
 from jaxprune.rules import kernels, named_leaves
 
 Forward = Callable[[Params], Any]
@@ -67,7 +66,7 @@ def synflow(
     """
     context = _of_magnitudes(forward, params, prunable)
     for path, share in named_leaves(_shares(context)):
-        if share is None or not _is_known(share):
+        if share is None or not is_known(share):
             continue
         if n_true(share >= 0)[0] < share.size:  # XLA's min on CPU passes over nans
             raise ValueError(

@@ -32,7 +32,7 @@ def every(
     Raises:
       ValueError, TypeError: if these do not hold, or `transform` is no mask transform.
     """
-    _check_transform("every", transform)
+    check_transform("every", transform)
     _check_step("every(n, ...)", "n", n, least=1)
     _check_step("every", "start", start, least=0)
     if stop is not None:
@@ -65,16 +65,16 @@ class OnceState(NamedTuple):
 
 def once(transform: MaskTransform) -> MaskTransform:
     """`transform` the first time that it is asked to update; after that its masks are frozen."""
-    _check_transform("once", transform)
+    check_transform("once", transform)
 
     def init(params: Params) -> OnceState:
         state = transform.init(params)
-        return OnceState(state.masks, jnp.zeros((), bool), _without_masks(state))
+        return OnceState(state.masks, jnp.zeros((), bool), without_masks(state))
 
     def update(state: OnceState, params: Params, **context: Any) -> OnceState:
         def first() -> OnceState:
-            new = transform.update(_with_masks(state.rest, state.masks), params, **context)
-            return OnceState(new.masks, jnp.ones((), bool), _without_masks(new))
+            new = transform.update(with_masks(state.rest, state.masks), params, **context)
+            return OnceState(new.masks, jnp.ones((), bool), without_masks(new))
 
         return _where_due(~state.done, first, state)
 
@@ -134,7 +134,7 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
     if not transforms:
         raise ValueError("chain needs at least one mask transform.")
     for transform in transforms:
-        _check_transform("chain", transform)
+        check_transform("chain", transform)
 
     def init(params: Params) -> ChainState:
         states = [transform.init(params) for transform in transforms]
@@ -147,14 +147,14 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
                 state.masks,
                 is_leaf=lambda leaf: leaf is None,
             )
-        return ChainState(masks, tuple(_without_masks(state) for state in states))
+        return ChainState(masks, tuple(without_masks(state) for state in states))
 
     def update(state: ChainState, params: Params, **context: Any) -> ChainState:
         masks, rests = state.masks, []
         for transform, rest in zip(transforms, state.rests, strict=True):
-            new = transform.update(_with_masks(rest, masks), params, **context)
+            new = transform.update(with_masks(rest, masks), params, **context)
             masks = new.masks
-            rests.append(_without_masks(new))
+            rests.append(without_masks(new))
         return ChainState(masks, tuple(rests))
 
     return MaskTransform(init, update)
@@ -187,15 +187,15 @@ def _where_due(due: jax.Array, update: Callable[[], Any], state: Any) -> Any:
     return lax.cond(_in_any_lane(due), updated, lambda: state)
 
 
-def _without_masks(state: Any) -> Any:
+def without_masks(state: Any) -> Any:
     return state._replace(masks=None)
 
 
-def _with_masks(state: Any, masks: Masks) -> Any:
+def with_masks(state: Any, masks: Masks) -> Any:
     return state._replace(masks=masks)
 
 
-def _check_transform(what: str, transform: Any) -> None:
+def check_transform(what: str, transform: Any) -> None:
     if not isinstance(transform, MaskTransform):
         raise TypeError(
             f"{what} needs a mask transform, such as jp.prune(...); got "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.base import Masks, MaskTransform, Params
-from jaxprune.methods.combine import _check_transform, _with_masks, _without_masks
+from jaxprune.methods.combine import check_transform, with_masks, without_masks
 
 
 class ItopState(NamedTuple):
@@ -34,16 +34,16 @@ def itop(transform: MaskTransform) -> MaskTransform:
     Reference: Liu et al., 2021, Do We Actually Need Dense Over-Parameterization? In-Time
     Over-Parameterization in Sparse Training.
     """
-    _check_transform("itop", transform)
+    check_transform("itop", transform)
 
     def init(params: Params) -> ItopState:
         state = transform.init(params)
-        return ItopState(state.masks, jax.tree.map(jnp.copy, state.masks), _without_masks(state))
+        return ItopState(state.masks, jax.tree.map(jnp.copy, state.masks), without_masks(state))
 
     def update(state: ItopState, params: Params, **context: Any) -> ItopState:
-        new = transform.update(_with_masks(state.rest, state.masks), params, **context)
+        new = transform.update(with_masks(state.rest, state.masks), params, **context)
         ever = jax.tree.map(jnp.logical_or, state.ever_active, new.masks)
-        return ItopState(new.masks, ever, _without_masks(new))
+        return ItopState(new.masks, ever, without_masks(new))
 
     return MaskTransform(init, update)
 

@@ -24,7 +24,7 @@ from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.masks import own_masks, with_own
 from jaxprune.methods.combine import once
-from jaxprune.pattern import _check_callables, select, unstructured
+from jaxprune.pattern import check_callables, select, unstructured
 from jaxprune.rules import check_any, kernels
 from jaxprune.scores import lamp, random
 
@@ -62,7 +62,7 @@ def prune(
     for model compression.
     """
     _check_functions(score, prunable)
-    _check_callables(allocation, pattern)
+    check_callables(allocation, pattern)
     if callable(sparsity):
         check_schedule(sparsity)
     else:

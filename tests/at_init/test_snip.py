@@ -52,6 +52,8 @@ def test_the_first_step_of_prune_does_the_same():
 def test_a_loss_is_one_number():
     with pytest.raises(ValueError, match=r"snip needs a loss that returns one number; got shape"):
         jp.snip(toy.ones, toy.W)
+    with pytest.raises(TypeError, match=r"snip needs a loss, a function of params.*got dict"):
+        jp.snip(toy.W, toy.W)
 
 
 def test_nothing_prunable():

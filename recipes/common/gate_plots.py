@@ -43,6 +43,9 @@ def budgets(
         for axes in (left, right):
             axes.set_xlim(0, last)
             axes.xaxis.set_major_locator(steps_locator(5))
+        left.plot([], [], color="#b0b0b0", linewidth=3.5, label="target")
+        left.plot([], [], "-", color="#333333", label="expected")
+        left.plot([], [], ":", color="#333333", linewidth=1.2, label="at a threshold")
         figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
         return png(figure)
 

@@ -1,5 +1,6 @@
 """Eight CPU devices, no silent broadcasting, and the small params that the tests share."""
 
+import gc
 import os
 
 # Tests compile far more than they compute: machine code need not be fast. XLA's older emitters
@@ -18,6 +19,17 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees what a file compiled: a process has room for some thousands of programs only.
+
+    Linux maps at most 65,530 pieces of memory (vm.max_map_count); past that XLA crashes.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

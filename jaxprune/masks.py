@@ -50,6 +50,11 @@ def like(masks: Masks, params: Params) -> Masks:
     return jax.tree.unflatten(treedef, [mask for _, mask in aligned])
 
 
+def all_kept(params: Params) -> Masks:
+    """Masks like `params` that keep every weight; None where they are None. Shapes are enough."""
+    return map_scored(lambda w: jnp.ones_like(w, dtype=bool), params)
+
+
 def own_masks(masks: Masks, params: Params, prunable: Callable[[Params], Params]) -> Masks:
     """`masks` of what is prunable, else None: in a chain, other transforms prune other leaves."""
     return map_scored(lambda _, m: m, prunable(params), like(masks, params))

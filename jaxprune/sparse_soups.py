@@ -21,7 +21,7 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.drop_grow import among
-from jaxprune.masks import apply_masks, like
+from jaxprune.masks import all_kept, apply_masks, like
 from jaxprune.masks import sparsity as sparsity_of
 from jaxprune.pattern import select, unstructured
 from jaxprune.rules import kernels
@@ -118,7 +118,7 @@ def soup_phase(
     Averaging.
     """
     check_sparsity(sparsity)
-    masks = _all_kept(prunable(params)) if masks is None else like(masks, params)
+    masks = all_kept(prunable(params)) if masks is None else like(masks, params)
     _check_denser(masks, sparsity)
     own = map_scored(lambda _, w: w, masks, params)
     kept = select(among(masks, score(own)), allocation, sparsity, pattern)
@@ -159,17 +159,13 @@ def sparse_model_soups(
             f"sparse_model_soups: variations are (phases, children, ...), and there are "
             f"{len(sparsities)} sparsities; got {phases} phases of variations."
         )
-    masks = _all_kept(how.get("prunable", kernels)(params))
+    masks = all_kept(how.get("prunable", kernels)(params))
 
     def phase(carry: tuple, own: tuple) -> tuple:
         done = soup_phase(train, carry[0], own[0], own[1], masks=carry[1], **how)
         return (done.params, done.masks), done
 
     return lax.scan(phase, (params, masks), (sparsities, variations))[1]
-
-
-def _all_kept(chosen: Params) -> Masks:
-    return map_scored(lambda w: jnp.ones_like(w, dtype=bool), chosen)
 
 
 def _check_denser(masks: Masks, sparsity: Any) -> None:

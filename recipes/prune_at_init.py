@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.masks import all_kept
 from recipes.common import at_init, balanced, cli, models, plots, remaining, settings, study
 from recipes.common.data import Dataset, Split
 from recipes.common.training import Arm, Weights
@@ -168,7 +169,7 @@ _collapsed = jax.jit(jax.vmap(jp.collapsed))
 
 
 def _all_kept(params: Any) -> Any:
-    return jax.tree.map(lambda w: jnp.ones_like(w, dtype=bool), jp.kernels(params))
+    return all_kept(jp.kernels(params))
 
 
 # --- what came of it -----------------------------------------------------------------------------

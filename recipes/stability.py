@@ -37,7 +37,7 @@ from recipes.common import (
 from recipes.common.errors import RecipeError
 from recipes.common.forking import ARMS, Forking
 from recipes.common.heatmaps import Forks
-from recipes.common.interrupt import Stopped, deferred_signals
+from recipes.common.interrupt import deferred_signals, stop_if
 from recipes.common.measures import PathSettings
 from recipes.common.progress import progress
 from recipes.common.training import TrainState
@@ -152,7 +152,7 @@ def grow(config: Config, f: Forking, forks: list[int], steps: int, signalled: Si
 
         def between(step: int) -> None:
             show(step, f"{config.seeds} networks")
-            _stop(signalled(), "stopped before the first fork; nothing was saved")
+            stop_if(signalled(), "stopped before the first fork; nothing was saved")
 
         for fork in forks:
             state = forking.advance(f, state, f.keys, now, fork, between)
@@ -197,7 +197,7 @@ def fork_all(
 
             def between(step: int, fork: int = fork, show: Any = show) -> None:
                 show(step - fork, f"{len(ARMS) * config.seeds * config.children} networks")
-                _stop(signalled(), stopped.format(len(records)))
+                stop_if(signalled(), stopped.format(len(records)))
 
             children, keys = forking.fork(f, state, trunks.masks, config.children)
             children = forking.advance(f, children, keys, fork, steps, between)
@@ -208,13 +208,9 @@ def fork_all(
         record |= {arm: forking.heights(values, i, config.children) for i, arm in enumerate(ARMS)}
         records.append(record)
         run.append(metrics, record)
-        _stop(signalled() if len(records) < len(trunks.at) else None, stopped.format(len(records)))
+        if len(records) < len(trunks.at):
+            stop_if(signalled(), stopped.format(len(records)))
     return sorted(records, key=lambda record: record["step"])
-
-
-def _stop(signum: int | None, message: str) -> None:
-    if signum:
-        raise Stopped(signum, message)
 
 
 def summarise(

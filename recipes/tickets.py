@@ -23,10 +23,10 @@ from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
+from jaxprune.masks import all_kept
 from recipes.common import (
     checkpoint,
     cli,
@@ -226,7 +226,7 @@ def transforms(config: Config, module: nn.Module, image: Any) -> dict[str, jp.Ma
     exempt = last_layer(config) == "exempt"
     prunable = jp.matching(exclude=last) if exempt else jp.kernels
     params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    everything = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(params))
+    everything = all_kept(jp.kernels(params))
 
     def of_all(transform: jp.MaskTransform) -> jp.MaskTransform:
         return jp.chain(jp.fixed(everything), transform)  # what is exempt has masks too

@@ -17,7 +17,7 @@ from flax import nnx
 from flax.core import freeze
 
 import jaxprune as jp
-from jaxprune.masks import like
+from jaxprune.masks import all_kept, like
 from jaxprune.rules import named_leaves
 
 KERNEL = jnp.arange(1.0, 9).reshape(2, 4)
@@ -465,3 +465,11 @@ def test_overlap_of_masks_with_other_holes_names_the_leaf(first, second):
 def test_overlap_of_no_masks():
     with pytest.raises(ValueError, match="there are no masks"):
         jp.overlap({"a": None}, {"a": None})
+
+
+def test_masks_that_keep_all_need_shapes_only(params):
+    masks = all_kept(jp.kernels(params))
+    shapes = all_kept(jax.eval_shape(lambda: jp.kernels(params)))
+    jax.tree.map(np.testing.assert_array_equal, masks, shapes)
+    assert masks["Dense_0"]["bias"] is None
+    assert masks["Dense_0"]["kernel"].dtype == bool and masks["Dense_0"]["kernel"].all()

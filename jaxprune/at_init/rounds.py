@@ -12,10 +12,10 @@ from jax.tree_util import Partial
 
 from jaxprune.analysis.landscape import check_loss
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, Scores, check_sparsity, is_known, map_scored
+from jaxprune.base import Masks, Params, Scores, check_sparsity, is_known
 from jaxprune.counting import count
 from jaxprune.drop_grow import among
-from jaxprune.masks import apply_masks, with_own
+from jaxprune.masks import all_kept, apply_masks, with_own
 from jaxprune.pattern import warn_that_empty
 from jaxprune.rules import check_any, named_leaves
 from jaxprune.scores import saliency
@@ -59,8 +59,7 @@ def in_rounds(
     check_sparsity(sparsity)
     _, own = context
     kept = schedule(sparsity, rounds, sum(w.size for w in jax.tree.leaves(own)))
-    dense = map_scored(lambda w: jnp.ones_like(w, dtype=bool), own)
-    masks, _ = scan(one_round, context, dense, kept, unroll)
+    masks, _ = scan(one_round, context, all_kept(own), kept, unroll)
     for path, mask in named_leaves(masks):
         if mask is not None and mask.size and is_known(mask) and not mask.any():
             warn_that_empty(path, stacklevel=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import global_threshold
@@ -17,10 +16,9 @@ from jaxprune.base import (
     Pattern,
     check_schedule,
     check_sparsity,
-    map_scored,
     value_at,
 )
-from jaxprune.masks import with_own
+from jaxprune.masks import all_kept, with_own
 from jaxprune.pattern import select, unstructured
 from jaxprune.rules import kernels
 from jaxprune.scores import magnitude
@@ -70,7 +68,7 @@ def dpf(
         check_sparsity(sparsity)
 
     def init(params: Params) -> DpfState:
-        return DpfState(map_scored(lambda w: jnp.ones_like(w, dtype=bool), prunable(params)))
+        return DpfState(all_kept(prunable(params)))
 
     def update(
         state: DpfState, params: Params, *, step: Any, at_end: Any = False, **context: Any

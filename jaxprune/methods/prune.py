@@ -22,7 +22,7 @@ from jaxprune.base import (
 )
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
-from jaxprune.masks import own_masks, with_own
+from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
 from jaxprune.rules import check_any, kernels
@@ -71,7 +71,7 @@ def prune(
     def init(params: Params) -> MaskState:
         chosen = prunable(params)
         check_any(chosen, params)
-        return MaskState(map_scored(lambda w: jnp.ones_like(w, dtype=bool), chosen))
+        return MaskState(all_kept(chosen))
 
     def update(
         state: MaskState,

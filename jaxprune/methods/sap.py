@@ -12,7 +12,7 @@ from jaxprune.base import MaskState, MaskTransform, Params, map_scored
 from jaxprune.counting import n_true, portion
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among, drop
-from jaxprune.masks import own_masks, with_own
+from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.rules import kernels, name
 from jaxprune.scores import magnitude
 from jaxprune.selection import largest
@@ -93,7 +93,7 @@ def sap(
         raise ValueError("sap decides by slices along an axis, or for all together; not both.")
 
     def init(params: Params) -> MaskState:
-        return MaskState(map_scored(lambda w: jnp.ones_like(w, dtype=bool), prunable(params)))
+        return MaskState(all_kept(prunable(params)))
 
     def count(index: jax.Array, d: jax.Array) -> jax.Array:
         """c, int32, in integers from m on."""

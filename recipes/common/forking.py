@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.masks import all_kept
 from recipes.common import measures, training
 from recipes.common.data import Split
 from recipes.common.training import Arm, TrainState, Weights
@@ -47,7 +48,7 @@ def forking(
     """A `Forking` with any optax optimizer."""
     image = jnp.asarray(train.images[:1])
     params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    everything = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(params))
+    everything = all_kept(jp.kernels(params))
     tx = jp.sparsify(optimizer, jp.fixed(everything))
     arm = Arm(module, lambda key: tx, Weights.SPARSE)
     chunk = training.make_chunk(arm)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.masks import all_kept
 from jaxprune.rules import named_leaves
 from recipes.common.training import Arm, Learned, Weights, classification
 
@@ -128,7 +129,7 @@ def from_gates(level: Level, plan: Plan) -> jp.MaskTransform:
     """Masks of weights from the logits among the params: all that the budget pays for."""
 
     def init(params: Any) -> jp.MaskState:
-        ones = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(network_of(params)))
+        ones = all_kept(jp.kernels(network_of(params)))
         return jp.MaskState(_beside(ones, params))
 
     def update(state: jp.MaskState, params: Any, **_: Any) -> jp.MaskState:

@@ -17,6 +17,12 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def stop_if(signum: int | None, message: str) -> None:
+    """Raises `Stopped` if there was a signal."""
+    if signum:
+        raise Stopped(signum, message)
+
+
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], int | None]]:
     """Within it SIGINT and SIGTERM only leave a note; yields a function that returns the signal.

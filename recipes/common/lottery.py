@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.masks import all_kept
 from recipes.common import phases, training
 from recipes.common.phases import At, Lane, Phases
 
@@ -95,7 +96,7 @@ def first(s: Study) -> Network:
 
 def _initial(module: nn.Module, keys: jax.Array, image: Any) -> Network:
     variables = training.init_variables(module, keys, jnp.asarray(image))
-    masks = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(variables["params"]))
+    masks = all_kept(jp.kernels(variables["params"]))
     return Network(variables["params"], variables.get("batch_stats", {}), masks)
 
 

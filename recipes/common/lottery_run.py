@@ -12,7 +12,7 @@ import jax
 
 from recipes.common import checkpoint, lottery, results, run
 from recipes.common.errors import RecipeError
-from recipes.common.interrupt import Stopped
+from recipes.common.interrupt import stop_if
 from recipes.common.lottery import METHODS, Accuracy, End, Network, Stored, Study
 from recipes.common.phases import At
 from recipes.common.progress import progress
@@ -47,7 +47,7 @@ def go_through(
     ends: dict[str, End] = {}
     for index in range(phase, phases):
         after = f"stopped after {index} of {phases} phases; go on with: {folder.resume_command}"
-        _stop(signalled(), after)
+        stop_if(signalled(), after)
         starts = lottery.begin(study, networks, stored, index)
         with progress(f"phase {index + 1} of {phases}", study.length) as show:
             at = _between(show, len(starts) * seeds, signalled, after)
@@ -127,11 +127,6 @@ def _between(show: Any, networks: int, signalled: Signalled, stopped: str) -> At
 
     def at(step: int) -> None:
         show(step, f"{networks} networks")
-        _stop(signalled(), stopped)
+        stop_if(signalled(), stopped)
 
     return at
-
-
-def _stop(signum: int | None, message: str) -> None:
-    if signum:
-        raise Stopped(signum, message)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
+from jaxprune.masks import all_kept
 from recipes.common import training
 from recipes.common.data import Split
 from recipes.common.training import Arm, TrainState, Weights
@@ -50,7 +51,7 @@ def phases(
     """The program of all phases; `optimizer` makes one of a schedule (`settings.OPTIMIZERS`)."""
     image = jnp.asarray(train.images[:1])
     params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    everything = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(params))
+    everything = all_kept(jp.kernels(params))
 
     def of_lane(lane: Lane) -> optax.GradientTransformation:
         decayed = optax.chain(

@@ -14,7 +14,7 @@ import numpy as np
 
 import jaxprune as jp
 from recipes.common import checkpoint, measures, phases, results, run, settings, soups
-from recipes.common.interrupt import Stopped
+from recipes.common.interrupt import stop_if
 from recipes.common.progress import progress
 from recipes.common.soup_study import SoupSettings, Study
 from recipes.common.soups import Networks, Variables
@@ -67,11 +67,10 @@ Stop = Callable[[int | None], None]  # raises `Stopped` after a signal; the last
 
 def _stopper(signalled: Signalled, command: str) -> Stop:
     def stop(phase: int | None) -> None:
-        signum = signalled()
-        if signum and phase is None:
-            raise Stopped(signum, "stopped before the first phase; nothing was saved")
-        if signum:
-            raise Stopped(signum, f"stopped after phase {phase}; go on with: {command}")
+        where = f"stopped after phase {phase}; go on with: {command}"
+        if phase is None:
+            where = "stopped before the first phase; nothing was saved"
+        stop_if(signalled(), where)
 
     return stop
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
+from jaxprune.masks import all_kept
 from recipes.common import phases, training
 from recipes.common.phases import At, Lane, Phases
 
@@ -45,7 +46,7 @@ class Retraining(NamedTuple):
 def initial(module: nn.Module, keys: jax.Array, image: np.ndarray) -> Networks:
     """Untrained networks (seeds,) with the weights of all recipes, under masks that keep all."""
     made = training.init_variables(module, keys, jnp.asarray(image))
-    masks = jax.tree.map(lambda w: jnp.ones(w.shape, bool), jp.kernels(made["params"]))
+    masks = all_kept(jp.kernels(made["params"]))
     return Networks({"params": made["params"], "batch_stats": made.get("batch_stats", {})}, masks)
 
 

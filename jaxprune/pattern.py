@@ -28,6 +28,7 @@ from jaxprune.base import (
 from jaxprune.counting import count
 from jaxprune.rules import name, named_leaves
 from jaxprune.selection import largest
+from jaxprune.sharding import automatic
 
 
 def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
@@ -185,7 +186,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
 
     def mask(path: tuple, leaf: jax.Array, own: Sparsity) -> jax.Array:
         try:
-            kept = pattern(leaf, own)
+            kept = automatic(pattern, leaf)(leaf, own)
         except ValueError as error:
             raise ValueError(f"'{name(path)}': {error}") from error
         _check_mask(name(path), leaf, kept)

@@ -25,7 +25,7 @@ from jaxprune.base import (
     is_known,
     is_mask,
 )
-from jaxprune.counting import count
+from jaxprune.counting import count, left
 from jaxprune.rules import name, named_leaves
 from jaxprune.selection import largest
 from jaxprune.sharding import automatic
@@ -169,7 +169,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
     if pattern is unstructured and allocation is global_threshold:
         # one search finds both how much of each leaf and which entries
         total = sum(x.size for x in leaves)
-        masks = largest(leaves, total - count(sparsity, total), together=True)
+        masks = largest(leaves, left(sparsity, total), together=True)
         return jax.tree.unflatten(treedef, masks)
     tree = jax.tree.map(jnp.asarray, scores)  # no one else needs to know of Deferred leaves
     sparsities = allocation(tree, sparsity)

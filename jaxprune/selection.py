@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 
 from jaxprune import wide
 from jaxprune.counting import MOST, n_true
@@ -45,9 +46,10 @@ class _Search(NamedTuple):
     Attributes:
       passes: how many were made, int32 scalar.
       low: the largest key, of those tried, with enough entries at or above it.
-      n_low, n_high: how many these are, and how many are at or above the next key that was tried.
-      kept: how many the leaf is to keep. Where leaves are ranked together, as many as it would with
-        ties at `low`: once `low` is one value, that is final.
+      n_low: how many these are, int32.
+      n_high: how many are at or above the next key that was tried; None unless ranked together.
+      kept: how many the leaf is to keep, int32. Where leaves are ranked together, as many as it
+        would with ties at `low`: once `low` is one value, that is final.
       tied: once `low` is one value and `n_low` too many, that value: then as many of those that
         equal it are sought as are wanted, from the front, by their places. Else nan.
     """
@@ -55,7 +57,7 @@ class _Search(NamedTuple):
     passes: jax.Array
     low: jax.Array
     n_low: jax.Array
-    n_high: jax.Array
+    n_high: jax.Array | None
     kept: jax.Array
     tied: jax.Array
 
@@ -103,8 +105,6 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
 
     def shares(n_low: jax.Array, n_high: jax.Array) -> jax.Array:
         """How many each leaf keeps: all above `low`, and of those that tie the earlier leaves'."""
-        if not together:
-            return k
         equal = n_low - n_high
         wanted = wide.minus(k, wide.plus(wide.total(n_high), wide.total_before(equal)))
         return n_high + wide.clipped(wanted, equal)
@@ -121,36 +121,33 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         n = at_least(keys, state.tied)
         is_open = state.n_low != state.kept  # what is found rests: its keys could overflow
         enough = (n >= state.kept[:, None]) & is_open[:, None]
+        n_high = None
         if together:  # until there are but ties, what counts is the sum
             enough = jnp.where(to_ties, enough, wide.at_least(wide.total(n), k)[None])
+            n_high = jnp.where(enough, state.n_high[:, None], n).max(1)
         low = state.low + (enough.sum(1, dtype=jnp.uint32) << shift)
         n_low = jnp.where(enough, n, state.n_low[:, None]).min(1)
-        n_high = jnp.where(enough, state.n_high[:, None], n).max(1)
-        kept = jnp.where(to_ties, state.kept, shares(n_low, n_high))
+        kept = jnp.where(to_ties, state.kept, shares(n_low, n_high)) if together else k
         ends = (state.passes == _VALUE_PASSES - 1) & (n_low != kept)
-        none = ends & (kept == n_high)  # of the ties: the earlier leaves have enough
-        to_places = ends & ~none
-        return _Search(
-            passes=state.passes + 1,
-            low=jnp.where(to_places, _FIRST_NORMAL, low + none),
-            n_low=jnp.where(none, n_high, n_low),
-            n_high=n_high,
-            kept=kept,
-            tied=jnp.where(to_places, _value(low), state.tied),
-        )
+        if together:  # a leaf that keeps none of its ties has no place to look for
+            none = ends & (kept == n_high)
+            low, n_low, ends = low + none, jnp.where(none, n_high, n_low), ends & ~none
+        tied = jnp.where(ends, _value(low), state.tied)
+        low = jnp.where(ends, _FIRST_NORMAL, low)
+        return _Search(state.passes + 1, low, n_low, n_high, kept, tied)
 
     zero = _zero(leaves, k)
     none_wanted = ~wide.at_least(k, wide.wide(1)) if together else k < 1
     if not together:
-        k = jnp.clip(k, 1, sizes)
-    n_low, n_high = sizes + zero, jnp.zeros_like(sizes) + zero
+        k = jnp.clip(k, 1, sizes) + zero
+    zeros = jnp.zeros_like(sizes) + zero
     start = _Search(
         passes=jnp.int32(0),
-        low=n_high.astype(jnp.uint32),
-        n_low=n_low,
-        n_high=n_high,
-        kept=shares(n_low, n_high),
-        tied=n_high + jnp.float32(jnp.nan),
+        low=zeros.astype(jnp.uint32),
+        n_low=sizes + zero,
+        n_high=zeros if together else None,
+        kept=shares(sizes + zero, zeros) if together else k,
+        tied=zeros + jnp.float32(jnp.nan),
     )
     found = lax.while_loop(
         lambda state: (state.n_low != state.kept).any() & (state.passes < 2 * _VALUE_PASSES),
@@ -167,6 +164,8 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
 
 def _zero(leaves: Sequence[Any], k: Any) -> jax.Array:
     """0, int32, that varies over the axes of a `shard_map` over which these do, as a loop needs."""
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return jnp.int32(0)
     arrays = jax.tree.leaves([x.operands if isinstance(x, Deferred) else x for x in leaves])
     none = [jnp.atleast_1d(x)[:0].astype(jnp.int32).sum() for x in (*arrays, *jax.tree.leaves(k))]
     return jnp.stack(none).sum(dtype=jnp.int32)
@@ -186,8 +185,8 @@ def largest(leaves: Sequence[Any], k: Any, together: bool = False) -> list[jax.A
       together: whether all leaves are ranked as one.
 
     Raises:
-      ValueError: if a leaf has more than `counting.MOST` entries, or all together have 2**31 and `k`
-        can't count them.
+      ValueError: if a leaf has more than `counting.MOST` entries, or all together have 2**31 and
+        `k` can't count them.
     """
     filled = [x for x in leaves if x.size]
     if not filled:

@@ -251,7 +251,7 @@ def test_more_than_int32_can_count_is_refused():
     assert "got 2,147,483,648" in str(error.value)
     assert "layer-wise allocation such as erk or uniform" in str(error.value)
     for sparsity in (0.5, jnp.float32(0.5)):
-        with pytest.raises(ValueError, match="got a leaf of 2,147,483,648. Split it"):
+        with pytest.raises(ValueError, match="got a leaf of 2,147,483,648"):
             jax.eval_shape(
                 lambda x, s=sparsity: jp.unstructured(x, s),
                 jax.ShapeDtypeStruct((2, 2**15, 2**15), jnp.float32),

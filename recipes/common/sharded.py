@@ -17,7 +17,8 @@ from recipes.common.layout import by_name
 def manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     """That of a run: whole checkpoints only, the last `keep`; written while training goes on."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    handler = ocp.StandardCheckpointHandler()  # by which metadata are read before arrays are
+    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:

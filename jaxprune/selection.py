@@ -57,7 +57,7 @@ class _Search(NamedTuple):
     passes: jax.Array
     low: jax.Array
     n_low: jax.Array
-    n_high: jax.Array | None
+    n_high: Any
     kept: jax.Array
     tied: jax.Array
 
@@ -121,7 +121,7 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         n = at_least(keys, state.tied)
         is_open = state.n_low != state.kept  # what is found rests: its keys could overflow
         enough = (n >= state.kept[:, None]) & is_open[:, None]
-        n_high = None
+        n_high: Any = None
         if together:  # until there are but ties, what counts is the sum
             enough = jnp.where(to_ties, enough, wide.at_least(wide.total(n), k)[None])
             n_high = jnp.where(enough, state.n_high[:, None], n).max(1)
@@ -140,13 +140,13 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
     none_wanted = ~wide.at_least(k, wide.wide(1)) if together else k < 1
     if not together:
         k = jnp.clip(k, 1, sizes) + zero
-    zeros = jnp.zeros_like(sizes) + zero
+    zeros, most = jnp.zeros_like(sizes) + zero, jnp.asarray(sizes) + zero
     start = _Search(
         passes=jnp.int32(0),
         low=zeros.astype(jnp.uint32),
-        n_low=sizes + zero,
+        n_low=most,
         n_high=zeros if together else None,
-        kept=shares(sizes + zero, zeros) if together else k,
+        kept=shares(most, zeros) if together else k,
         tied=zeros + jnp.float32(jnp.nan),
     )
     found = lax.while_loop(

@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -138,9 +139,11 @@ def train(config: Config) -> dict[str, Any]:
     like, init, step = program(config, mesh)
     _begin(config)
     checkpoints = sharded.manager(config.out / run.CHECKPOINT, config.keep)
-    with closing(checkpoints), jax.set_mesh(mesh), deferred_signals() as received:
+    with closing(checkpoints), jax.set_mesh(mesh), _signals() as received:
         if config.resume:
             first, state = sharded.restore(checkpoints, like)
+            if first >= config.steps:
+                raise RecipeError(f"the run in --out '{config.out}' has made all its steps")
             _forget_after(config, first)
         else:
             first, state = 0, init(jax.random.key(config.seed))
@@ -156,6 +159,8 @@ def train(config: Config) -> dict[str, Any]:
                 sharded.save(checkpoints, done, state)
             if stops:
                 checkpoints.wait_until_finished()
+                if not processes.is_first():
+                    sys.exit(128 + signal.SIGTERM)
                 raise Stopped(signal.SIGTERM, f"stopped after step {done}; go on with --resume")
         checkpoints.wait_until_finished()
         return _finish(config, mesh, state, loss)
@@ -270,11 +275,16 @@ def _log(config: Config, step: int, loss: jax.Array, state: State) -> None:
         print(f"{step}/{config.steps}  loss {record['loss']:.4f}", file=sys.stderr, flush=True)
 
 
-def _stops(received: Any, checkpoints: Any, step: int) -> bool:
+def _signals() -> AbstractContextManager[Callable[[], int | None] | None]:
+    """Of one process, notes of signals. Of several, SIGTERM is heard by JAX's own handler."""
+    return deferred_signals() if jax.process_count() == 1 else nullcontext()
+
+
+def _stops(
+    received: Callable[[], int | None] | None, checkpoints: ocp.CheckpointManager, step: int
+) -> bool:
     """Whether all processes stop after this step: a signal to any one of them is enough."""
-    if jax.process_count() == 1:
-        return received() is not None
-    return checkpoints.reached_preemption(step)
+    return checkpoints.reached_preemption(step) if received is None else received() is not None
 
 
 def _finish(config: Config, mesh: Mesh, state: State, loss: jax.Array) -> dict[str, Any]:

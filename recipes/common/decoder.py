@@ -104,14 +104,14 @@ def _layer(sizes: Sizes, x: jax.Array, own: Any) -> jax.Array:
 def _rms(x: jax.Array, scale: jax.Array) -> jax.Array:
     wide = x.astype(jnp.float32)
     unit = wide * lax.rsqrt((wide * wide).mean(-1, keepdims=True) + 1e-6)
-    return unit.astype(x.dtype) * scale
+    return unit.astype(x.dtype) * scale[None, None]
 
 
 def _rotated(x: jax.Array) -> jax.Array:
     """Rotary positions (Su et al., 2021) of (batch, length, heads, features)."""
     _, length, _, features = x.shape
     rates = 10_000.0 ** (-jnp.arange(0, features, 2, dtype=jnp.float32) / features)
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None, None] * rates
+    angle = jnp.arange(length, dtype=jnp.float32)[None, :, None, None] * rates[None, None, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     turned = (a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle))
     return jnp.concatenate(turned, -1).astype(x.dtype)

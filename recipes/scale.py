@@ -61,6 +61,8 @@ class Config:
     """The folder to write to."""
     overwrite: bool = False
     """Replace the run in --out."""
+    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
+    """Read all of these from a config.yaml; flags given beside it win."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,12 +94,27 @@ def scale(config: Config) -> dict[str, Any]:
         "environment": results.environment(),
     }
     run.write_json(config.out / run.SUMMARY, summary)
-    tables = writeup.to_markdown(
-        sections, None, run.SUMMARY, run.again(PROGRAM, config.out), summary["environment"]
-    )
-    run.write(config.out / run.REPORT, tables.replace(writeup.NOTE, NOTE))
-    print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
+    run.write(config.out / run.REPORT, report(config, sections, summary))
+    print(f"{NOTE}\n\nEverything is in {config.out}: see {config.out / run.REPORT}")
     return summary
+
+
+def report(config: Config, sections: Sequence[Section], summary: dict[str, Any]) -> str:
+    """The content of report.md."""
+    lines = [
+        "# A sharded decoder, compiled and never run",
+        "",
+        f"{summary['weights']:,} weights, {summary['prunable_weights']:,} of them prunable; "
+        + ", ".join(f"{name} {value}" for name, value in summary["environment"].items())
+        + ".",
+        "",
+        f"Run it again: `{run.again(PROGRAM, config.out)}`",
+    ]
+    for own in sections:
+        lines += ["", f"## {own.headline}", ""]
+        for row in (("", *own.columns), ("---", *("---:" for _ in own.columns)), *own.rows):
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join((*lines, "", NOTE, "", f"All numbers are in `{run.SUMMARY}`.", ""))
 
 
 def check(config: Config) -> decoder.Sizes:

@@ -111,7 +111,7 @@ class Checkpoints:
                 return read(path)
             except RecipeError as error:
                 before = [s for s in steps if s < step]
-                then = f"going on from '{before[0]}'" if before else "there is none before it"
+                then = f"going on from '{self.folder / str(before[0])}'" if before else "there is none before it"
                 print(f"{error}; {then}", file=sys.stderr)
                 path.replace(path.with_name(f"{step}.damaged"))
                 self._manager.reload()

@@ -63,5 +63,5 @@ def test_a_model_without_running_statistics_replaces_another(tmp_path):
 
 
 def test_a_missing_model(tmp_path):
-    with pytest.raises(RecipeError, match="there is no model in '.*here'"):
+    with pytest.raises(RecipeError, match=r"there is no model in '.*here'"):
         checkpoint.load_model(tmp_path / "here")

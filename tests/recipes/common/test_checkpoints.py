@@ -2,8 +2,9 @@
 
 import errno
 import os
+import resource
 import shutil
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def test_the_last_two_are_kept(tmp_path):
 
 def test_no_checkpoint(tmp_path):
     assert load(tmp_path) is None
-    with pytest.raises(RecipeError, match="there is no checkpoint '.*12'"):
+    with pytest.raises(RecipeError, match=r"there is no checkpoint '.*12'"):
         checkpoints.read(tmp_path / "12")
 
 
@@ -98,7 +99,9 @@ def spoil(path, how):
 
 
 @pytest.mark.parametrize("how", ["cut", "flip", "missing"])
-@pytest.mark.parametrize("file", ["data", "tree/manifest.ocdbt", "tree/_METADATA", "about/metadata"])
+@pytest.mark.parametrize(
+    "file", ["data", "tree/manifest.ocdbt", "tree/_METADATA", "about/metadata"]
+)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capfd, two, file, how):
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "4" / file
@@ -138,18 +141,36 @@ def test_another_structure(two, other, message):
         load(two).like("all", other)
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
+@contextmanager
+def no_room_for_folders(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        yield
+
+
+@contextmanager
+def no_room_for_files(monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("full", [no_room_for_folders, no_room_for_files])
+def test_a_full_disk(tmp_path, monkeypatch, full):
     save(tmp_path, 1)
     kept = Checkpoints(tmp_path)
-    with monkeypatch.context() as patch:
-
-        def full(*_, **__):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        patch.setattr(os, "mkdir", full)
-        with pytest.raises(RecipeError, match=r"can't be written .*: No space left .* --resume"):
-            kept.save(2, {"all": TREE}, {})
-            kept.wait()
+    noise = {"x": np.random.default_rng(0).standard_normal(100_000)}  # nothing to compress
+    with full(monkeypatch), pytest.raises(RecipeError, match=r"can't be written .* --resume"):
+        kept.save(2, {"all": noise}, {})
+        kept.wait()
     saved = load(tmp_path)
     assert saved.step == 1
     assert_equal(saved.like("all", TREE), TREE)
+    save(tmp_path, 2)
+    assert load(tmp_path).step == 2

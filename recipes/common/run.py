@@ -37,6 +37,8 @@ def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
     if resume:
         if not (out / CONFIG).is_file():
             raise RecipeError(f"--resume finds no run: there is no '{out / CONFIG}'")
+        if (out / SUMMARY).is_file() and not (out / CHECKPOINT).is_dir():
+            raise RecipeError(f"--resume: the run in '{out}' is finished; repeat it with --config")
     elif out.exists() and any(not _is_draft(path) for path in out.iterdir()):
         if not (out / CONFIG).is_file():
             raise RecipeError(f"--out '{out}' is not empty, and not a run; choose another folder")
@@ -103,13 +105,17 @@ def write(path: Path, content: str | bytes) -> None:
 @contextmanager
 def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
     """The content beside `path`, which it becomes at the end."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = _draft_of(path)
     try:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
         yield draft
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _is_draft(path: Path) -> bool:
@@ -138,8 +144,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if there is one."""
+    """Removes a file or folder, if there is one: it is there whole or not at all."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        draft = _draft_of(path)
+        path.replace(draft)
+        shutil.rmtree(draft)
     else:
         path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """Runs that are killed at any moment end as if they had not been: `python -m tests.campaign`.
 
-Each run is killed with SIGKILL and resumed, again and again, until it comes to its end; its metrics,
-its summary and its network then have the bits of a run that was left alone. A half of the kills
-come with a file operation of the run (inside saves, for there most of them are), the others at a
-time. Processes are forked from one that has imported everything and started nothing.
+Each run is killed with SIGKILL and resumed, again and again, until it comes to its end; its metrics
+and its network then have the bits of a run that was left alone. Half of the kills come with a file
+operation of the run (most are inside saves), the others at a time. Processes are forked from this
+one, which has imported everything and started nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +29,16 @@ import numpy as np
 from recipes import dynamic, gmp, soup
 from recipes.common import checkpoint, run
 
-TINY = "--seeds 2 --train-examples 128 --width 0.05 --batch-size 32 --checkpoint-every 0".split()
-PAIR = [*TINY, *"--steps 30 --log-every 3 --evaluations 3 --every 2 --sparsity 0.8".split()]
-SOUP = "--steps 12 --log-every 3 --retrain 0.5 --children 2 --sparsities 0.5 0.8 --points 3".split()
+TINY = "--seeds 2 --train-examples 128 --width 0.05 --batch-size 32 --checkpoint-every 0"
+PAIR = f"{TINY} --steps 30 --log-every 3 --evaluations 3 --every 2 --sparsity 0.8"
+SOUP = "--steps 12 --log-every 3 --retrain 0.5 --children 2 --sparsities 0.5 0.8 --points 3"
 RUNS = {
     "gmp": (gmp, PAIR),
-    "dynamic": (dynamic, [*PAIR, "--method", "rigl"]),
-    "soup": (soup, [*TINY, *SOUP]),
+    "dynamic": (dynamic, f"{PAIR} --method rigl"),
+    "soup": (soup, f"{TINY} {SOUP}"),
 }
 CLOCKS = ("seconds", "phase_seconds", "training_seconds", "peak_memory_bytes")
+FORK = multiprocessing.get_context("fork")
 
 
 class Kill(NamedTuple):
@@ -45,67 +48,51 @@ class Kill(NamedTuple):
     seconds: float | None = None
 
 
+NEVER = Kill()
+
+
 class Alone(NamedTuple):
     """A run that was left alone."""
 
     out: Path
     operations: int  # in its folder
-    seconds: float  # that its process took, with programs that were compiled before
+    seconds: float
 
 
-def campaign(folder: Path, kills: int, seed: int = 0, say=lambda line: None) -> dict[str, int]:
-    """Kills each kind of run `kills` times; how many came to their end, all with the same bits.
-
-    Raises AssertionError where they differ, or a process ends otherwise than killed or well.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.campaign"])
-    chance, ended = random.Random(seed), {}
-    for name in RUNS:
-        began = time.monotonic()
-        alone = left_alone(context, name, folder)
-        say(f"{name}: {alone.operations} file operations, {alone.seconds:.1f} s if left alone")
-        ended[name] = lives(context, name, folder, alone, kills, chance)
-        took = time.monotonic() - began
-        say(f"{name}: {kills} kills, {ended[name]} runs to the end, same bits: {took:.0f} s")
-    return ended
-
-
-def left_alone(context, name: str, folder: Path) -> Alone:
-    """Once to compile and once to measure; that these two are equal is no more than due."""
-    first, out = folder / f"{name}-first", folder / f"{name}-alone"
-    assert process(context, name, first, folder) == 0, log(first)
-    began = time.monotonic()
-    assert process(context, name, out, folder) == 0, log(out)
-    seconds = time.monotonic() - began
-    assert_same(out, first)
-    return Alone(out, int(operations(out).read_text()), seconds)
-
-
-def lives(context, name, folder, alone: Alone, kills: int, chance: random.Random) -> int:
-    """How many runs came to their end, when `kills` processes of them were killed."""
-    killed = life = 0
-    while killed < kills or life == 0:
-        life += 1
-        out = folder / f"{name}-{life}"
-        while True:
-            kill = Kill()
-            if killed < kills and killed % 2:
-                kill = Kill(seconds=chance.uniform(0, alone.seconds))
+def campaign(name: str, folder: Path, kills: int, seed: int) -> str:
+    """Kills processes of a kind of run `kills` times, in words; AssertionError if bits differ."""
+    chance, began = random.Random(f"{seed} {name}"), time.monotonic()
+    out = folder / f"{name}-alone"
+    assert process(name, out) == 0, log(out)
+    alone = Alone(out, int(beside(out, "operations").read_text()), time.monotonic() - began)
+    killed = inside = runs = 0
+    while killed < kills or runs == 0:
+        runs += 1
+        out, code = folder / f"{name}-{runs}", -1
+        while code:
+            kill = NEVER
+            if killed < kills and killed % 2:  # once compiled, it takes about half of the time
+                kill = Kill(seconds=chance.uniform(0, alone.seconds / 2))
             elif killed < kills:
                 kill = Kill(operation=chance.randint(1, alone.operations // 2))
-            code = process(context, name, out, folder, kill)
+            code = process(name, out, alone, kill)
             assert code in (0, -signal.SIGKILL), f"{name}: {code}, {kill}: {log(out)}"
             killed += code != 0
-            if code == 0:
-                break
-        assert_same(out, alone.out)
-    return life
+            inside += code != 0 and in_a_save(out)
+    return (
+        f"{name}: {killed} kills, {inside} of them inside a save; {runs} runs came to their end "
+        f"with the bits of one that was left alone; {time.monotonic() - began:.0f} s"
+    )
 
 
-def process(context, name: str, out: Path, folder: Path, kill: Kill = Kill()) -> int:
+def in_a_save(out: Path) -> bool:
+    """Whether a checkpoint was begun and is not whole."""
+    return any((out / run.CHECKPOINT).glob("*.orbax-checkpoint-tmp"))
+
+
+def process(name: str, out: Path, alone: Alone | None = None, kill: Kill = NEVER) -> int:
     """Begins or resumes a run in a process of its own; its exit code."""
-    child = context.Process(target=train, args=(name, out, folder / "cache", kill))
+    child = FORK.Process(target=train, args=(name, out, alone, kill))
     child.start()
     child.join(kill.seconds)
     if child.exitcode is None:
@@ -115,22 +102,23 @@ def process(context, name: str, out: Path, folder: Path, kill: Kill = Kill()) ->
     return child.exitcode
 
 
-def train(name: str, out: Path, cache: Path, kill: Kill) -> None:
-    """What a process does."""
-    beside(out, "log").parent.mkdir(parents=True, exist_ok=True)
+def train(name: str, out: Path, alone: Alone | None, kill: Kill) -> None:
+    """What a process does: it trains to the end, and looks whether that is the end it should be."""
+    beside(out, "log").parent.mkdir(exist_ok=True)
     said = os.open(beside(out, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
     count_operations(out, kill.operation)
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_dir", str(out.parent / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     recipe, flags = RUNS[name]
     if (out / run.CONFIG).is_file():
-        finished = (out / run.SUMMARY).is_file() and not (out / run.CHECKPOINT).is_dir()
-        flags = None if finished else ["--resume"]
-    if flags is not None:  # else it was killed just before it would have ended
-        recipe.main([*flags, "--out", str(out)])
+        flags = "--resume"
+    if not (out / run.SUMMARY).is_file() or (out / run.CHECKPOINT).is_dir():
+        recipe.main([*flags.split(), "--out", str(out)])
+    if alone:
+        assert_same(out, alone.out)
 
 
 def count_operations(out: Path, kill_at: int | None) -> None:
@@ -156,10 +144,6 @@ def count_operations(out: Path, kill_at: int | None) -> None:
 
 def beside(out: Path, what: str) -> Path:
     return out.parent / "said" / f"{what}.{out.name}"
-
-
-def operations(out: Path) -> Path:
-    return beside(out, "operations")
 
 
 def log(out: Path) -> str:
@@ -192,11 +176,15 @@ def without_clocks(told):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=8, help="of each kind of run (default: 8)")
+    parser.add_argument("--kills", type=int, default=7, help="of each kind of run (default: 7)")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX has not started yet
     with tempfile.TemporaryDirectory() as folder:
-        campaign(Path(folder), asked.kills, asked.seed, lambda line: print(line, flush=True))
+        for name in RUNS:
+            print(campaign(name, Path(folder), asked.kills, asked.seed), flush=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{used.ru_utime + used.ru_stime:.0f} s of CPU")
 
 
 if __name__ == "__main__":

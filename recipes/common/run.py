@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from recipes.common.errors import RecipeError, reason
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -107,11 +107,20 @@ def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
     """The content beside `path`, which it becomes at the end."""
     draft = _draft_of(path)
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        with _writing(path):
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
         yield draft
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # it names no file where the disk is full
+        raise RecipeError(f"can't write '{path}': {reason(error)}") from error
 
 
 def _draft_of(path: Path) -> Path:
@@ -129,7 +138,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds one JSON line, at once: what has been logged survives whatever comes next."""
-    with path.open("a") as file:
+    with _writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 

@@ -1,0 +1,137 @@
+"""Small pictures of what methods do: masks over time, scales, soups, learning rates."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from recipes.common.plots import COLORS, STYLE
+
+MOMENTS = 4
+LAYERS = ("first layer", "second", "last")
+SOURCE = "Source"  # a keyword of the PNG standard
+
+
+@jax.tree_util.register_pytree_node_class
+class Drawing(NamedTuple):
+    """What to draw: one of `KINDS`, and its arrays. A pytree of the arrays alone."""
+
+    kind: str
+    arrays: Any
+
+    def tree_flatten(self) -> Any:
+        return (self.arrays,), self.kind
+
+    @classmethod
+    def tree_unflatten(cls, kind: str, arrays: Any) -> Drawing:
+        return cls(kind, *arrays)
+
+
+def masks(seen: tuple[jax.Array, jax.Array], unit: str) -> Drawing:
+    """Of (layers (times, layers), pixels (times, 64)), the shares that are kept over time."""
+    return Drawing(unit, seen)
+
+
+def draw(drawing: Drawing, source: str) -> bytes:
+    """PNG, in few colours, that holds the lines it was made by."""
+    with rc_context({**STYLE, "font.size": 8, "axes.titlesize": 8}):
+        figure = Figure(figsize=(6.6, 1.5), layout="constrained", dpi=150)
+        KINDS[drawing.kind](figure, *jax.tree.map(np.asarray, drawing.arrays))
+        pixels = io.BytesIO()
+        figure.savefig(pixels, format="png", dpi=150)
+    said, file = PngInfo(), io.BytesIO()
+    said.add_itxt(SOURCE, source)
+    image = Image.open(pixels).convert("RGB").quantize(64)
+    image.save(file, format="png", optimize=True, pnginfo=said)
+    return file.getvalue()
+
+
+def source(path: Path) -> str:
+    """The lines that a picture was made by; "" if it holds none."""
+    with Image.open(path) as image:
+        return str(image.info.get(SOURCE, ""))
+
+
+def _over_steps(figure: Figure, layers: np.ndarray, pixels: np.ndarray) -> None:
+    _over_time(figure, layers, pixels, "step")
+
+
+def _over_phases(figure: Figure, layers: np.ndarray, pixels: np.ndarray) -> None:
+    dense = lambda x: np.concatenate([np.ones_like(x[:1]), x])
+    _over_time(figure, dense(layers), dense(pixels), "phase")
+
+
+def _over_time(figure: Figure, layers: np.ndarray, pixels: np.ndarray, unit: str) -> None:
+    *squares, axes = figure.subplots(
+        1, MOMENTS + 1, width_ratios=[*[1] * MOMENTS, 2.6], gridspec_kw={"wspace": 0.04}
+    )
+    last = len(layers) - 1
+    moments = np.linspace(0, last, MOMENTS).round().astype(int)
+    shown = pixels[moments]
+    high = max(float(shown.max()), 1e-9)
+    for square, time, kept in zip(squares, moments, shown, strict=True):
+        square.imshow(kept.reshape(8, 8), cmap=colormaps["Greys"], vmin=0, vmax=high)
+        name = f"{unit} {time + (last > 50 and time == last)}"
+        square.set_title(name, fontweight="normal", loc="center")
+        square.set(xticks=[], yticks=[])
+        square.grid(False)
+    for values, color, name in zip(100 * layers.T, COLORS[1:], LAYERS, strict=False):
+        axes.plot(values, "-" if last > 50 else "o-", markersize=3, color=color, label=name)
+    axes.set_ylim(-3, 103)
+    axes.set_title("kept, %", fontweight="normal")
+    axes.set_xlabel(unit)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+
+
+def _scales(figure: Figure, scales: np.ndarray) -> None:
+    axes = figure.subplots()
+    times = np.linspace(0, len(scales) - 1, MOMENTS).round().astype(int)
+    for time, shade in zip(times, np.linspace(0.35, 1, MOMENTS), strict=True):
+        step = time + (time == len(scales) - 1)
+        label = f"step {step}"
+        axes.plot(-np.sort(-scales[time]), color=colormaps["Blues"](shade), label=label)
+    axes.set_title("|scale| of the hidden neurons, sorted", fontweight="normal")
+    axes.set_ylim(bottom=-0.03)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+
+
+def _soup(figure: Figure, between: np.ndarray, average: np.ndarray) -> None:
+    axes = figure.subplots()
+    at = np.linspace(0, 1, between.shape[1])
+    for row, values in enumerate(100 * between):
+        label = "between two children" if row == 0 else None
+        axes.plot(at, values, color=COLORS[2], linewidth=1, label=label)
+    axes.axhline(100 * float(average), color=COLORS[1], linestyle="--", label="the soup of all")
+    axes.set_title("test error, %", fontweight="normal")
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1], ["a child", "½", "another"])
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+
+
+def _rates(figure: Figure, first: np.ndarray, rates: dict[str, np.ndarray]) -> None:
+    axes = figure.subplots()
+    axes.plot(first, color=COLORS[0], label="training")
+    for color, (name, values) in zip(COLORS[1:], rates.items(), strict=False):
+        axes.plot(len(first) + np.arange(len(values)), values, color=color, label=name)
+    axes.axvline(len(first), color="#808080", linewidth=0.8, linestyle=":")
+    axes.set_title("learning rate; the prune is at the dots", fontweight="normal")
+    axes.set_xlabel("step")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+
+
+KINDS = {
+    "step": _over_steps,
+    "phase": _over_phases,
+    "scales": _scales,
+    "soup": _soup,
+    "rates": _rates,
+}

@@ -66,7 +66,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for heading, names in SECTIONS.items():
         shown = "\n\n".join(f"::: jaxprune.{name}" for name in names)
         made[reference(heading)] = f"# {heading}\n\n{shown}\n"
-    written = {page.src_uri: (PAGES / page.src_uri).read_text() for page in files.documentation_pages()}
+    written = {
+        page.src_uri: (PAGES / page.src_uri).read_text() for page in files.documentation_pages()
+    }
     for uri, text in {**made, **written}.items():
         for _, target, _ in LINK.findall(CODE_BLOCK.sub("", text)):
             path = place(uri, target)

@@ -96,16 +96,19 @@ def outcome(names: Names) -> method_plots.Drawing:
     if "children" in names:
         return soup(names)
     if "over_phases" in names:
-        return method_plots.masks(jax.vmap(seen)(names["over_phases"]), "phase")
+        return method_plots.Drawing("phase", jax.vmap(seen)(names["over_phases"]))
     if "penalty" in names:
         return scales(names)
     return learned(names) if "objective" in names else masks(names)
 
 
-def seen(masks: Any) -> tuple[jax.Array, jax.Array]:
-    """(the share that each layer keeps, the share that each pixel keeps) of masks, or of gates."""
-    first, *rest = (mask.astype(jnp.float32) for mask in jax.tree.leaves(masks))
-    return jnp.stack([m.mean() for m in (first, *rest)]), first.mean(1)
+def seen(masks: Any, at_first: Any = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The shares that each layer and each pixel keep of masks or gates, and of these at first."""
+    now = [mask.astype(jnp.float32) for mask in jax.tree.leaves(masks)]
+    then = now if at_first is None else jax.tree.leaves(at_first)
+    both = jnp.stack([jnp.sum(m * n) for m, n in zip(now, then, strict=True)]).sum()
+    still = both / jnp.stack([m.sum() for m in now]).sum()
+    return jnp.stack([m.mean() for m in now]), now[0].mean(1), still
 
 
 def masks(names: Names) -> method_plots.Drawing:
@@ -117,10 +120,11 @@ def masks(names: Names) -> method_plots.Drawing:
         now = jp.get_masks(state)
         grads = jax.grad(names["loss"])(jp.apply_masks(params, now))
         updates, state = tx.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), seen(now)
+        return (optax.apply_updates(params, updates), state), seen(now, at_first)
 
     start = names["params"], tx.init(names["params"])
-    return method_plots.masks(jax.lax.scan(step, start, length=STEPS)[1], "step")
+    at_first = jp.get_masks(start[1])
+    return method_plots.Drawing("step", jax.lax.scan(step, start, length=STEPS)[1])
 
 
 def learned(names: Names) -> method_plots.Drawing:
@@ -138,7 +142,7 @@ def learned(names: Names) -> method_plots.Drawing:
 
     start = names["params"], names["logits"]
     log = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(STEPS))[1]
-    return method_plots.masks(log, "step")
+    return method_plots.Drawing("gates", log)
 
 
 def scales(names: Names) -> method_plots.Drawing:

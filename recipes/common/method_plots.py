@@ -19,6 +19,8 @@ MOMENTS = 4
 LAYERS = ("first layer", "second", "last")
 SOURCE = "Source"  # a keyword of the PNG standard
 
+Seen = tuple[np.ndarray, ...]  # shares: (times, layers), (times, pixels), (times,)
+
 
 @jax.tree_util.register_pytree_node_class
 class Drawing(NamedTuple):
@@ -35,11 +37,6 @@ class Drawing(NamedTuple):
         return cls(kind, *arrays)
 
 
-def masks(seen: tuple[jax.Array, jax.Array], unit: str) -> Drawing:
-    """Of (layers (times, layers), pixels (times, 64)), the shares that are kept over time."""
-    return Drawing(unit, seen)
-
-
 def draw(drawing: Drawing, source: str) -> bytes:
     """PNG, in few colours, that holds the lines it was made by."""
     with rc_context({**STYLE, "font.size": 8, "axes.titlesize": 8}):
@@ -49,7 +46,7 @@ def draw(drawing: Drawing, source: str) -> bytes:
         figure.savefig(pixels, format="png", dpi=150)
     said, file = PngInfo(), io.BytesIO()
     said.add_itxt(SOURCE, source)
-    image = Image.open(pixels).convert("RGB").quantize(64)
+    image = Image.open(pixels).convert("RGB").quantize(160)
     image.save(file, format="png", optimize=True, pnginfo=said)
     return file.getvalue()
 
@@ -60,43 +57,55 @@ def source(path: Path) -> str:
         return str(image.info.get(SOURCE, ""))
 
 
-def _over_steps(figure: Figure, layers: np.ndarray, pixels: np.ndarray) -> None:
-    _over_time(figure, layers, pixels, "step")
-
-
-def _over_phases(figure: Figure, layers: np.ndarray, pixels: np.ndarray) -> None:
-    dense = lambda x: np.concatenate([np.ones_like(x[:1]), x])
-    _over_time(figure, dense(layers), dense(pixels), "phase")
-
-
-def _over_time(figure: Figure, layers: np.ndarray, pixels: np.ndarray, unit: str) -> None:
+def _over_time(figure: Figure, seen: Seen, unit: str, title: str = "kept, %") -> None:
+    layers, pixels, still = seen
     *squares, axes = figure.subplots(
         1, MOMENTS + 1, width_ratios=[*[1] * MOMENTS, 2.6], gridspec_kw={"wspace": 0.04}
     )
     last = len(layers) - 1
     moments = np.linspace(0, last, MOMENTS).round().astype(int)
-    shown = pixels[moments]
-    high = max(float(shown.max()), 1e-9)
-    for square, time, kept in zip(squares, moments, shown, strict=True):
-        square.imshow(kept.reshape(8, 8), cmap=colormaps["Greys"], vmin=0, vmax=high)
-        name = f"{unit} {time + (last > 50 and time == last)}"
+    for square, time in zip(squares, moments, strict=True):
+        kept = pixels[time].reshape(8, 8)  # shades of its own, or the last would be all white
+        square.imshow(kept, cmap=colormaps["Greys"], vmin=0, vmax=max(kept.max(), 1e-9))
+        name = f"{unit} {_counted(time, len(layers))}"
         square.set_title(name, fontweight="normal", loc="center")
         square.set(xticks=[], yticks=[])
         square.grid(False)
+        square.spines[:].set_visible(True)
+    style = "-" if last > 50 else "o-"
     for values, color, name in zip(100 * layers.T, COLORS[1:], LAYERS, strict=False):
-        axes.plot(values, "-" if last > 50 else "o-", markersize=3, color=color, label=name)
+        axes.plot(values, style, markersize=3, color=color, label=name)
+    if still.min() < 0.999:
+        axes.plot(100 * still, ":", color=COLORS[0], label="of these,\nat first")
     axes.set_ylim(-3, 103)
-    axes.set_title("kept, %", fontweight="normal")
+    axes.set_title(title, fontweight="normal")
     axes.set_xlabel(unit)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
+
+
+def _counted(time: int, times: int) -> int:
+    """The last of many steps is said as their number."""
+    return time + 1 if times > 50 and time == times - 1 else time
+
+
+def _over_phases(figure: Figure, layers: np.ndarray, pixels: np.ndarray, still: np.ndarray) -> None:
+    dense = lambda x: np.concatenate([np.ones_like(x[:1]), x])
+    _over_time(figure, (dense(layers), dense(pixels), dense(still)), "phase")
+
+
+def _over_steps(figure: Figure, *seen: np.ndarray) -> None:
+    _over_time(figure, seen, "step")
+
+
+def _gates(figure: Figure, *seen: np.ndarray) -> None:
+    _over_time(figure, seen, "step", "open, %")
 
 
 def _scales(figure: Figure, scales: np.ndarray) -> None:
     axes = figure.subplots()
     times = np.linspace(0, len(scales) - 1, MOMENTS).round().astype(int)
     for time, shade in zip(times, np.linspace(0.35, 1, MOMENTS), strict=True):
-        step = time + (time == len(scales) - 1)
-        label = f"step {step}"
+        label = f"step {_counted(time, len(scales))}"
         axes.plot(-np.sort(-scales[time]), color=colormaps["Blues"](shade), label=label)
     axes.set_title("|scale| of the hidden neurons, sorted", fontweight="normal")
     axes.set_ylim(bottom=-0.03)
@@ -128,8 +137,9 @@ def _rates(figure: Figure, first: np.ndarray, rates: dict[str, np.ndarray]) -> N
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "step": _over_steps,
+    "gates": _gates,
     "phase": _over_phases,
     "scales": _scales,
     "soup": _soup,

@@ -27,7 +27,7 @@ COMMANDS = {
     "connectivity": "python -m recipes.connectivity --out {}",
     "bench": "python -m recipes.bench --only compact --models lenet,conv --out {}",
 }
-NAMES = {"lenet": "LeNet-300-100", "conv": "Conv net with batch norm"}
+NAMES = {"lenet": "LeNet-300-100", "conv": "Conv net"}
 
 
 @dataclass(frozen=True)

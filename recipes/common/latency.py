@@ -41,15 +41,14 @@ def _panel(axes: Axes, title: str, cells: Mapping[str, Any]) -> None:
         axes.barh(row, share, height=0.62, color=color)
         if ratio is not None:
             axes.plot([low, high], [row, row], color="#222222", linewidth=1)
-        told = f"{1e3 * seconds:.3g} ms"
-        axes.text(1.47, row, f"{share:.2f}", va="center", ha="right", fontsize=8)
-        axes.text(1.85, row, told, va="center", ha="right", fontsize=8)
+        told = f"{share:.2f}   {1e3 * seconds:#.3g} ms"
+        axes.text(1.98, row, told, va="center", ha="right", fontsize=8)
     axes.axvline(1, color="#222222", linewidth=0.8)
     axes.set_yticks(np.arange(len(order)), order)
     axes.set(
         title=title,
         xlabel="time of a forward pass / dense",
-        xlim=(0, 1.85),
+        xlim=(0, 2),
         ylim=(len(order) - 0.5, -0.5),
     )
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])

@@ -28,20 +28,22 @@ CODE = re.compile(r"(?<![\[`])`((?:jp\.)?(\w+)(?:\([^`]*\))?)`(?![`\]])")
 log = logging.getLogger("mkdocs.hooks")
 
 
-def sections() -> dict[str, list[str]]:
-    """Heading -> public names, as they stand in `jaxprune/__init__.py`."""
-    found: dict[str, list[str]] = {}
+def sections() -> dict[str, dict[str, str]]:
+    """Heading -> {public name: where it is from}, as they stand in `jaxprune/__init__.py`."""
+    found: dict[str, dict[str, str]] = {}
     text = (ROOT / "jaxprune" / "__init__.py").read_text()
-    for heading, name in re.findall(r"^# (.*)$|\bas (\w+)", text, re.MULTILINE):
+    for heading, home, name in re.findall(
+        r"^# (.*)$|^from (\S+) import \(?\s*\w+ as (\w+)", text, re.MULTILINE
+    ):
         if heading:
-            found[heading] = []
+            found[heading[0].upper() + heading[1:]] = {}
         else:
-            found[list(found)[-1]].append(name)
+            found[list(found)[-1]][name] = f"{home}.{name}"
     return found
 
 
 SECTIONS = sections()
-PUBLIC = {name for names in SECTIONS.values() for name in names}
+PUBLIC = {name: path for names in SECTIONS.values() for name, path in names.items()}
 
 
 def reference(heading: str) -> str:
@@ -64,7 +66,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Adds the pages that no one writes."""
     made = {INDEX: (ROOT / "README.md").read_text()}
     for heading, names in SECTIONS.items():
-        shown = "\n\n".join(f"::: jaxprune.{name}" for name in names)
+        shown = "\n\n".join(f"::: {path}" for path in names.values())
         made[reference(heading)] = f"# {heading}\n\n{shown}\n"
     written = {
         page.src_uri: (PAGES / page.src_uri).read_text() for page in files.documentation_pages()
@@ -132,7 +134,7 @@ def names(text: str) -> str:
     """Public names in code font become links to the reference; not in headings."""
 
     def link(match: re.Match[str]) -> str:
-        return f"[`{match[1]}`][jaxprune.{match[2]}]" if match[2] in PUBLIC else match[0]
+        return f"[`{match[1]}`][{PUBLIC[match[2]]}]" if match[2] in PUBLIC else match[0]
 
     lines = text.split("\n")
     return "\n".join(line if line.startswith("#") else CODE.sub(link, line) for line in lines)

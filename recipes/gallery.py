@@ -77,8 +77,8 @@ def blocks(text: str) -> tuple[str, dict[str, str]]:
 
 
 def slug(name: str) -> str:
-    """The name of a picture, and of its heading in a link."""
-    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+    """The name of a picture, and of its heading in a link, as Markdown has it."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", name).lower())
 
 
 def run_lines(common: str, lines: str) -> Names:
@@ -102,13 +102,19 @@ def outcome(names: Names) -> method_plots.Drawing:
     return learned(names) if "objective" in names else masks(names)
 
 
-def seen(masks: Any, at_first: Any = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The shares that each layer and each pixel keep of masks or gates, and of these at first."""
+def seen(masks: Any, at_first: Any = None) -> tuple[jax.Array, ...]:
+    """The shares that are kept, by masks or gates: what a `method_plots.Drawing` over time holds.
+
+    Of each layer (layers,), of each pixel (64,) and of each neuron of the first layer (100,); and
+    the share, of what is kept, that was so at first.
+    """
     now = [mask.astype(jnp.float32) for mask in jax.tree.leaves(masks)]
-    then = now if at_first is None else jax.tree.leaves(at_first)
-    both = jnp.stack([jnp.sum(m * n) for m, n in zip(now, then, strict=True)]).sum()
-    still = both / jnp.stack([m.sum() for m in now]).sum()
-    return jnp.stack([m.mean() for m in now]), now[0].mean(1), still
+    still = jnp.ones(())
+    if at_first is not None:
+        pairs = zip(now, jax.tree.leaves(at_first), strict=True)
+        both = jnp.stack([jnp.sum(m * n) for m, n in pairs]).sum()
+        still = both / jnp.stack([m.sum() for m in now]).sum()
+    return jnp.stack([m.mean() for m in now]), now[0].mean(1), now[0].mean(0), still
 
 
 def masks(names: Names) -> method_plots.Drawing:

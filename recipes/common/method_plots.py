@@ -19,7 +19,8 @@ MOMENTS = 4
 LAYERS = ("first layer", "second", "last")
 SOURCE = "Source"  # a keyword of the PNG standard
 
-Seen = tuple[np.ndarray, ...]  # shares: (times, layers), (times, pixels), (times,)
+# shares: (times, layers), (times, 64 pixels), (times, 100 neurons), (times,)
+Seen = tuple[np.ndarray, ...]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -58,14 +59,18 @@ def source(path: Path) -> str:
 
 
 def _over_time(figure: Figure, seen: Seen, unit: str, title: str = "kept, %") -> None:
-    layers, pixels, still = seen
+    layers, pixels, neurons, still = seen
+    squared = neurons if np.ptp(pixels, 1).max() < 1e-6 else pixels  # whole neurons go
+    side = round(squared.shape[1] ** 0.5)
     *squares, axes = figure.subplots(
         1, MOMENTS + 1, width_ratios=[*[1] * MOMENTS, 2.6], gridspec_kw={"wspace": 0.04}
     )
     last = len(layers) - 1
     moments = np.linspace(0, last, MOMENTS).round().astype(int)
     for square, time in zip(squares, moments, strict=True):
-        kept = pixels[time].reshape(8, 8)  # shades of its own, or the last would be all white
+        kept = squared[time].reshape(
+            side, side
+        )  # shades of its own, or the last would be all white
         square.imshow(kept, cmap=colormaps["Greys"], vmin=0, vmax=max(kept.max(), 1e-9))
         name = f"{unit} {_counted(time, len(layers))}"
         square.set_title(name, fontweight="normal", loc="center")
@@ -88,9 +93,9 @@ def _counted(time: int, times: int) -> int:
     return time + 1 if times > 50 and time == times - 1 else time
 
 
-def _over_phases(figure: Figure, layers: np.ndarray, pixels: np.ndarray, still: np.ndarray) -> None:
-    dense = lambda x: np.concatenate([np.ones_like(x[:1]), x])
-    _over_time(figure, (dense(layers), dense(pixels), dense(still)), "phase")
+def _over_phases(figure: Figure, *seen: np.ndarray) -> None:
+    dense_first = tuple(np.concatenate([np.ones_like(x[:1]), x]) for x in seen)
+    _over_time(figure, dense_first, "phase")
 
 
 def _over_steps(figure: Figure, *seen: np.ndarray) -> None:
@@ -122,7 +127,7 @@ def _soup(figure: Figure, between: np.ndarray, average: np.ndarray) -> None:
     axes.set_title("test error, %", fontweight="normal")
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["a child", "½", "another"])
-    axes.set_ylim(bottom=0)
+    axes.margins(y=0.2)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)
 
 
@@ -132,6 +137,7 @@ def _rates(figure: Figure, first: np.ndarray, rates: dict[str, np.ndarray]) -> N
     for color, (name, values) in zip(COLORS[1:], rates.items(), strict=False):
         axes.plot(len(first) + np.arange(len(values)), values, color=color, label=name)
     axes.axvline(len(first), color="#808080", linewidth=0.8, linestyle=":")
+    axes.set_xlim(len(first) / 2, None)
     axes.set_title("learning rate; the prune is at the dots", fontweight="normal")
     axes.set_xlabel("step")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7)

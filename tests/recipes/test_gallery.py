@@ -34,7 +34,7 @@ def test_no_picture_is_left_over():
 
 def test_one_method_is_drawn_again(tmp_path):
     (path,) = gallery.gallery(gallery.Config(out=tmp_path, only="N:M"))
-    assert path.name == "n-m.png"
+    assert path.name == "nm.png"
     assert method_plots.source(path) == COMMON + METHODS["N:M"]
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the README, from runs that are there: `python -m recipes.figures --help`.
+"""The pictures of the README, from runs: `python -m recipes.figures --help`.
 
 Trains nothing: it reads the folders that `recipes.gmp`, `recipes.connectivity` and `recipes.bench`
 wrote, and draws three pictures from their numbers.

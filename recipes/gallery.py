@@ -1,4 +1,4 @@
-"""The pictures of the methods, made by their own lines: `python -m recipes.gallery --help`.
+"""What each method does, as a picture: `python -m recipes.gallery --help`.
 
 Runs every block of Python in .docs/pages/methods.md on the digits, and draws what became of the
 masks. A picture holds the lines it was made by, so that a test can tell when it is out of date.

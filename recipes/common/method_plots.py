@@ -70,7 +70,7 @@ def _over_time(figure: Figure, seen: Seen, unit: str, title: str = "kept, %") ->
     for square, time in zip(squares, moments, strict=True):
         kept = squared[time].reshape(
             side, side
-        )  # shades of its own, or the last would be all white
+        )  # in shades of its own: else the last are all white
         square.imshow(kept, cmap=colormaps["Greys"], vmin=0, vmax=max(kept.max(), 1e-9))
         name = f"{unit} {_counted(time, len(layers))}"
         square.set_title(name, fontweight="normal", loc="center")

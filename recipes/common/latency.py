@@ -51,7 +51,7 @@ def _panel(axes: Axes, title: str, cells: Mapping[str, Any]) -> None:
         xlim=(0, 2),
         ylim=(len(order) - 0.5, -0.5),
     )
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_xticks([0, 0.5, 1])
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
 

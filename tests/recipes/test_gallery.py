@@ -16,8 +16,8 @@ def test_its_lines_train_a_network(name):
     drawing = jax.eval_shape(lambda: gallery.outcome(gallery.run_lines(COMMON, METHODS[name])))
     assert drawing.kind in method_plots.KINDS
     if drawing.kind == "step":
-        layers, pixels = drawing.arrays
-        assert layers.shape == (gallery.STEPS, 3) and pixels.shape == (gallery.STEPS, 64)
+        shapes = [share.shape[1:] for share in drawing.arrays]
+        assert shapes[0] in [(2,), (3,)] and shapes[1:] == [(64,), (100,), ()]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -108,13 +108,17 @@ def seen(masks: Any, at_first: Any = None) -> tuple[jax.Array, ...]:
     Of each layer (layers,), of each pixel (64,) and of each neuron of the first layer (100,); and
     the share, of what is kept, that was so at first.
     """
-    now = [mask.astype(jnp.float32) for mask in jax.tree.leaves(masks)]
-    still = jnp.ones(())
+    now, still = _kernels(masks), jnp.ones(())
     if at_first is not None:
-        pairs = zip(now, jax.tree.leaves(at_first), strict=True)
+        pairs = zip(now, _kernels(at_first), strict=True)
         both = jnp.stack([jnp.sum(m * n) for m, n in pairs]).sum()
         still = both / jnp.stack([m.sum() for m in now]).sum()
     return jnp.stack([m.mean() for m in now]), now[0].mean(1), now[0].mean(0), still
+
+
+def _kernels(masks: Any) -> list[jax.Array]:
+    kernels = [own["kernel"] for own in masks.values()]  # the order is that of the layers
+    return [mask.astype(jnp.float32) for mask in kernels if mask is not None]
 
 
 def masks(names: Names) -> method_plots.Drawing:

@@ -33,9 +33,9 @@ def test_no_picture_is_left_over():
 
 
 def test_one_method_is_drawn_again(tmp_path):
-    (path,) = gallery.gallery(gallery.Config(out=tmp_path, only="N:M"))
-    assert path.name == "nm.png"
-    assert method_plots.source(path) == COMMON + METHODS["N:M"]
+    (path,) = gallery.gallery(gallery.Config(out=tmp_path, only="learning rates"))
+    assert path.name == "learning-rates-of-retraining.png"
+    assert method_plots.source(path) == COMMON + METHODS["Learning rates of retraining"]
 
 
 def test_a_name_that_is_none(tmp_path, capsys):

@@ -39,7 +39,7 @@ def sections() -> dict[str, dict[str, str]]:
             found[heading[0].upper() + heading[1:]] = {}
         else:
             found[list(found)[-1]][name] = f"{home}.{name}"
-    return found
+    return {heading: names for heading, names in found.items() if names}
 
 
 SECTIONS = sections()

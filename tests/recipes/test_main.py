@@ -15,5 +15,5 @@ def test_every_recipe_has_a_line(capsys):
     for name in files:
         assert sum(line.startswith(f"  {name} ") for line in said.splitlines()) == 1
         assert hasattr(importlib.import_module(f"recipes.{name}"), "main")
-    assert all(10 < len(what) for what in listing.studies().values())
+    assert all(len(what) > 10 for what in listing.studies().values())
     assert len(said.splitlines()) == len(files) + 4  # none takes two

@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 
 from recipes.common import cli, heatmaps, plots, run, settings
+from recipes.common.before_after import latency
 from recipes.common.errors import RecipeError
 from recipes.common.heatmaps import Matrix
-from recipes.common.latency import latency
 
 PROGRAM = "python -m recipes.figures"
 FOLDER = Path(__file__).parents[1] / ".docs" / "pages" / "figures"

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from recipes.common import cli, heatmaps, plots, run, settings
-from recipes.common.before_after import latency
+from recipes.common.bars import latency
 from recipes.common.errors import RecipeError
 from recipes.common.heatmaps import Matrix
 

@@ -109,6 +109,11 @@ class Checkpoints:
                 ),
             )
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Until all is written; raises `RecipeError` if it can't be."""
         with self._or_error():

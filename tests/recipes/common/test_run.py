@@ -55,7 +55,7 @@ def test_resume_needs_a_run(tmp_path):
     run.start(tmp_path, "")
     run.check_out(tmp_path, resume=True)
     run.write_json(tmp_path / run.SUMMARY, {})
-    with pytest.raises(RecipeError, match="the run in '.*' is finished; repeat it with --config"):
+    with pytest.raises(RecipeError, match=r"the run in '.*' is finished; repeat it with --config"):
         run.check_out(tmp_path, resume=True)
     (tmp_path / run.CHECKPOINT).mkdir()  # killed just before its end
     run.check_out(tmp_path, resume=True)

@@ -74,10 +74,10 @@ class Checkpoints:
     Writing goes on behind training. Nothing but this process may write to the folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, keep: int = KEPT):
         self.folder = folder
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=LatestN(KEPT),
+            preservation_policy=LatestN(keep),
             cleanup_tmp_directories=True,  # of a save that was killed
             save_root_metadata=False,
             # in a thread of its own, a folder that can't be made stops the program for 20 minutes

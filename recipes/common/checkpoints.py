@@ -80,7 +80,7 @@ class Checkpoints:
             preservation_policy=LatestN(keep),
             cleanup_tmp_directories=True,  # of a save that was killed
             save_root_metadata=False,
-            # in a thread of its own, a folder that can't be made stops the program for 20 minutes
+            # in a thread of its own, a folder that can't be made stops the program for minutes
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with self._or_error():

@@ -33,7 +33,8 @@ def _tell_once() -> None:
     Where one array can't be read or written, tensorstore adds one for each of the others.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
+    lost = "never retrieved"
+    logging.getLogger("asyncio").addFilter(lambda record: lost not in record.getMessage())
     before = sys.unraisablehook
 
     def unraisable(raised: Any) -> None:

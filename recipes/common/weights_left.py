@@ -30,7 +30,7 @@ def picture(
         figure = Figure(figsize=(7.0, 2.9), layout="constrained")
         whole, close = figure.subplots(1, 2)
         for axes in (whole, close):
-            _draw(axes, arms, dense)
+            draw(axes, arms, dense)
             axes.set_xlabel(f"{what} left (%)")
         whole.set(title="Test accuracy (%)")
         close.set(title="The same, near dense")
@@ -43,7 +43,8 @@ def picture(
         return png(figure)
 
 
-def _draw(axes: Axes, arms: Mapping[str, Curve], dense: np.ndarray) -> None:
+def draw(axes: Axes, arms: Mapping[str, Curve], dense: np.ndarray) -> None:
+    """The accuracies of all arms and of the dense networks, on a `percent_axis`."""
     drawn = looks(["dense", *arms])
     dense_line(axes, dense, drawn["dense"])
     for arm, (left, values) in arms.items():

@@ -47,6 +47,12 @@ def test_geometric_median():
     close(score(filters), [5.7269, 5.7269, 4.9497, 10.7466])
 
 
+def test_what_is_pruned_is_no_neighbour():
+    own = {"w": jnp.array([[1.0, 0], [0, 1], [0.5, 0.5], [0, 0]])}
+    alone = {"w": own["w"][:3]}
+    np.testing.assert_allclose(jp.distances(own)[:3], jp.distances(alone), rtol=1e-5)
+
+
 def test_lamp_and_other_normalisations():
     own = lambda params, **_: {"a": jnp.array([1.0, 2, 3, 4])}
     close(jp.lamp(own)({}), [1 / 30, 4 / 29, 9 / 25, 1])

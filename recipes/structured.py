@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -235,7 +234,7 @@ def timed(
 ) -> dict[str, dict[str, Any]]:
     """Latencies of the first seed's networks, dense and compacted."""
     image = dataset.train.images.shape[1:]
-    variables = s.module.init(jax.random.key(config.seed), jnp.zeros((1, *image)))
+    variables = training.seed_of(masked_networks.untrained(s).variables, 0)
     networks = {DENSE: Compact(variables, s.module.apply)}
     for share in s.targets:
         for score in s.scores:

@@ -76,6 +76,7 @@ def test_budgets_are_met_and_no_more(what, budget):
 def test_a_rounded_budget_is_filled():
     kept = jp.pick(STRUCTURE, SCORES, flops=0.5, round_to=8)
     assert counts(kept) == [8, 24]  # 4 a + a b + 2 b <= 0.5 * 672: with 32 it would be 352
+    assert list(kept) == list(STRUCTURE.groups)
     kept = jp.pick(STRUCTURE, SCORES, flops=0.7, round_to=4)
     dense, left = jp.cost(STRUCTURE).flops, jp.cost(STRUCTURE, kept).flops
     assert left <= 0.7 * dense and all(n % 4 == 0 for n in counts(kept))

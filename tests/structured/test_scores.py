@@ -94,6 +94,18 @@ def test_nothing_to_score_by():
     assert "analyze(..., freeze=...)" in said
 
 
+def test_params_of_another_network():
+    score = jp.per_group(STRUCTURE)
+    wider = {**PARAMS, "b": {"kernel": jnp.ones((4, 1))}}
+    said = raised(lambda: score(wider))
+    assert "per_group: 'b/kernel' has shape (4, 1), and had (3, 1) when it was analysed" in said
+    said = raised(lambda: score({**PARAMS, "d": jnp.ones(2)}))
+    assert "there was no 'd' when the function was analysed; there were 'a/kernel', 'a/s" in said
+    stack = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), PARAMS)
+    assert "vmap over seeds" in raised(lambda: score(stack))
+    assert jax.vmap(score)(stack)["a"].shape == (2, 3)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sums_are_in_float32(dtype):
     low = jax.tree.map(lambda w: w.astype(dtype), PARAMS)

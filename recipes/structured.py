@@ -53,7 +53,7 @@ from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.structured"
 FLOPS, WIDTHS = "plots/flops.png", "plots/widths.png"
-TRAINED_ON = "dense, trained on"
+AS_LONG = "dense, as long"
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,10 @@ def summarise(config: Config, s: Study, records: Records, dataset: data.Dataset)
     """The content of summary.json; measures latencies."""
     began = time.perf_counter()
     whole = before_after.size_of(s.structure, {})
-    sizes = {DENSE: [whole] * config.seeds, TRAINED_ON: [whole] * config.seeds}
+    sizes = {DENSE: [whole] * config.seeds, AS_LONG: [whole] * config.seeds}
     accuracy = {
         DENSE: np.array(records[0][DENSE]["test_accuracy"]),
-        TRAINED_ON: np.array(records[-1][DENSE]["test_accuracy"]),
+        AS_LONG: np.array(records[-1][DENSE]["test_accuracy"]),
     }
     removed = {}
     for record in (r for r in records if r.get("flops_asked") in s.targets):

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from recipes.common.plots import MANY, STYLE, Curve, Look, band, looks, png
 
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+MORE_TICKS = (100, 70, 50, 35, 25, 20, 15, 10, 7, 5, 3, 2, 1)  # for a short axis
 
 
 def picture(
@@ -63,7 +64,8 @@ def dense_line(axes: Axes, values: np.ndarray, look: Look) -> None:
 def percent_axis(axes: Axes, left: Sequence[float]) -> None:
     """Percent of the weights on a logarithmic axis, from many to few."""
     lowest, highest = 100 * min(left) / 1.15, 1.15 * 100 * max(left)
-    ticks = [tick for tick in TICKS if lowest <= tick <= highest]
+    within = lambda ticks: [tick for tick in ticks if lowest <= tick <= highest]
+    ticks = within(TICKS) if len(within(TICKS)) > 2 else within(MORE_TICKS)
     axes.set_xscale("log")
     axes.set_xlim(highest, lowest)
     axes.xaxis.set_major_locator(FixedLocator(ticks or [100 * max(left)]))

@@ -64,7 +64,7 @@ def test_all_rounds_run_the_program_of_the_first(watched):
 
 def test_it_writes_everything(finished):
     report = running.wrote_everything(finished, "flops", "widths")
-    for row in ("dense", "dense, trained on", "l1 50 %", "random 25 %", "A/A"):
+    for row in ("dense", "dense, as long", "l1 50 %", "random 25 %", "A/A"):
         assert f"| {row} |" in report
     assert "group           size  of each neuron  on" in report
 
@@ -89,7 +89,7 @@ def test_budgets_are_met(summary):
             numbers = summary["networks"][f"{score} {100 * share:g} %"]
             assert all(share - 0.05 < left <= share for left in numbers["flops_left"])
             assert all(0 < n < 1 for n in numbers["weights_left"])
-    assert summary["networks"]["dense, trained on"]["flops_left"] == [1, 1]
+    assert summary["networks"]["dense, as long"]["flops_left"] == [1, 1]
 
 
 def test_removed_networks_are_the_masked_ones(finished, summary):

@@ -15,6 +15,7 @@ from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.flops import shape_only
 from jaxprune.rules import named_leaves, quoted
+from jaxprune.structured.check import check_params
 from jaxprune.structured.kept import Kept, known
 
 
@@ -77,19 +78,8 @@ def shrink(structure: Structure, tree: Any, kept: Kept) -> Any:
             f"{paths[:6]}, the tree {have}. Analyse the params that you shrink."
         )
     if len(parts) == 1:  # params themselves: all must fit
-        _check_shapes(structure, tree)
+        check_params("shrink", structure, tree)
     return jax.tree.unflatten(treedef, map(smaller, parts))
-
-
-def _check_shapes(structure: Structure, params: Params) -> None:
-    for (path, leaf), (_, shape) in zip(
-        named_leaves(params), named_leaves(structure.shapes), strict=True
-    ):
-        if leaf is not None and shape is not None and np.shape(leaf) != shape.shape:
-            raise ValueError(
-                f"shrink: '{path}' has shape {np.shape(leaf)}, and had {shape.shape} when it was "
-                "analysed: analyze(fn, params, ...) these params."
-            )
 
 
 def replay(

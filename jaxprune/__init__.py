@@ -202,6 +202,14 @@ from jaxprune.structured.compact import compact as compact
 from jaxprune.structured.compact import replay as replay
 from jaxprune.structured.compact import shrink as shrink
 
+# structured pruning by continuous relaxation: gates of groups, folded into the params
+from jaxprune.structured.folding import group_logits as group_logits
+from jaxprune.gates.relaxation import prevent_collapse as prevent_collapse
+from jaxprune.structured.folding import apply_gates as apply_gates
+from jaxprune.structured.relaxed import relaxed_cost as relaxed_cost
+from jaxprune.gates.relaxation import ejector as ejector
+from jaxprune.gates.relaxation import cubic_ramp as cubic_ramp
+
 # controls of a mask
 from jaxprune.collapse import collapsed as collapsed
 from jaxprune.controls import reinitialise as reinitialise

@@ -199,7 +199,7 @@ def read(
     order = sorted(of_params, key=used)
     names, groups = _groups({path: of_params[path] for path in order} | _as_inputs(of_inputs))
     name_of = {atom: name for name, atom in names.items()}
-    inexact = differences(program, of_params.values(), name_of)
+    inexact = differences(program, of_params, name_of)
     return Structure(
         groups=groups,
         frozen=_reasons({path: of_params[path] for path in order}),

@@ -47,7 +47,7 @@ def cost(structure: Structure, kept: Kept | None = None) -> Cost:
 
 def counter(structure: Structure) -> Callable[[Kept], Cost]:
     """`cost` of this structure for many `kept`: the products are collected once."""
-    products = _products(structure.program)
+    products = collect(structure.program)
 
     def count(kept: Kept) -> Cost:
         keep = Keep({structure.atoms[name]: own for name, own in kept.items()})
@@ -59,7 +59,7 @@ def counter(structure: Structure) -> Callable[[Kept], Cost]:
     return count
 
 
-class _Product(NamedTuple):
+class Product(NamedTuple):
     """factor x the product of the sizes of `axes` / `divisor` FLOPs."""
 
     factor: int
@@ -73,7 +73,7 @@ _Branches = tuple  # of lists of products: the dearest counts
 def _count(products: list, keep: Keep) -> int:
     total = 0
     for item in products:
-        if isinstance(item, _Product):
+        if isinstance(item, Product):
             total += item.factor * math.prod(keep.shape(item.axes)) // item.divisor
         else:
             factor, branches = item
@@ -81,7 +81,7 @@ def _count(products: list, keep: Keep) -> int:
     return total
 
 
-def _products(program: Program, factor: int = 1) -> list:
+def collect(program: Program, factor: int = 1) -> list:
     found: list = []
     for step in program.steps:
         kind, params = step.eqn.primitive.name, step.eqn.params
@@ -90,24 +90,24 @@ def _products(program: Program, factor: int = 1) -> list:
         elif kind == "conv_general_dilated":
             found.append(_convolution(step, factor))
         elif kind == "cond":
-            found.append((factor, [_products(branch) for branch in step.inner]))
+            found.append((factor, [collect(branch) for branch in step.inner]))
         elif kind in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"):
-            found += _products(step.inner[0], factor)  # not the derivative
+            found += collect(step.inner[0], factor)  # not the derivative
         else:
             turns = params["length"] if kind == "scan" else 1
             for inner in step.inner:
-                found += _products(inner, factor * turns)
+                found += collect(inner, factor * turns)
     return found
 
 
-def _dot(step: Step, factor: int) -> _Product:
+def _dot(step: Step, factor: int) -> Product:
     (contracted, _), _ = step.eqn.params["dimension_numbers"]
-    return _Product(2 * factor, (*step.outputs[0], *(step.inputs[0][i] for i in contracted)))
+    return Product(2 * factor, (*step.outputs[0], *(step.inputs[0][i] for i in contracted)))
 
 
-def _convolution(step: Step, factor: int) -> _Product:
+def _convolution(step: Step, factor: int) -> Product:
     """2 * outputs * (inputs / groups) * window; the zeros of an input dilation cost nothing."""
     params, kernel = step.eqn.params, step.inputs[1]
     outputs = params["dimension_numbers"].rhs_spec[0]
     reads = tuple(axis for i, axis in enumerate(kernel) if i != outputs)
-    return _Product(2 * factor, (*step.outputs[0], *reads), math.prod(params["lhs_dilation"]))
+    return Product(2 * factor, (*step.outputs[0], *reads), math.prod(params["lhs_dilation"]))

@@ -6,7 +6,6 @@ import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxprune.coupling.analyze import Structure
@@ -69,5 +68,5 @@ def relaxed_cost(structure: Structure, gates: GroupGates) -> Cost:
     neurons = sum((jnp.sum(own) for own in gates.values()), jnp.float32(frozen))
     weights = (math.prod(map(size, axes)) for axes in structure.axes.values())
     total = sum(weights, jnp.float32(0))
-    found: Any = [neurons, total, flops(collect(structure.program))]
-    return Cost(*(jnp.asarray(x, jnp.float32) for x in found))
+    found: tuple[Any, ...] = (neurons, total, flops(collect(structure.program)))
+    return Cost._make(jnp.asarray(x, jnp.float32) for x in found)

@@ -28,7 +28,7 @@ Place = tuple[str, int]  # the path of a leaf, and an axis of it
 Zero = dict[Atom, frozenset[Place]]
 
 # f(0) = 0 entry by entry, or entries only move
-_KEEPS_ZERO = ALL_ZERO | {
+KEEPS_ZERO = ALL_ZERO | {
     "asin", "asinh", "atan", "atanh", "broadcast_in_dim", "ceil", "concatenate", "conj", "cumsum",
     "dynamic_update_slice", "erf", "erf_inv", "floor", "imag", "log1p",
     "name", "optimization_barrier", "real", "reduce_window_max", "reduce_window_min",
@@ -163,7 +163,7 @@ class _Finder:
             zero = self.zero_where(pairs[1:], all)
         elif kind in ("dynamic_slice", "gather"):
             zero = operands[0].zero
-        elif kind in _KEEPS_ZERO:
+        elif kind in KEEPS_ZERO:
             zero = self.zero_where(pairs, all)
         else:
             zero = {}

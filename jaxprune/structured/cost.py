@@ -6,11 +6,16 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.expressions import Expr
 from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
-from jaxprune.structured.kept import Kept, known
+from jaxprune.flops import count_flops
+from jaxprune.structured.kept import Kept, Removal, known
+from jaxprune.structured.reduced import small_inputs, small_shapes
+from jaxprune.structured.replay import replay
 
 
 class Cost(NamedTuple):
@@ -34,7 +39,8 @@ def cost(structure: Structure, kept: Kept | None = None) -> Cost:
     one turn of a while.
 
     Args:
-      kept: bool (size,) by group, not traced; None, or of a group that is not named, all.
+      kept: bool (size,) by group, not traced; None, or of a group that is not named, all. Or a
+        `Removal`: what is not computed any more costs nothing.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'a': jnp.ones((4, 8)), 'b': jnp.ones((8, 2))}
@@ -42,7 +48,21 @@ def cost(structure: Structure, kept: Kept | None = None) -> Cost:
     >>> cost(structure), cost(structure, {'a': jnp.arange(8) < 2})
     (Cost(neurons=8, weights=48, flops=96), Cost(neurons=2, weights=12, flops=24))
     """
+    if isinstance(kept, Removal):
+        return _without(structure, kept)
     return counter(structure)({} if kept is None else known(structure, kept))
+
+
+def _without(structure: Structure, kept: Removal) -> Cost:
+    """Counted on the small function."""
+    own = known(structure, kept)
+    keep = Keep({structure.atoms[name]: entries for name, entries in own.items()})
+    shapes = small_shapes(structure, keep, kept.removed)
+    flops = count_flops(replay(structure, kept), shapes, *small_inputs(structure, keep))
+    neurons = sum(group.size for group in structure.groups.values())
+    pruned = sum(int((~entries).sum()) for entries in own.values())
+    weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    return Cost(neurons - pruned, weights, sum(flops.leaves.values()) + flops.other)
 
 
 def counter(structure: Structure) -> Callable[[Kept], Cost]:

@@ -3,3 +3,9 @@
 
 class RecipeError(ValueError):
     """Something the user can put right; the message is one line that says how."""
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line that is not too long."""
+    said = " ".join((getattr(error, "strerror", None) or str(error) or repr(error)).split())
+    return said if len(said) <= 120 else f"{said[:120]} ..."

@@ -21,7 +21,7 @@ from recipes.common import training
 from recipes.common.data import Split
 from recipes.common.training import Arm, TrainState, Weights
 
-At = Callable[[int], None]  # called with the step, between calls of the device
+At = Callable[[int, TrainState], None]  # called with the step, between calls of the device
 
 
 class Lane(NamedTuple):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +35,85 @@ def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         raise RecipeError(f"--out '{out}' is not writable (see '{ancestor}')")
     if resume:
-        if not (out / CHECKPOINT).is_dir():
-            raise RecipeError(f"--resume finds no checkpoint in --out '{out}'")
-    elif out.exists() and any(out.iterdir()):
+        if not (out / CONFIG).is_file():
+            raise RecipeError(f"--resume finds no run: there is no '{out / CONFIG}'")
+    elif out.exists() and any(not _is_draft(path) for path in out.iterdir()):
         if not (out / CONFIG).is_file():
             raise RecipeError(f"--out '{out}' is not empty, and not a run; choose another folder")
         if not overwrite:
             raise RecipeError(
-                f"--out '{out}' already holds a run; choose another folder, or replace the run "
-                "with --overwrite"
+                f"--out '{out}' already holds a run; choose another folder, go on with the run "
+                "with --resume, or replace it with --overwrite"
             )
 
 
 def start(out: Path, config: str) -> None:
-    """Makes the folder, without the files of an earlier run, and writes config.yaml."""
+    """Makes the folder, locks it, and replaces the files of an earlier run by config.yaml."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, SUMMARY, REPORT, PLOTS, MODEL, CHECKPOINT, CONFIG):
-            remove(out / name)
-        write(out / CONFIG, config)
+        lock(out)
+        with _draft(out / CONFIG, config) as draft:  # where there is no room, nothing is removed
+            for path in filter(_is_draft, out.iterdir()):
+                if path != draft:
+                    remove(path)
+            for name in (METRICS, SUMMARY, REPORT, PLOTS, MODEL, CHECKPOINT, CONFIG):
+                remove(out / name)
     except OSError as error:
         raise RecipeError(f"--out '{out}' is not writable: {error.strerror}") from error
+
+
+_locks: dict[Path, int] = {}  # the folders that this process has locked
+
+
+def lock(out: Path) -> None:
+    """Takes the folder for this process, until it ends or has finished: no second one writes to it.
+
+    Raises `RecipeError` if another process has it. A lock dies with its process: none is stale.
+    """
+    unlock(out)
+    held = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise RecipeError(
+            f"another process is writing to --out '{out}'; wait for it, or choose another folder"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        print(
+            f"--out '{out}' can't be locked ({error.strerror}): be its only user", file=sys.stderr
+        )
+    _locks[out.resolve()] = held
+
+
+def unlock(out: Path) -> None:
+    """Gives the folder back, if this process had it."""
+    held = _locks.pop(out.resolve(), None)
+    if held is not None:
+        os.close(held)
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a whole file: at no time is there half of one under its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _draft(path, content):
+        pass
+
+
+@contextmanager
+def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
+    """The content beside `path`, which it becomes at the end."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield draft
+        os.replace(draft, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+
+
+def _is_draft(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -246,10 +246,10 @@ def advance(
     chunk_steps: int,
     start: int,
     stop: int,
-    at: Callable[[int], None],
+    at: Callable[[int, TrainState], None],
     first: int = 0,
 ) -> TrainState:
-    """Runs the steps from `start` up to `stop`, and calls `at` after each chunk with the step.
+    """Runs the steps from `start` up to `stop`, and calls `at` after each chunk: (step, state).
 
     `keys` order the examples, `own` is what optimizers are made from, one a network; `state` is
     donated. `first` is where in the order of the examples step 0 is.
@@ -261,7 +261,7 @@ def advance(
         state, metrics = chunk(state, data, indices, own)
         jax.block_until_ready(metrics)
         start += now
-        at(start)
+        at(start, state)
     return state
 
 

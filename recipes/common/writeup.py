@@ -37,6 +37,7 @@ def finish(
     run.write_json(out / run.SUMMARY, summary)
     run.write(out / run.REPORT, to_markdown(writeup))
     run.remove(out / run.CHECKPOINT)
+    run.unlock(out)
     to_terminal(writeup)
     print(f"Everything is in {out}: see {out / run.REPORT}")
 

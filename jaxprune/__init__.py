@@ -193,6 +193,7 @@ from jaxprune.structured.scores import per_group as per_group
 from jaxprune.structured.scores import random_neurons as random_neurons
 from jaxprune.structured.scores import square as square
 from jaxprune.structured.scores import weight as weight
+from jaxprune.structured.isomorphic import isomorphic as isomorphic
 from jaxprune.structured.pick import pick as pick
 from jaxprune.structured.cost import cost as cost
 from jaxprune.structured.kept import group_masks as group_masks

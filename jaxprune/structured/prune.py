@@ -22,8 +22,8 @@ from jaxprune.base import (
 from jaxprune.coupling.analyze import Structure
 from jaxprune.masks import like, with_own
 from jaxprune.methods.combine import once
+from jaxprune.structured.choose import choose
 from jaxprune.structured.kept import group_masks, kept_neurons
-from jaxprune.structured.pick import choose
 
 
 def prune_neurons(

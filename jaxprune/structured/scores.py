@@ -35,16 +35,19 @@ def abs_of_sum(own: Slices) -> jax.Array:
 def distances(own: Slices) -> jax.Array:
     """(size,): the sum of the Euclidean distances from a neuron's entries to all others'.
 
-    Small is near the geometric median, which the others can stand in for.
+    Small is near the geometric median, which the others can stand in for. Neurons whose entries
+    are all zero are pruned, and none of the others.
 
     Reference: He et al., 2019, Filter Pruning via Geometric Median for Deep Convolutional Neural
     Networks Acceleration.
     """
     x = jnp.concatenate([x.astype(jnp.float32) for x in own.values()], 1)
+    others = (x != 0).any(1)
     x = x - x.mean(0, keepdims=True)  # nearer to zero, where squares are exact
     norms = (x * x).sum(1)
     squares = norms[:, None] + norms[None] - 2 * jnp.dot(x, x.T, precision="highest")
-    apart = jnp.where(jnp.eye(len(x), dtype=bool), 0.0, jnp.maximum(squares, 0.0))
+    itself = jnp.eye(len(x), dtype=bool)
+    apart = jnp.where(itself | ~others[None], 0.0, jnp.maximum(squares, 0.0))
     return jnp.sqrt(apart).sum(1)
 
 

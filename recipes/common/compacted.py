@@ -19,6 +19,7 @@ import jaxprune as jp
 from jaxprune.coupling.analyze import Structure
 from jaxprune.structured.compact import Compact
 from recipes.common import models, run
+from recipes.common.data import Split
 
 KEPT = "kept.json"  # beside the arrays
 
@@ -50,6 +51,27 @@ def save(
     ]
     content = {"network": dict(network), "image": list(image), "kept": kept}
     run.write(path / KEPT, json.dumps(content) + "\n")
+
+
+def compare(whole: Compact, small: Compact, test: Split, batch_size: int = 250) -> dict[str, Any]:
+    """The accuracy of the compacted network on test data, and how it differs from the whole one.
+
+    `largest_difference` is between logits, `answers_that_differ` counts classes.
+    """
+    n = len(test.labels)
+    batch_size = min(batch_size, n)
+    apply = [jax.jit(own.fn) for own in (whole, small)]
+    logits: list[list[np.ndarray]] = [[], []]
+    for first in range(0, n, batch_size):
+        images = test.images[min(first, n - batch_size) :][:batch_size]  # the last is a whole one
+        for found, fn, own in zip(logits, apply, (whole, small), strict=True):
+            found.append(np.asarray(fn(own.params, images))[-min(batch_size, n - first) :])
+    before, after = (np.concatenate(own) for own in logits)
+    return {
+        "compacted_accuracy": float(np.mean(after.argmax(1) == test.labels)),
+        "largest_difference": float(np.abs(before - after).max()),
+        "answers_that_differ": int(np.sum(before.argmax(1) != after.argmax(1))),
+    }
 
 
 def load(path: Path, seed: int = 0) -> Compact:

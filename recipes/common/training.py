@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -235,9 +235,12 @@ def train(
         yield Progress(start, seconds, state, loss, accuracy)
 
 
+S = TypeVar("S")  # what changes in training, such as a `TrainState`
+
+
 def advance(
     chunk: Chunk,
-    state: TrainState,
+    state: S,
     data: Split,
     keys: jax.Array,
     own: Any,
@@ -246,13 +249,15 @@ def advance(
     chunk_steps: int,
     start: int,
     stop: int,
-    at: Callable[[int, TrainState], None],
+    at: Callable[[int, S], None],
     first: int = 0,
-) -> TrainState:
+    look: Callable[[int, S, Any], None] = lambda step, state, metrics: None,
+) -> S:
     """Runs the steps from `start` up to `stop`, and calls `at` after each chunk: (step, state).
 
     `keys` order the examples, `own` is what optimizers are made from, one a network; `state` is
-    donated. `first` is where in the order of the examples step 0 is.
+    donated. `first` is where in the order of the examples step 0 is. `look` is called before `at`,
+    with what the chunk has measured too.
     """
     order = data_order(keys, len(data.labels), batch_size, first + start)
     while start < stop:
@@ -261,6 +266,7 @@ def advance(
         state, metrics = chunk(state, data, indices, own)
         jax.block_until_ready(metrics)
         start += now
+        look(start, state, metrics)
         at(start, state)
     return state
 

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -255,7 +255,7 @@ def pictures(s: Study, summary: dict[str, Any], records: Records) -> dict[str, b
     """The figures, by their path below the folder of the run."""
     relaxed = [arm for arm in s.arms if arm != DENSE]
     ends = list(accumulate(stage.steps for stage in s.stages))
-    at_ends = [record for record in records if record["step"] in ends]
+    at_ends = [record for record in records if record["step"] in ends[2:]]  # where some are cut
     curves = {
         arm: (
             [float(np.mean(record[arm]["flops"])) for record in at_ends],
@@ -273,12 +273,13 @@ def pictures(s: Study, summary: dict[str, Any], records: Records) -> dict[str, b
         for arm in relaxed
     }
     gated = [record for record in records if record["stage"] != "final"]
-    drawn = plots.looks([DENSE, *relaxed])
+    looks = zip(s.arms, cycle(plots.COLORS), cycle("os^D"), strict=False)
+    drawn = {arm: plots.Look(color, "-", marker) for arm, color, marker in looks}
     return {
-        STAGES: relaxation_plots.stages(records, list(s.arms), ends),
+        STAGES: relaxation_plots.stages(records, drawn, ends),
         GATES: relaxation_plots.histograms(gated, relaxed, ends[:-1]),
         WIDTHS: layer_widths.picture(whole.widths, {"Widths": widths}, drawn),
-        FLOPS: weights_left.picture(curves, dense, what="FLOPs"),
+        FLOPS: weights_left.picture(curves, dense, what="FLOPs", drawn=drawn),
     }
 
 
@@ -297,8 +298,8 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         "seeds.",
         WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the range "
         "from the smallest to the largest.",
-        FLOPS: "Test accuracy at the end of each stage against the FLOPs of the neurons that are "
-        "left. Dashed: dense networks that trained as long.",
+        FLOPS: "Test accuracy at the end of each stage that has cut, against the FLOPs of the "
+        "neurons that are left. Dashed: dense networks that trained as long.",
     }
     return Writeup(
         title="Continuous relaxation",

@@ -12,14 +12,20 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from recipes.common.gate_plots import LEAST
-from recipes.common.plots import STYLE, band, curve, looks, png, steps_locator
+from recipes.common.plots import STYLE, Look, band, curve, png, steps_locator
 
 History = Sequence[Mapping[str, Any]]
 
 
-def stages(history: History, arms: Sequence[str], ends: Sequence[int]) -> bytes:
-    """PNG of test accuracy over the steps, and of the FLOPs: relaxed (lines), of what is left."""
-    drawn = looks(arms)
+def stages(history: History, drawn: Mapping[str, Look], ends: Sequence[int]) -> bytes:
+    """PNG of test accuracy over the steps, and of the FLOPs: relaxed (lines), of what is left.
+
+    Args:
+      history: the lines of metrics.jsonl.
+      drawn: the look of each arm, dense first.
+      ends: the last step of each stage.
+    """
+    arms = list(drawn)
     with rc_context(STYLE):
         figure = Figure(figsize=(7.6, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -29,7 +35,7 @@ def stages(history: History, arms: Sequence[str], ends: Sequence[int]) -> bytes:
                 continue
             band(right, curve(history, arm, "relaxed"), arm, drawn[arm])
             steps, flops = curve(history, arm, "flops")
-            right.plot(steps, 100 * flops.mean(1), ":", color=drawn[arm].color, linewidth=1.3)
+            right.step(steps, 100 * flops.mean(1), ":", color=drawn[arm].color, linewidth=1.3)
         left.set(title="Test accuracy (%)", ylim=_limits(history, arms))
         right.set(title="FLOPs (% of dense)", ylim=(-2, 104))
         for axes in (left, right):

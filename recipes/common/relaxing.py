@@ -107,7 +107,7 @@ def first(s: Study) -> tuple[dict[str, Any], Any]:
 
 def begin(s: Study, params: Any, batch_stats: Any, lanes: Lane) -> State:
     """Fresh optimizers at these params."""
-    opt_state = jax.vmap(lambda lane, params: _optimizer(s, lane).init(params))(lanes, params)
+    opt_state = jax.vmap(lambda lane, params: optimizer_of(s, lane).init(params))(lanes, params)
     step = jnp.zeros(len(s.arms) * len(s.keys), jnp.int32)
     # copied, since a state is donated whole: no two of its leaves may share memory
     return jax.tree.map(jnp.copy, State(params, batch_stats, opt_state, step))
@@ -152,7 +152,7 @@ def make_chunk(s: Study) -> Chunk:
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         now = state.batch_stats, images, labels, state.step, lane
         (loss, (accuracy, batch_stats)), grads = gradient(state.params, *now)
-        updates, opt_state = _optimizer(s, lane).update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer_of(s, lane).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new = State(params, batch_stats, opt_state, state.step + 1)
         return new, {"loss": loss, "accuracy": accuracy}
@@ -239,7 +239,7 @@ def _stacked(lanes: Iterable[Lane]) -> Lane:
     return jax.tree.map(lambda *x: jnp.stack(x), *lanes)
 
 
-def _optimizer(s: Study, lane: Lane) -> optax.GradientTransformation:
+def optimizer_of(s: Study, lane: Lane) -> optax.GradientTransformation:
     """Weights by the schedule, with weight decay; gates at their own rate, and without."""
     rate = lambda count: lane.rates.at[count].get(mode="fill", fill_value=0.0)
     weights = optax.chain(optax.add_decayed_weights(s.weight_decay), s.optimizer(rate))

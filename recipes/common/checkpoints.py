@@ -6,13 +6,13 @@ the checkpoint before is taken.
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,10 @@ from recipes.common.errors import RecipeError, reason
 
 KEPT = 2  # where the last can't be read, the one before can
 TREE, ABOUT = "tree", "about"  # the parts of a checkpoint: arrays, and what JSON can say
+
+# what orbax raises it also logs, with a traceback; here it is told in a line
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
 
 
 class Saved(NamedTuple):
@@ -62,6 +66,8 @@ class Checkpoints:
             preservation_policy=LatestN(KEPT),
             cleanup_tmp_directories=True,  # of a save that was killed
             save_root_metadata=False,
+            # in a thread of its own, a folder that can't be made stops the program for 20 minutes
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with self._or_error():
             self._manager = ocp.CheckpointManager(
@@ -111,7 +117,11 @@ class Checkpoints:
                 return read(path)
             except RecipeError as error:
                 before = [s for s in steps if s < step]
-                then = f"going on from '{before[0]}'" if before else "there is none before it"
+                then = (
+                    f"going on from '{self.folder / str(before[0])}'"
+                    if before
+                    else "there is none before it"
+                )
                 print(f"{error}; {then}", file=sys.stderr)
                 path.replace(path.with_name(f"{step}.damaged"))
                 self._manager.reload()
@@ -157,12 +167,14 @@ def read(path: Path) -> Saved:
 @contextmanager
 def _no_tracebacks() -> Iterator[None]:
     """Where one array can't be read, tensorstore prints a traceback for each of the others."""
-    with redirect_stderr(io.StringIO()):
-        try:
-            yield
-        except Exception:
-            time.sleep(0.1)  # the others fail in their own threads
-            raise
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    except Exception:
+        time.sleep(0.3)  # the others fail in their own threads
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _checksums(packed: Any, about: dict[str, Any]) -> dict[str, int]:

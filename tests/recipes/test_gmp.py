@@ -83,14 +83,16 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
     argv = [*SHORT, "--out", str(out)]
     assert running.interrupted(gmp, monkeypatch, argv, step=4) == 130
     last_line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"stopped at step 4 of 12; the checkpoint is in {out}/checkpoint/4" in last_line
+    assert f"stopped after 4 steps; the checkpoint is in {out}/checkpoint/4" in last_line
     assert f"python -m recipes.gmp --out {out} --resume" in last_line
     assert not (out / "summary.json").exists()
 
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     assert exit_code(gmp, "--out", str(copy), "--resume", "--seeds", "3") == 2
-    assert "of another configuration" in capsys.readouterr().err
+    assert "--resume with other settings than those of the run: --seeds 2 -> 3" in (
+        capsys.readouterr().err
+    )
     gmp.main(["--out", str(out), "--resume"])
     assert metrics(out) == metrics(finished)
     assert not (out / "checkpoint").exists()

@@ -109,9 +109,8 @@ def test_a_phase_in_two_calls_is_the_phase(program):
     lanes, seen = lanes_of(*[constant(0.1)] * 2), []
     state = phases.begin(program, params, {}, masks, lanes)
     for start, stop in ((0, 3), (3, 6)):
-        state = phases.advance(
-            program, state, lanes, keys, stop, lambda step, state: seen.append(step), start
-        )
+        see = lambda step, state: seen.append(step)
+        state = phases.advance(program, state, lanes, keys, stop, see, start)
     assert seen == [3, 6]
     assert_close(state.params, trained(program, params, masks, lanes, keys).params)
 

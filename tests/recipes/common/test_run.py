@@ -49,11 +49,10 @@ def test_a_file_or_an_unwritable_place(tmp_path):
         run.start(tmp_path / "file" / "below", "")
 
 
-def test_resume_needs_a_checkpoint(tmp_path):
-    run.start(tmp_path, "")
-    with pytest.raises(RecipeError, match="finds no checkpoint"):
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(RecipeError, match=r"--resume finds no run: there is no '.*config\.yaml'"):
         run.check_out(tmp_path, resume=True)
-    (tmp_path / run.CHECKPOINT).mkdir()
+    run.start(tmp_path, "")
     run.check_out(tmp_path, resume=True)
 
 

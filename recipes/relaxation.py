@@ -33,6 +33,7 @@ from recipes.common import (
     compacted,
     cutting,
     data,
+    flops_left,
     latency,
     layer_widths,
     models,
@@ -43,7 +44,6 @@ from recipes.common import (
     run,
     settings,
     training,
-    weights_left,
 )
 from recipes.common.errors import RecipeError
 from recipes.common.journal import journal
@@ -112,7 +112,7 @@ def relax(config: Config) -> dict[str, Any]:
         config.out,
         write_up(config, study, summary),
         summary,
-        pictures(study, summary, records),
+        pictures(config, study, summary, records),
     )
     return summary
 
@@ -251,18 +251,14 @@ def model_path(arm: str) -> str:
     return f"{run.MODEL}/{arm.replace(' %', '').replace(' ', '-')}"
 
 
-def pictures(s: Study, summary: dict[str, Any], records: Records) -> dict[str, bytes]:
+def pictures(
+    config: Config, s: Study, summary: dict[str, Any], records: Records
+) -> dict[str, bytes]:
     """The figures, by their path below the folder of the run."""
     relaxed = [arm for arm in s.arms if arm != DENSE]
     ends = list(accumulate(stage.steps for stage in s.stages))
-    at_ends = [record for record in records if record["step"] in ends[2:]]  # where some are cut
-    curves = {
-        arm: (
-            [float(np.mean(record[arm]["flops"])) for record in at_ends],
-            np.asarray([record[arm]["test_accuracy"] for record in at_ends]),
-        )
-        for arm in relaxed
-    }
+    cutting_stages = {stage.name for stage in s.stages if stage.threshold is not None}
+    cut = [record for record in records if record["stage"] in cutting_stages]
     dense = np.asarray(records[-1][DENSE]["test_accuracy"])
     whole = before_after.size_of(s.structure, {})
     widths = {
@@ -279,8 +275,20 @@ def pictures(s: Study, summary: dict[str, Any], records: Records) -> dict[str, b
         STAGES: relaxation_plots.stages(records, drawn, ends),
         GATES: relaxation_plots.histograms(gated, relaxed, ends[:-1]),
         WIDTHS: layer_widths.picture(whole.widths, {"Widths": widths}, drawn),
-        FLOPS: weights_left.picture(curves, dense, what="FLOPs", drawn=drawn),
+        FLOPS: flops_left.picture(
+            {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
+            {arm: _against_flops([r for r in cut if r["step"] in ends], arm) for arm in relaxed},
+            dense,
+            [1, *config.flops],
+            drawn,
+        ),
     }
+
+
+def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> plots.Curve:
+    """Shares of the FLOPs, and accuracies (points, seeds)."""
+    found = [record[arm] for record in records if key in record[arm]]
+    return [float(np.mean(own["flops"])) for own in found], np.asarray([own[key] for own in found])
 
 
 def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
@@ -298,8 +306,8 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         "seeds.",
         WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the range "
         "from the smallest to the largest.",
-        FLOPS: "Test accuracy at the end of each stage that has cut, against the FLOPs of the "
-        "neurons that are left. Dashed: dense networks that trained as long.",
+        FLOPS: "Test accuracy right after each cut, and at the end of its stage, against the FLOPs "
+        "of the neurons that are left. Dashed: dense networks that trained as long.",
     }
     return Writeup(
         title="Continuous relaxation",

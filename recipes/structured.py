@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -31,6 +30,7 @@ from recipes.common import (
     cli,
     compacted,
     data,
+    flops_left,
     latency,
     layer_widths,
     masked_networks,
@@ -43,7 +43,6 @@ from recipes.common import (
     run,
     settings,
     training,
-    weights_left,
 )
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import deferred_signals
@@ -54,7 +53,7 @@ from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.structured"
 FLOPS, WIDTHS = "plots/flops.png", "plots/widths.png"
-TRAINED_ON = "dense, trained on"
+AS_LONG = "dense, as long"
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,7 @@ def structured_pruning(config: Config) -> dict[str, Any]:
     run.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
+    masked_networks.check_budget(study)
     if not config.resume:
         run.start(config.out, cli.to_yaml(config))
     folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
@@ -190,10 +190,10 @@ def summarise(config: Config, s: Study, records: Records, dataset: data.Dataset)
     """The content of summary.json; measures latencies."""
     began = time.perf_counter()
     whole = before_after.size_of(s.structure, {})
-    sizes = {DENSE: [whole] * config.seeds, TRAINED_ON: [whole] * config.seeds}
+    sizes = {DENSE: [whole] * config.seeds, AS_LONG: [whole] * config.seeds}
     accuracy = {
         DENSE: np.array(records[0][DENSE]["test_accuracy"]),
-        TRAINED_ON: np.array(records[-1][DENSE]["test_accuracy"]),
+        AS_LONG: np.array(records[-1][DENSE]["test_accuracy"]),
     }
     removed = {}
     for record in (r for r in records if r.get("flops_asked") in s.targets):
@@ -234,7 +234,7 @@ def timed(
 ) -> dict[str, dict[str, Any]]:
     """Latencies of the first seed's networks, dense and compacted."""
     image = dataset.train.images.shape[1:]
-    variables = s.module.init(jax.random.key(config.seed), jnp.zeros((1, *image)))
+    variables = training.seed_of(masked_networks.untrained(s).variables, 0)
     networks = {DENSE: Compact(variables, s.module.apply)}
     for share in s.targets:
         for score in s.scores:
@@ -247,10 +247,10 @@ def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, b
     """The figures, by their path below the folder of the run."""
     dense = np.array(records[-1][DENSE]["test_accuracy"])
     whole = before_after.size_of(s.structure, {})
-    curves, rounds = {}, records[1:]
-    for score in s.scores:
-        left = [float(np.mean(record[score]["flops"])) / whole.flops for record in rounds]
-        curves[score] = left, np.array([record[score]["test_accuracy"] for record in rounds])
+    at_once, trained_on = (
+        {score: curve(records[1:], score, key, whole.flops) for score in s.scores}
+        for key in ("before_training_on", "test_accuracy")
+    )
     panels = {}
     for share in s.targets:
         of = {score: summary["networks"][row_name(score, share)]["widths"] for score in s.scores}
@@ -260,9 +260,16 @@ def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, b
         }
     drawn = plots.looks([DENSE, *s.scores])
     return {
-        FLOPS: weights_left.picture(curves, dense, what="FLOPs"),
+        FLOPS: flops_left.picture(at_once, trained_on, dense, s.shares),
         WIDTHS: layer_widths.picture(whole.widths, panels, drawn),
     }
+
+
+def curve(records: Records, score: str, key: str, flops: int) -> plots.Curve:
+    """What is left of so many FLOPs after each round, and what the networks came to."""
+    own = [record[score] for record in records]
+    left = [float(np.mean(numbers["flops"])) / flops for numbers in own]
+    return left, np.array([numbers[key] for numbers in own])
 
 
 def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
@@ -287,9 +294,9 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         ),
         command=run.again(PROGRAM, config.out),
         pictures={
-            FLOPS: "Test accuracy after each round against the FLOPs that are left: means over "
-            "seeds; bands from the worst seed to the best. Dashed: dense networks that trained as "
-            "long as all rounds.",
+            FLOPS: "Test accuracy against the FLOPs that are left, right after each pruning and "
+            "after training on: means over seeds; bands from the worst seed to the best. Dashed: "
+            "dense networks that trained as long as all rounds.",
             WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the "
             "range from the smallest to the largest.",
         },

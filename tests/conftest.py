@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 
 # Tests compile far more than they compute: machine code need not be fast. XLA's older emitters
 # take less than half the time of its fusion emitters.
@@ -19,6 +20,13 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What one file compiled and freed the next one reads back. A folder for each process: JAX does not
+# write its entries atomically.
+programs = tempfile.TemporaryDirectory(prefix="jaxprune-tests-")
+jax.config.update("jax_compilation_cache_dir", programs.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -84,17 +84,14 @@ def _within(
     total = sum(group.size for group in structure.groups.values())
 
     def kept(n: int) -> Kepts:
-        return {name: np.asarray(own) for name, own in _pruned(n, scores, allocation, round_to)}
+        found = _of_count(n, scores, allocation, round_to)
+        return {name: np.asarray(found[name]) for name in scores}  # jit sorts them
 
     most = total - len(structure.groups)
     if not fits(kept(most)):
         raise ValueError(cannot(kept(most)))
     found = kept(_first(lambda n: fits(kept(n)), most))
     return _filled(found, scores, round_to, fits) if round_to > 1 else found
-
-
-def _pruned(n: int, scores: Scores, allocation: Allocation, round_to: int) -> Any:
-    return _of_count(n, scores, allocation, round_to).items()
 
 
 @partial(jax.jit, static_argnames=("allocation", "round_to"))

@@ -12,6 +12,7 @@ from jaxprune.base import Params, is_none
 from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.replay import Keep
 from jaxprune.rules import named_leaves
+from jaxprune.structured.check import check_params
 from jaxprune.structured.kept import Kept, known, removed
 from jaxprune.structured.replay import replay
 
@@ -80,16 +81,5 @@ def shrink(structure: Structure, tree: Any, kept: Kept) -> Any:
             f"{paths[:6]}, the tree {have}. Analyse the params that you shrink."
         )
     if len(parts) == 1:  # params themselves: all must fit
-        _check_shapes(structure, tree)
+        check_params("shrink", structure, tree)
     return jax.tree.unflatten(treedef, map(smaller, parts))
-
-
-def _check_shapes(structure: Structure, params: Params) -> None:
-    for (path, leaf), (_, shape) in zip(
-        named_leaves(params), named_leaves(structure.shapes), strict=True
-    ):
-        if leaf is not None and shape is not None and np.shape(leaf) != shape.shape:
-            raise ValueError(
-                f"shrink: '{path}' has shape {np.shape(leaf)}, and had {shape.shape} when it was "
-                "analysed: analyze(fn, params, ...) these params."
-            )

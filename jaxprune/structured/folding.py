@@ -15,6 +15,7 @@ from jaxprune.coupling.exactness import closers
 from jaxprune.coupling.expressions import Atom, Expr, places
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves, quoted
+from jaxprune.structured.check import check_params
 
 GroupGates = Mapping[str, Any]  # float (size,) by group; of a group that is not there all are 1
 
@@ -63,6 +64,7 @@ def apply_gates(structure: Structure, params: Params, gates: GroupGates) -> Para
     Relaxation in Structured Pruning.
     """
     gates = check_gates(structure, gates)
+    check_params("apply_gates", structure, params)
     ranks = {path: len(axes) for path, axes in structure.axes.items()}
     factors: dict[str, Any] = {}
     for name, members in gated(structure).items():

@@ -17,6 +17,7 @@ from jaxprune.coupling.analyze import Member, Structure
 from jaxprune.rules import kernels, named_leaves, quoted
 from jaxprune.scores import check_key, magnitude
 from jaxprune.scores import random as random_like
+from jaxprune.structured.check import check_params
 from jaxprune.structured.slices import slices
 
 Slices = dict[Member, jax.Array]
@@ -79,12 +80,14 @@ def per_group(
       of: `{member: (size, entries)} -> (size,)`: what a neuron's slices are worth together.
 
     Raises:
-      ValueError: (when used) if of a group no leaf is prunable.
+      ValueError: (when used) if of a group no leaf is prunable, or the params are not those that
+        were analysed.
 
     Reference: Fang et al., 2023, DepGraph: Towards Any Structural Pruning (the mean of sums).
     """
 
     def scores(params: Params, *, grads: Params = None, **context: Any) -> Scores:
+        check_params("per_group", structure, params)
         chosen = prunable(params)
         slopes = None if grads is None else map_scored(lambda _, g: g, chosen, grads)
         of_leaves = dict(named_leaves(score(chosen, grads=slopes, **context)))

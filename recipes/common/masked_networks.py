@@ -116,6 +116,12 @@ def known(kept: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(own) for name, own in kept.items()}
 
 
+def check_budget(s: Study) -> None:
+    """Raises `RecipeError` if the networks can't be as small as the last target asks."""
+    alike = {name: np.ones(own.size, np.float32) for name, own in s.structure.groups.items()}
+    _pick(s, min(s.targets), alike, {name: own > 0 for name, own in alike.items()})
+
+
 def _pick(s: Study, share: float, scores: Any, before: Any) -> dict[str, Any]:
     try:
         kept = jp.pick(s.structure, scores, None, s.allocation, flops=share, round_to=s.round_to)

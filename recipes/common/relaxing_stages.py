@@ -74,7 +74,7 @@ def one_stage(
         batch_stats = folded.get("batch_stats", {})
     keys = jnp.tile(s.keys, len(s.arms))
     before = sum(own.steps for own in s.stages[:index])
-    watch.begin(stage, before, lanes, left)
+    watch.begin(stage, before, lanes, left, params, batch_stats)
 
     def train(state: State, start: int, at: Callable[[int, State], None]) -> State:
         return training.advance(
@@ -123,18 +123,28 @@ class Watch:
         spent = journal.records[-1]["seconds"] if journal.records else 0.0
         self.began = time.perf_counter() - spent
 
-    def begin(self, stage: Stage, before: int, lanes: Lane, left: Sequence[Removal]) -> None:
-        """Training goes on with this stage, after so many steps."""
+    def begin(
+        self,
+        stage: Stage,
+        before: int,
+        lanes: Lane,
+        left: Sequence[Removal],
+        params: Any,
+        batch_stats: Any,
+    ) -> None:
+        """Training goes on with this stage, after so many steps, from these params."""
         self.stage, self.before, self.lanes, self.last = stage, before, lanes, 0
+        self.at_once = self.tested(params, batch_stats)
         self.flops = [jp.cost(self.s.structure, own).flops / self.s.flops for own in left]
 
     def look(self, step: int, state: State, metrics: Any) -> None:
         """Adds a line to metrics.jsonl; lists are over seeds."""
         measured = {**metrics, **self.measure(state.params, self.lanes)}
         measured["flops"] = np.asarray(self.flops)
+        if step <= self.s.chunk_steps:  # the first line of a stage
+            measured["cut_accuracy"] = self.at_once
         if step == self.stage.steps or self._due(step):
-            own = self.network(state.params, state.batch_stats, self.lanes)
-            measured["test_accuracy"] = self.test(own["params"], own.get("batch_stats", {}))
+            measured["test_accuracy"] = self.tested(state.params, state.batch_stats)
         self.last, n = step, len(self.s.keys)
         arms = {
             arm: {
@@ -147,6 +157,11 @@ class Watch:
         self.journal.log(
             {"step": self.before + step, "stage": self.stage.name, "seconds": seconds, **arms}
         )
+
+    def tested(self, params: Any, batch_stats: Any) -> np.ndarray:
+        """Test accuracy under gates (lanes,)."""
+        own = self.network(params, batch_stats, self.lanes)
+        return self.test(own["params"], own.get("batch_stats", {}))
 
     def _due(self, step: int) -> bool:
         total = sum(stage.steps for stage in self.s.stages)

@@ -12,16 +12,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from recipes.common.plots import MANY, STYLE, Curve, Look, band, looks, png
 
-FINE = (100, 70, 50, 35, 25, 17, 12)  # where little was pruned
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+MORE_TICKS = (100, 70, 50, 35, 25, 20, 15, 10, 7, 5, 3, 2, 1)  # for a short axis
 
 
 def picture(
-    arms: Mapping[str, Curve],
-    dense: np.ndarray,
-    near: float = 0.03,
-    what: str = "Weights",
-    drawn: Mapping[str, Look] | None = None,
+    arms: Mapping[str, Curve], dense: np.ndarray, near: float = 0.03, what: str = "Weights"
 ) -> bytes:
     """PNG of the accuracy of each arm, whole and near that of the dense networks.
 
@@ -30,14 +26,12 @@ def picture(
       dense: accuracies of the dense networks (replicates,).
       near: how far below them the second panel reaches.
       what: is left.
-      drawn: the look of "dense" and of each arm.
     """
-    drawn = drawn or looks(["dense", *arms])
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 2.9), layout="constrained")
         whole, close = figure.subplots(1, 2)
         for axes in (whole, close):
-            _draw(axes, arms, dense, drawn)
+            draw(axes, arms, dense)
             axes.set_xlabel(f"{what} left (%)")
         whole.set(title="Test accuracy (%)")
         close.set(title="The same, near dense")
@@ -50,9 +44,14 @@ def picture(
         return png(figure)
 
 
-def _draw(
-    axes: Axes, arms: Mapping[str, Curve], dense: np.ndarray, drawn: Mapping[str, Look]
+def draw(
+    axes: Axes,
+    arms: Mapping[str, Curve],
+    dense: np.ndarray,
+    drawn: Mapping[str, Look] | None = None,
 ) -> None:
+    """The accuracies of all arms and of the dense networks, on a `percent_axis`."""
+    drawn = drawn or looks(["dense", *arms])
     dense_line(axes, dense, drawn["dense"])
     for arm, (left, values) in arms.items():
         band(axes, ([100 * part for part in left], values), arm, drawn[arm], points=True)
@@ -70,8 +69,8 @@ def dense_line(axes: Axes, values: np.ndarray, look: Look) -> None:
 def percent_axis(axes: Axes, left: Sequence[float]) -> None:
     """Percent of the weights on a logarithmic axis, from many to few."""
     lowest, highest = 100 * min(left) / 1.15, 1.15 * 100 * max(left)
-    several = FINE if lowest > 10 else TICKS
-    ticks = [tick for tick in several if lowest <= tick <= highest]
+    within = lambda ticks: [tick for tick in ticks if lowest <= tick <= highest]
+    ticks = within(TICKS) if len(within(TICKS)) > 2 else within(MORE_TICKS)
     axes.set_xscale("log")
     axes.set_xlim(highest, lowest)
     axes.xaxis.set_major_locator(FixedLocator(ticks or [100 * max(left)]))

@@ -14,7 +14,7 @@ from recipes.common import run
 
 STACK = (
     "The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read "
-    "them\nwith `recipes.common.checkpoint.load_model`."
+    "them with `recipes.common.checkpoint.load_model`."
 )
 
 
@@ -83,8 +83,8 @@ Run it again: `{writeup.command}`
 
 {layers}
 
-{writeup.saved.format(models=models)} Every logged point is a line of `{run.METRICS}`; all
-numbers of this page are in `{run.SUMMARY}`.
+{writeup.saved.format(models=models)}
+Every logged point is a line of `{run.METRICS}`; all numbers of this page are in `{run.SUMMARY}`.
 
 {writeup.footline}. {environment}.
 """

@@ -279,7 +279,7 @@ def pictures(
             {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
             {arm: _against_flops([r for r in cut if r["step"] in ends], arm) for arm in relaxed},
             dense,
-            [1, *config.flops],
+            [1, *(share for share in config.flops if share)],
             drawn,
         ),
     }

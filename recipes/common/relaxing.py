@@ -157,15 +157,7 @@ def make_chunk(s: Study) -> Chunk:
         new = State(params, batch_stats, opt_state, state.step + 1)
         return new, {"loss": loss, "accuracy": accuracy}
 
-    @partial(jax.jit, donate_argnums=0)
-    def chunk(state, train, order, lanes):
-        def steps(state, indices):
-            return jax.vmap(step)(state, train.images[indices], train.labels[indices], lanes)
-
-        state, metrics = jax.lax.scan(steps, state, order)
-        return state, jax.tree.map(lambda m: m.mean(0), metrics)
-
-    return chunk
+    return training.chunk_of(step)
 
 
 def make_measure(s: Study) -> Callable[[Any, Lane], dict[str, jax.Array]]:

@@ -169,6 +169,15 @@ def make_chunk(arm: Arm) -> Chunk:
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
 
+    return chunk_of(step)
+
+
+def chunk_of(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Chunk:
+    """As many steps of a stack as `order` has, jitted; the state it is given is donated.
+
+    `step` is that of one network: (state, images, labels, own) -> state, metrics.
+    """
+
     @partial(jax.jit, donate_argnums=0)
     def chunk(state, train, order, own):
         def steps(state, indices):

@@ -11,7 +11,7 @@ from jaxprune.structured.folding import gated
 from tests.coupling.networks import NETWORKS, Residual, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
-from tests.structured.test_compact import some
+from tests.structured.test_compact import random_network, some
 
 
 def analysed(name):
@@ -90,9 +90,8 @@ EXACT = [name for name in NETWORKS if NETWORKS[name].exact]
 ALIKE = {"channels first", "grouped queries", "rotary"}  # to others, and slow to compile
 
 
-@pytest.mark.parametrize("name", [name for name in EXACT if name not in ALIKE])
-def test_folded_and_cut_is_gated_with_zeros(name):
-    structure, variables, x = analysed(name)
+def gated_and_cut(structure, variables, x):
+    """The outputs under gates of which some are 0, and of what is left when those neurons go."""
     kept, gates = some(structure), half_open(structure)
     small = jp.compact(structure, jp.apply_gates(structure, variables, gates), kept)
     closed = {n: jnp.where(kept[n], gates[n], 0.0) for n in gates}
@@ -102,9 +101,23 @@ def test_folded_and_cut_is_gated_with_zeros(name):
         soft = jp.apply_gates(structure, variables, closed)
         return structure.fn(soft, x), small.fn(params, x)
 
-    gated_, sliced = both(variables, small.params)
-    scale = float(abs(gated_).max()) + 1e-3
-    np.testing.assert_allclose(sliced / scale, gated_ / scale, atol=2e-5)
+    found = both(variables, small.params)
+    return [y / (float(abs(found[0]).max()) + 1e-3) for y in found]
+
+
+@pytest.mark.parametrize("name", [name for name in EXACT if name not in ALIKE])
+def test_folded_and_cut_is_gated_with_zeros(name):
+    gated_, sliced = gated_and_cut(*analysed(name))
+    np.testing.assert_allclose(sliced, gated_, atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 18])
+def test_so_it_is_in_random_networks(seed):
+    fn, params, x = random_network(seed)
+    structure = jp.analyze(fn, params, x)
+    assert not structure.inexact
+    gated_, sliced = gated_and_cut(structure, params, x)
+    np.testing.assert_allclose(sliced, gated_, atol=2e-5)
 
 
 def test_a_gate_after_the_norm_and_before_the_nonlinearity():

@@ -13,7 +13,6 @@ from jaxprune.base import Allocation, Scores
 from jaxprune.coupling.analyze import Structure
 from jaxprune.structured.choose import choose, ranked
 from jaxprune.structured.cost import counter
-from jaxprune.structured.kept import Kept
 
 Kepts = dict[str, np.ndarray]
 
@@ -54,19 +53,20 @@ def within_measured(
     round_to: int,
 ) -> Kepts:
     """The neurons for which `measure(kept)` came to at most `at_most`, when it was asked."""
-    cost: dict[int, float] = {}
+    seen: dict[float, Kepts] = {}
 
-    def fits(kept: Kept) -> bool:
-        own = {name: np.asarray(entries) for name, entries in kept.items()}
-        value = float(measure(own))
-        cost[sum(int(entries.sum()) for entries in own.values())] = value
+    def fits(kept: Kepts) -> bool:
+        value = float(measure(kept))
+        seen[value] = kept
         return value <= at_most
 
     def cannot(fewest: Kepts) -> str:
+        least = min(seen)
+        left = ", ".join(f"{own.sum()} in '{name}'" for name, own in seen[least].items())
         return (
-            f"pick: at_most={at_most:g} can't be met: with {_units(round_to)} left in each of the "
-            f"{len(structure.groups)} groups, {', '.join(map(repr, structure.groups))}, measure "
-            f"gives {cost[min(cost)]:.4g}. What is frozen is in it: freeze less, or allow more."
+            f"pick: at_most={at_most:g} can't be met: measure gave {least:.4g} at the least, with "
+            f"{left}; and was asked down to {_units(round_to)} in each of the "
+            f"{len(structure.groups)} groups. Freeze less, or allow more."
         )
 
     return _within(structure, scores, allocation, fits, round_to, cannot)
@@ -76,11 +76,11 @@ def _within(
     structure: Structure,
     scores: Scores,
     allocation: Allocation,
-    fits: Callable[[Kept], bool],
+    fits: Callable[[Kepts], bool],
     round_to: int,
     cannot: Callable[[Kepts], str],
 ) -> Kepts:
-    """By bisection on the number of neurons pruned: the more are, the less is left."""
+    """The fewest neurons pruned that fit: the more are, the less is left."""
     total = sum(group.size for group in structure.groups.values())
 
     def kept(n: int) -> Kepts:
@@ -88,9 +88,10 @@ def _within(
         return {name: np.asarray(found[name]) for name in scores}  # jit sorts them
 
     most = total - len(structure.groups)
-    if not fits(kept(most)):
+    n = _first(lambda n: fits(kept(n)), most)
+    if n is None:
         raise ValueError(cannot(kept(most)))
-    found = kept(_first(lambda n: fits(kept(n)), most))
+    found = kept(n)
     return _filled(found, scores, round_to, fits) if round_to > 1 else found
 
 
@@ -100,16 +101,26 @@ def _of_count(n: Any, scores: Scores, allocation: Allocation, round_to: int) -> 
     return choose(scores, allocation, n / sum(s.size for s in scores.values()), round_to)
 
 
-def _first(holds: Callable[[int], bool], last: int) -> int:
-    """The first of 0, ..., last for which it holds, if from there on it does."""
-    low, high = 0, last
+def _first(holds: Callable[[int], bool], last: int) -> int | None:
+    """The first of 0, ..., last for which it holds, if from there on it does; None if for none.
+
+    It goes up in eighths until it holds, and bisects the last of them: times may rise again where
+    next to nothing is left, which is slow at some numbers of channels.
+    """
+    low = 0
+    for high in sorted({last * i // 8 for i in range(9)}):
+        if holds(high):
+            break
+        low = high + 1
+    else:
+        return None
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
     return low
 
 
-def _filled(kept: Kepts, scores: Scores, round_to: int, fits: Callable[[Kept], bool]) -> Kepts:
+def _filled(kept: Kepts, scores: Scores, round_to: int, fits: Callable[[Kepts], bool]) -> Kepts:
     """What rounding down took off too much, a multiple at a time, the best first."""
     order = {name: np.argsort(-np.asarray(ranked(s)), kind="stable") for name, s in scores.items()}
 

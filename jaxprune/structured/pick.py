@@ -45,8 +45,8 @@ def pick(
         be left, in (0, 1].
       measure, at_most: in place of a sparsity: `kept -> number`, such as the seconds that
         `compact(structure, params, kept)` takes, and what it may come to, in the same unit. It is
-        asked some `log2(neurons)` times, and more with `round_to`, and taken not to grow as
-        neurons are pruned; what is returned was measured to fit.
+        asked for ever fewer neurons, an eighth at a time, until it fits, then some `log2(neurons)`
+        times, and taken not to grow between; what is returned was measured to fit.
       round_to: kept neurons of a group are a multiple of it, rounded down and at least one
         multiple; a group that loses none keeps its size. Counts of neurons are then not exact;
         of a budget, what rounding left over goes to the best multiples that still fit.

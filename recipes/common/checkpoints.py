@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +26,24 @@ from recipes.common.errors import RecipeError, reason
 KEPT = 2  # where the last can't be read, the one before can
 TREE, ABOUT = "tree", "about"  # the parts of a checkpoint: arrays, and what JSON can say
 
-# what orbax raises it also logs, with a traceback; here it is told in a line
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
+
+def _tell_once() -> None:
+    """What orbax raises is told in a line here: without the tracebacks that it also logs.
+
+    Where one array can't be read or written, tensorstore adds one for each of the others.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
+    before = sys.unraisablehook
+
+    def unraisable(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = unraisable
+
+
+_tell_once()
 
 
 class Saved(NamedTuple):
@@ -151,10 +165,9 @@ def read(path: Path) -> Saved:
     if not path.is_dir():
         raise RecipeError(f"there is no checkpoint '{path}'")
     try:
-        with _no_tracebacks():
-            handlers = {TREE: ocp.StandardCheckpointHandler(), ABOUT: ocp.JsonCheckpointHandler()}
-            with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
-                restored = checkpointer.restore(path.absolute())
+        handlers = {TREE: ocp.StandardCheckpointHandler(), ABOUT: ocp.JsonCheckpointHandler()}
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
+            restored = checkpointer.restore(path.absolute())
         tree, about = restored[TREE], restored[ABOUT]["said"]
         sums, written = _checksums(tree, about), restored[ABOUT]["checksums"]
         if wrong := [name for name in written if sums.get(name) != written[name]]:
@@ -162,19 +175,6 @@ def read(path: Path) -> Saved:
     except Exception as error:  # whatever reading damaged files comes to
         raise RecipeError(f"the checkpoint '{path}' is damaged ({reason(error)})") from error
     return Saved(int(path.name), tree, about, path)
-
-
-@contextmanager
-def _no_tracebacks() -> Iterator[None]:
-    """Where one array can't be read, tensorstore prints a traceback for each of the others."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    except Exception:
-        time.sleep(0.3)  # the others fail in their own threads
-        raise
-    finally:
-        sys.unraisablehook = hook
 
 
 def _checksums(packed: Any, about: dict[str, Any]) -> dict[str, int]:

@@ -43,11 +43,15 @@ def journal(config: Settings, program: str) -> Iterator[Journal]:
         run.lock(config.out)
     else:
         run.start(config.out, cli.to_yaml(config))
-    with (
-        closing(Checkpoints(config.out / run.CHECKPOINT)) as checkpoints,
-        deferred_signals() as signalled,
-    ):
-        yield Journal(config, program, checkpoints, signalled)
+    try:
+        with (
+            closing(Checkpoints(config.out / run.CHECKPOINT)) as checkpoints,
+            deferred_signals() as signalled,
+        ):
+            yield Journal(config, program, checkpoints, signalled)
+    except BaseException:  # else it is held until the run is finished
+        run.unlock(config.out)
+        raise
 
 
 class Journal:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from recipes.common.errors import RecipeError, reason
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -37,6 +37,8 @@ def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
     if resume:
         if not (out / CONFIG).is_file():
             raise RecipeError(f"--resume finds no run: there is no '{out / CONFIG}'")
+        if (out / SUMMARY).is_file() and not (out / CHECKPOINT).is_dir():
+            raise RecipeError(f"--resume: the run in '{out}' is finished; repeat it with --config")
     elif out.exists() and any(not _is_draft(path) for path in out.iterdir()):
         if not (out / CONFIG).is_file():
             raise RecipeError(f"--out '{out}' is not empty, and not a run; choose another folder")
@@ -103,13 +105,26 @@ def write(path: Path, content: str | bytes) -> None:
 @contextmanager
 def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
     """The content beside `path`, which it becomes at the end."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = _draft_of(path)
     try:
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        with _writing(path):
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
         yield draft
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # it names no file where the disk is full
+        raise RecipeError(f"can't write '{path}': {reason(error)}") from error
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _is_draft(path: Path) -> bool:
@@ -123,7 +138,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds one JSON line, at once: what has been logged survives whatever comes next."""
-    with path.open("a") as file:
+    with _writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -138,8 +153,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if there is one."""
+    """Removes a file or folder, if there is one: it is there whole or not at all."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        draft = _draft_of(path)
+        path.replace(draft)
+        shutil.rmtree(draft)
     else:
         path.unlink(missing_ok=True)

@@ -133,7 +133,7 @@ def _program(run: Simplify, step: Step, operands: list[Value]) -> list[Value]:
     if kind in _LOOPS:
         return _LOOPS[kind](run, step, operands)
     if rule in (RULES["closed_call"], RULES["remat"]):
-        return list(rule.replay(step, run, operands))  # type: ignore[union-attr,misc]
+        return list(rule.replay(step, run, operands))  # type: ignore[misc]
     # a derivative of its own, or a rule of the user's: on arrays, if anything is left to compute
     if kind.startswith("custom_"):
         results = _shapes(lambda *xs: run.run(step.inner[0], xs), *operands)

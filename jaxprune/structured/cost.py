@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -65,11 +65,11 @@ def _without(structure: Structure, kept: Removal) -> Cost:
     return Cost(neurons - pruned, weights, sum(flops.leaves.values()) + flops.other)
 
 
-def counter(structure: Structure) -> Callable[[Kept], Cost]:
+def counter(structure: Structure) -> Callable[[Mapping[str, Any]], Cost]:
     """`cost` of this structure for many `kept`: the products are collected once."""
     products = _products(structure.program)
 
-    def count(kept: Kept) -> Cost:
+    def count(kept: Mapping[str, Any]) -> Cost:
         keep = Keep({structure.atoms[name]: own for name, own in kept.items()})
         pruned = sum(int((~own).sum()) for own in kept.values())
         neurons = sum(group.size for group in structure.groups.values()) - pruned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ from jaxprune.counting import count
 from jaxprune.coupling.analyze import Structure
 from jaxprune.selection import largest
 from jaxprune.structured.cost import counter
-from jaxprune.structured.kept import Kept
 
 
 def pick(
@@ -130,7 +129,7 @@ def _within(
     def kept(n: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(own) for name, own in at(n).items()}
 
-    def share(kept: Kept) -> float:
+    def share(kept: Mapping[str, Any]) -> float:
         return getattr(counted(kept), what) / max(dense, 1)
 
     fits = lambda kept: share(kept) <= budget
@@ -144,7 +143,7 @@ def _within(
 
 
 def _filled(
-    kept: dict[str, np.ndarray], scores: Scores, round_to: int, fits: Callable[[Kept], bool]
+    kept: dict[str, np.ndarray], scores: Scores, round_to: int, fits: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, np.ndarray]:
     """What rounding down took off too much, a multiple at a time, the best first."""
     order = {name: np.argsort(-np.asarray(_ranked(s)), kind="stable") for name, s in scores.items()}

@@ -143,7 +143,10 @@ def _within(
 
 
 def _filled(
-    kept: dict[str, np.ndarray], scores: Scores, round_to: int, fits: Callable[[Mapping[str, Any]], bool]
+    kept: dict[str, np.ndarray],
+    scores: Scores,
+    round_to: int,
+    fits: Callable[[Mapping[str, Any]], bool],
 ) -> dict[str, np.ndarray]:
     """What rounding down took off too much, a multiple at a time, the best first."""
     order = {name: np.argsort(-np.asarray(_ranked(s)), kind="stable") for name, s in scores.items()}

@@ -21,7 +21,7 @@ from jaxprune.coupling.expressions import Atom, Axes, Sum, atoms, resolved
 from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.rules.registry import RULES
-from jaxprune.coupling.zeros import GONE, Value, gives_zero, is_zero
+from jaxprune.coupling.zeros import GONE, Value, constant, gives_zero, is_zero
 
 _SUMS = ("add", "add_any", "sub")
 
@@ -77,6 +77,9 @@ class Simplify(Keep):
         if gives_zero(step.eqn, operands):
             severed = any(value.severed for value in operands)
             return [Value(None, severed=severed) for _ in step.outputs]
+        if step.eqn.primitive.name == "convert_element_type" and constant(operands[0]) is not None:
+            # by numpy, for a traced number is not known any more
+            return [Value(np.asarray(operands[0].x, step.eqn.params["new_dtype"]))]
         if step.eqn.primitive.name in _SUMS:
             x = self._sum(step, self._dropped(operands))
             return [Value(x, depends, severed)]

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.expressions import Expr
 from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
+from jaxprune.coupling.structure import Structure
 from jaxprune.flops import count_flops
 from jaxprune.structured.kept import Kept, Removal, known
 from jaxprune.structured.reduced import small_inputs, small_shapes

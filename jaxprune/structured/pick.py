@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.allocation import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity
 from jaxprune.counting import count
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.selection import largest
 from jaxprune.structured.cost import counter
 

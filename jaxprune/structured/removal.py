@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.simplify import Simplify
+from jaxprune.coupling.structure import Structure
 from jaxprune.rules import named_leaves
 from jaxprune.structured.blocks import leaves_of
 from jaxprune.structured.kept import Kept, Removal, known

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.reader import Program, Step, held
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.rules.registry import RULES
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.kept import Kept, Removal, known
 from jaxprune.structured.reduced import small_inputs, small_shapes
 

@@ -18,6 +18,7 @@ from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
 from jaxprune.coupling.reader import Program, Step
+from jaxprune.jaxprs import scan_ends
 from jaxprune.zero_flow import ALL_ZERO
 
 Atoms = frozenset[Atom]
@@ -149,8 +150,8 @@ class _Finder:
             ways = [self.run(branch, operands[1:]) for branch in step.inner]
             return [_both(values) for values in zip(*ways, strict=True)]
         if kind == "scan":
-            first = params["num_consts"]
-            return self.loop(step.inner[0], operands[:first], operands[first:], params["num_carry"])
+            first, last = scan_ends(params)
+            return self.loop(step.inner[0], operands[:first], operands[first:], last - first)
         if kind == "while":
             first = params["cond_nconsts"]
             last = first + params["body_nconsts"]

@@ -18,6 +18,7 @@ from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.rules.registry import RULES
 from jaxprune.coupling.zeros import Value
+from jaxprune.jaxprs import scan_ends
 
 
 def inner(run: Any, step: Step, operands: list[Value]) -> list[Value]:
@@ -79,7 +80,7 @@ def _conform(run: Any, likes: Any, values: Any, variables: Any, axes: Any) -> li
 
 def _scan(run: Any, step: Step, operands: list[Value]) -> list[Value]:
     params, (body,) = step.eqn.params, step.inner
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, last = scan_ends(params)
     consts, carry, xs = operands[:first], operands[first:last], operands[last:]
     conform = lambda likes, values: _conform(
         run, likes, values, body.jaxpr.invars[first:last], body.in_axes[first:last]

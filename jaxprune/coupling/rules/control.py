@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxprune.coupling.expressions import size
 from jaxprune.coupling.rules.registry import rule
+from jaxprune.jaxprs import scan_ends
 
 
 def _replay_call(step: Any, keep: Any, operands: Any) -> Any:
@@ -39,7 +40,7 @@ def remat(read: Any, eqn: Any, operands: Any) -> Any:
 
 def _replay_scan(step: Any, keep: Any, operands: Any) -> Any:
     params, (body,) = step.eqn.params, step.inner
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, last = scan_ends(params)
 
     def turn(carry: Any, xs: Any) -> tuple[Any, Any]:
         results = keep.run(body, [*operands[:first], *carry, *xs])
@@ -54,7 +55,7 @@ def _replay_scan(step: Any, keep: Any, operands: Any) -> Any:
 def scan(read: Any, eqn: Any, operands: Any) -> Any:
     """Stacked layers share their neurons: one turn of the body stands for all."""
     params = eqn.params
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, last = scan_ends(params)
     for axes in operands[last:]:
         read.freeze(axes[0], "the steps of a scan")
     results = read.inner(params["jaxpr"], [*operands[:last], *map(read.one_of, operands[last:])])

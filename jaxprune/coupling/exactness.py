@@ -28,7 +28,8 @@ KEEPS_ZERO = ALL_ZERO | {
     "asin", "asinh", "atan", "atanh", "broadcast_in_dim", "ceil", "concatenate", "conj", "cumsum",
     "dynamic_update_slice", "erf", "erf_inv", "floor", "imag", "log1p",
     "name", "optimization_barrier", "real", "reduce_window_sum", "reshape", "rev", "round",
-    "sharding_constraint", "sinh", "slice", "split", "squeeze", "tile", "transpose",
+    "sharding_constraint", "sinh", "slice", "split", "squeeze", "stack", "tile",
+    "transpose", "unstack",
 }  # fmt: skip
 
 

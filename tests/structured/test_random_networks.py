@@ -48,6 +48,11 @@ def interleave(h, w, n):
     return parts.swapaxes(-1, -2).reshape(*h.shape[:-1], -1)
 
 
+def stacked(h, w, n):
+    """Two layers, entry by entry in turn."""
+    return jnp.stack([dense(h, w, n), jnp.sin(dense(h, w, n))], -1).reshape(*h.shape[:-1], 2 * n)
+
+
 def convolution(h, w, n):
     return jax.nn.relu(conv(h, w(3, h.shape[-1], n)) + w(1, 1, n))
 
@@ -109,8 +114,8 @@ def remat(h, w, n):
 
 
 STEPS = [
-    dense, residual, concat, swap, interleave, convolution, grouped, depthwise, norm, excite,
-    attention, scanned, recurrent, pooled, remat,
+    dense, residual, concat, swap, interleave, stacked, convolution, grouped, depthwise, norm,
+    excite, attention, scanned, recurrent, pooled, remat,
 ]  # fmt: skip
 NETWORKS = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(2, 5)), min_size=2, max_size=5)
 

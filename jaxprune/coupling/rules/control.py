@@ -22,6 +22,7 @@ def _replay_call(step: Any, keep: Any, operands: Any) -> Any:
 
 @rule("jit", "pjit", "closed_call", "core_call", "custom_lin", replay=_replay_call)
 def call(read: Any, eqn: Any, operands: Any) -> Any:
+    """Its program is part of the one around it."""
     (jaxpr,) = [p for p in eqn.params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))]
     return read.inner(jaxpr, operands)
 
@@ -77,6 +78,7 @@ def _replay_while(step: Any, keep: Any, operands: Any) -> Any:
 
 @rule("while", replay=_replay_while)
 def while_loop(read: Any, eqn: Any, operands: Any) -> Any:
+    """What goes round has the same axes before and after a turn."""
     first = eqn.params["cond_nconsts"]
     last = first + eqn.params["body_nconsts"]
     carry = operands[last:]
@@ -93,6 +95,7 @@ def _replay_cond(step: Any, keep: Any, operands: Any) -> Any:
 
 @rule("cond", replay=_replay_cond)
 def cond(read: Any, eqn: Any, operands: Any) -> Any:
+    """What all branches give has the same axes."""
     ways = [read.inner(branch, operands[1:]) for branch in eqn.params["branches"]]
     for way in ways[1:]:
         _same(read, ways[0], way)

@@ -202,6 +202,7 @@ from jaxprune.structured.prune import prune_neurons as prune_neurons
 from jaxprune.structured.compact import compact as compact
 from jaxprune.structured.compact import shrink as shrink
 from jaxprune.structured.replay import replay as replay
+from jaxprune.structured.retrace import retrace as retrace
 
 # groups that keep no neuron, and whole blocks: branches that go
 from jaxprune.structured.blocks import block_scores as block_scores

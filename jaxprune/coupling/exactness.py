@@ -21,6 +21,7 @@ from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
 from jaxprune.coupling.reader import Program, Step
+from jaxprune.jaxprs import scan_ends
 from jaxprune.zero_flow import ALL_ZERO
 
 Atoms = frozenset[Atom]
@@ -33,7 +34,8 @@ KEEPS_ZERO = ALL_ZERO | {
     "dynamic_update_slice", "erf", "erf_inv", "floor", "imag", "log1p",
     "name", "optimization_barrier", "real", "reduce_window_max", "reduce_window_min",
     "reduce_window_sum", "reshape", "rev", "round",
-    "sharding_constraint", "sinh", "slice", "split", "squeeze", "tile", "transpose",
+    "sharding_constraint", "sinh", "slice", "split", "squeeze", "stack", "tile",
+    "transpose", "unstack",
 }  # fmt: skip
 
 
@@ -221,8 +223,8 @@ class _Finder:
             ways = [self.run(branch, operands[1:]) for branch in step.inner]
             return [_both(values) for values in zip(*ways, strict=True)]
         if kind == "scan":
-            first = params["num_consts"]
-            return self.loop(step.inner[0], operands[:first], operands[first:], params["num_carry"])
+            first, last = scan_ends(params)
+            return self.loop(step.inner[0], operands[:first], operands[first:], last - first)
         if kind == "while":
             first = params["cond_nconsts"]
             last = first + params["body_nconsts"]

@@ -7,8 +7,7 @@ So a branch without neurons disappears, and what it alone has computed is read b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +17,10 @@ from jax import lax
 from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, Sum, atoms, resolved
-from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
+from jaxprune.coupling.inner import inner
+from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
-from jaxprune.coupling.rules.registry import RULES
-from jaxprune.coupling.zeros import GONE, Value, gives_zero, is_zero
+from jaxprune.coupling.zeros import GONE, Value, constant, gives_zero, is_zero
 
 _SUMS = ("add", "add_any", "sub")
 
@@ -69,7 +68,7 @@ class Simplify(Keep):
 
     def _values(self, step: Step, operands: list[Value]) -> list[Value]:
         if step.inner:
-            return _program(self, step, operands)
+            return inner(self, step, operands)
         if step.outputs and all(map(self._is_empty, step.outputs, step.eqn.outvars)):
             return [GONE] * len(step.outputs)
         depends = any(value.depends for value in operands)
@@ -77,6 +76,9 @@ class Simplify(Keep):
         if gives_zero(step.eqn, operands):
             severed = any(value.severed for value in operands)
             return [Value(None, severed=severed) for _ in step.outputs]
+        if step.eqn.primitive.name == "convert_element_type" and constant(operands[0]) is not None:
+            # by numpy, for a traced number is not known any more
+            return [Value(np.asarray(operands[0].x, step.eqn.params["new_dtype"]))]
         if step.eqn.primitive.name in _SUMS:
             x = self._sum(step, self._dropped(operands))
             return [Value(x, depends, severed)]
@@ -121,130 +123,3 @@ class Simplify(Keep):
             for value, axes in zip(operands, step.inputs, strict=True):
                 if value.severed:
                     self.joined |= dict.fromkeys(atoms(axes[along]))
-
-
-# --- programs in programs -------------------------------------------------------------------------
-
-
-def _program(run: Simplify, step: Step, operands: list[Value]) -> list[Value]:
-    """The results of an equation that holds programs."""
-    kind = step.eqn.primitive.name
-    rule = RULES.get(kind) or by_its_jaxpr(step.eqn)
-    if kind in _LOOPS:
-        return _LOOPS[kind](run, step, operands)
-    if rule in (RULES["closed_call"], RULES["remat"]):
-        return list(rule.replay(step, run, operands))  # type: ignore[union-attr,misc]
-    # a derivative of its own, or a rule of the user's: on arrays, if anything is left to compute
-    if kind.startswith("custom_"):
-        results = _shapes(lambda *xs: run.run(step.inner[0], xs), *operands)
-    else:
-        depends = any(value.depends for value in operands)
-        severed = not depends and any(value.severed for value in operands)
-        results = [Value(0.0, depends, severed)] * len(step.outputs)
-    if all(value.x is None for value in results):
-        return results
-    arrays = map(run.whole, operands, step.eqn.invars, step.inputs)
-    xs = Keep(run.kept)._step(step, list(arrays))
-    pairs = zip(results, xs, strict=True)
-    return [value if value.x is None else _with(value, x) for value, x in pairs]
-
-
-def _shapes(f: Callable[..., Any], *operands: Any) -> Any:
-    return jax.eval_shape(f, *operands)
-
-
-def _with(value: Value, x: Any) -> Value:
-    return Value(x, value.depends, value.severed)
-
-
-def _weaker(a: Value, b: Value) -> Value:
-    """What is known of a value that may be either; its x is None, or not."""
-    x = a.x if b.x is None else b.x
-    depends = a.depends or b.depends
-    return Value(x, depends, not depends and (a.severed or b.severed))
-
-
-def _known(value: Value) -> tuple[bool, bool, bool]:
-    return value.x is None, value.depends, value.severed
-
-
-def _depending(values: list[Value]) -> list[Value]:
-    """As they are if an input says which of several they are."""
-    return [value if value.x is None else Value(value.x, True) for value in values]
-
-
-def _as(run: Simplify, like: Value, value: Value, var: Any, axes: Axes) -> Value:
-    """`value`, of which no more is known than of `like`."""
-    return _with(like, None if like.x is None else run.whole(value, var, axes))
-
-
-def _conform(run: Simplify, likes: Any, values: Any, variables: Any, axes: Any) -> list[Value]:
-    every = zip(likes, values, variables, axes, strict=True)
-    return [_as(run, *each) for each in every]
-
-
-def _scan(run: Simplify, step: Step, operands: list[Value]) -> list[Value]:
-    params, (body,) = step.eqn.params, step.inner
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, xs = operands[:first], operands[first:last], operands[last:]
-    conform = lambda likes, values: _conform(
-        run, likes, values, body.jaxpr.invars[first:last], body.in_axes[first:last]
-    )
-
-    def turn(carry: Any, xs: Any) -> tuple[Any, Any]:
-        results = run.run(body, [*consts, *carry, *xs])
-        return conform(carry, results[: last - first]), results[last - first :]
-
-    def after(carry: Any, xs: Any) -> Any:
-        return run.run(body, [*consts, *carry, *xs])[: last - first]
-
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    carry = conform(_settled(after, carry, one), carry)
-    how = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = lax.scan(turn, carry, xs, **how)
-    return [*carry, *ys]
-
-
-def _settled(after: Callable[..., Any], carry: list[Value], *rest: Any) -> list[Value]:
-    """What is known of a carry in every turn: followed round until it settles."""
-    while True:
-        pairs = zip(carry, _shapes(after, carry, *rest), strict=True)
-        new = [_weaker(a, b) for a, b in pairs]
-        if list(map(_known, new)) == list(map(_known, carry)):
-            return carry
-        carry = new
-
-
-def _while(run: Simplify, step: Step, operands: list[Value]) -> list[Value]:
-    params, (condition, body) = step.eqn.params, step.inner
-    first = params["cond_nconsts"]
-    last = first + params["body_nconsts"]
-    carry = operands[last:]
-    conform = lambda likes, values: _conform(run, likes, values, step.eqn.outvars, step.outputs)
-    after = lambda carry: run.run(body, [*operands[first:last], *carry])
-
-    test = lambda carry: run.run(condition, [*operands[:first], *carry])[0]
-
-    likes = _settled(after, carry)
-    likes = _depending(likes) if _shapes(test, likes).depends else likes
-    return lax.while_loop(
-        lambda carry: run.whole(test(carry), condition.jaxpr.outvars[0], ()),
-        lambda carry: conform(carry, after(carry)),
-        conform(likes, carry),
-    )
-
-
-def _cond(run: Simplify, step: Step, operands: list[Value]) -> list[Value]:
-    index, *rest = operands
-    ways = [_shapes(lambda *xs, own=own: run.run(own, xs), *rest) for own in step.inner]
-    likes = [reduce(_weaker, own) for own in zip(*ways, strict=True)]
-    likes = _depending(likes) if index.depends else likes
-
-    def branch(own: Program) -> Callable[..., Any]:
-        return lambda *xs: _conform(run, likes, run.run(own, xs), step.eqn.outvars, step.outputs)
-
-    at = run.whole(index, step.eqn.invars[0], step.inputs[0])
-    return lax.switch(at, [branch(own) for own in step.inner], *rest)
-
-
-_LOOPS = {"scan": _scan, "while": _while, "cond": _cond}

@@ -43,7 +43,7 @@ def block_scores(scores: Scores, blocks: Sequence[str]) -> dict[str, jax.Array]:
                 f"block_scores: no leaf of block '{block}' has a score: {', '.join(paths)} are "
                 "None. Score what says what it is worth, such as magnitude(kernels(params))."
             )
-        found[block] = sum(jnp.sum(s, dtype=jnp.float32) for s in own)
+        found[block] = jnp.stack([s.sum(dtype=jnp.float32) for s in own]).sum()
     return found
 
 
@@ -51,7 +51,7 @@ def leaves_of(paths: Iterable[str], blocks: Sequence[str]) -> dict[str, list[str
     """The paths in each block: those that have its name as whole parts.
 
     Raises:
-      ValueError: if there is no such block, or two of them hold the same leaf.
+      ValueError: if there is no such block.
       TypeError: if `blocks` is no list of names.
     """
     if isinstance(blocks, str) or not all(isinstance(block, str) for block in blocks):
@@ -68,12 +68,6 @@ def leaves_of(paths: Iterable[str], blocks: Sequence[str]) -> dict[str, list[str
             raise ValueError(
                 f"there is no block {block!r}: no path of a leaf has it as whole parts. The "
                 f"modules are {', '.join(some)}{', ...' if len(modules) > 12 else ''}."
-            )
-        twice = [other for other, before in found.items() if {*before} & {*own}]
-        if twice:
-            raise ValueError(
-                f"blocks {twice[0]!r} and {block!r} share leaves: name each block once, by more of "
-                "its path."
             )
         found[block] = own
     return found

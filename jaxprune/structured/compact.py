@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxprune.base import Params, is_none
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.replay import Keep
+from jaxprune.coupling.structure import Structure
 from jaxprune.rules import named_leaves
 from jaxprune.structured.check import check_params
 from jaxprune.structured.kept import Kept, known, removed

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.expressions import Expr
 from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
+from jaxprune.coupling.structure import Structure
 from jaxprune.flops import count_flops
 from jaxprune.structured.kept import Kept, Removal, known
 from jaxprune.structured.reduced import small_inputs, small_shapes
@@ -65,11 +65,11 @@ def _without(structure: Structure, kept: Removal) -> Cost:
     return Cost(neurons - pruned, weights, sum(flops.leaves.values()) + flops.other)
 
 
-def counter(structure: Structure) -> Callable[[Kept], Cost]:
+def counter(structure: Structure) -> Callable[[Mapping[str, Any]], Cost]:
     """`cost` of this structure for many `kept`: the products are collected once."""
     products = collect(structure.program)
 
-    def count(kept: Kept) -> Cost:
+    def count(kept: Mapping[str, Any]) -> Cost:
         keep = Keep({structure.atoms[name]: own for name, own in kept.items()})
         pruned = sum(int((~own).sum()) for own in kept.values())
         neurons = sum(group.size for group in structure.groups.values()) - pruned

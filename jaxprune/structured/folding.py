@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params, is_none
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.exactness import closers
 from jaxprune.coupling.expressions import Atom, Expr, places
+from jaxprune.coupling.structure import Structure
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves, quoted
 from jaxprune.structured.check import check_params

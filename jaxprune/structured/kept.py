@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, is_none
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.expressions import kept_entries
+from jaxprune.coupling.structure import Structure
 from jaxprune.masks import like
 from jaxprune.rules import named_leaves, quoted
 from jaxprune.structured.slices import slices

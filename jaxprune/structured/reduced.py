@@ -10,10 +10,10 @@ from jax.extend.core import ClosedJaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxprune.base import Params, is_none
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
+from jaxprune.coupling.structure import Structure
 from jaxprune.coupling.zeros import GONE, Value
 from jaxprune.flops import shape_only
 from jaxprune.rules import named_leaves

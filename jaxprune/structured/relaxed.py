@@ -8,8 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.expressions import Atom, Expr, Prod, resolved
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.cost import Cost, Product, collect
 from jaxprune.structured.folding import GroupGates, check_gates
 

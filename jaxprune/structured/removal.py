@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.simplify import Simplify
+from jaxprune.coupling.structure import Structure
 from jaxprune.rules import named_leaves
 from jaxprune.structured.blocks import leaves_of
 from jaxprune.structured.kept import Kept, Removal, known
@@ -120,7 +121,7 @@ def _allowed(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
 
 def _removal(
     structure: Structure,
-    kept: dict[str, np.ndarray],
+    kept: dict[str, Any],
     zero: Collection[str],
     blocks: Sequence[str] = (),
 ) -> Removal:
@@ -145,7 +146,7 @@ def _removal(
     return Removal(kept, removed)
 
 
-def _simplify(structure: Structure, kept: Kept, drop: bool = False) -> Simplify:
+def _simplify(structure: Structure, kept: Mapping[str, Any], drop: bool = False) -> Simplify:
     return Simplify({structure.atoms[name]: own for name, own in kept.items()}, drop)
 
 

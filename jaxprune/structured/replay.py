@@ -10,11 +10,12 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from jaxprune.base import Params, is_none
-from jaxprune.coupling.analyze import Structure, read
+from jaxprune.coupling.analyze import read
 from jaxprune.coupling.expressions import Atom, atoms, infer, transfer
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
+from jaxprune.coupling.structure import Structure
 from jaxprune.flops import shape_only
 from jaxprune.rules import named_leaves, quoted
 from jaxprune.structured.kept import Kept, Removal, known, removed

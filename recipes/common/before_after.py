@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.replay import Keep
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.kept import Kept, known, removed
 from recipes.common import results
 from recipes.common.latency import CONTROL

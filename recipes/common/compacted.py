@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Kept, Removal
 from recipes.common import models, run

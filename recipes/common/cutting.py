@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.cost import counter
 from jaxprune.structured.kept import Kept, Removal
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.kept import Removal
 from recipes.common import cutting, phases, training
 from recipes.common.data import Split

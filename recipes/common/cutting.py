@@ -80,8 +80,11 @@ def _removed(structure: Structure, kept: dict[str, np.ndarray], scores: Gates) -
     try:
         return jp.remove_emptied(structure, kept)
     except ValueError:  # each branch may go, but not all of them
-        best = {name: np.arange(len(own)) == np.argmax(own) for name, own in scores.items()}
-        return Removal({n: own if own.any() else best[n] for n, own in kept.items()}, ())
+        left = {name: own > -np.inf for name, own in scores.items()}
+        best = {n: left[n] & (np.arange(len(own)) == np.argmax(own)) for n, own in scores.items()}
+        found = {name: own if own.any() else best[name] for name, own in kept.items()}
+        gone = any(not own.any() for own in found.values())  # in an earlier stage
+        return jp.remove_emptied(structure, found) if gone else Removal(found, ())
 
 
 def _share(structure: Structure) -> Any:

@@ -178,9 +178,13 @@ def make_network(s: Study) -> Callable[[Any, Any, Lane], Any]:
     return jax.jit(jax.vmap(partial(under_gates, s)))
 
 
-def make_gates(s: Study) -> Callable[[Any, Lane], dict[str, jax.Array]]:
-    """A jitted function (params, lanes) -> gates {group: (lanes, size)}."""
-    return jax.jit(jax.vmap(lambda params, lane: gates_of(s, params[GATES], lane)))
+def make_gates(s: Study) -> Callable[[Any, Lane], tuple[jax.Array, ...]]:
+    """A jitted function (params, lanes) -> gates (lanes, size), in the order of the groups.
+
+    A dict would come back in the order of its names.
+    """
+    one = lambda params, lane: tuple(gates_of(s, params[GATES], lane).values())
+    return jax.jit(jax.vmap(one))
 
 
 def cut(

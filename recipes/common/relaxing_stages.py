@@ -95,11 +95,9 @@ def one_stage(
     state = relaxing.begin(s, params, batch_stats, lanes)
     name = f"stage {index + 1} of {len(s.stages)}: {stage.name}"
     state = watch.journal.once(name, stage.steps, state, train, f"{len(keys)} networks")
-    gates = watch.gates(state.params, lanes)
+    learnt = watch.gates(state.params, lanes)
     kept = tuple(np.stack([own.kept[name] for own in left]) for name in s.structure.groups)
-    return Settled(
-        state.params, state.batch_stats, tuple(gates.values()), kept, np.array(index + 1)
-    )
+    return Settled(state.params, state.batch_stats, learnt, kept, np.array(index + 1))
 
 
 def removals(s: Study, kept: Sequence[np.ndarray]) -> list[Removal]:

@@ -124,7 +124,8 @@ def test_gates_and_masks_are_a_smaller_network(study):
     )
     lanes = relaxing.lanes_of(s, s.stages[2], [whole, left])
     own = jax.tree.map(lambda x: x[1], relaxing.make_network(s)(params, batch_stats, lanes))
-    gates = {n: g[1] for n, g in relaxing.make_gates(s)(params, lanes).items()}
+    learnt = [gate[1] for gate in relaxing.make_gates(s)(params, lanes)]
+    gates = relaxing.named(s, learnt)
     for name, gate in gates.items():
         assert not gate[~left.kept[name]].any() and gate.max() == 1  # of those that are left
     variables = {"params": jax.tree.map(lambda x: x[1], params[NETWORK])}

@@ -11,7 +11,8 @@ from jaxprune.structured.folding import gated
 from tests.coupling.networks import NETWORKS, Residual, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
-from tests.structured.test_compact import random_network, some
+from tests.structured import test_random_networks as parts
+from tests.structured.test_compact import some
 
 
 def analysed(name):
@@ -111,9 +112,17 @@ def test_folded_and_cut_is_gated_with_zeros(name):
     np.testing.assert_allclose(sliced, gated_, atol=2e-5)
 
 
-@pytest.mark.parametrize("seed", [0, 7, 18])
-def test_so_it_is_in_random_networks(seed):
-    fn, params, x = random_network(seed)
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (parts.convolution, parts.norm, parts.pooled),
+        (parts.residual, parts.attention, parts.swap),
+        (parts.recurrent, parts.excite, parts.scanned),
+    ],
+)
+def test_so_it_is_whatever_a_network_is_made_of(steps):
+    fn, params = parts.network([(step, 4) for step in steps])
+    x = parts.input_of(0)
     structure = jp.analyze(fn, params, x)
     assert not structure.inexact
     gated_, sliced = gated_and_cut(structure, params, x)

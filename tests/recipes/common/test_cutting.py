@@ -84,3 +84,6 @@ def test_two_branches_may_each_go_but_not_both():
     gates = {"a": np.array([0.1, 0.2, 0.0, 0.0]), "b": np.zeros(4)}
     found = cut(structure, gates, ALL, 0.5, never_empty=[])
     assert sizes(found) == [1, 1] and found.kept["a"][1]
+    alone = Removal({"a": ALL["a"], "b": np.zeros(4, bool)}, ("b", "d"))
+    found = cut(structure, gates, alone, 0.5, never_empty=[])
+    assert sizes(found) == [1, 0] and found.removed == ("b", "d")

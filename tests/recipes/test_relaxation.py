@@ -1,7 +1,6 @@
 """The recipe end to end, in this process: what it writes, cuts, refuses, and survives."""
 
 import json
-from dataclasses import replace
 from functools import partial
 
 import jax

@@ -77,7 +77,7 @@ class Config(settings.Settings):
     thresholds: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.02, 0.05, 0.1, 0.2)
     """The gates below which neurons are cut, one a stage, after two stages that cut none."""
     final_threshold: float = 0.25
-    """That of the last stage, which trains without gates and is 1.6 times as long."""
+    """That of the last stage, which trains without gates and is at least 1.6 times as long."""
     pull: float = 0.5
     """What the distance of the relative FLOPs from their target is multiplied by."""
     ejection: float = 1.0
@@ -161,6 +161,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
                 f"--flops {share:g} can't be met: with one neuron in each layer "
                 f"{count(least).flops / dense:.4g} of the FLOPs are left"
             )
+    stages, chunk_steps = stages_of(config, plan.steps, plan.chunk_steps)
     return Study(
         network=network,
         module=module,
@@ -174,25 +175,33 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
         rho=config.rho,
         train=jax.device_put(dataset.train),
         batch_size=config.batch_size,
-        chunk_steps=plan.chunk_steps,
+        chunk_steps=chunk_steps,
         keys=training.seed_keys(config.seed, config.seeds),
         arms={DENSE: None} | {arm_name(share): share for share in config.flops},
-        stages=stages_of(config, plan.steps),
+        stages=stages,
     )
 
 
-def stages_of(config: Config, steps: int) -> list[Stage]:
-    """The stages, of so many steps in all."""
+def stages_of(config: Config, steps: int, chunk_steps: int) -> tuple[list[Stage], int]:
+    """The stages, of so many steps in all, and steps per call of the device, near those asked.
+
+    All stages but the last are a multiple of these: each other length would be a compilation.
+    """
     search = [None, *config.thresholds]
-    parts = [1.0] * (1 + len(search)) + [FINAL]
-    if steps < 2 * len(parts):
-        raise RecipeError(f"--steps must be at least {2 * len(parts)}, 2 a stage; got {steps}")
-    ends = [round(steps * part / sum(parts)) for part in accumulate(parts)]
-    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    stages = [Stage("init", lengths[0], None, 1e-4, 1e-4)]
+    parts = 1 + len(search) + FINAL
+    if steps < 2 * parts:
+        raise RecipeError(
+            f"--steps must be at least {2 * math.ceil(parts)}, 2 a stage; got {steps}"
+        )
+    calls = max(round(steps / parts / chunk_steps), 1)
+    chunk_steps = int(steps / parts) // calls
+    length = calls * chunk_steps
+    stages = [Stage("init", length, None, 1e-4, 1e-4)]
     for i, threshold in enumerate(search):
-        stages.append(Stage(f"search {i}", lengths[i + 1], threshold, config.pull, config.ejection))
-    return [*stages, Stage("final", lengths[-1], config.final_threshold, 0, 0, gating=False)]
+        stages.append(Stage(f"search {i}", length, threshold, config.pull, config.ejection))
+    rest = steps - length * len(stages)
+    final = Stage("final", rest, config.final_threshold, 0, 0, gating=False)
+    return [*stages, final], chunk_steps
 
 
 def arm_name(share: float) -> str:

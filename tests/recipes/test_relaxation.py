@@ -186,7 +186,7 @@ def test_the_ejector_comes_on_half_way_and_the_last_stage_has_none(study):
         (["--flops", "0.5", "1"], "--flops must be in [0, 1)"),
         (["--flops", "0.001"], "--flops 0.001 can't be met: with one neuron in each layer 0.0"),
         (["--collapse"], "--collapse needs a model with residual branches"),
-        (["--steps", "9"], "--steps must be at least 14, 2 a stage; got 9"),
+        (["--steps", "9"], "--steps must be at least 16, 2 a stage; got 9"),
         (["--gate-rate", "0"], "--gate-rate must be in (0, inf)"),
     ],
 )
@@ -197,8 +197,9 @@ def test_mistakes(argv, said, tmp_path, capsys):
 
 def test_with_no_budget_the_thresholds_decide():
     config = relaxation.Config(flops=(0.0,), thresholds=(0.02, 0.03, 0.05, 0.1, 0.2))
-    assert [stage.steps for stage in relaxation.stages_of(replace(config), 860)] == [100] * 7 + [
-        160
-    ]
+    stages, chunk_steps = relaxation.stages_of(config, 873, 20)
+    assert [stage.steps for stage in stages] == [100] * 7 + [173] and chunk_steps == 20
+    stages, chunk_steps = relaxation.stages_of(config, 873, 30)
+    assert [stage.steps for stage in stages] == [99] * 7 + [180] and chunk_steps == 33
     assert relaxation.arm_name(0.0) == "relaxed"
     assert training.seed_keys(0, 1).shape == (1,)

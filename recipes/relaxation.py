@@ -191,7 +191,7 @@ def stages_of(config: Config, steps: int, chunk_steps: int) -> tuple[list[Stage]
     parts = 1 + len(search) + FINAL
     if steps < 2 * parts:
         raise RecipeError(
-            f"--steps must be at least {2 * math.ceil(parts)}, 2 a stage; got {steps}"
+            f"--steps must be at least {math.ceil(2 * parts)}, 2 a stage; got {steps}"
         )
     calls = max(round(steps / parts / chunk_steps), 1)
     chunk_steps = int(steps / parts) // calls

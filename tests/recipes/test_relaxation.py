@@ -101,7 +101,7 @@ def study():
     """One seed, one budget."""
     digits = data.load("digits", train_examples=64)
     config = relaxation.Config(
-        flops=(0.25,), seeds=1, width=0.0625, steps=8, thresholds=(0.3,), batch_size=32,
+        flops=(0.25,), seeds=1, width=0.0625, steps=10, thresholds=(0.3,), batch_size=32,
         weight_decay=0.5,
     )  # fmt: skip
     return relaxation.study_of(config, digits), digits

@@ -284,7 +284,8 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         headline=(
             f"{config.model} on {config.dataset}, {config.seeds} seeds, {s.steps:,} steps, then "
             f"{len(s.shares)} rounds of {s.more:,}; scope of ranking: {config.scope}. Mean ± "
-            "standard deviation over seeds of the compacted networks, and " + before_after.READING
+            "standard deviation over seeds of the compacted networks"
+            + (f", and {before_after.READING}" if summary["latency"] else "")
         ),
         columns=columns,
         rows=rows,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.coupling.simplify import Simplify
@@ -89,7 +90,7 @@ def remove_blocks(structure: Structure, blocks: Sequence[str], kept: Kept | None
 
     Reference: Jordao et al., 2023, When Layers Play the Lottery, all Tickets Win at Initialization.
     """
-    zero = [path for own in leaves_of(structure.axes, blocks).values() for path in own]
+    zero = [path for own in _weights_of(structure, blocks).values() for path in own]
     if isinstance(kept, Removal):
         zero += kept.removed
     return _removal(structure, known(structure, {} if kept is None else kept), zero, blocks)
@@ -107,11 +108,19 @@ def removable_blocks(structure: Structure, blocks: Sequence[str]) -> list[str]:
     """
     before = _reduced(structure, _simplify(structure, {}), ()).depends
     found = []
-    for block, zero in leaves_of(structure.axes, blocks).items():
+    for block, zero in _weights_of(structure, blocks).items():
         after = _reduced(structure, _simplify(structure, {}), zero).depends
         if all(now or not then for now, then in zip(after, before, strict=True)):
             found.append(block)
     return found
+
+
+def _weights_of(structure: Structure, blocks: Sequence[str]) -> dict[str, list[str]]:
+    """The leaves of each block that may be zero: those of floats, not keys or counts."""
+    leaves = dict(named_leaves(structure.shapes))
+    is_real = lambda path: jnp.issubdtype(leaves[path].dtype, jnp.inexact)
+    found = leaves_of(structure.axes, blocks)
+    return {block: [path for path in own if is_real(path)] for block, own in found.items()}
 
 
 def _allowed(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
@@ -139,7 +148,12 @@ def _removal(
                 "it; removable_blocks(structure, blocks) says which blocks can go."
             )
     was_read = {path for path, own in zip(structure.axes, before.read, strict=False) if own}
-    removed = tuple(path for path in _unread(structure, after) if path in was_read)
+    dtypes = {path: x.dtype for path, x in named_leaves(structure.shapes) if x is not None}
+    removed = tuple(
+        path
+        for path in _unread(structure, after)
+        if path in was_read and not jnp.issubdtype(dtypes[path], jax.dtypes.extended)
+    )
     for name, group in structure.groups.items():
         if all(member.path in removed for member in group.members):
             kept = {**kept, name: np.zeros(group.size, bool)}

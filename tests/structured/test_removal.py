@@ -195,6 +195,10 @@ def test_without_a_block_it_is_bit_for_bit_with_zeros_in_its_place():
     close(compacted, masked)
     again = jp.remove_blocks(structure, ["block_2"], both_ways)
     assert set(again.removed) > set(both_ways.removed)
+    # whatever is emptied then is added to it
+    for remove in (jp.collapse_emptied, jp.remove_emptied):
+        same = remove(structure, removal)
+        assert set(same.removed) == set(removal.removed)
 
 
 def test_keys_and_counts_of_a_block_stay():

@@ -117,7 +117,6 @@ def _while(run: Any, step: Step, operands: list[Value]) -> list[Value]:
     carry = operands[last:]
     conform = lambda likes, values: _conform(run, likes, values, step.eqn.outvars, step.outputs)
     after = lambda carry: run.run(body, [*operands[first:last], *carry])
-
     test = lambda carry: run.run(condition, [*operands[:first], *carry])[0]
 
     likes = _settled(after, carry)

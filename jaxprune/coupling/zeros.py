@@ -56,7 +56,7 @@ def gives_zero(eqn: Any, operands: Sequence[Value]) -> bool:
     """Whether all results of the equation are zero.
 
     A sum over no entries is zero, and so is a maximum: that of the zeros which are there in a
-    masked network.
+    masked network. Zero times anything is zero, also times inf, and so is zero over anything.
     """
     kind, zero = eqn.primitive.name, [is_zero(value) for value in operands]
     if not zero:

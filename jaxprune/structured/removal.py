@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
 from jaxprune.rules import named_leaves
 from jaxprune.structured.blocks import leaves_of
-from jaxprune.structured.kept import Kept, Removal, known
+from jaxprune.structured.kept import Kept, Removal, known, removed
 from jaxprune.structured.reduced import Reduced, reduced, small_inputs, small_shapes
 
 
@@ -27,7 +28,8 @@ def collapse_emptied(structure: Structure, kept: Kept) -> Removal:
 
     Args:
       structure: of `analyze`.
-      kept: bool (size,) by group, True = kept, not traced; all of them may be False.
+      kept: bool (size,) by group, True = kept, not traced; all of them may be False. Or a
+        `Removal`, to which this is added.
 
     Returns:
       What `compact`, `shrink`, `replay`, `group_masks` and `cost` take in the place of `kept`.
@@ -35,7 +37,7 @@ def collapse_emptied(structure: Structure, kept: Kept) -> Removal:
     Raises:
       ValueError: if an output depends on no input any more; it names the groups.
     """
-    return _removal(structure, _allowed(structure, kept), ())
+    return _removal(structure, _allowed(structure, kept), removed(kept))
 
 
 def remove_emptied(structure: Structure, kept: Kept) -> Removal:
@@ -56,7 +58,7 @@ def remove_emptied(structure: Structure, kept: Kept) -> Removal:
     own = _allowed(structure, kept)
     while True:
         run = _simplify(structure, own, drop=True)
-        left = _reduced(structure, run, ())
+        left = _reduced(structure, run, removed(kept))
         more = [
             name
             for name, atom in structure.atoms.items()
@@ -89,10 +91,9 @@ def remove_blocks(structure: Structure, blocks: Sequence[str], kept: Kept | None
 
     Reference: Jordao et al., 2023, When Layers Play the Lottery, all Tickets Win at Initialization.
     """
-    zero = [path for own in leaves_of(structure.axes, blocks).values() for path in own]
-    if isinstance(kept, Removal):
-        zero += kept.removed
-    return _removal(structure, known(structure, {} if kept is None else kept), zero, blocks)
+    kept = {} if kept is None else kept
+    zero = {path for own in _weights_of(structure, blocks).values() for path in own}
+    return _removal(structure, known(structure, kept), zero | {*removed(kept)}, blocks)
 
 
 def removable_blocks(structure: Structure, blocks: Sequence[str]) -> list[str]:
@@ -107,11 +108,19 @@ def removable_blocks(structure: Structure, blocks: Sequence[str]) -> list[str]:
     """
     before = _reduced(structure, _simplify(structure, {}), ()).depends
     found = []
-    for block, zero in leaves_of(structure.axes, blocks).items():
+    for block, zero in _weights_of(structure, blocks).items():
         after = _reduced(structure, _simplify(structure, {}), zero).depends
         if all(now or not then for now, then in zip(after, before, strict=True)):
             found.append(block)
     return found
+
+
+def _weights_of(structure: Structure, blocks: Sequence[str]) -> dict[str, list[str]]:
+    """The leaves of each block that may be zero: those of floats, not keys or counts."""
+    leaves = dict(named_leaves(structure.shapes))
+    is_real = lambda path: jnp.issubdtype(leaves[path].dtype, jnp.inexact)
+    found = leaves_of(structure.axes, blocks)
+    return {block: [path for path in own if is_real(path)] for block, own in found.items()}
 
 
 def _allowed(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
@@ -132,18 +141,23 @@ def _removal(
     for path, then, now in zip(outputs, before.depends, after.depends, strict=True):
         if then and not now:
             emptied = [f"group '{name}'" for name, own in kept.items() if not own.any()]
-            gone = ", ".join([*(f"block '{name}'" for name in blocks), *emptied])
+            without = ", ".join([*(f"block '{name}'" for name in blocks), *emptied])
             raise ValueError(
-                f"output {path} depends on no input any more without {gone}: there is no path "
+                f"output {path} depends on no input any more without {without}: there is no path "
                 "around what was removed. Keep a neuron of each layer that has no shortcut around "
                 "it; removable_blocks(structure, blocks) says which blocks can go."
             )
     was_read = {path for path, own in zip(structure.axes, before.read, strict=False) if own}
-    removed = tuple(path for path in _unread(structure, after) if path in was_read)
+    dtypes = {path: x.dtype for path, x in named_leaves(structure.shapes) if x is not None}
+    gone = tuple(
+        path
+        for path in _unread(structure, after)
+        if path in was_read and not jnp.issubdtype(dtypes[path], jax.dtypes.extended)
+    )
     for name, group in structure.groups.items():
-        if all(member.path in removed for member in group.members):
+        if all(member.path in gone for member in group.members):
             kept = {**kept, name: np.zeros(group.size, bool)}
-    return Removal(kept, removed)
+    return Removal(kept, gone)
 
 
 def _simplify(structure: Structure, kept: Mapping[str, Any], drop: bool = False) -> Simplify:

@@ -195,6 +195,24 @@ def test_without_a_block_it_is_bit_for_bit_with_zeros_in_its_place():
     close(compacted, masked)
     again = jp.remove_blocks(structure, ["block_2"], both_ways)
     assert set(again.removed) > set(both_ways.removed)
+    # whatever is emptied then is added to it
+    for remove in (jp.collapse_emptied, jp.remove_emptied):
+        same = remove(structure, removal)
+        assert set(same.removed) == set(removal.removed)
+
+
+def test_keys_and_counts_of_a_block_stay():
+    params = {"out": jnp.ones((4, 2)), "block": {"w": jnp.ones((4, 4)), "key": jax.random.key(0)}}
+
+    def fn(p, x):
+        noise = jax.random.normal(p["block"]["key"], (1, 4))
+        return (x + (x @ p["block"]["w"]) * noise) @ p["out"]
+
+    structure = jp.analyze(fn, params, jnp.ones((2, 4)))
+    removal = jp.remove_blocks(structure, ["block"])
+    assert removal.removed == ("block/w",)
+    masked, compacted, _ = both(structure, params, removal, jnp.ones((2, 4)))
+    np.testing.assert_array_equal(compacted, masked)
 
 
 def test_blocks_that_can_go():

@@ -71,8 +71,8 @@ def campaign(name: str, folder: Path, kills: int, seed: int) -> str:
         out, code = folder / f"{name}-{runs}", -1
         while code:
             kill = NEVER
-            if killed < kills and killed % 2:  # once compiled, it takes about half of the time
-                kill = Kill(seconds=chance.uniform(0, alone.seconds / 2))
+            if killed < kills and killed % 2:  # once compiled, it takes a third of the time
+                kill = Kill(seconds=chance.uniform(0, alone.seconds / 3))
             elif killed < kills:
                 kill = Kill(operation=chance.randint(1, alone.operations // 2))
             code = process(name, out, alone, kill)

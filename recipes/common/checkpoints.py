@@ -74,13 +74,13 @@ class Checkpoints:
     Writing goes on behind training. Nothing but this process may write to the folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, keep: int = KEPT):
         self.folder = folder
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=LatestN(KEPT),
+            preservation_policy=LatestN(keep),
             cleanup_tmp_directories=True,  # of a save that was killed
             save_root_metadata=False,
-            # in a thread of its own, a folder that can't be made stops the program for 20 minutes
+            # in a thread of its own, a folder that can't be made stops the program for minutes
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with self._or_error():
@@ -108,6 +108,11 @@ class Checkpoints:
                     **{TREE: ocp.args.StandardSave(packed), ABOUT: ocp.args.JsonSave(about)}
                 ),
             )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
         """Until all is written; raises `RecipeError` if it can't be."""

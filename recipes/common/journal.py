@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from recipes.common import cli, results, run
-from recipes.common.checkpoints import Checkpoints, Saved
+from recipes.common.checkpoints import KEPT, Checkpoints, Saved
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped, deferred_signals
 from recipes.common.progress import progress
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from recipes.common.settings import Settings
 
 # What may be another when a run goes on: nothing that is trained or logged depends on it.
-FREE = ("out", "data_dir", "checkpoint_every")
+FREE = ("out", "data_dir", "checkpoint_every", "keep_best")
 
 At = Callable[[int, Any], None]  # called with the step, and all that changes in training
 Train = Callable[[Any, int, At], Any]  # (what changes, first step, at) -> it, trained
@@ -44,11 +44,13 @@ def journal(config: Settings, program: str) -> Iterator[Journal]:
     else:
         run.start(config.out, cli.to_yaml(config))
     try:
-        with (
-            closing(Checkpoints(config.out / run.CHECKPOINT)) as checkpoints,
-            deferred_signals() as signalled,
-        ):
-            yield Journal(config, program, checkpoints, signalled)
+        with ExitStack() as stack:
+            folders = {run.CHECKPOINT: KEPT} | ({run.BEST: 1} if config.keep_best else {})
+            checkpoints = [
+                stack.enter_context(closing(Checkpoints(config.out / name, keep)))
+                for name, keep in folders.items()
+            ]
+            yield Journal(config, program, checkpoints, stack.enter_context(deferred_signals()))
     except BaseException:  # else it is held until the run is finished
         run.unlock(config.out)
         raise
@@ -65,13 +67,16 @@ class Journal:
         self,
         config: Settings,
         program: str,
-        checkpoints: Checkpoints,
+        checkpoints: Sequence[Checkpoints],
         signalled: Callable[[], int | None],
     ):
         self.records: list[dict[str, Any]] = []  # the lines of metrics.jsonl
         self.step = 0  # steps trained so far, in all
         self._every, self._signalled = config.checkpoint_every, signalled
-        self._out, self._checkpoints = config.out, checkpoints
+        self._out, self._checkpoints = config.out, checkpoints[0]
+        self._best = checkpoints[1] if config.keep_best else None
+        best = self._best.load() if self._best else None
+        self._score: list[float] = best.about["score"] if best else []
         self._again = f"{program} --out {config.out} --resume"
         self._about: dict[str, Any] = {"config": cli.plain(config), "changes": []}
         self._settled: Any = None
@@ -90,11 +95,18 @@ class Journal:
             self._settled = self._saved.like("settled", like)
         return self._settled
 
-    def settle(self, state: Any, step: int | None = None) -> None:
-        """`state` is all that the rest of the run depends on; `step` if not those of `once`."""
+    def settle(self, state: Any, step: int | None = None, score: Sequence[float] = ()) -> None:
+        """`state` is all that the rest of the run depends on; `step` if not those of `once`.
+
+        The state with the highest `score`, if it has one, is that of `--keep-best`.
+        """
         self._settled, self._trained = state, {}
         self._saved = None  # what was resumed is behind us
         self.step = self.step if step is None else step
+        if self._best and list(score) > self._score:
+            self._score = list(score)
+            about = {**self._about, "score": self._score, "versions": results.versions()}
+            self._best.save(self.step, {"settled": state}, about)
         self._offer()
 
     def once(self, name: str, steps: int, state: Any, train: Train, words: str) -> Any:

@@ -21,6 +21,7 @@ REPORT = "report.md"
 PLOTS = "plots"
 MODEL = "model"
 CHECKPOINT = "checkpoint"
+BEST = "best"
 
 
 def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
@@ -58,7 +59,7 @@ def start(out: Path, config: str) -> None:
             for path in filter(_is_draft, out.iterdir()):
                 if path != draft:
                     remove(path)
-            for name in (METRICS, SUMMARY, REPORT, PLOTS, MODEL, CHECKPOINT, CONFIG):
+            for name in (METRICS, SUMMARY, REPORT, PLOTS, MODEL, CHECKPOINT, BEST, CONFIG):
                 remove(out / name)
     except OSError as error:
         raise RecipeError(f"--out '{out}' is not writable: {error.strerror}") from error

@@ -74,13 +74,16 @@ class Settings:
     overwrite: bool = False
     """Replace the run in --out."""
     resume: bool = False
-    """Go on, to the same bits, with the run in --out that was killed, or stopped by Ctrl-C (exit
-    code 130) or SIGTERM (143); with its config.yaml."""
+    """Go on with the run in --out, to the same bits: it was killed, or stopped by Ctrl-C (exit code
+    130) or SIGTERM (143)."""
     allow_changes: bool = False
-    """With --resume: other settings than it began with are no mistake. What was trained and logged
-    stays, the rest goes by the new ones; config.yaml tells what changed when."""
+    """With --resume: it may go on with other settings than it began with. What is trained and
+    logged stays as it was; config.yaml tells what changed when."""
     checkpoint_every: float = 60.0
     """Seconds between checkpoints: more than that no kill can undo. Ctrl-C undoes nothing."""
+    keep_best: bool = False
+    """Keep a checkpoint of the best test accuracy in best/; of the sparsest states, means over arms
+    with masks. Studies in phases have none."""
     config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
     """Read all of these from a config.yaml; flags given beside it win."""
 

@@ -118,8 +118,16 @@ def _follow(
             journal.log(record)
             show(now, _in_words(record))
             states = dict(zip(runs, (point.state for point in points), strict=True))
-            journal.settle(states, now)
+            journal.settle(states, now, _score(record) if tested else ())
     return states
+
+
+def _score(record: Mapping[str, Any]) -> list[float]:
+    """What is best: the sparsest states, and of them the highest accuracy; means over arms."""
+    arms = [own for arm, own in record.items() if arm != "step"]
+    arms = [own for own in arms if "sparsity" in own] or arms
+    sparsity = np.mean([own.get("sparsity", 0.0) for own in arms])
+    return [round(float(sparsity), 4), float(np.mean([own["test_accuracy"] for own in arms]))]
 
 
 def _in_words(record: Mapping[str, Any]) -> str:

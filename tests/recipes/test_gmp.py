@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import checkpoint, run, settings
+from recipes.common import checkpoint, checkpoints, run, settings
 from tests.recipes import running
 from tests.recipes.running import exit_code, metrics
 
@@ -66,8 +66,14 @@ def test_the_model_loads_and_is_sparse(finished):
 
 def test_the_configuration_reproduces_the_run(finished, tmp_path):
     again = tmp_path / "again"
-    gmp.main(["--config", str(finished / "config.yaml"), "--out", str(again)])
+    config = str(finished / "config.yaml")
+    gmp.main(["--config", config, "--out", str(again), "--keep-best"])
     assert metrics(again) == metrics(finished)
+    (best,) = (again / run.BEST).iterdir()  # only the last states are as sparse as asked for
+    assert best.name == "12"
+    sparse = checkpoints.read(best).tree["settled"]["sparse"]
+    masks = jp.unpack(jp.get_masks(sparse["opt_state"]), sparse["params"])
+    assert jp.sparsity(masks) == pytest.approx(0.95, abs=1e-4)
 
 
 def test_a_finished_run_is_kept(finished, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.common import cli, results, run
+from recipes.common import checkpoints, cli, results, run
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped
 from recipes.common.journal import Journal, journal
@@ -30,6 +30,10 @@ class Config:
     resume: bool = False
     allow_changes: bool = False
     checkpoint_every: float = 1e9
+    keep_best: bool = False
+
+
+SCORES = {4: (0.9, 0.7), 8: (0.9, 0.8), 12: (0.9, 0.75)}
 
 
 def toy(config, phases=3):
@@ -46,7 +50,7 @@ def toy(config, phases=3):
 
             x = kept.once(f"phase {phase}", 4, np.ones(2) if x is None else x, train, "toy")
             kept.log({"phase": phase, "x": x.tolist(), "step": kept.step})
-            kept.settle(x)
+            kept.settle(x, score=SCORES[kept.step])
         return x, kept.records
 
 
@@ -95,6 +99,18 @@ def test_it_is_saved_when_it_is_time_to(tmp_path, alone):
     config = Config(tmp_path / "never")
     toy(config)
     assert list((config.out / run.CHECKPOINT).iterdir()) == []
+
+
+@pytest.mark.parametrize("call", [None, 3, 5, 7])
+def test_the_best_is_kept(tmp_path, monkeypatch, alone, call):
+    config = Config(tmp_path / "toy", keep_best=True)
+    if call:
+        stop(monkeypatch, config, call)
+    assert toy(replace(config, resume=call is not None))[1] == alone[1]
+    assert [path.name for path in (config.out / run.BEST).iterdir()] == ["8"]
+    best = checkpoints.read(config.out / run.BEST / "8")
+    assert best.about["score"] == [0.9, 0.8]
+    assert best.tree["settled"].tolist() == alone[1][1]["x"]
 
 
 def test_without_a_checkpoint_it_begins_again(tmp_path, capsys, alone):

@@ -19,7 +19,7 @@ from jaxprune.base import (
     map_scored,
     value_at,
 )
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.masks import like, with_own
 from jaxprune.methods.combine import once
 from jaxprune.structured.choose import choose

@@ -146,6 +146,20 @@ def test_a_reshape_in_another_order():
     assert axis == jp.Axis("b", 0, outer=1, inner=2)  # of each neuron the batch of two
 
 
+def test_stacked_and_taken_apart():
+    params = weights(a=(4, 6), c=(4, 6), b=(6, 2))
+
+    def fn(p, x):
+        first, last = jnp.unstack(jnp.stack([x @ p["a"], x @ p["c"]], 1), axis=1)
+        return first * last @ p["b"]
+
+    assert groups_of(jp.analyze(fn, params, X)) == {"a": (6, ["a[1]", "c[1]", "b[0]"])}
+    heads = lambda p, x: sum(jnp.unstack((x @ p["a"]).reshape(2, 2, 3), axis=1)) @ jnp.ones((3, 1))
+    structure = jp.analyze(heads, params, X)
+    assert groups_of(structure) == {"a": (3, ["a[1]"])}
+    assert structure.frozen["taken apart by unstack"] == (("a", 1),)
+
+
 def test_a_cut_across_segments_freezes():
     # segments of 4 and 2, cut as 3 x 2 within rows: 4 | 2 ends between rows of 2, but not of 3
     params = weights(a=(4, 4), b=(4, 2))
@@ -225,6 +239,19 @@ def test_frozen_by(through, why):
     assert "a[1]" in {str(m) for w, ms in structure.frozen.items() if why in w for m in ms}
     assert "a" not in structure.groups and "a[1]" not in structure.groups
     assert why in repr(structure)
+
+
+def test_a_function_that_returns_new_statistics_freezes_what_they_are_of():
+    """Why one analyses the function as it is evaluated: an output's axes can't be pruned."""
+    params = weights(a=(4, 6), b=(6, 2))
+
+    def train(p, x):
+        h = x @ p["a"]
+        return h @ p["b"], {"mean": h.mean(0)}
+
+    structure = jp.analyze(train, params, X)
+    assert not structure.groups
+    assert structure.frozen["an axis of output 1/mean"] == (("a", 1), ("b", 0))
 
 
 def test_an_unknown_primitive_freezes_and_says_so():

@@ -265,6 +265,26 @@ def test_an_unknown_primitive_freezes_and_says_so():
     assert "register_rule('cholesky', ...) teaches it" in said
 
 
+@pytest.mark.parametrize(
+    ("kind", "through"),
+    [
+        ("svd", lambda h: h * jnp.linalg.svd(h, compute_uv=False)[:, None]),
+        ("qr", lambda h: h + jnp.linalg.qr(h)[0].sum()),
+        ("eigh", lambda h: h @ jnp.linalg.eigh(h.T @ h)[1]),
+        ("approx_top_k", lambda h: h * lax.approx_max_k(h, 2)[0].sum()),
+        ("pure_callback", lambda h: jax.pure_callback(np.sin, h, h, vmap_method="sequential")),
+        ("bitcast_convert_type", lambda h: lax.bitcast_convert_type(h, jnp.int32) * 1.0),
+        ("cholesky", lambda h: lax.map(lambda h: h @ jnp.linalg.cholesky(h.T @ h), h[:, None])[0]),
+    ],
+)
+def test_whatever_has_no_rule_freezes_with_its_line(kind, through):
+    params = weights(a=(4, 6), b=(6, 2))
+    structure = jp.analyze(lambda p, x: through(x @ p["a"]) @ p["b"], params, X)
+    assert kind in structure.unknown and "test_analyze.py" in structure.unknown[kind]
+    why = next(why for why in structure.frozen if f"read by '{kind}', which has no rule" in why)
+    assert ("a", 1) in structure.frozen[why] and not structure.groups
+
+
 def test_a_primitive_is_taught():
     double = jax.extend.core.Primitive("double")
     double.def_impl(lambda x: 2 * x)

@@ -243,7 +243,7 @@ def _check_nm(n: int, m: int, axis: int, shape: tuple[int, ...], sparsity: Spars
             "Exclude the leaf with prunable=..., or choose another axis."
         )
     meaning = f"nm({n}, {m}) prunes exactly {1 - n / m:g} of every leaf"
-    if isinstance(sparsity, jax.core.Tracer):
+    if not is_known(sparsity):
         raise ValueError(
             f"{meaning}; got a sparsity that is traced (a schedule, global_threshold, or an "
             f"argument of jit). Use uniform and sparsity={1 - n / m:g}; every(..., start=...) "

@@ -20,12 +20,12 @@ from jaxprune.base import (
     map_scored,
     value_at,
 )
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.masks import like, with_own
 from jaxprune.methods.combine import once
 from jaxprune.sharding import automatic, sharded_like
+from jaxprune.structured.choose import choose
 from jaxprune.structured.kept import group_masks, kept_neurons
-from jaxprune.structured.pick import choose
 
 
 def prune_neurons(

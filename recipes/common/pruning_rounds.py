@@ -1,4 +1,4 @@
-"""Rounds of structured pruning: score, prune to a share of the FLOPs, train on; logged, resumable.
+"""Rounds of structured pruning: score, prune to a share of the FLOPs, train on; logged.
 
 At each target the neurons that were masked are really removed, and the compacted networks are held
 against the masked ones.
@@ -6,7 +6,6 @@ against the masked ones.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,26 +16,14 @@ import numpy as np
 
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
-from recipes.common import (
-    before_after,
-    checkpoint,
-    compacted,
-    interrupt,
-    masked_networks,
-    run,
-    training,
-)
+from recipes.common import before_after, compacted, masked_networks, run, training
 from recipes.common.data import Dataset
-from recipes.common.errors import RecipeError
+from recipes.common.journal import Journal
 from recipes.common.masked_networks import Networks, Study
-from recipes.common.phases import At
-from recipes.common.progress import progress
-from recipes.common.side_by_side import Folder
 
 DENSE = "dense"  # the arm that trains on and is not pruned
 
 Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a round
-Signalled = Callable[[], int | None]
 Test = Callable[[Any, Any], np.ndarray]  # (params, batch_stats), of a stack -> accuracy
 
 
@@ -49,48 +36,32 @@ def shares(targets: Sequence[float], rounds: int) -> list[float]:
     return found
 
 
-def all_rounds(s: Study, dataset: Dataset, folder: Folder, signalled: Signalled) -> Records:
-    """Every round that metrics.jsonl does not hold yet, from the last checkpoint on.
-
-    A round is logged, and then saved: what is logged beyond the checkpoint is done again.
-    """
-    metrics, saved = folder.out / run.METRICS, folder.out / run.CHECKPOINT
+def all_rounds(s: Study, dataset: Dataset, out: Path, journal: Journal) -> Records:
+    """Every round that the journal does not hold yet."""
     test = training.make_evaluate(s.module, dataset.test)
-    records: Records = []
-
-    def keep(record: dict[str, Any], networks: Networks) -> None:
-        records.append(record)
-        run.append(metrics, record)
-        checkpoint.save_checkpoint(saved, record["round"], _state(networks))
-
-    if folder.resume:
-        done, networks = _resumed(s, saved)
-        records += _logged(metrics, done)
-    else:
-        networks, record = first_round(s, test, signalled)
-        keep(record, networks)
-    for index in range(len(records) - 1, len(s.shares)):
-        whole = f"stopped after {index} of {len(s.shares)} rounds; "
-        stopped = f"{whole}go on with: {folder.resume_command}"
-        interrupt.stop_if(signalled(), stopped)
+    networks = _settled(s, journal)
+    for done in range(len(journal.records), 1 + len(s.shares)):
         began = time.perf_counter()
-        networks, record = one_round(s, networks, index, test, signalled, stopped)
-        if s.shares[index] in s.targets:
-            for arm, told in removed(s, networks, s.shares[index], dataset, folder.out).items():
-                record[arm] |= told
-        record["seconds"] = round(records[-1]["seconds"] + time.perf_counter() - began, 2)
-        keep(record, networks)
-    return records
+        if networks is None:
+            networks, record = first_round(s, test, journal)
+        else:
+            share = s.shares[done - 1]
+            networks, record = one_round(s, networks, done - 1, test, journal)
+            if share in s.targets:
+                for arm, told in removed(s, networks, share, dataset, out).items():
+                    record[arm] |= told
+            spent = journal.records[-1]["seconds"] + time.perf_counter() - began
+            record["seconds"] = round(spent, 2)
+        journal.log(record)
+        journal.settle(_state(networks))
+    return journal.records
 
 
-def first_round(s: Study, test: Test, signalled: Signalled) -> tuple[Networks, dict[str, Any]]:
+def first_round(s: Study, test: Test, journal: Journal) -> tuple[Networks, dict[str, Any]]:
     """Trains the networks that are pruned; a copy of them for each arm, and what is logged."""
     began = time.perf_counter()
-    with progress("dense", s.steps) as show:
-        stopped = "stopped before the first round; nothing was saved"
-        at = _between(show, len(s.keys), signalled, stopped)
-        untrained = masked_networks.untrained(s)
-        trained = masked_networks.train(s, untrained, s.rates, s.steps, at, 0)
+    untrained = masked_networks.untrained(s)
+    trained = masked_networks.train(s, untrained, s.rates, s.steps, 0, "dense", journal)
     record = {
         "round": 0,
         "step": s.steps,
@@ -101,22 +72,15 @@ def first_round(s: Study, test: Test, signalled: Signalled) -> tuple[Networks, d
 
 
 def one_round(
-    s: Study,
-    networks: Networks,
-    index: int,
-    test: Test,
-    signalled: Signalled,
-    stopped: str,
+    s: Study, networks: Networks, index: int, test: Test, journal: Journal
 ) -> tuple[Networks, dict[str, Any]]:
     """Prunes every arm but the dense one, and trains on; and what is logged of it."""
     share = s.shares[index]
     networks = masked_networks.pruned(s, networks, share, index)
     at_once = test(*masked_networks.parts(networks.variables))
     title = f"round {index + 1} of {len(s.shares)}, {100 * share:.3g} % of the FLOPs"
-    with progress(title, s.more) as show:
-        at = _between(show, len(at_once), signalled, stopped)
-        first = s.steps + index * s.more
-        networks = masked_networks.train(s, networks, s.more_rates, s.more, at, first)
+    first = s.steps + index * s.more
+    networks = masked_networks.train(s, networks, s.more_rates, s.more, first, title, journal)
     accuracy = test(*masked_networks.parts(networks.variables))
     record: dict[str, Any] = {"round": index + 1, "step": first + s.more, "flops_asked": share}
     n = len(s.keys)
@@ -164,38 +128,18 @@ def _sizes(s: Study, networks: Networks) -> dict[str, list[Any]]:
     return {key: [own[key] for own in sizes] for key in before_after.Size._fields}
 
 
-def _between(show: Any, networks: int, signalled: Signalled, stopped: str) -> At:
-    """What to do between calls of the device."""
-
-    def at(step: int) -> None:
-        show(step, f"{networks} networks")
-        interrupt.stop_if(signalled(), stopped)
-
-    return at
-
-
 def _state(networks: Networks) -> dict[str, Any]:
-    """What a checkpoint holds: names of groups have slashes, which make no names there."""
+    """What is settled: names of groups have slashes, which make no names in a checkpoint."""
     kept = {str(i): own for i, own in enumerate(networks.kept.values())}
     return {"variables": networks.variables, "kept": kept}
 
 
-def _resumed(s: Study, saved: Path) -> tuple[int, Networks]:
-    """The round that a stopped run came to, and its networks."""
+def _settled(s: Study, journal: Journal) -> Networks | None:
+    """The networks of the last round that the journal holds."""
     arms = 1 + len(s.scores)
     copied = lambda: masked_networks.copies(masked_networks.untrained(s), arms)
-    done, state = checkpoint.load_checkpoint(saved, jax.eval_shape(lambda: _state(copied())))
+    state = journal.last(jax.eval_shape(lambda: _state(copied())))
+    if state is None:
+        return None
     kept = {name: state["kept"][str(i)] for i, name in enumerate(s.structure.groups)}
-    return done, Networks(state["variables"], kept)
-
-
-def _logged(metrics: Path, done: int) -> Records:
-    """The lines up to this round; those after it are taken off the file."""
-    records = [record for record in run.read_lines(metrics) if record["round"] <= done]
-    if [record["round"] for record in records] != list(range(done + 1)):
-        raise RecipeError(
-            f"--resume: '{metrics}' lacks rounds that the checkpoint is past; start anew with "
-            "--overwrite"
-        )
-    run.write(metrics, "".join(json.dumps(record) + "\n" for record in records))
-    return records
+    return Networks(state["variables"], kept)

@@ -126,6 +126,8 @@ def test_an_interrupted_run_goes_on_to_the_same(finished, tmp_path, monkeypatch)
     out = tmp_path / "again"
     argv = [*SHORT, "--timings", "0", "--out", str(out)]
     assert running.interrupted(structured, monkeypatch, argv, step=1, key="round") == 130
+    resume = ["--out", str(out), "--resume"]
+    assert running.interrupted(structured, monkeypatch, resume, call=1) == 130  # within a round
     structured.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished)
     for model in ("l1-50", "random-25"):

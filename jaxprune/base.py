@@ -115,7 +115,9 @@ def check_sparsity(sparsity: Any) -> Any:
 
 def schedule_ends(schedule: optax.Schedule) -> list[tuple[str, Any]]:
     """What a schedule "starts at" and "ends at": numbers, where they are known."""
-    with jax.ensure_compile_time_eval():
+    # numbers are of no mesh, inside a shard_map too
+    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    with no_mesh, jax.ensure_compile_time_eval():
         first, last = (schedule(jnp.asarray(step, jnp.int32)) for step in (0, END))
     return [("starts at", first), ("ends at", last)]
 

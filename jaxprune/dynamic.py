@@ -32,6 +32,7 @@ from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import named_leaves
 from jaxprune.scores import magnitude, random
+from jaxprune.sharding import sharded_like
 
 Prunable = Callable[[Params], Params]
 Drop = Callable[[Masks, Params, Any], Masks]  # (masks, params, fraction) -> fewer masks
@@ -56,10 +57,12 @@ def random_start(
     check_sparsity(sparsity)
 
     def init(params: Params) -> MaskState:
-        scores = score(prunable(params))
+        chosen = prunable(params)
+        scores = score(chosen)
         sparsities = allocation(scores, sparsity)
         _check_none_empty(scores, sparsities)
-        return MaskState(select(scores, lambda *_: sparsities, sparsity))
+        masks = select(scores, lambda *_: sparsities, sparsity)
+        return MaskState(map_scored(sharded_like, masks, chosen))
 
     return init
 

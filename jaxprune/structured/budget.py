@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxprune.base import Allocation, Scores
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.choose import choose, ranked
 from jaxprune.structured.cost import counter
 

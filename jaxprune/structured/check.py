@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxprune.base import Params
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.rules import named_leaves, quoted
 
 

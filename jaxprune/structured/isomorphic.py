@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jaxprune.allocation import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsities, Sparsity
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.reader import Program
+from jaxprune.coupling.structure import Structure
 
 Signature = tuple[tuple[str, int, int], ...]  # of each member
 

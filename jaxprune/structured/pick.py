@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxprune.allocation import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.budget import within_measured, within_share
 from jaxprune.structured.choose import choose
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Params, Score, Scores, map_scored
-from jaxprune.coupling.analyze import Member, Structure
+from jaxprune.coupling.structure import Member, Structure
 from jaxprune.rules import kernels, named_leaves, quoted
 from jaxprune.scores import check_key, magnitude
 from jaxprune.scores import random as random_like

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.replay import Keep
-from jaxprune.structured.kept import known
+from jaxprune.coupling.structure import Structure
+from jaxprune.structured.kept import Kept, known, removed
 from recipes.common import results
 from recipes.common.latency import CONTROL
 
@@ -29,19 +29,20 @@ class Size(NamedTuple):
     widths: dict[str, int]  # neurons by group
 
 
-def size_of(structure: Structure, kept: Mapping[str, Any], trained: str = "params/") -> Size:
+def size_of(structure: Structure, kept: Kept, trained: str = "params/") -> Size:
     """That of the network of the kept neurons.
 
     Args:
       structure: of `analyze(module.apply, variables, one_image)`.
-      kept: bool (size,) by group; of a group that is not named all are kept.
+      kept: bool (size,) by group; of a group that is not named all are kept. Or a `Removal`.
       trained: how the paths of weights begin; running statistics are none.
     """
-    entries = {structure.atoms[name]: own for name, own in known(structure, kept).items()}
-    left = {path: math.prod(Keep(entries).shape(axes)) for path, axes in structure.axes.items()}
-    weights = sum(n for path, n in left.items() if path.startswith(trained))
+    neurons, gone = known(structure, kept), removed(kept)
+    keep = Keep({structure.atoms[name]: own for name, own in neurons.items()})
+    left = {path: math.prod(keep.shape(axes)) for path, axes in structure.axes.items()}
+    weights = sum(n for path, n in left.items() if path.startswith(trained) and path not in gone)
     widths = {name: group.size for name, group in structure.groups.items()}
-    widths |= {name: int(np.sum(own)) for name, own in kept.items()}
+    widths |= {name: int(np.sum(own)) for name, own in neurons.items()}
     return Size(weights, jp.cost(structure, kept).flops, widths)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
+from jaxprune.structured.kept import Kept, Removal
 from recipes.common import models, run
 from recipes.common.data import Split
 
@@ -34,22 +35,24 @@ def save(
     path: Path,
     network: Mapping[str, Any],
     image: Sequence[int],
-    seeds: Sequence[tuple[Mapping[str, Any], Any]],
+    seeds: Sequence[tuple[Kept, Any]],
 ) -> None:
     """Writes the compacted networks of all seeds, each with sizes of its own.
 
     Args:
       network: what `models.model` was called with.
       image: (h, w, c).
-      seeds: (kept neurons, small variables) of each.
+      seeds: (kept neurons, or what is removed too, small variables) of each.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path.absolute(), {str(i): own for i, (_, own) in enumerate(seeds)})
+    removals = [own if isinstance(own, Removal) else Removal(own, ()) for own, _ in seeds]
     kept = [
-        {name: np.flatnonzero(own).tolist() for name, own in neurons.items()}
-        for neurons, _ in seeds
+        {name: np.flatnonzero(own).tolist() for name, own in removal.kept.items()}
+        for removal in removals
     ]
-    content = {"network": dict(network), "image": list(image), "kept": kept}
+    removed = [list(removal.removed) for removal in removals]
+    content = {"network": dict(network), "image": list(image), "kept": kept, "removed": removed}
     run.write(path / KEPT, json.dumps(content) + "\n")
 
 
@@ -84,4 +87,5 @@ def load(path: Path, seed: int = 0) -> Compact:
     }
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore(path.absolute())[str(seed)]
-    return Compact(variables, jp.replay(structure, kept))
+    removed = tuple(content["removed"][seed])
+    return Compact(variables, jp.replay(structure, Removal(kept, removed)))

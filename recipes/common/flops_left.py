@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from recipes.common.plots import STYLE, Curve, png
+from recipes.common.plots import STYLE, Curve, Look, png
 from recipes.common.weights_left import draw
 
 
@@ -18,6 +18,7 @@ def picture(
     trained_on: Mapping[str, Curve],
     dense: np.ndarray,
     asked: Sequence[float],
+    drawn: Mapping[str, Look] | None = None,
 ) -> bytes:
     """PNG of the accuracy of each arm right after each pruning, and after training on.
 
@@ -26,13 +27,14 @@ def picture(
         seeds).
       dense: accuracies of the dense networks (seeds,).
       asked: the fractions that were aimed at, which are marked on the axis.
+      drawn: the look of "dense" and of each arm.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(8.0, 2.9), layout="constrained")
         panels = {"Test accuracy (%), just pruned": at_once, "Trained on": trained_on}
         several = figure.subplots(1, 2)
         for axes, (title, arms) in zip(several, panels.items(), strict=True):
-            draw(axes, arms, dense)
+            draw(axes, arms, dense, drawn)
             axes.set(title=title, xlabel="FLOPs left (%)")
             axes.xaxis.set_major_locator(FixedLocator([100 * share for share in asked]))
         figure.legend(*several[0].get_legend_handles_labels(), loc="outside right upper")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from recipes.common import phases, training
 from recipes.common.errors import RecipeError
 from recipes.common.journal import At, Journal

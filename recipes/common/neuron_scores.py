@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from recipes.common.data import Split
 from recipes.common.errors import RecipeError
 

@@ -44,9 +44,14 @@ def picture(
         return png(figure)
 
 
-def draw(axes: Axes, arms: Mapping[str, Curve], dense: np.ndarray) -> None:
+def draw(
+    axes: Axes,
+    arms: Mapping[str, Curve],
+    dense: np.ndarray,
+    drawn: Mapping[str, Look] | None = None,
+) -> None:
     """The accuracies of all arms and of the dense networks, on a `percent_axis`."""
-    drawn = looks(["dense", *arms])
+    drawn = drawn or looks(["dense", *arms])
     dense_line(axes, dense, drawn["dense"])
     for arm, (left, values) in arms.items():
         band(axes, ([100 * part for part in left], values), arm, drawn[arm], points=True)

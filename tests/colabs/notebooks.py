@@ -46,6 +46,7 @@ def execute(stored: NotebookNode, devices: int = 1) -> NotebookNode:
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(ROOT / "colabs")}},
     )
     client.execute(env=env)
@@ -59,9 +60,6 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     notebook.metadata["jaxprune"] = {"executed": digest(notebook)}
     for cell in notebook.cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
-    for cell in code_cells(notebook):
-        for output in cell.outputs:
-            output.pop("metadata", None) if output.output_type == "stream" else None
     return notebook
 
 

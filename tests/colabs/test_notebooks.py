@@ -1,10 +1,19 @@
-"""Every notebook runs from top to bottom, says what it said when it was stored, and is fit to print."""
+"""Every notebook runs, says what it said when it was stored, and is fit to print."""
 
 import re
 
 import pytest
 
-from tests.colabs.notebooks import PATHS, ROOT, VARIES, code_cells, differences, digest, execute, read
+from tests.colabs.notebooks import (
+    PATHS,
+    ROOT,
+    VARIES,
+    code_cells,
+    differences,
+    digest,
+    execute,
+    read,
+)
 
 HOW = "python -m tests.colabs {}   (it executes the notebook, and stores it with its outputs)"
 MOST = 300_000  # bytes of a file

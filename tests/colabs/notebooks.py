@@ -14,6 +14,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "colabs").glob("*.ipynb"))
+REPOSITORY = "jaxprune/jaxprune"  # on GitHub, where Colab opens and installs from
 COUNT = "xla_force_host_platform_device_count"
 VARIES = "varies"  # the tag of a cell whose output is a machine's own: its devices, its speed
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.colabs.notebooks import (
     PATHS,
+    REPOSITORY,
     ROOT,
     VARIES,
     code_cells,
@@ -39,7 +40,8 @@ def test_the_code_is_what_was_executed(path):
 def test_it_is_fit_to_print(path):
     notebook, text = read(path), path.read_text()
     assert path.stat().st_size < MOST
-    assert f"/blob/main/colabs/{path.name})" in notebook.cells[0].source  # Open in Colab
+    assert f"/{REPOSITORY}/blob/main/colabs/{path.name})" in notebook.cells[0].source  # the badge
+    assert set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text)) == {REPOSITORY}
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     assert all(output.output_type != "error" for output in outputs)
     assert all(output.get("name") != "stderr" for output in outputs)

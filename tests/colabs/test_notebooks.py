@@ -71,7 +71,6 @@ def test_all_begin_alike():
 
 @pytest.mark.slow
 @notebooks
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries that run kernels
 def test_it_runs_and_says_what_it_said(path):
     stored = read(path)
     fresh = execute(stored, devices=DEVICES.get(path.stem, 1))

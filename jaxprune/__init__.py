@@ -193,14 +193,32 @@ from jaxprune.structured.scores import per_group as per_group
 from jaxprune.structured.scores import random_neurons as random_neurons
 from jaxprune.structured.scores import square as square
 from jaxprune.structured.scores import weight as weight
+from jaxprune.structured.isomorphic import isomorphic as isomorphic
 from jaxprune.structured.pick import pick as pick
 from jaxprune.structured.cost import cost as cost
 from jaxprune.structured.kept import group_masks as group_masks
 from jaxprune.structured.kept import kept_neurons as kept_neurons
 from jaxprune.structured.prune import prune_neurons as prune_neurons
 from jaxprune.structured.compact import compact as compact
-from jaxprune.structured.compact import replay as replay
 from jaxprune.structured.compact import shrink as shrink
+from jaxprune.structured.replay import replay as replay
+from jaxprune.structured.retrace import retrace as retrace
+
+# groups that keep no neuron, and whole blocks: branches that go
+from jaxprune.structured.blocks import block_scores as block_scores
+from jaxprune.structured.kept import Removal as Removal
+from jaxprune.structured.removal import collapse_emptied as collapse_emptied
+from jaxprune.structured.removal import removable_blocks as removable_blocks
+from jaxprune.structured.removal import remove_blocks as remove_blocks
+from jaxprune.structured.removal import remove_emptied as remove_emptied
+
+# structured pruning by continuous relaxation: gates of groups, folded into the params
+from jaxprune.structured.folding import group_logits as group_logits
+from jaxprune.gates.relaxation import prevent_collapse as prevent_collapse
+from jaxprune.structured.folding import apply_gates as apply_gates
+from jaxprune.structured.relaxed import relaxed_cost as relaxed_cost
+from jaxprune.gates.relaxation import ejector as ejector
+from jaxprune.gates.relaxation import cubic_ramp as cubic_ramp
 
 # controls of a mask
 from jaxprune.collapse import collapsed as collapsed

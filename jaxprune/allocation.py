@@ -25,7 +25,7 @@ from jaxprune.base import (
     is_none,
     map_scored,
 )
-from jaxprune.counting import count, n_true
+from jaxprune.counting import left, n_true
 from jaxprune.rules import Rule, check_all_match, matches, named_leaves
 from jaxprune.selection import largest
 
@@ -68,7 +68,7 @@ def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """
     leaves, treedef = jax.tree.flatten(scores)
     total = sum(x.size for x in leaves)
-    kept = largest(leaves, total - count(sparsity, total), together=True)
+    kept = largest(leaves, left(sparsity, total), together=True)
     return jax.tree.unflatten(treedef, [n_true(~mask)[0] for mask in kept])
 
 

@@ -71,8 +71,8 @@ def is_none(leaf: Any) -> bool:
 
 
 def is_known(value: Any) -> bool:
-    """Whether `value` can be read now: it is not traced by `jit`, `vmap` or `grad`."""
-    return not isinstance(value, jax.core.Tracer)
+    """Whether all of `value` can be read now: no leaf is traced by `jit`, `vmap` or `grad`."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
 def is_mask(leaf: Any) -> bool:
@@ -92,7 +92,7 @@ def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 def check_sparsity(sparsity: Any) -> Any:
     """`sparsity` itself, or ValueError where it is known and not a fraction in [0, 1)."""
-    if isinstance(sparsity, jax.core.Tracer):
+    if not is_known(sparsity):
         return sparsity
     if isinstance(sparsity, bool) or not isinstance(
         sparsity, (int, float, np.ndarray, np.generic, jax.Array)
@@ -115,7 +115,9 @@ def check_sparsity(sparsity: Any) -> Any:
 
 def schedule_ends(schedule: optax.Schedule) -> list[tuple[str, Any]]:
     """What a schedule "starts at" and "ends at": numbers, where they are known."""
-    with jax.ensure_compile_time_eval():
+    # numbers are of no mesh, inside a shard_map too
+    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+    with no_mesh, jax.ensure_compile_time_eval():
         first, last = (schedule(jnp.asarray(step, jnp.int32)) for step in (0, END))
     return [("starts at", first), ("ends at", last)]
 
@@ -128,7 +130,7 @@ def value_at(schedule: Any, step: Any, at_end: Any) -> Any:
 def check_schedule(schedule: optax.Schedule) -> None:
     """ValueError if the first or last value of a schedule is known, and no sparsity."""
     for when, value in schedule_ends(schedule):
-        if isinstance(value, jax.core.Tracer):
+        if not is_known(value):
             continue
         if np.ndim(value) != 0 or not 0.0 <= float(value) < 1.0:
             raise ValueError(

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.wide import Wide, minus, plus, times, wide
+
+MOST = 2**31 - 2**24 - 1  # entries of a leaf that can be counted and ranked
 _GRID = 10_000_000  # traced sparsities are read as decimals of seven digits
 
 
@@ -18,12 +21,21 @@ def count(sparsity: Any, size: int) -> Any:
     A Python float gives a Python int; an array gives an int32 array. Float32 can't hold 0.9, and
     `0.9 * 25_557_032` in float32 is wrong: an array is read as the decimal of seven digits next
     to it, and multiplied in integers. An integer is already a count and comes back unchanged.
+
+    Raises:
+      ValueError: for an array, if `size` is more than `MOST`.
     """
     if isinstance(sparsity, (int, np.integer)):
         return min(int(sparsity), size)
     if isinstance(sparsity, float):  # np.float64 too
         # fifteen digits first: 0.145 * 100 is 14.499999999999998 in binary
         return round(round(sparsity * size, 15 - len(str(size))))
+    if size > MOST:
+        raise ValueError(
+            f"the weights of a leaf are counted in int32, at most {MOST:,}; got a leaf of "
+            f"{size:,}. Split it, as in two stacks of layers, or exclude it with a narrower "
+            "prunable=..."
+        )
     # A traced value can't be refused: one that is no sparsity prunes none, or all.
     sparsity = jnp.asarray(sparsity)
     if jnp.issubdtype(sparsity.dtype, jnp.integer):
@@ -32,6 +44,20 @@ def count(sparsity: Any, size: int) -> Any:
     above = remainder > _GRID // 2
     tie_to_even = (remainder == _GRID // 2) & (quotient % 2 == 1)
     return quotient + (above | tie_to_even).astype(jnp.int32)
+
+
+def left(sparsity: Any, size: int) -> Wide:
+    """`size - count(sparsity, size)`, how many are kept; `size` may be more than int32 can hold."""
+    if isinstance(sparsity, (int, float, np.integer)):
+        return wide(size - count(sparsity, size))
+    sparsity = jnp.asarray(sparsity)
+    if size <= MOST or jnp.issubdtype(sparsity.dtype, jnp.integer):
+        return minus(wide(size), wide(count(sparsity, min(size, MOST))))
+    decimal, (whole, rest) = _decimal(sparsity.astype(jnp.float32)), divmod(size, _GRID)
+    quotient, remainder = _divided(decimal, rest)
+    pruned = plus(times(decimal, whole), wide(quotient))
+    rounds_up = (remainder > _GRID // 2) | ((remainder == _GRID // 2) & (pruned.low % 2 == 1))
+    return minus(wide(size), plus(pruned, wide(rounds_up.astype(jnp.int32))))
 
 
 def portion(fraction: Any, n: jax.Array, up: bool = False) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, Scores, map_scored
+from jaxprune.base import Masks, Scores, is_known, map_scored
 from jaxprune.counting import n_true, portion
 from jaxprune.deferred import defer
 from jaxprune.rules import named_leaves
@@ -80,7 +80,7 @@ def _of_each(masks: Masks, counts: Counts) -> Counts:
 def _check_room(verb: str, masks: Masks, counts: Counts) -> None:
     named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
     for (path, mask), n in zip(named, jax.tree.leaves(counts), strict=True):
-        if isinstance(mask, jax.core.Tracer) or isinstance(n, jax.core.Tracer):
+        if not is_known((mask, n)):
             continue
         kept = int(np.sum(mask))
         room = kept if verb == "drop" else mask.size - kept

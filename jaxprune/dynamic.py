@@ -20,6 +20,7 @@ from jaxprune.base import (
     Scores,
     Sparsities,
     check_sparsity,
+    is_known,
     map_scored,
     schedule_ends,
     value_at,
@@ -31,6 +32,7 @@ from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import named_leaves
 from jaxprune.scores import magnitude, random
+from jaxprune.sharding import sharded_like
 
 Prunable = Callable[[Params], Params]
 Drop = Callable[[Masks, Params, Any], Masks]  # (masks, params, fraction) -> fewer masks
@@ -55,10 +57,12 @@ def random_start(
     check_sparsity(sparsity)
 
     def init(params: Params) -> MaskState:
-        scores = score(prunable(params))
+        chosen = prunable(params)
+        scores = score(chosen)
         sparsities = allocation(scores, sparsity)
         _check_none_empty(scores, sparsities)
-        return MaskState(select(scores, lambda *_: sparsities, sparsity))
+        masks = select(scores, lambda *_: sparsities, sparsity)
+        return MaskState(map_scored(sharded_like, masks, chosen))
 
     return init
 
@@ -106,7 +110,7 @@ def _checked(fraction: float | optax.Schedule) -> Callable[[Any], Any]:
     """`fraction` as a function of the step; ValueError if it is known to leave [0, 1]."""
     schedule = fraction if callable(fraction) else optax.constant_schedule(fraction)
     for when, value in schedule_ends(schedule):
-        if not isinstance(value, jax.core.Tracer) and not 0.0 <= float(value) <= 1.0:
+        if is_known(value) and not 0.0 <= float(value) <= 1.0:
             raise ValueError(
                 f"the drop fraction {when if callable(fraction) else 'is'} {value}; it is the part "
                 "of the kept weights that is dropped and grown at an update, in [0, 1]: a number "
@@ -118,7 +122,7 @@ def _checked(fraction: float | optax.Schedule) -> Callable[[Any], Any]:
 def _check_none_empty(scores: Scores, sparsities: Sparsities) -> None:
     named = [(path, leaf) for path, leaf in named_leaves(scores) if leaf is not None]
     for (path, leaf), sparsity in zip(named, jax.tree.leaves(sparsities), strict=True):
-        if leaf.size and not isinstance(sparsity, jax.core.Tracer):
+        if leaf.size and is_known(sparsity):
             pruned = count(sparsity, leaf.size)
             if pruned >= leaf.size:
                 raise ValueError(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 from jaxprune.base import Params
+from jaxprune.jaxprs import scan_ends
 from jaxprune.rules import named_leaves
 
 Origin = dict[Any, Fraction] | None
@@ -155,7 +156,7 @@ class _Reader:
             carry = after
 
     def scan(self, params: dict, operands: list) -> tuple[list[Origin], Counter]:
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+        first, last = scan_ends(params)
         parts = operands[:first], operands[first:last], operands[last:]
         carry, ys, counts = self.loop(params["jaxpr"], *parts)
         return carry + ys, _times(counts, params["length"])

@@ -17,6 +17,7 @@ import optax
 from jaxprune.base import Masks, Params, is_none, map_scored
 from jaxprune.counting import n_true
 from jaxprune.rules import name, named_leaves, quoted
+from jaxprune.sharding import sharded_like
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -52,7 +53,7 @@ def like(masks: Masks, params: Params) -> Masks:
 
 def all_kept(params: Params) -> Masks:
     """Masks like `params` that keep every weight; None where they are None. Shapes are enough."""
-    return map_scored(lambda w: jnp.ones_like(w, dtype=bool), params)
+    return map_scored(lambda w: sharded_like(jnp.ones_like(w, dtype=bool), w), params)
 
 
 def own_masks(masks: Masks, params: Params, prunable: Callable[[Params], Params]) -> Masks:

@@ -25,9 +25,10 @@ from jaxprune.base import (
     is_known,
     is_mask,
 )
-from jaxprune.counting import count
+from jaxprune.counting import count, left
 from jaxprune.rules import name, named_leaves
 from jaxprune.selection import largest
+from jaxprune.sharding import automatic
 
 
 def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
@@ -168,7 +169,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
     if pattern is unstructured and allocation is global_threshold:
         # one search finds both how much of each leaf and which entries
         total = sum(x.size for x in leaves)
-        masks = largest(leaves, total - count(sparsity, total), together=True)
+        masks = largest(leaves, left(sparsity, total), together=True)
         return jax.tree.unflatten(treedef, masks)
     tree = jax.tree.map(jnp.asarray, scores)  # no one else needs to know of Deferred leaves
     sparsities = allocation(tree, sparsity)
@@ -185,7 +186,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
 
     def mask(path: tuple, leaf: jax.Array, own: Sparsity) -> jax.Array:
         try:
-            kept = pattern(leaf, own)
+            kept = automatic(pattern, leaf)(leaf, own)
         except ValueError as error:
             raise ValueError(f"'{name(path)}': {error}") from error
         _check_mask(name(path), leaf, kept)
@@ -242,7 +243,7 @@ def _check_nm(n: int, m: int, axis: int, shape: tuple[int, ...], sparsity: Spars
             "Exclude the leaf with prunable=..., or choose another axis."
         )
     meaning = f"nm({n}, {m}) prunes exactly {1 - n / m:g} of every leaf"
-    if isinstance(sparsity, jax.core.Tracer):
+    if not is_known(sparsity):
         raise ValueError(
             f"{meaning}; got a sparsity that is traced (a schedule, global_threshold, or an "
             f"argument of jit). Use uniform and sparsity={1 - n / m:g}; every(..., start=...) "

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.base import Params
+from jaxprune.base import Params, is_known
 
 WARMUP = 0.1  # of the steps
 
@@ -40,7 +40,7 @@ def ft(schedule: optax.Schedule, steps: int) -> optax.Schedule:
     """
     rates = _rates(schedule, _steps("ft", steps))
     lowest = jnp.min(jnp.where(jnp.arange(steps) >= jnp.argmax(rates), rates, jnp.inf))
-    if not isinstance(lowest, jax.core.Tracer) and not lowest > 0:
+    if is_known(lowest) and not lowest > 0:
         raise ValueError(
             f"ft: the lowest rate of the original training is {lowest:g}: nothing would be "
             "learned. Use llr, or another schedule of the original training."
@@ -173,7 +173,7 @@ def _warmed_up(
     """Rises to `peak`, then `main(progress)`, progress from 0 to 1 in the steps that are left."""
     if not 0 <= warmup < 1:
         raise ValueError(f"{what}: warmup is a fraction of the steps, in [0, 1); got {warmup!r}.")
-    if not isinstance(retrain_steps, jax.core.Tracer) and not retrain_steps > 0:
+    if is_known(retrain_steps) and not retrain_steps > 0:
         raise ValueError(f"{what}: retraining needs at least one step; got {retrain_steps!r}.")
     rising = warmup * retrain_steps
 

@@ -14,6 +14,7 @@ import optax
 
 from jaxprune.base import Params, Score, Scores, is_none, map_scored
 from jaxprune.rules import named_leaves, quoted
+from jaxprune.sharding import automatic, explicit_sharding
 
 
 def magnitude(params: Params, **_: Any) -> Scores:
@@ -87,7 +88,10 @@ def random(key: jax.Array) -> Score:
     def score(params: Params, *, step: Any = 0, **_: Any) -> Scores:
         leaves, treedef = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.fold_in(key, step), max(len(leaves), 1))
-        drawn = [jax.random.uniform(k, w.shape) for k, w in zip(keys, leaves, strict=False)]
+        drawn = [
+            jax.random.uniform(k, w.shape, out_sharding=explicit_sharding(w))
+            for k, w in zip(keys, leaves, strict=False)
+        ]
         return jax.tree.unflatten(treedef, drawn)
 
     return score
@@ -113,7 +117,9 @@ def lamp(score: Score = magnitude) -> Score:
         scores = jnp.where(tail > 0, squares / tail, 0.0)
         return jnp.zeros_like(flat).at[order].set(scores, unique_indices=True).reshape(s.shape)
 
-    return lambda params, **context: map_scored(leaf, score(params, **context))
+    return lambda params, **context: map_scored(
+        lambda s: automatic(leaf, s)(s), score(params, **context)
+    )
 
 
 def check_key(what: str, key: Any) -> None:

@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType
 
-from jaxprune.counting import n_true
+from jaxprune import wide
+from jaxprune.counting import MOST, n_true
 from jaxprune.deferred import Deferred, read_anew
 
 _LOWEST = np.uint32(0x007FFFFF)  # the key of -inf: below and above the infinities lie the nans
@@ -39,19 +41,24 @@ def _value(key: jax.Array) -> jax.Array:
 
 
 class _Search(NamedTuple):
-    """The key of the k-th largest of each group, as far as it is known.
+    """How far the search is, leaf by leaf: all arrays are (leaves,), of those with entries.
 
     Attributes:
       passes: how many were made, int32 scalar.
-      low: the largest key, of those tried, with `k` entries or more at or above it; (groups,).
-      n_low: how many these are, int32 (groups,).
+      low: the largest key, of those tried, with enough entries at or above it.
+      n_low: how many these are, int32.
+      n_high: how many are at or above the next key that was tried; None unless ranked together.
+      kept: how many the leaf is to keep, int32. Where leaves are ranked together, as many as it
+        would with ties at `low`: once `low` is one value, that is final.
       tied: once `low` is one value and `n_low` too many, that value: then as many of those that
-        equal it are sought as are wanted, from the front, by their places. Else nan; (groups,).
+        equal it are sought as are wanted, from the front, by their places. Else nan.
     """
 
     passes: jax.Array
     low: jax.Array
     n_low: jax.Array
+    n_high: Any
+    kept: jax.Array
     tied: jax.Array
 
 
@@ -75,32 +82,36 @@ def _rankable(x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]) 
     return jnp.where(jnp.isnan(tied), x, among)
 
 
-def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Array]:
-    """See `largest`; also takes `Deferred` leaves, whose values are then never written."""
-    sizes = [x.size for x in leaves]
-    # a group is what is ranked together; its entries are numbered through
-    group = [0 if together else i for i in range(len(leaves))]
-    last = [sum(sizes[i:]) if together else size for i, size in enumerate(sizes)]
-    total = np.array([sum(sizes)] if together else sizes, np.int32)
+def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
+    """See `largest`; also takes `Deferred` leaves, whose values are then never written.
+
+    Args:
+      k: int32 (leaves,), or if `together` a `Wide` scalar.
+    """
+    sizes = np.array([x.size for x in leaves], np.int32)
     strides = [
         [jnp.uint32(math.prod(x.shape[axis + 1 :])) for axis in range(x.ndim)] for x in leaves
     ]
 
     def at_least(keys: jax.Array, tied: jax.Array) -> jax.Array:
-        """How many entries of each group are at or above each key: int32 (groups, keys)."""
+        """How many entries of each leaf are at or above each key: int32 (leaves, keys)."""
         # strides are read anew too, or the place of every entry would be written to memory
         arrays, (steps, keys) = read_anew(leaves, (strides, keys))
         values, n = _value(keys), []
-        for x, g, first, step in zip(arrays, group, last, steps, strict=True):
-            ranked = _rankable(x, tied[g], first, step)
-            n.append(n_true(*(ranked >= value for value in values[g])))
-        # int32 even where jax_enable_x64 would make it wider
-        counts = jnp.stack(n)
-        return counts.sum(0, keepdims=True, dtype=jnp.int32) if together else counts
+        for i, x in enumerate(arrays):
+            ranked = _rankable(x, tied[i], int(sizes[i]), steps[i])
+            n.append(n_true(*(ranked >= value for value in values[i])))
+        return jnp.stack(n)
+
+    def shares(n_low: jax.Array, n_high: jax.Array) -> jax.Array:
+        """How many each leaf keeps: all above `low`, and of those that tie the earlier leaves'."""
+        equal = n_low - n_high
+        wanted = wide.minus(k, wide.plus(wide.total(n_high), wide.total_before(equal)))
+        return n_high + wide.clipped(wanted, equal)
 
     def one_pass(state: _Search) -> _Search:
         to_ties = state.passes >= _VALUE_PASSES
-        places = max(int(total.max()).bit_length() - _BITS, 0)
+        places = max(int(sizes.max()).bit_length() - _BITS, 0)
         done = jnp.where(to_ties, state.passes - _VALUE_PASSES, state.passes)
         shift = jnp.maximum(jnp.where(to_ties, places, 32 - _BITS) - _BITS * done, 0).astype(
             jnp.uint32
@@ -108,33 +119,56 @@ def _largest(leaves: Sequence[Any], k: jax.Array, together: bool) -> list[jax.Ar
         digits = jnp.arange(1, 1 << _BITS, dtype=jnp.uint32)
         keys = jnp.maximum(state.low[:, None] + (digits << shift)[None], _LOWEST)
         n = at_least(keys, state.tied)
-        enough = n >= k[:, None]
+        is_open = state.n_low != state.kept  # what is found rests: its keys could overflow
+        enough = (n >= state.kept[:, None]) & is_open[:, None]
+        n_high: Any = None
+        if together:  # until there are but ties, what counts is the sum
+            enough = jnp.where(to_ties, enough, wide.at_least(wide.total(n), k)[None])
+            n_high = jnp.where(enough, state.n_high[:, None], n).max(1)
         low = state.low + (enough.sum(1, dtype=jnp.uint32) << shift)
         n_low = jnp.where(enough, n, state.n_low[:, None]).min(1)
-        ends = (state.passes == _VALUE_PASSES - 1) & (n_low != k)
-        return _Search(
-            passes=state.passes + 1,
-            low=jnp.where(ends, _FIRST_NORMAL, low),
-            n_low=n_low,
-            tied=jnp.where(ends, _value(low), state.tied),
-        )
+        kept = jnp.where(to_ties, state.kept, shares(n_low, n_high)) if together else k
+        ends = (state.passes == _VALUE_PASSES - 1) & (n_low != kept)
+        if together:  # a leaf that keeps none of its ties has no place to look for
+            none = ends & (kept == n_high)
+            low, n_low, ends = low + none, jnp.where(none, n_high, n_low), ends & ~none
+        tied = jnp.where(ends, _value(low), state.tied)
+        low = jnp.where(ends, _FIRST_NORMAL, low)
+        return _Search(state.passes + 1, low, n_low, n_high, kept, tied)
 
-    k, wants_none = jnp.clip(k, 1, total), k < 1
+    zero = _zero(leaves, k)
+    none_wanted = ~wide.at_least(k, wide.wide(1)) if together else k < 1
+    if not together:
+        k = jnp.clip(k, 1, sizes) + zero
+    zeros, most = jnp.zeros_like(sizes) + zero, jnp.asarray(sizes) + zero
     start = _Search(
         passes=jnp.int32(0),
-        low=jnp.zeros(total.shape, jnp.uint32),
-        n_low=jnp.asarray(total),
-        tied=jnp.full(total.shape, jnp.nan, jnp.float32),
+        low=zeros.astype(jnp.uint32),
+        n_low=most,
+        n_high=zeros if together else None,
+        kept=shares(most, zeros) if together else k,
+        tied=zeros + jnp.float32(jnp.nan),
     )
     found = lax.while_loop(
-        lambda state: (state.n_low != k).any() & (state.passes < 2 * _VALUE_PASSES), one_pass, start
+        lambda state: (state.n_low != state.kept).any() & (state.passes < 2 * _VALUE_PASSES),
+        one_pass,
+        start,
     )
     low = _value(jnp.maximum(found.low, _LOWEST))
-    threshold = jnp.where(wants_none, jnp.nan, low)  # nothing is at least nan
+    threshold = jnp.where(none_wanted, jnp.nan, low)  # nothing is at least nan
     return [
-        _rankable(jnp.asarray(x), found.tied[g], first, step) >= threshold[g]
-        for x, g, first, step in zip(leaves, group, last, strides, strict=True)
+        _rankable(jnp.asarray(x), found.tied[i], int(sizes[i]), strides[i]) >= threshold[i]
+        for i, x in enumerate(leaves)
     ]
+
+
+def _zero(leaves: Sequence[Any], k: Any) -> jax.Array:
+    """0, int32, that varies over the axes of a `shard_map` over which these do, as a loop needs."""
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return jnp.int32(0)
+    arrays = jax.tree.leaves([x.operands if isinstance(x, Deferred) else x for x in leaves])
+    none = [jnp.atleast_1d(x)[:0].astype(jnp.int32).sum() for x in (*arrays, *jax.tree.leaves(k))]
+    return jnp.stack(none).sum(dtype=jnp.int32)
 
 
 _largest_arrays = jax.jit(_largest, static_argnames="together")
@@ -146,24 +180,37 @@ def largest(leaves: Sequence[Any], k: Any, together: bool = False) -> list[jax.A
     Args:
       leaves: scores, any real dtype, ranked as float32. Among equals the lower flat index is
         kept, and the earlier leaf.
-      k: int32, how many to keep: (leaves,) of each leaf, or a scalar, of all `together`.
+      k: int32, how many to keep: (leaves,) of each leaf, or a scalar, of all `together`; such a
+        scalar may also be a Python integer or a `Wide`, of more than int32 can hold.
       together: whether all leaves are ranked as one.
 
     Raises:
-      ValueError: if 2**31 - 2**24 entries or more are to be ranked together.
+      ValueError: if a leaf has more than `counting.MOST` entries, or all together have 2**31 and
+        `k` can't count them.
     """
     filled = [x for x in leaves if x.size]
-    k = jnp.atleast_1d(jnp.asarray(k, jnp.int32))
-    if not together:
-        k = k[jnp.asarray([i for i, x in enumerate(leaves) if x.size], jnp.int32)]
-    most = sum(x.size for x in filled) if together else max((x.size for x in filled), default=0)
-    if most >= 2**31 - 2**24:
-        raise ValueError(
-            f"ranking counts in int32, below {2**31 - 2**24:,} weights; got {most:,}. Use a "
-            "layer-wise allocation such as erk or uniform, or a narrower prunable=..."
-        )
     if not filled:
         return [jnp.zeros(x.shape, bool) for x in leaves]
+    _check_sizes(filled, k, together)
+    if together:
+        k = k if isinstance(k, wide.Wide) else wide.wide(k)
+    else:
+        k = jnp.asarray(k, jnp.int32)[jnp.asarray([i for i, x in enumerate(leaves) if x.size])]
     is_deferred = any(isinstance(x, Deferred) for x in filled)
     masks = iter((_largest if is_deferred else _largest_arrays)(filled, k, together))
     return [next(masks) if x.size else jnp.zeros(x.shape, bool) for x in leaves]
+
+
+def _check_sizes(leaves: Sequence[Any], k: Any, together: bool) -> None:
+    most, total = max(x.size for x in leaves), sum(x.size for x in leaves)
+    if most > MOST:
+        raise ValueError(
+            f"the weights of a leaf are ranked in int32, at most {MOST:,}; got a leaf of {most:,}. "
+            "Split it, as in two stacks of layers, or exclude it with a narrower prunable=..."
+        )
+    if together and total >= 2**31 and not isinstance(k, (int, wide.Wide)):
+        raise ValueError(
+            f"this method counts in int32, below {2**31:,} weights in all; got {total:,}. "
+            "select and prune count further, as does a layer-wise allocation such as erk or "
+            "uniform; or take a narrower prunable=..."
+        )

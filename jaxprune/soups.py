@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.base import Masks, Params
+from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import apply_masks
 from jaxprune.rules import name, named_leaves
 from jaxprune.stacks import count_seeds
@@ -94,7 +94,7 @@ def _check_weights(weights: Any, members: int) -> None:
         raise ValueError(
             f"soup: weights are one a member, ({members},); got shape {weights.shape}."
         )
-    if isinstance(weights, jax.core.Tracer):
+    if not is_known(weights):
         return
     total = np.sum(np.asarray(weights, np.float64))
     if not abs(total - 1) < 1e-3:  # bfloat16 is allowed
@@ -116,7 +116,7 @@ def _masked(stack: Params, masks: Masks) -> Params:
 
 def _check_alike(masks: list[tuple[str, Any]]) -> None:
     """ValueError where members are known to have different masks (members, ...)."""
-    known = [(path, np.asarray(m) != 0) for path, m in masks if not isinstance(m, jax.core.Tracer)]
+    known = [(path, np.asarray(m) != 0) for path, m in masks if is_known(m)]
     lost = [
         f"'{path}' ({_sparsity(m)} in the members, {_sparsity(m.any(0))} in the soup)"
         for path, m in known

@@ -18,6 +18,7 @@ from jaxprune.base import (
     Pattern,
     Score,
     check_sparsity,
+    is_known,
     map_scored,
 )
 from jaxprune.drop_grow import among
@@ -170,7 +171,7 @@ def sparse_model_soups(
 
 def _check_denser(masks: Masks, sparsity: Any) -> None:
     """ValueError where masks are known to be sparser than this."""
-    if any(isinstance(x, jax.core.Tracer) for x in (sparsity, *jax.tree.leaves(masks))):
+    if not is_known((sparsity, masks)):
         return
     now = float(sparsity_of(masks)) if jax.tree.leaves(masks) else 0.0
     if now > sparsity + 1e-3:  # counts of layers round
@@ -182,7 +183,7 @@ def _check_denser(masks: Masks, sparsity: Any) -> None:
 
 
 def _sparsities(sparsities: Any) -> jax.Array:
-    known = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(sparsities))
+    known = is_known(sparsities)
     values: Any = np.asarray(sparsities) if known else jnp.asarray(sparsities)
     if values.ndim != 1 or not values.size:
         raise ValueError(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, Sparsities, Sparsity, check_sparsity, is_mask
+from jaxprune.base import Masks, Sparsities, Sparsity, check_sparsity, is_known, is_mask
 from jaxprune.counting import count
 from jaxprune.rules import named_leaves, quoted
 
@@ -75,7 +75,7 @@ def check_masks(masks: Masks) -> None:
     for path, mask in named_leaves(masks):
         if mask is None:
             continue
-        if isinstance(mask, jax.core.Tracer):
+        if not is_known(mask):
             raise TypeError(_unknown(path))
         if not is_mask(mask):
             raise TypeError(
@@ -98,7 +98,7 @@ def tally(masked: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[int, int]]:
         if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
             raise TypeError(_unknown(path))
     counts = _counts(list(masked.values()))
-    if isinstance(counts[0][0], jax.core.Tracer):  # under jit even what is known is traced
+    if not is_known(counts[0][0]):  # under jit even what is known is traced
         raise TypeError(_unknown(next(iter(masked))))
     counts = jax.device_get(counts)
     whole = lambda rows: int(np.sum(rows, dtype=np.int64))
@@ -165,7 +165,7 @@ def _pruned(what: str, sparsity: Sparsity, size: int) -> int:
 
 
 def _pruned_of_one(what: str, sparsity: Sparsity, size: int) -> int:
-    if isinstance(sparsity, jax.core.Tracer):
+    if not is_known(sparsity):
         raise TypeError(_unknown(what))
     if isinstance(sparsity, (np.number, np.ndarray, jax.Array)):
         if jnp.issubdtype(sparsity.dtype, jnp.integer):

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
+from jaxprune.base import is_known
+
 # f(0) = 0, elementwise, and f(0, 0) = 0
 ALL_ZERO = {
     "abs", "add", "add_any", "convert_element_type", "copy", "copy_p", "cbrt", "expm1",
@@ -83,7 +85,7 @@ def _outcome(eqn: Any, zero: list[bool]) -> list[bool]:
 
 
 def _is_zero(constant: Any) -> bool:
-    if isinstance(constant, jax.core.Tracer) or not hasattr(constant, "dtype"):
+    if not is_known(constant) or not hasattr(constant, "dtype"):
         return isinstance(constant, (int, float)) and constant == 0
     if np.size(constant) != 1 or not np.issubdtype(constant.dtype, np.number):
         return False

@@ -19,11 +19,12 @@ def studies() -> dict[str, str]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the table: a line each, on 80 columns too."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, what in studies().items():
-        table.add_row(f"python -m recipes.{name}", what)
-    Console(highlight=False).print(table, "\nEach tells its flags with --help.", sep="")
+        table.add_row(f"  {name}", what)
+    said = "\n`python -m recipes.NAME --help` tells its flags."
+    Console(highlight=False).print("python -m recipes.NAME, where NAME is\n", table, said, sep="\n")
 
 
 if __name__ == "__main__":

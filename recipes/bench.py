@@ -1,8 +1,8 @@
 """What masks cost: `python -m recipes.bench --help`.
 
 Times optimizer steps, selection, compilation, many seeds and their barriers beside dense twins,
-sorting, single runs and forward passes, and compacted networks; counts bytes. Nothing is trained
-and no data is read.
+sorting, single runs and forward passes, compacted networks, and checkpoints; counts bytes. Nothing
+is learned and no data is read.
 Run it on a quiet machine.
 """
 
@@ -19,6 +19,7 @@ import jax
 
 from recipes.benchmarks import picture, writeup
 from recipes.benchmarks.barriers import barriers
+from recipes.benchmarks.checkpoints import checkpoints
 from recipes.benchmarks.compact import forward_passes
 from recipes.benchmarks.memory import bytes_a_weight
 from recipes.benchmarks.section import Plan, Section
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
     "vmap": vmapped_step,
     "compile": compile_time,
     "memory": bytes_a_weight,
+    "checkpoints": checkpoints,
     "seeds": many_seeds,
     "barriers": barriers,
     "compact": forward_passes,

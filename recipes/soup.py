@@ -35,7 +35,7 @@ from recipes.common import (
     training,
 )
 from recipes.common.heatmaps import Paths
-from recipes.common.interrupt import deferred_signals
+from recipes.common.journal import journal
 from recipes.common.soup_phases import BEST, MEAN, SOUP, Lineages, Records, longer_name
 from recipes.common.soup_study import SoupSettings, Study
 from recipes.common.writeup import Writeup, finish
@@ -65,11 +65,9 @@ def sparse_model_soups(config: Config) -> dict[str, Any]:
     run.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = soup_study.study_of(config, dataset)
-    if not config.resume:
-        run.start(config.out, cli.to_yaml(config))
-    began, command = time.perf_counter(), f"{PROGRAM} --out {config.out} --resume"
-    with deferred_signals() as signalled:
-        lineages, records = soup_phases.all_phases(config, study, command, signalled)
+    began = time.perf_counter()
+    with journal(config, PROGRAM) as kept:
+        lineages, records = soup_phases.all_phases(config, study, kept)
     summary = summarise(config, study, records, time.perf_counter() - began)
     params, masks = training.seed_of((lineages.soup.variables["params"], lineages.soup.masks), 0)
     writeup = write_up(config, summary, results.layers(params, masks))

@@ -10,7 +10,7 @@ Reference: Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -37,9 +37,8 @@ from recipes.common import (
 from recipes.common.errors import RecipeError
 from recipes.common.forking import ARMS, Forking
 from recipes.common.heatmaps import Forks
-from recipes.common.interrupt import deferred_signals, stop_if
+from recipes.common.journal import At, Journal, journal
 from recipes.common.measures import PathSettings
-from recipes.common.progress import progress
 from recipes.common.training import TrainState
 from recipes.common.writeup import Writeup, finish
 
@@ -76,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.main(Config, stability, PROGRAM, argv)
 
 
-Signalled = Callable[[], int | None]
 Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a fork
 
 
@@ -97,8 +95,6 @@ def stability(config: Config) -> dict[str, Any]:
     plan = settings.plan_of(config, len(dataset.train.labels))
     steps = plan.steps
     forks = forks_of(config, steps)
-    if not config.resume:
-        run.start(config.out, cli.to_yaml(config))
 
     began = time.perf_counter()
     f = forking.forking(
@@ -109,10 +105,10 @@ def stability(config: Config) -> dict[str, Any]:
         config.batch_size,
         plan.chunk_steps,
     )
-    with deferred_signals() as signalled:
-        trunks = grow(config, f, forks, steps, signalled)
+    with journal(config, PROGRAM) as kept:
+        trunks = grow(config, f, forks, steps, kept)
         measure = measures.measure_of(config, module, dataset)
-        records = fork_all(config, f, trunks, steps, measure, signalled)
+        records = fork_all(config, f, trunks, steps, measure, kept)
     rule = measures.rule(config, module, dataset.train.images)
     summary = summarise(config, trunks, records, steps, rule, time.perf_counter() - began)
     params, masks = training.seed_of((trunks.end, trunks.masks), 0)
@@ -141,36 +137,35 @@ def forks_of(config: Config, steps: int | None) -> list[int]:
     return forks
 
 
-def grow(config: Config, f: Forking, forks: list[int], steps: int, signalled: Signalled) -> Trunks:
-    """The trunks as they were at each fork: trained, or from the checkpoint of a stopped run."""
-    folder = config.out / run.CHECKPOINT
-    if config.resume:
-        like = jax.eval_shape(lambda: _kept(config, f, {fork: forking.trunks(f) for fork in forks}))
-        return Trunks(**checkpoint.load_checkpoint(folder, like)[1])
-    state, now, at = forking.trunks(f), 0, {}
-    with progress("trunks", steps) as show:
+def grow(config: Config, f: Forking, forks: list[int], steps: int, journal: Journal) -> Trunks:
+    """The trunks as they were at each fork, and at the end."""
+    first = forking.trunks(f)
+    at = {str(fork): jax.tree.map(jnp.copy, first) for fork in forks}
+    like = Trunks(at, first.params, forking.random_masks(f, first.params, config.sparsity))
+    if grown := journal.last(like):
+        return grown
 
-        def between(step: int) -> None:
-            show(step, f"{config.seeds} networks")
-            stop_if(signalled(), "stopped before the first fork; nothing was saved")
+    def train(course: Any, start: int, at: At) -> Any:
+        state, stored = course
+        for fork in sorted({*forks, steps}):
+            if fork < start:
+                continue
+            between = lambda step, state, stored=stored: at(step, (state, stored))
+            state, start = forking.advance(f, state, f.keys, start, fork, between), fork
+            if fork in forks:
+                stored = {**stored, str(fork): jax.tree.map(jnp.copy, state)}
+        return state, stored
 
-        for fork in forks:
-            state = forking.advance(f, state, f.keys, now, fork, between)
-            at[fork], now = jax.tree.map(jnp.copy, state), fork
-        end = forking.advance(f, state, f.keys, now, steps, between)
-    kept = _kept(config, f, at, end.params)
-    checkpoint.save_checkpoint(folder, 0, kept)
-    return Trunks(**kept)
-
-
-def _kept(config: Config, f: Forking, at: dict[int, TrainState], end: Any = None) -> dict[str, Any]:
-    """The fields of `Trunks`, as they are saved."""
-    end = next(iter(at.values())).params if end is None else end
+    words = f"{config.seeds} networks"
+    state, at = journal.once("trunks", steps, (first, at), train, words)
+    end = state.params
     if config.mask == "magnitude":
         masks = forking.magnitude_masks(end, config.sparsity)
     else:
         masks = forking.random_masks(f, end, config.sparsity)
-    return {"at": {str(step): state for step, state in at.items()}, "end": end, "masks": masks}
+    grown = Trunks(at, end, masks)
+    journal.settle(grown)
+    return grown
 
 
 def fork_all(
@@ -179,38 +174,28 @@ def fork_all(
     trunks: Trunks,
     steps: int,
     measure: measures.Measure,
-    signalled: Signalled,
+    journal: Journal,
 ) -> Records:
-    """Trains and compares the children of every fork that metrics.jsonl does not hold yet."""
-    metrics = config.out / run.METRICS
-    records = run.read_lines(metrics)
-    known = {record["step"] for record in records}
-    stopped = (
-        f"stopped after {{}} of {len(trunks.at)} forks; go on with: {PROGRAM} --out {config.out} "
-        "--resume"
-    )
-    for fork in sorted(map(int, trunks.at)):
-        state, began = trunks.at[str(fork)], time.perf_counter()
-        if fork in known:
-            continue
-        with progress(f"fork at {fork:,}", max(steps - fork, 1)) as show:
+    """Trains and compares the children of every fork that the journal does not hold yet."""
+    known = {record["step"] for record in journal.records}
+    for fork in sorted(set(map(int, trunks.at)) - known):
+        began = time.perf_counter()
+        first, keys = forking.fork(f, trunks.at[str(fork)], trunks.masks, config.children)
 
-            def between(step: int, fork: int = fork, show: Any = show) -> None:
-                show(step - fork, f"{len(ARMS) * config.seeds * config.children} networks")
-                stop_if(signalled(), stopped.format(len(records)))
+        def train(state: TrainState, start: int, at: At, fork: int = fork, keys: Any = keys) -> Any:
+            between = lambda step, state: at(step - fork, state)
+            return forking.advance(f, state, keys, fork + start, steps, between)
 
-            children, keys = forking.fork(f, state, trunks.masks, config.children)
-            children = forking.advance(f, children, keys, fork, steps, between)
+        words = f"{len(ARMS) * config.seeds * config.children} networks"
+        children = journal.once(f"fork at {fork:,}", steps - fork, first, train, words)
         values = forking.between_siblings(
             children, config.seeds, config.children, measure, config.points
         )
         record: dict[str, Any] = {"step": fork, "seconds": round(time.perf_counter() - began, 2)}
         record |= {arm: forking.heights(values, i, config.children) for i, arm in enumerate(ARMS)}
-        records.append(record)
-        run.append(metrics, record)
-        if len(records) < len(trunks.at):
-            stop_if(signalled(), stopped.format(len(records)))
-    return sorted(records, key=lambda record: record["step"])
+        journal.log(record)
+        journal.settle(trunks)
+    return journal.records
 
 
 def summarise(

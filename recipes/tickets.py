@@ -42,10 +42,9 @@ from recipes.common import (
     weights_left,
 )
 from recipes.common.errors import RecipeError
-from recipes.common.interrupt import deferred_signals
+from recipes.common.journal import journal
 from recipes.common.lottery import CONTROLS, METHODS, End, Study
 from recipes.common.lottery_run import Records, go_through
-from recipes.common.side_by_side import Folder
 from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.tickets"
@@ -121,14 +120,11 @@ def tickets(config: Config) -> dict[str, Any]:
     train, validation = data.hold_out(dataset.train, held)
     module = models.model(config.model, dataset.classes, config.norm)
     study = make(config, module, train, training.make_evaluate(module, validation))
-    if not config.resume:
-        run.start(config.out, cli.to_yaml(config))
 
     began = time.perf_counter()
     test = training.make_evaluate(module, dataset.test)
-    folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
-    with deferred_signals() as signalled:
-        records, ends = go_through(study, config.phases, test, folder, signalled)
+    with journal(config, PROGRAM) as kept:
+        records, ends = go_through(study, config.phases, test, kept)
     seconds = time.perf_counter() - began
     summary = summarise(config, study, records, ends, held, seconds)
     save(config, records, ends, summary)

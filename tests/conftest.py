@@ -1,17 +1,21 @@
 """Eight CPU devices, no silent broadcasting, and the small params that the tests share."""
 
 import gc
+import importlib.metadata
 import os
+import tempfile
 
 # Tests compile far more than they compute: machine code need not be fast. XLA's older emitters
-# take less than half the time of its fusion emitters.
+# take less than half the time of its fusion emitters; jaxlib 0.11 has them no longer.
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_use_fusion_emitters=false"
+        if importlib.metadata.version("jaxlib").startswith("0.10.")
+        else "",
     )
 )
 
@@ -19,6 +23,13 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What one file compiled and freed the next one reads back. A folder for each process: JAX does not
+# write its entries atomically.
+programs = tempfile.TemporaryDirectory(prefix="jaxprune-tests-")
+jax.config.update("jax_compilation_cache_dir", programs.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="module", autouse=True)

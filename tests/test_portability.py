@@ -2,15 +2,21 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax import export
+from jax.sharding import AxisType
 
 import jaxprune as jp
-from recipes.common import models, settings, training
-from tests.transforms import TRANSFORMS, loss, tiny_params
+from recipes import dynamic, gates
+from recipes.common import decoder, models, settings, training
+from recipes.common.data import Dataset, Split
+from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+DYNAMIC = dynamic.Config()
+GATES = gates.Config()
 
 
 def lower(f, *args):
@@ -36,15 +42,51 @@ def test_a_step_of_every_transform_over_seeds(transform):
     lower(jax.vmap(step), *stack)
 
 
-@pytest.mark.parametrize("model", ["lenet", "conv"])
-def test_a_step_of_a_recipe(model):
+@pytest.mark.parametrize("method", DENSE_WEIGHTS)
+def test_a_step_of_every_transform_whose_weights_stay_dense(method):
+    params = tiny_params()
+    tx = DENSE_WEIGHTS[method](params, optax.adamw(1e-3))
+    lower(lambda p, state: tx.update(jax.grad(loss)(p), state, p), params, tx.init(params))
+
+
+def digits():
+    images = np.zeros((8, 8, 8, 1), np.float32)
+    split = Split(images, np.zeros(8, np.int32))
+    return Dataset(split, split, 10)
+
+
+def of_models():
     """The convolutional one with the recipes' own convolution, its gradient and its seeds."""
-    tx = settings.gradual(optax.adam(1e-3), 100, 0.9, 10)
-    arm = training.Arm(models.model(model, 10), lambda key: tx, training.Weights.SPARSE)
-    keys, images = training.seed_keys(0, 2), jnp.zeros((8, 8, 8, 1))
+    for model in ("lenet", "conv"):
+        tx = settings.gradual(optax.adam(1e-3), 100, 0.9, 10)
+        arm = training.Arm(models.model(model, 10), lambda key, tx=tx: tx, training.Weights.SPARSE)
+        yield model, arm
+
+
+STEPS = {  # what recipes train, by recipe and arm
+    **{f"gmp {name}": arm for name, arm in of_models()},
+    **{f"dynamic {name}": arm for name, arm in dynamic.arms(DYNAMIC, digits(), 100).items()},
+    **{f"gates {name}": arm for name, arm in gates.arms(GATES, digits(), 100).items()},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_of_a_recipe(name):
+    arm, images = STEPS[name], digits().train.images
+    keys = training.seed_keys(0, 2)
     state = jax.eval_shape(lambda: training.init(arm, keys, images))
-    train = training.Split(images, jnp.zeros(8, jnp.int32))
-    lower(training.make_chunk(arm), state, train, jnp.zeros((3, 2, 4), jnp.int32), keys)
+    order = jnp.zeros((3, 2, 4), jnp.int32)
+    lower(training.make_chunk(arm), state, digits().train, order, keys)
+
+
+def test_a_step_of_a_decoder():
+    """Scan over layers, recomputed on the way back, in bfloat16; on a mesh, as it is compiled."""
+    sizes = decoder.Sizes(layers=2, width=16, heads=2, hidden=32, words=64)
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), decoder.shapes(sizes))
+    mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        step = jax.grad(lambda p, tokens: decoder.loss(sizes, p, tokens))
+        lower(step, params, jnp.zeros((1, 9), jnp.int32))
 
 
 def test_finding_masks_and_counting_them():

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from jaxprune import wide
 from jaxprune.selection import largest
 
 INF, NAN = np.inf, np.nan
@@ -218,16 +219,43 @@ def test_nothing_but_empty_leaves():
 @pytest.mark.parametrize("together", [False, True])
 def test_where_jax_counts_in_64_bits(together):
     with jax.enable_x64(True):
-        masks = largest([jnp.arange(5.0), jnp.arange(3.0)], [4] if together else [2, 2], together)
+        masks = largest([jnp.arange(5.0), jnp.arange(3.0)], 4 if together else [2, 2], together)
     assert [int(np.sum(mask)) for mask in masks] == ([3, 1] if together else [2, 2])
+
+
+def test_billions_of_weights_are_ranked_together():
+    """From shapes: there is not the memory to run it; `test_words_that_carry` runs the sums."""
+    leaves = {name: jax.ShapeDtypeStruct((2**15, 2**15), jnp.bfloat16) for name in "abcdef"}
+    for sparsity in (0.9, jnp.float32(0.9)):
+        ask = lambda scores, s=sparsity: jp.select(scores, jp.global_threshold, s)
+        assert jax.eval_shape(ask, leaves)["f"].shape == (2**15, 2**15)
+
+
+def test_words_that_carry(monkeypatch):
+    """Words of three bits: the sums of a few weights carry as those of billions do."""
+    rng = np.random.default_rng(0)
+    leaves = [rng.integers(0, top, n).astype(np.float32) for top, n in ((2, 40), (3, 9), (50, 33))]
+    with monkeypatch.context() as patch:
+        patch.setattr(wide, "_BITS", 3)
+        patch.setattr(wide, "_LOW", 7)
+        masks = jax.jit(jax.vmap(lambda k: largest(leaves, k, together=True)))(jnp.arange(83))
+    for k in range(83):
+        wanted = all_together_by_sorting(leaves, k)
+        jax.tree.map(np.testing.assert_array_equal, [m[k] for m in masks], wanted)
 
 
 def test_more_than_int32_can_count_is_refused():
     leaves = [jax.ShapeDtypeStruct((2**15, 2**15), jnp.float32)] * 2
     with pytest.raises(ValueError, match="counts in int32") as error:
-        jax.eval_shape(lambda *xs: largest(xs, 5, together=True), *leaves)
+        jax.eval_shape(lambda k, *xs: largest(xs, k, together=True), jnp.int32(5), *leaves)
     assert "got 2,147,483,648" in str(error.value)
     assert "layer-wise allocation such as erk or uniform" in str(error.value)
+    for sparsity in (0.5, jnp.float32(0.5)):
+        with pytest.raises(ValueError, match="got a leaf of 2,147,483,648"):
+            jax.eval_shape(
+                lambda x, s=sparsity: jp.unstructured(x, s),
+                jax.ShapeDtypeStruct((2, 2**15, 2**15), jnp.float32),
+            )
 
 
 # --- sharding ------------------------------------------------------------------------------------

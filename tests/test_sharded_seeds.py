@@ -104,19 +104,10 @@ def test_seeds_on_their_devices_say_nothing_to_each_other(method, what):
     spread = jax.device_put(keys(), own)
     carry = jax.device_put(jax.vmap(functools.partial(init, method))(keys()), own)
     arguments = (spread,) if what is run else (spread, *carry)
-    compiled = (
-        jax.jit(
-            jax.shard_map(
-                jax.vmap(functools.partial(what, method)),
-                mesh=mesh,
-                in_specs=P("seed"),
-                out_specs=P("seed"),
-                check_vma=False,
-            )
-        )
-        .lower(*arguments)
-        .compile()
-    )
+    over_seeds = jax.vmap(functools.partial(what, method))
+    on_devices = jax.shard_map(over_seeds, mesh=mesh, in_specs=P("seed"), out_specs=P("seed"))
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(on_devices).lower(*arguments).compile()
     assert collectives(compiled) == []
     carry = compiled(*arguments)
     for _ in range(0 if what is run else STEPS - 1):

@@ -13,7 +13,7 @@ from jax import lax
 from scipy.optimize import linear_sum_assignment
 
 from jaxprune.analysis.landscape import check_like
-from jaxprune.base import Params
+from jaxprune.base import Params, is_known
 from jaxprune.coupling import Axis, Coupling, Group, check_coupling, front, take, take_leaf
 from jaxprune.rules import named_leaves
 
@@ -50,7 +50,7 @@ def permute(params: Params, coupling: Coupling, permutations: Mapping[str, Any])
         if group not in groups:
             continue
         size = groups[group].size
-        known = not isinstance(order, jax.core.Tracer)
+        known = is_known(order)
         if np.shape(order) != (size,) or (known and (np.sort(order) != np.arange(size)).any()):
             raise ValueError(
                 f"permute: group '{group}' has {size} neurons; its permutation holds each of 0 to "
@@ -98,7 +98,7 @@ def match_weights(
     check_like("match_weights", a, b=b)
     groups = check_coupling(coupling, a)
     pairs = _coupled_leaves(a, b, groups)
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((key, a, b))):
+    if not is_known((key, a, b)):
         with jax.default_matmul_precision("highest"):  # accelerators would round to fewer bits
             return _match_in_jit(key, pairs, groups, starts, sweeps)
     arrays = {path: [np.asarray(x, np.float64) for x in pair] for path, pair in pairs.items()}

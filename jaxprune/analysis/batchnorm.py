@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.base import is_known
 from jaxprune.rules import named_leaves, quoted
 
 # An old statistic beside which the new one rounds away. A power of two: products with it are exact.
@@ -101,9 +102,7 @@ def _check_momentum(momentum: Any) -> None:
     still = [
         (leaf_name, leaf)
         for leaf_name, leaf in named_leaves(momentum)
-        if _is_statistic(leaf)
-        and not isinstance(leaf, jax.core.Tracer)
-        and not np.all(np.asarray(leaf) < 1)
+        if _is_statistic(leaf) and is_known(leaf) and not np.all(np.asarray(leaf) < 1)
     ]
     if still:
         raise ValueError(

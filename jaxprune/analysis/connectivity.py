@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.base import Params
+from jaxprune.base import Params, is_known
 from jaxprune.rules import name, named_leaves
 
 Loss = Callable[[Params], Any]  # params -> scalar, or a tree of scalars such as {name: scalar}
@@ -85,7 +85,7 @@ def loss_along(
     """
     _check_alike(a, b)
     alphas = _alphas(points)
-    if _is_traced((a, b, alphas)):
+    if not is_known((a, b, alphas)):
         values = lax.map(lambda alpha: _scalars(loss(path(a, b, alpha))), jnp.asarray(alphas))
         return jnp.asarray(alphas), values
     # jax.jit of the same function is the same program: nothing is compiled for the next pair
@@ -141,7 +141,7 @@ def instability(loss: Loss, a: Params, b: Params, points: Any = 11, path: Path =
 def _alphas(points: Any) -> Any:
     """The points as float32 (points,): numpy where they are known, also under `jit`."""
     alphas: Any
-    if isinstance(points, jax.core.Tracer):
+    if not is_known(points):
         alphas = jnp.asarray(points, jnp.float32)
     elif isinstance(points, (bool, float, str)) or points is None:
         raise TypeError(f"points is an odd int, or an array of alphas; got {points!r}.")
@@ -162,7 +162,7 @@ def _alphas(points: Any) -> Any:
 def _whole(points: Any) -> Any:
     """Alphas from 0 to 1, with some between."""
     alphas = _alphas(points)
-    if not _is_traced(alphas) and (len(alphas) < 3 or alphas[0] != 0 or alphas[-1] != 1):
+    if is_known(alphas) and (len(alphas) < 3 or alphas[0] != 0 or alphas[-1] != 1):
         raise ValueError(
             "a barrier needs the loss at both ends and between them: alphas that start with 0 and "
             f"end with 1, at least 3; got {alphas.tolist()}."
@@ -188,7 +188,7 @@ def _scalars(values: Any) -> Any:
 
 def _check_finite(alphas: np.ndarray, values: Any) -> None:
     for leaf_name, leaf in named_leaves(values):
-        if _is_traced(leaf):
+        if not is_known(leaf):
             continue
         for alpha, value in zip(alphas, np.asarray(leaf), strict=True):
             if not np.isfinite(value):
@@ -224,7 +224,3 @@ def _check_alike(a: Params, b: Params) -> None:
         "these are not two networks of one kind: their leaves are the same, but in containers of "
         f"other kinds, {containers[0]} and {containers[1]}."
     )
-
-
-def _is_traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jaxprune.analysis.connectivity import lerp
-from jaxprune.base import Masks, Params
+from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import apply_masks
 from jaxprune.methods.combine import fixed
 from jaxprune.sparsify import sparsify
@@ -84,7 +84,7 @@ def fit_curve(
         return (optax.apply_updates(middle, updates), opt_state), value
 
     carry = middle, tx.init(middle)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, carry))):
+    if not is_known((key, carry)):
         (middle, _), losses = lax.scan(
             lambda carry, i: step(carry, i, key, a, b), carry, jnp.arange(steps)
         )

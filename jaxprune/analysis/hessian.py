@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jaxprune.analysis.estimate import Estimate
 from jaxprune.analysis.landscape import check_like, check_loss
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, is_mask
+from jaxprune.base import Masks, Params, is_known, is_mask
 from jaxprune.masks import apply_masks, like
 from jaxprune.rules import named_leaves
 
@@ -150,7 +150,7 @@ def dimension(params: Params, masks: Masks | None) -> Any:
         for (_, leaf), (_, mask) in zip(*trees, strict=True)
         if leaf is not None
     )
-    return kept if isinstance(kept, jax.core.Tracer) else int(kept)
+    return int(kept) if is_known(kept) else kept
 
 
 def rademacher(key: jax.Array, params: Params) -> Params:

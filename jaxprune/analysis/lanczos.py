@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxprune.analysis.hessian import dimension, operator, rademacher
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params
+from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import apply_masks
 
 
@@ -158,7 +158,7 @@ def spectral_density(spectrum: Spectrum, grid: Any, width: float) -> jax.Array:
     Raises:
       ValueError: if the width is not positive.
     """
-    if not isinstance(width, jax.core.Tracer) and not width > 0:
+    if is_known(width) and not width > 0:
         raise ValueError(f"spectral_density: width is a standard deviation, above 0; got {width}.")
     off = (jnp.asarray(grid, jnp.float32)[:, None, None] - spectrum.nodes[None]) / width
     bells = jnp.exp(-0.5 * jnp.square(off)) / (width * np.sqrt(2 * np.pi))
@@ -269,7 +269,7 @@ def _masked(v: Params, masks: Masks | None) -> Params:
 def _check_steps(what: str, steps: Any, size: Any) -> None:
     if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1:
         raise ValueError(f"{what}: steps must be at least 1; got {steps!r}.")
-    if not isinstance(size, jax.core.Tracer) and steps > size:
+    if is_known(size) and steps > size:
         raise ValueError(
             f"{what}: {steps} steps of Lanczos in a space of {size:,} kept weights: after "
             f"{size:,} there is no direction left. Ask for steps={min(steps, size)} or fewer."
@@ -277,7 +277,7 @@ def _check_steps(what: str, steps: Any, size: Any) -> None:
 
 
 def _check_finite(what: str, values: jax.Array) -> None:
-    if not isinstance(values, jax.core.Tracer) and not np.isfinite(values).all():
+    if is_known(values) and not np.isfinite(values).all():
         raise ValueError(
             f"{what}: the Hessian-vector products are not finite. Look at loss(params) and its "
             "gradient there: nan and inf in the loss, or overflow in half precision."

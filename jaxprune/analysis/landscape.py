@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, is_none
+from jaxprune.base import Masks, Params, is_known, is_none
 from jaxprune.masks import apply_masks
 from jaxprune.rules import kernels, named_leaves
 
@@ -152,7 +152,7 @@ def plane_through(a: Params, b: Params, c: Params) -> Frame:
         v = optax.tree.add_scale(v, -optax.tree.vdot(v, x), x)
     height, far = optax.tree.norm(v), optax.tree.norm(w)
     on_a_line = (length == 0) | (height <= 1e-5 * far)
-    if not isinstance(on_a_line, jax.core.Tracer) and on_a_line:
+    if is_known(on_a_line) and on_a_line:
         raise ValueError(
             f"plane_through: the three models lie on one line (|b - a| = {length:.3g}, c is "
             f"{height:.3g} away from it), and many planes contain it. Take another third model, "
@@ -178,7 +178,7 @@ def coordinates(frame: Frame, params: Params) -> jax.Array:
     ox, oy = optax.tree.vdot(off, x), optax.tree.vdot(off, y)
     determinant = xx * yy - xy * xy
     parallel = determinant <= 1e-10 * xx * yy
-    if not isinstance(parallel, jax.core.Tracer) and parallel:
+    if is_known(parallel) and parallel:
         raise ValueError("coordinates: the axes of this frame are parallel, and span no plane.")
     a, b = (ox * yy - oy * xy) / determinant, (oy * xx - ox * xy) / determinant
     rest = optax.tree.add_scale(optax.tree.add_scale(off, -a, x), -b, y)

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.analysis.estimate import Estimate
+from jaxprune.base import is_known
 from jaxprune.stacks import HOW_TO_STACK, count_seeds
 
 
@@ -52,7 +53,7 @@ def pairwise(
     def at(i: Any, j: Any) -> Any:
         return f(_take(stack, i), _take(stack, j))
 
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(stack)):
+    if not is_known(stack):
         values = lax.map(
             lambda ij: at(*ij), (rows, columns), batch_size=chunk if chunk > 1 else None
         )

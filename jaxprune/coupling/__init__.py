@@ -4,9 +4,6 @@ Stated by hand or by the names of layers (`stated`, `sequential`), or found on t
 function (`analyze`). Weight matching and structured pruning read them.
 """
 
-from jaxprune.coupling.analyze import Member as Member
-from jaxprune.coupling.analyze import Neurons as Neurons
-from jaxprune.coupling.analyze import Structure as Structure
 from jaxprune.coupling.analyze import analyze as analyze
 from jaxprune.coupling.rules.registry import Rule as Rule
 from jaxprune.coupling.rules.registry import register_rule as register_rule
@@ -18,3 +15,6 @@ from jaxprune.coupling.stated import check_coupling as check_coupling
 from jaxprune.coupling.stated import front as front
 from jaxprune.coupling.stated import take as take
 from jaxprune.coupling.stated import take_leaf as take_leaf
+from jaxprune.coupling.structure import Member as Member
+from jaxprune.coupling.structure import Neurons as Neurons
+from jaxprune.coupling.structure import Structure as Structure

@@ -2,112 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 import jaxprune.coupling.rules as _rules  # noqa: F401  the table of primitives
 from jaxprune.base import Params
-from jaxprune.coupling import table
 from jaxprune.coupling.exactness import differences
-from jaxprune.coupling.expressions import Atom, Axes, atoms, freeze, places, size
-from jaxprune.coupling.reader import Program, Reader
-from jaxprune.coupling.stated import Axis
+from jaxprune.coupling.expressions import Atom, Axes, freeze
+from jaxprune.coupling.groups import grouped, reasons
+from jaxprune.coupling.reader import Reader
+from jaxprune.coupling.structure import Structure
 from jaxprune.flops import shape_only
 from jaxprune.rules import check_all_match, matches, named_leaves, quoted
-
-
-class Member(NamedTuple):
-    """An axis that a group of neurons is on, or on a part of."""
-
-    path: str
-    axis: int
-
-    def __str__(self) -> str:
-        return f"{self.path}[{self.axis}]"
-
-
-class Neurons(NamedTuple):
-    """A group of neurons that are pruned one by one, each along all of these axes.
-
-    Attributes:
-      size: how many there are.
-      members: the axes that they are on, in the order of the data; never empty.
-    """
-
-    size: int
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Structure:
-    """What `analyze` found; it prints as a table.
-
-    Attributes:
-      groups: the neurons that can be pruned, by name, in the order of the data. A group is named
-        after the layer that is first to have it; where a layer has several, with the axis.
-      frozen: the reasons for which axes can't be pruned, and these axes.
-      inexact: where a masked network and a compacted one may differ, and the groups that make it
-        so; empty if they compute the same. See `jaxprune.coupling.exactness`.
-      unknown: primitives without a rule, by name, and where they are; see `register_rule`.
-      shapes: the params, as `jax.ShapeDtypeStruct`.
-      fn, inputs, outputs: the function that was read, and the shapes of its inputs and outputs.
-      axes: the axis expressions of each leaf of the params, by path.
-      atoms: that of each group.
-      program: the jaxpr, as it was read.
-      sliceable_inputs: those that were given.
-    """
-
-    groups: dict[str, Neurons]
-    frozen: dict[str, tuple[Member, ...]]
-    inexact: dict[str, tuple[str, ...]]
-    unknown: dict[str, str]
-    shapes: Params
-    fn: Callable[..., Any]
-    inputs: tuple
-    outputs: Any
-    axes: dict[str, Axes]
-    atoms: dict[str, Atom]
-    program: Program
-    sliceable_inputs: tuple[tuple[str, int], ...]
-
-    def coupling(self) -> dict[str, list[Axis]]:
-        """The groups as a coupling, for `match_weights` and `permute`.
-
-        Left out are groups on an axis that another group is on too (heads and their dimensions in
-        one axis), and those on segments of an axis (concatenations): a stated coupling can't say
-        them.
-        """
-        owners = Counter(
-            (path, i) for path, axes in self.axes.items() for i, e in enumerate(axes)
-            for _ in set(atoms(e)) & set(self.atoms.values())
-        )  # fmt: skip
-        found = {name: self._stated(name) for name in self.groups}
-        return {
-            name: axes
-            for name, axes in found.items()
-            if axes is not None and all(owners[axis[:2]] == 1 for axis in axes)
-        }
-
-    def _stated(self, name: str) -> list[Axis] | None:
-        """The axes of a group, or None if one of them has more than rows of its neurons."""
-        stated = []
-        for path, i in self.groups[name].members:
-            if path not in self.axes:
-                continue
-            e = self.axes[path][i]
-            found = list(places(e, self.atoms[name]))
-            if len(found) != 1 or (found[0] < 0).any():
-                return None
-            inner = int((found[0] != found[0][0]).argmax())
-            stated.append(Axis(path, i, size(e) // (inner * self.groups[name].size), inner))
-        return stated
-
-    def __repr__(self) -> str:
-        return table.structure(self)
 
 
 def analyze(
@@ -197,12 +105,12 @@ def read(
 
     used = lambda path: reader.first_use.get(id(of_params[path]), len(reader.first_use))
     order = sorted(of_params, key=used)
-    names, groups = _groups({path: of_params[path] for path in order} | _as_inputs(of_inputs))
+    names, groups = grouped({path: of_params[path] for path in order} | _as_inputs(of_inputs))
     name_of = {atom: name for name, atom in names.items()}
-    inexact = differences(program, of_params.values(), name_of)
+    inexact = differences(program, of_params, name_of)
     return Structure(
         groups=groups,
-        frozen=_reasons({path: of_params[path] for path in order}),
+        frozen=reasons({path: of_params[path] for path in order}),
         inexact={
             why: tuple(name for atom, name in name_of.items() if atom in own)
             for why, own in inexact.items()
@@ -227,47 +135,6 @@ def _fresh(tree: Any) -> dict[str, Axes]:
 
 def _as_inputs(of_inputs: dict[str, Axes]) -> dict[str, Axes]:
     return {f"input {path}": axes for path, axes in of_inputs.items()}
-
-
-def _groups(leaves: dict[str, Axes]) -> tuple[dict[str, Atom], dict[str, Neurons]]:
-    """The atoms that can be pruned by name, and what they are on. `leaves` in the order of data."""
-    members: dict[Atom, dict[Member, int]] = {}
-    for path, axes in leaves.items():
-        for i, e in enumerate(axes):
-            free = dict.fromkeys(atom for atom in atoms(e) if not atom.frozen)
-            for place, atom in enumerate(free):
-                members.setdefault(atom, {})[Member(path, i)] = place
-    members = {
-        atom: own
-        for atom, own in members.items()
-        if not all(path.startswith("input ") for path, _ in own)
-    }
-    firsts = {atom: next(iter(own.items())) for atom, own in members.items()}
-    levels = [
-        {atom: form(*first) for atom, first in firsts.items()}
-        for form in (
-            lambda member, _: member.path.rpartition("/")[0] or member.path,
-            lambda member, _: f"{member.path.rpartition('/')[0] or member.path}[{member.axis}]",
-            lambda member, _: str(member),
-            lambda member, place: f"{member}.{place}",
-        )
-    ]
-    taken = [Counter(level.values()) for level in levels]
-    names: dict[str, Atom] = {}
-    for atom in members:
-        ways = zip(levels, taken, strict=True)
-        names[next(level[atom] for level, n in ways if n[level[atom]] == 1)] = atom
-    return names, {name: Neurons(a.size, tuple(members[a])) for name, a in names.items()}
-
-
-def _reasons(leaves: dict[str, Axes]) -> dict[str, tuple[Member, ...]]:
-    found: dict[str, dict[Member, None]] = {}
-    for path, axes in leaves.items():
-        for i, e in enumerate(axes):
-            for atom in atoms(e):
-                for why in atom.frozen:
-                    found.setdefault(why, {}).setdefault(Member(path, i))
-    return {why: tuple(members) for why, members in found.items()}
 
 
 def _freeze_asked(asked: Any, shapes: Params, leaves: Mapping[str, Axes]) -> None:

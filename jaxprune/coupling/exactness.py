@@ -5,12 +5,15 @@ two compute the same as long as what is summed over its axis is zero there: alwa
 of the neuron take part in the product; where they don't, if the values are. `value` says for which
 neurons a value is zero. Layer norm with E[x^2] - E[x]^2 passes, with E[(x - E[x])^2] it does not:
 a pruned x is zero, x - E[x] is not. A softmax over neurons counts exp(0) for a pruned one.
+
+On the way it is found which zeros are enough (`closers`): of conv -> norm -> relu those of the
+norm's scale and bias, which close a neuron for all that reads it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,38 +21,65 @@ from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
 from jaxprune.coupling.reader import Program, Step
+from jaxprune.jaxprs import scan_ends
 from jaxprune.zero_flow import ALL_ZERO
 
 Atoms = frozenset[Atom]
+Place = tuple[str, int]  # the path of a leaf, and an axis of it
+Zero = dict[Atom, frozenset[Place]]
 
 # f(0) = 0 entry by entry, or entries only move
-_KEEPS_ZERO = ALL_ZERO | {
+KEEPS_ZERO = ALL_ZERO | {
     "asin", "asinh", "atan", "atanh", "broadcast_in_dim", "ceil", "concatenate", "conj", "cumsum",
     "dynamic_update_slice", "erf", "erf_inv", "floor", "imag", "log1p",
-    "name", "optimization_barrier", "real", "reduce_window_sum", "reshape", "rev", "round",
-    "sharding_constraint", "sinh", "slice", "split", "squeeze", "tile", "transpose",
+    "name", "optimization_barrier", "real", "reduce_window_max", "reduce_window_min",
+    "reduce_window_sum", "reshape", "rev", "round",
+    "sharding_constraint", "sinh", "slice", "split", "squeeze", "stack", "tile",
+    "transpose", "unstack",
 }  # fmt: skip
 
 
 class _Value(NamedTuple):
-    """What is known of a value: where pruned neurons of these atoms are, it is zero."""
+    """What is known of a value: where pruned neurons of these atoms are, it is zero.
 
-    zero: Atoms
+    That is so if the leaves are zero at these places.
+    """
+
+    zero: Zero
     constant: float | None = None  # all of it is this number
+    static: bool = True  # no input of the function takes part in it
+    leaf: tuple[Place, ...] | None = None  # it is a leaf, and these are its axes
 
 
-def differences(program: Program, leaves: Iterable[Axes], groups: Iterable[Atom]) -> dict[str, Any]:
+def differences(
+    program: Program, leaves: Mapping[str, Axes], groups: Iterable[Atom]
+) -> dict[str, tuple[Atom, ...]]:
     """Where the two networks may differ, in words, and the atoms of the neurons that make it so.
 
     Args:
-      leaves: the axes of the params, the first of the program's inputs.
+      leaves: the axes of the params by path, the first of the program's inputs.
       groups: the atoms that can be pruned.
     """
-    finder = _Finder(frozenset(groups))
-    params = [_Value(finder.on(axes)) for axes in leaves]
-    inputs = [_Value(frozenset())] * (len(program.in_axes) - len(params))
-    finder.run(program, [*params, *inputs])
-    return {why: tuple(own) for why, own in finder.found.items()}
+    found = _Finder.of(program, leaves, groups).found
+    return {why: tuple(own) for why, own in found.items()}
+
+
+def closers(
+    program: Program, leaves: Mapping[str, Axes], groups: Iterable[Atom]
+) -> dict[Atom, tuple[Place, ...]]:
+    """For each atom the axes of leaves on which zeros are enough to close its neurons.
+
+    All that reads a neuron then reads zero. They are as near as can be to what reads: a norm's
+    scale and bias, not the kernel before it. Where nothing before a kernel can make a zero of a
+    neuron, since f(0) is none or the neuron is an input's, it is the rows of that kernel.
+
+    Args: as for `differences`, where what can't be closed is.
+    """
+    finder = _Finder.of(program, leaves, groups)
+    return {
+        atom: tuple(sorted(own, key=lambda place: (finder.rank(frozenset({place})), place)))
+        for atom, own in finder.closers.items()
+    }
 
 
 _Operand = tuple[_Value, Axes]
@@ -59,20 +89,39 @@ class _Finder:
     def __init__(self, groups: Atoms):
         self.groups = groups
         self.found: dict[str, dict[Atom, None]] = {}
+        self.closers: Zero = {}
+        self.met: dict[str, int] = {}  # the leaves in the order of the data
+
+    @classmethod
+    def of(cls, program: Program, leaves: Mapping[str, Axes], groups: Iterable[Atom]) -> _Finder:
+        finder = cls(frozenset(groups))
+        params = [finder.leaf(path, axes) for path, axes in leaves.items()]
+        inputs = [_Value({}, static=False)] * (len(program.in_axes) - len(params))
+        finder.run(program, [*params, *inputs])
+        return finder
+
+    def leaf(self, path: str, axes: Axes) -> _Value:
+        own = tuple((path, i) for i in range(len(axes)))
+        zero = {atom: _with(atom, own, axes) for atom in self.on(axes)}
+        return _Value(zero, leaf=own)
 
     def on(self, axes: Axes) -> Atoms:
         """The atoms of groups that are on these axes."""
         return frozenset(atom for e in axes for atom in atoms(e)) & self.groups
 
     def run(self, program: Program, inputs: Sequence[_Value]) -> list[_Value]:
-        known = {var: _Value(frozenset()) for var in program.jaxpr.constvars}
+        known = {var: _Value({}) for var in program.jaxpr.constvars}
         known |= dict(zip(program.jaxpr.invars, inputs, strict=True))
 
         def value(var: Any) -> _Value:
             return _of_literal(var.val) if isinstance(var, Literal) else known[var]
 
         for step in program.steps:
-            results = self.step(step, [value(var) for var in step.eqn.invars])
+            operands = [value(var) for var in step.eqn.invars]
+            results = self.step(step, operands)
+            if not step.inner:
+                static = all(x.static for x in operands)
+                results = [x._replace(static=static) for x in results]
             known |= dict(zip(step.eqn.outvars, results, strict=True))
         return [value(var) for var in program.jaxpr.outvars]
 
@@ -80,24 +129,29 @@ class _Finder:
         kind = step.eqn.primitive.name
         if step.inner:
             return self.inner(step, operands)
+        for place in (x.leaf[0] for x in operands if x.leaf):
+            self.met.setdefault(place[0], len(self.met))
         if kind in ("dot_general", "conv_general_dilated"):
             gone, *left = _contracted(step)
-            self.summed(step, operands, gone)
-            pairs = list(zip(operands, left, strict=True))
-            return [_Value(self.zero_where(pairs, any) - _twice(step.outputs[0]))]
+            self.summed(step, [_along(*pair, gone) for pair in _pairs(operands, step)], gone)
+            pairs = [
+                (_along(x, axes, own), own)
+                for (x, axes), own in zip(_pairs(operands, step), left, strict=True)
+            ]
+            zero = self.zero_where(pairs, any)
+            return [_Value(_without(zero, _twice(step.outputs[0])))]
         if kind.startswith("reduce_") and "axes" in step.eqn.params:
             sums = kind == "reduce_sum"
             gone = tuple(step.inputs[0][i] for i in step.eqn.params["axes"])
             self.summed(step, operands if sums else [], gone)
-            zero = operands[0].zero if sums else frozenset[Atom]()
-            return [_Value(zero & self.on(step.outputs[0]))]
+            return [_Value(self.only(operands[0].zero if sums else {}, step.outputs[0]))]
         if kind == "random_bits":
             self.note(step, self.on(step.outputs[0]))
         return [self.entrywise(step, operands, axes) for axes in step.outputs]
 
     def entrywise(self, step: Step, operands: list[_Value], axes: Axes) -> _Value:
         kind, params = step.eqn.primitive.name, step.eqn.params
-        pairs = list(zip(operands, step.inputs, strict=True))
+        pairs = _pairs(operands, step)
         if kind in ("max", "min"):  # max(x, 0) and min(x, 6) keep zeros
             sign = 1 if kind == "max" else -1
             pairs = [(_zero_if(x, sign), own) for x, own in pairs]
@@ -111,32 +165,52 @@ class _Finder:
             zero = self.zero_where(pairs[1:], all)
         elif kind in ("dynamic_slice", "gather"):
             zero = operands[0].zero
-        elif kind in _KEEPS_ZERO:
+        elif kind in KEEPS_ZERO:
             zero = self.zero_where(pairs, all)
         else:
-            zero = frozenset()
+            zero = {}
         if len(operands) > 1 and kind != "concatenate":
-            zero -= _twice(axes)
+            zero = _without(zero, _twice(axes))
         same = kind in ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "copy")
-        return _Value(zero & self.on(axes), operands[0].constant if same else None)
+        leaf = operands[0].leaf if kind in ("convert_element_type", "copy") else None
+        return _Value(self.only(zero, axes), operands[0].constant if same else None, leaf=leaf)
 
-    def zero_where(self, pairs: Sequence[_Operand], of: Any, moves: bool = False) -> Atoms:
-        """The atoms at which all of these values are zero, or any (`of`)."""
+    def only(self, zero: Zero, axes: Axes) -> Zero:
+        """What of it is said of neurons on these axes."""
+        own = self.on(axes)
+        return {atom: places for atom, places in zero.items() if atom in own}
+
+    def zero_where(self, pairs: Sequence[_Operand], of: Any, moves: bool = False) -> Zero:
+        """The atoms at which all of these values are zero, or any (`of`): by the latest leaves."""
         have = [self.on(axes) for _, axes in pairs]
-        return frozenset(
-            atom
-            for atom in frozenset[Atom]().union(*have)
-            if of(
-                x.constant == 0 or atom in x.zero & own
+        zero = {}
+        for atom in frozenset[Atom]().union(*have):
+            ways = [
+                frozenset[Place]() if x.constant == 0 else x.zero.get(atom) if atom in own else None
                 for (x, _), own in zip(pairs, have, strict=True)
                 if not moves or atom in own
-            )
-        )
+            ]
+            known = [way for way in ways if way is not None]
+            if of is any and known:
+                zero[atom] = max(known, key=self.rank)
+            elif of is all and len(known) == len(ways):
+                zero[atom] = frozenset[Place]().union(*known)
+        return zero
+
+    def rank(self, places: frozenset[Place]) -> int:
+        """How late in the data the first of these leaves is."""
+        last = len(self.met)
+        return min((self.met.get(path, last) for path, _ in places), default=last)
 
     def summed(self, step: Step, operands: list[_Value], gone: Axes) -> None:
         """Over these axes a sum is taken: it must be zero where neurons on them are pruned."""
-        zero = frozenset[Atom]().union(*(x.zero for x in operands))
-        self.note(step, self.on(gone) - zero)
+        for atom in self.on(gone):
+            ways = [x for x in operands if atom in x.zero]
+            if ways:  # what was computed, rather than the kernel that reads it
+                way = min(ways, key=lambda x: (x.static, self.rank(x.zero[atom])))
+                self.closers[atom] = self.closers.get(atom, frozenset()) | way.zero[atom]
+            else:
+                self.note(step, frozenset({atom}))
 
     def note(self, step: Step, own: Atoms) -> None:
         if own:
@@ -149,8 +223,8 @@ class _Finder:
             ways = [self.run(branch, operands[1:]) for branch in step.inner]
             return [_both(values) for values in zip(*ways, strict=True)]
         if kind == "scan":
-            first = params["num_consts"]
-            return self.loop(step.inner[0], operands[:first], operands[first:], params["num_carry"])
+            first, last = scan_ends(params)
+            return self.loop(step.inner[0], operands[:first], operands[first:], last - first)
         if kind == "while":
             first = params["cond_nconsts"]
             last = first + params["body_nconsts"]
@@ -166,6 +240,7 @@ class _Finder:
             [x._replace(constant=0.0 if x.constant == 0 else None) for x in rest[:n]],
             rest[n:],
         )
+        xs = [_of_one(x) for x in xs]
         while True:
             results = self.run(body, [*consts, *carry, *xs])
             after = [_both(pair) for pair in zip(carry, results[:n], strict=True)]
@@ -176,10 +251,41 @@ class _Finder:
 
 def _both(values: Sequence[_Value]) -> _Value:
     """What holds of all of these."""
-    every = frozenset[Atom]().union(*(x.zero for x in values))
-    zero = frozenset(a for a in every if all(a in x.zero or x.constant == 0 for x in values))
+    zero = {
+        atom: frozenset[Place]().union(*(x.zero.get(atom, ()) for x in values))
+        for atom in frozenset[Atom]().union(*(x.zero for x in values))
+        if all(atom in x.zero or x.constant == 0 for x in values)
+    }
     constants = {x.constant for x in values}
-    return _Value(zero, constants.pop() if len(constants) == 1 else None)
+    constant = constants.pop() if len(constants) == 1 else None
+    return _Value(zero, constant, all(x.static for x in values))
+
+
+def _of_one(x: _Value) -> _Value:
+    """One of the arrays that are stacked along the first axis of a value, as a scan reads."""
+    return x._replace(leaf=x.leaf[1:] or None) if x.leaf else x
+
+
+def _pairs(operands: Sequence[_Value], step: Step) -> list[_Operand]:
+    return list(zip(operands, step.inputs, strict=True))
+
+
+def _with(atom: Atom, places: Sequence[Place], axes: Axes) -> frozenset[Place]:
+    """Those places whose axis has the atom."""
+    return frozenset(p for p, e in zip(places, axes, strict=True) if atom in set(atoms(e)))
+
+
+def _along(x: _Value, axes: Axes, some: Axes) -> _Value:
+    """Of a leaf that has neurons on several axes, what is said of them on `some`."""
+    if x.leaf is None:
+        return x
+    own = [(p, e) for p, e in zip(x.leaf, axes, strict=True) if any(e is other for other in some)]
+    places, kept = [p for p, _ in own], tuple(e for _, e in own)
+    return x._replace(zero={atom: _with(atom, places, kept) or old for atom, old in x.zero.items()})
+
+
+def _without(zero: Zero, gone: Atoms) -> Zero:
+    return {atom: places for atom, places in zero.items() if atom not in gone}
 
 
 def _contracted(step: Step) -> tuple[Axes, Axes, Axes]:
@@ -190,7 +296,7 @@ def _contracted(step: Step) -> tuple[Axes, Axes, Axes]:
         left = [i for i in range(len(lhs)) if i not in own]
         right = [i for i in range(len(rhs)) if i not in other]
         of = lambda axes, which: tuple(axes[i] for i in which)
-        return of(lhs, own), of(lhs, left), of(rhs, right)
+        return of(lhs, own) + of(rhs, other), of(lhs, left), of(rhs, right)
     numbers = params["dimension_numbers"]
     gone = rhs[numbers.rhs_spec[1]]
     groups = () if params["feature_group_count"] == 1 else (lhs[numbers.lhs_spec[1]],)
@@ -211,4 +317,4 @@ def _zero_if(x: _Value, sign: int) -> _Value:
 
 def _of_literal(x: Any) -> _Value:
     known = np.ndim(x) == 0 and np.issubdtype(np.result_type(x), np.number)
-    return _Value(frozenset(), float(np.real(x)) if known else None)
+    return _Value({}, float(np.real(x)) if known else None)

@@ -235,3 +235,33 @@ def infer(e: Expr, entries: np.ndarray, kept: dict[Atom, np.ndarray]) -> bool:
         if not infer(factor, np.asarray(grid.any(others)), kept):
             return False
     return np.array_equal(kept_entries(e, kept), entries)
+
+
+def transfer(
+    e: Expr, other: Expr, others: Mapping[Atom, np.ndarray], kept: dict[Atom, np.ndarray]
+) -> bool:
+    """Puts into `kept` of each atom of `e` what `others` have of its counterpart in `other`.
+
+    False, and nothing is put there, unless the two are made up alike.
+    """
+    pairs = _counterparts(resolved(e), resolved(other))
+    if pairs is None:
+        return False
+    own = {atom: others.get(old, np.ones(old.size, bool)) for atom, old in pairs}
+    if not all(np.array_equal(kept.get(atom, left), left) for atom, left in own.items()):
+        return False
+    kept.update(own)
+    return True
+
+
+def _counterparts(e: Expr, other: Expr) -> list[tuple[Atom, Atom]] | None:
+    """The pairs of atoms in the same places, or None if the two differ in make or size."""
+    if type(e) is not type(other) or size(e) != size(other):
+        return None
+    if isinstance(e, Atom) and isinstance(other, Atom):
+        return [(e, other)]
+    inner = [own.factors if isinstance(own, Prod) else own.parts for own in (e, other)]  # type: ignore[union-attr]
+    if len(inner[0]) != len(inner[1]):
+        return None
+    found = [_counterparts(resolved(a), resolved(b)) for a, b in zip(*inner, strict=True)]
+    return None if None in found else [pair for own in found for pair in own or ()]

@@ -19,14 +19,14 @@ class Keep:
     """Which neurons are left, and what that makes of axes, shapes, arrays and programs."""
 
     def __init__(self, kept: Mapping[Atom, np.ndarray]):
-        self._kept = kept
+        self.kept = kept
         self._known: dict[Expr, np.ndarray] = {}
 
     def of(self, axis: Expr) -> np.ndarray:
         """Bool (size,): which entries of the axis are left."""
         axis = resolved(axis)
         if axis not in self._known:
-            self._known[axis] = np.asarray(kept_entries(axis, self._kept))
+            self._known[axis] = np.asarray(kept_entries(axis, self.kept))
         return self._known[axis]
 
     def size(self, axis: Expr) -> int:

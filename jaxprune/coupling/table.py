@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.coupling.expressions import kept_entries, places, size
 
 if TYPE_CHECKING:
-    from jaxprune.coupling.analyze import Structure
+    from jaxprune.coupling.structure import Structure
 
 WIDTH = 100  # columns
 MEMBERS = 8  # members of a group, and axes frozen for one reason, that are written out

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.base import is_known
+
 _BYTE = 8
 
 
@@ -60,7 +62,7 @@ def compress_nm(weights: jax.Array, mask: jax.Array, n: int, m: int, axis: int =
             "hold, and m divide the axis."
         )
     kept = _grouped(mask, m, axis)
-    if not isinstance(mask, jax.core.Tracer):
+    if is_known(mask):
         found = np.unique(np.asarray(kept).sum(-1))
         if found.size and (found != n).any():
             raise ValueError(

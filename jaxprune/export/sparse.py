@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.sparse import BCOO, BCSR
 
-from jaxprune.base import Masks, Params
+from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import like
 from jaxprune.rules import named_leaves
 
@@ -48,7 +48,7 @@ def _converted(what: str, params: Params, masks: Masks, convert: Any) -> Any:
     owned = like(masks, params)
     leaves = []
     for (_, w), (leaf_name, mask) in zip(named_leaves(params), named_leaves(owned), strict=True):
-        if isinstance(w, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        if not is_known((w, mask)):
             raise ValueError(
                 f"{what}: how many weights '{leaf_name}' keeps must be known. Call {what} outside "
                 "of jit and vmap; its result may go into them."

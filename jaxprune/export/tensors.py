@@ -80,6 +80,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
       ValueError: if the file and its description do not fit each other; it names the leaf.
       FileNotFoundError: if one of them is missing.
     """
+    from safetensors import SafetensorError
     from safetensors.flax import load_file
 
     target = _target(path)
@@ -91,7 +92,12 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
                 f"{beside.name} side by side."
             )
     described = _described(beside)
-    tensors = load_file(str(target))
+    try:
+        tensors = load_file(str(target))
+    except SafetensorError as error:
+        raise ValueError(
+            f"load_tensors: '{target}' is damaged, or no safetensors: {error}."
+        ) from error
     wanted = set(described) | {MASK + name for name, own in described.items() if own["masked"]}
     if set(tensors) != wanted:
         odd = sorted(set(tensors) ^ wanted)[0]
@@ -110,6 +116,11 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
                 f"of {own['dtype']}; '{target}' has {seen[1]:,} of {seen[0]}."
             )
         mask = None
+        if not own["masked"] and values.shape != shape:
+            raise ValueError(
+                f"load_tensors: '{beside}' says that '{leaf_name}' has shape {shape}; in "
+                f"'{target}' it has {values.shape}."
+            )
         if own["masked"]:
             mask = _mask(leaf_name, tensors[MASK + leaf_name], shape, own["kept"], target)
             values = jnp.zeros(shape, values.dtype).at[np.nonzero(np.asarray(mask))].set(values)
@@ -159,7 +170,9 @@ def _described(beside: Path) -> dict[str, dict[str, Any]]:
         if content["format"] != FORMAT:
             raise ValueError(f"it is of format {content['format']!r}")
         for own in described.values():
-            own["shape"], own["dtype"], own["kept"], own["masked"]
+            own["dtype"], own["kept"], own["masked"]
+            if not all(isinstance(n, int) and n >= 0 for n in own["shape"]):
+                raise ValueError(f"{own['shape']!r} is no shape")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"load_tensors: '{beside}' is no description that save_tensors wrote: {error}."

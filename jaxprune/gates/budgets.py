@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_mask
+from jaxprune.base import Params, is_known, is_mask
 from jaxprune.counting import n_true
 from jaxprune.coupling import Coupling, check_coupling
 from jaxprune.flops import Flops
@@ -92,7 +92,7 @@ def excess(kept: Any, target: Any, log: bool = False) -> jax.Array:
 
 def check_target(what: str, target: Any) -> None:
     """ValueError if the fraction to keep is known, and not in (0, 1). A schedule may start at 1."""
-    if isinstance(target, jax.core.Tracer):
+    if not is_known(target):
         return
     most = 1 if isinstance(target, (jax.Array, np.ndarray)) else math.nextafter(1, 0)
     if np.ndim(target) != 0 or not 0 < float(target) <= most:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, map_scored
+from jaxprune.base import Params, is_known, map_scored
 from jaxprune.rules import named_leaves
 
 Logits = Any  # pytree of floats; None where nothing is gated
@@ -88,7 +88,7 @@ def check_sample_key(what: str, key: Any) -> None:
 
 def check_positive(what: str, argument: str, value: Any) -> None:
     """ValueError if `value` is known, and not above 0."""
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+    if is_known(value) and not np.all(np.asarray(value) > 0):
         raise ValueError(f"{what}: {argument} must be above 0; got {value}.")
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.base import Masks, Params, Scores, is_none, map_scored
+from jaxprune.base import Masks, Params, Scores, is_known, is_none, map_scored
 from jaxprune.collapse import collapsed
 from jaxprune.gates.budgets import check_target
 from jaxprune.gates.fit import fitted
@@ -34,7 +34,7 @@ def open_gates(gates: Any, above: float = 0.0) -> Masks:
     """
     masks = map_scored(lambda g: g > above, gates)
     leaves = jax.tree.leaves(masks)
-    known = leaves and not any(isinstance(m, jax.core.Tracer) for m in leaves)
+    known = leaves and is_known(leaves)
     dead = [(path, None) for path, closed in collapsed(masks).items() if closed] if known else []
     if dead:
         warnings.warn(
@@ -112,7 +112,7 @@ def select_within(scores: Scores, kept: Callable[[Masks], jax.Array], target: An
     number, _ = lax.fori_loop(0, math.ceil(math.log2(total + 1)), halve, start)
     found = masks(number)
     least = kept(found)
-    if not isinstance(least, jax.core.Tracer) and least > most:
+    if is_known(least) and least > most:
         raise ValueError(
             f"select_within: no selection keeps {float(target):g} or less; with the {int(number)} "
             f"gates that must stay open it is {float(least):.4g}. Raise the target, keep fewer of "

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.base import Masks, MaskState, MaskTransform, Params, is_mask
+from jaxprune.base import Masks, MaskState, MaskTransform, Params, is_mask, map_scored
 from jaxprune.masks import like
+from jaxprune.sharding import sharded_like
 
 
 def every(
@@ -101,7 +102,7 @@ def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
     def init(params: Params) -> MaskState:
         own = masks(params) if callable(masks) else masks
         _check_masks(own)
-        return MaskState(jax.tree.map(jnp.asarray, like(own, params)))
+        return MaskState(map_scored(sharded_like, like(own, params), params))
 
     def update(state: MaskState, params: Params, **context: Any) -> MaskState:
         return state

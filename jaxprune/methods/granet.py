@@ -17,6 +17,7 @@ from jaxprune.base import (
     MaskTransform,
     Params,
     check_schedule,
+    is_known,
     map_scored,
     schedule_ends,
     value_at,
@@ -89,6 +90,6 @@ def granet(
         return regenerate(pruned, params, step=step, at_end=at_end, **context)
 
     (_, start), _ = schedule_ends(sparsity)
-    if not isinstance(start, jax.core.Tracer):
+    if is_known(start):
         start = round(float(start), 7)  # 0.2, not the float32 next to it
     return MaskTransform(random_start(key, start, allocation, prunable), update)

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import uniform
-from jaxprune.base import Allocation, Masks, MaskTransform, Params, check_sparsity, map_scored
+from jaxprune.base import (
+    Allocation,
+    Masks,
+    MaskTransform,
+    Params,
+    check_sparsity,
+    is_known,
+    map_scored,
+)
 from jaxprune.counting import n_true
 from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
@@ -60,7 +68,7 @@ def top_kast(
     """
     check_sparsity(sparsity)
     check_sparsity(backward_sparsity)
-    if not isinstance(sparsity, jax.core.Tracer) and backward_sparsity > sparsity:
+    if is_known(sparsity) and backward_sparsity > sparsity:
         raise ValueError(
             "top_kast trains all that the forward pass uses, and more: backward_sparsity must be "
             f"at most sparsity; got sparsity={sparsity}, backward_sparsity={backward_sparsity}."

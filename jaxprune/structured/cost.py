@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from jaxprune.coupling.analyze import Structure
+import jax
+
 from jaxprune.coupling.expressions import Expr
 from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
-from jaxprune.structured.kept import Kept, known
+from jaxprune.coupling.structure import Structure
+from jaxprune.flops import count_flops
+from jaxprune.structured.kept import Kept, Removal, known
+from jaxprune.structured.reduced import small_inputs, small_shapes
+from jaxprune.structured.replay import replay
 
 
 class Cost(NamedTuple):
@@ -34,7 +39,8 @@ def cost(structure: Structure, kept: Kept | None = None) -> Cost:
     one turn of a while.
 
     Args:
-      kept: bool (size,) by group, not traced; None, or of a group that is not named, all.
+      kept: bool (size,) by group, not traced; None, or of a group that is not named, all. Or a
+        `Removal`: what is not computed any more costs nothing.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'a': jnp.ones((4, 8)), 'b': jnp.ones((8, 2))}
@@ -42,14 +48,28 @@ def cost(structure: Structure, kept: Kept | None = None) -> Cost:
     >>> cost(structure), cost(structure, {'a': jnp.arange(8) < 2})
     (Cost(neurons=8, weights=48, flops=96), Cost(neurons=2, weights=12, flops=24))
     """
+    if isinstance(kept, Removal):
+        return _without(structure, kept)
     return counter(structure)({} if kept is None else known(structure, kept))
 
 
-def counter(structure: Structure) -> Callable[[Kept], Cost]:
-    """`cost` of this structure for many `kept`: the products are collected once."""
-    products = _products(structure.program)
+def _without(structure: Structure, kept: Removal) -> Cost:
+    """Counted on the small function."""
+    own = known(structure, kept)
+    keep = Keep({structure.atoms[name]: entries for name, entries in own.items()})
+    shapes = small_shapes(structure, keep, kept.removed)
+    flops = count_flops(replay(structure, kept), shapes, *small_inputs(structure, keep))
+    neurons = sum(group.size for group in structure.groups.values())
+    pruned = sum(int((~entries).sum()) for entries in own.values())
+    weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+    return Cost(neurons - pruned, weights, sum(flops.leaves.values()) + flops.other)
 
-    def count(kept: Kept) -> Cost:
+
+def counter(structure: Structure) -> Callable[[Mapping[str, Any]], Cost]:
+    """`cost` of this structure for many `kept`: the products are collected once."""
+    products = collect(structure.program)
+
+    def count(kept: Mapping[str, Any]) -> Cost:
         keep = Keep({structure.atoms[name]: own for name, own in kept.items()})
         pruned = sum(int((~own).sum()) for own in kept.values())
         neurons = sum(group.size for group in structure.groups.values()) - pruned
@@ -59,7 +79,7 @@ def counter(structure: Structure) -> Callable[[Kept], Cost]:
     return count
 
 
-class _Product(NamedTuple):
+class Product(NamedTuple):
     """factor x the product of the sizes of `axes` / `divisor` FLOPs."""
 
     factor: int
@@ -73,7 +93,7 @@ _Branches = tuple  # of lists of products: the dearest counts
 def _count(products: list, keep: Keep) -> int:
     total = 0
     for item in products:
-        if isinstance(item, _Product):
+        if isinstance(item, Product):
             total += item.factor * math.prod(keep.shape(item.axes)) // item.divisor
         else:
             factor, branches = item
@@ -81,7 +101,7 @@ def _count(products: list, keep: Keep) -> int:
     return total
 
 
-def _products(program: Program, factor: int = 1) -> list:
+def collect(program: Program, factor: int = 1) -> list:
     found: list = []
     for step in program.steps:
         kind, params = step.eqn.primitive.name, step.eqn.params
@@ -90,24 +110,24 @@ def _products(program: Program, factor: int = 1) -> list:
         elif kind == "conv_general_dilated":
             found.append(_convolution(step, factor))
         elif kind == "cond":
-            found.append((factor, [_products(branch) for branch in step.inner]))
+            found.append((factor, [collect(branch) for branch in step.inner]))
         elif kind in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"):
-            found += _products(step.inner[0], factor)  # not the derivative
+            found += collect(step.inner[0], factor)  # not the derivative
         else:
             turns = params["length"] if kind == "scan" else 1
             for inner in step.inner:
-                found += _products(inner, factor * turns)
+                found += collect(inner, factor * turns)
     return found
 
 
-def _dot(step: Step, factor: int) -> _Product:
+def _dot(step: Step, factor: int) -> Product:
     (contracted, _), _ = step.eqn.params["dimension_numbers"]
-    return _Product(2 * factor, (*step.outputs[0], *(step.inputs[0][i] for i in contracted)))
+    return Product(2 * factor, (*step.outputs[0], *(step.inputs[0][i] for i in contracted)))
 
 
-def _convolution(step: Step, factor: int) -> _Product:
+def _convolution(step: Step, factor: int) -> Product:
     """2 * outputs * (inputs / groups) * window; the zeros of an input dilation cost nothing."""
     params, kernel = step.eqn.params, step.inputs[1]
     outputs = params["dimension_numbers"].rhs_spec[0]
     reads = tuple(axis for i, axis in enumerate(kernel) if i != outputs)
-    return _Product(2 * factor, (*step.outputs[0], *reads), math.prod(params["lhs_dilation"]))
+    return Product(2 * factor, (*step.outputs[0], *reads), math.prod(params["lhs_dilation"]))

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, is_none
-from jaxprune.coupling.analyze import Structure
 from jaxprune.coupling.expressions import kept_entries
+from jaxprune.coupling.structure import Structure
 from jaxprune.masks import like
 from jaxprune.rules import named_leaves, quoted
 from jaxprune.structured.slices import slices
 
-Kept = Mapping[str, Any]  # bool (size,) by group, True = kept; of a group not there all are
+
+class Removal(NamedTuple):
+    """Which neurons are kept, where groups may keep none; it goes wherever `kept` does.
+
+    Attributes:
+      kept: bool (size,) by group, True = kept; of a group not there all are.
+      removed: paths of leaves that nothing reads any more: zeros in a masked network, and None in
+        the params of a compacted one.
+    """
+
+    kept: Mapping[str, Any]
+    removed: tuple[str, ...]
+
+
+# bool (size,) by group, True = kept; of a group not there all are
+Kept = Mapping[str, Any] | Removal
 
 
 def check_kept(structure: Structure, kept: Kept) -> dict[str, Any]:
-    """`kept` itself, or an error that says how it does not fit the structure.
+    """What is kept of each group, or an error that says how it does not fit the structure.
 
     Raises:
-      ValueError: for a group that is not there, a size that differs, or (where values are known)
-        a group that keeps nothing.
+      ValueError: for a group or a removed leaf that is not there, a size that differs, or (where
+        values are known, and it is no `Removal`) a group that keeps nothing.
       TypeError: if it is no mapping of bool arrays.
     """
+    may_be_empty = isinstance(kept, Removal)
+    if isinstance(kept, Removal):
+        unknown = [(path, None) for path in kept.removed if path not in structure.axes]
+        if unknown:
+            raise ValueError(f"removed names {quoted(unknown)}, no leaves that were analysed.")
+        kept = kept.kept
     if not isinstance(kept, Mapping):
         raise TypeError(
             "kept maps names of groups to bool arrays (size,), True = kept, as pick returns it; "
@@ -47,10 +68,12 @@ def check_kept(structure: Structure, kept: Kept) -> dict[str, Any]:
             raise ValueError(
                 f"kept of group '{name}' has shape {np.shape(own)}, its neurons are ({n},)."
             )
-        if not isinstance(own, jax.core.Tracer) and not np.any(own):
+        if not (may_be_empty or isinstance(own, jax.core.Tracer) or np.any(own)):
             raise ValueError(
                 f"kept leaves no neuron of group '{name}', and with it no path through "
-                f"{structure.groups[name].members[0]}: keep at least one."
+                f"{structure.groups[name].members[0]}: keep at least one, or say what becomes of "
+                "its branch: remove_emptied(structure, kept) removes it, "
+                "collapse_emptied(structure, kept) leaves its biases."
             )
     return dict(kept)
 
@@ -71,6 +94,11 @@ def known(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
     return {name: np.asarray(own) for name, own in kept.items()}
 
 
+def removed(kept: Kept) -> tuple[str, ...]:
+    """The leaves that are removed altogether."""
+    return kept.removed if isinstance(kept, Removal) else ()
+
+
 def group_masks(structure: Structure, kept: Kept) -> Masks:
     """Masks of the params: an entry is kept if every neuron that it belongs to is.
 
@@ -78,7 +106,8 @@ def group_masks(structure: Structure, kept: Kept) -> Masks:
     any group are None. Traced `kept` work too.
 
     Args:
-      kept: bool (size,) by group; of a group that is not named all are kept.
+      kept: bool (size,) by group; of a group that is not named all are kept. Or a `Removal`, of
+        which no entry is kept of the leaves that are removed.
 
     Raises:
       ValueError, TypeError: if `kept` does not fit the structure.
@@ -89,12 +118,15 @@ def group_masks(structure: Structure, kept: Kept) -> Masks:
     >>> group_masks(structure, {'a': jnp.array([True, True, False])})['a']
     Array([[ True,  True, False]], dtype=bool)
     """
+    gone = removed(kept)
     kept = check_kept(structure, kept)
     traced = any(isinstance(own, jax.core.Tracer) for own in kept.values())
     xp: Any = jnp if traced else np  # numpy compiles nothing
     of_atoms = {structure.atoms[name]: xp.asarray(own) for name, own in kept.items()}
 
     def mask(path: str, leaf: Any) -> Any:
+        if path in gone:
+            return jnp.zeros(leaf.shape, bool)
         if leaf is None or not _members(structure, path):
             return None
         whole = xp.ones(leaf.shape, bool)

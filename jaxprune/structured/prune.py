@@ -10,6 +10,7 @@ import optax
 from jaxprune.allocation import global_threshold
 from jaxprune.base import (
     Allocation,
+    Masks,
     MaskState,
     MaskTransform,
     Params,
@@ -19,11 +20,12 @@ from jaxprune.base import (
     map_scored,
     value_at,
 )
-from jaxprune.coupling.analyze import Structure
+from jaxprune.coupling.structure import Structure
 from jaxprune.masks import like, with_own
 from jaxprune.methods.combine import once
+from jaxprune.sharding import automatic, sharded_like
+from jaxprune.structured.choose import choose
 from jaxprune.structured.kept import group_masks, kept_neurons
-from jaxprune.structured.pick import choose
 
 
 def prune_neurons(
@@ -63,17 +65,24 @@ def prune_neurons(
         )
 
     def init(params: Params) -> MaskState:
-        return MaskState(like(group_masks(structure, {}), params))
+        masks = like(group_masks(structure, {}), params)
+        return MaskState(map_scored(sharded_like, masks, params))
 
     def update(
         state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> MaskState:
-        before = kept_neurons(structure, state.masks)
-        scores = score(params, step=step, **context)
-        own = {n: jnp.where(before[n], s, -jnp.inf) for n, s in scores.items()}
-        kept = choose(own, allocation, value_at(sparsity, step, at_end), round_to)
-        masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
-        return MaskState(with_own(state.masks, map_scored(jnp.logical_and, state.masks, masks)))
+        def updated(old: Masks, params: Params, asked: Any, context: dict[str, Any]) -> Masks:
+            before = kept_neurons(structure, old)
+            scores = score(params, **context)
+            own = {n: jnp.where(before[n], s, -jnp.inf) for n, s in scores.items()}
+            kept = choose(own, allocation, asked, round_to)
+            masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
+            return with_own(old, map_scored(jnp.logical_and, old, masks))
+
+        # the members of a group may lie on different axes of a mesh
+        across = automatic(updated, state.masks)
+        asked = value_at(sparsity, step, at_end)
+        return MaskState(across(state.masks, params, asked, {"step": step, **context}))
 
     gradual = MaskTransform(init, update)
     return gradual if callable(sparsity) else once(gradual)

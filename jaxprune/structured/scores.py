@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Params, Score, Scores, map_scored
-from jaxprune.coupling.analyze import Member, Structure
+from jaxprune.coupling.structure import Member, Structure
 from jaxprune.rules import kernels, named_leaves, quoted
 from jaxprune.scores import check_key, magnitude
 from jaxprune.scores import random as random_like
+from jaxprune.structured.check import check_params
 from jaxprune.structured.slices import slices
 
 Slices = dict[Member, jax.Array]
@@ -35,16 +36,19 @@ def abs_of_sum(own: Slices) -> jax.Array:
 def distances(own: Slices) -> jax.Array:
     """(size,): the sum of the Euclidean distances from a neuron's entries to all others'.
 
-    Small is near the geometric median, which the others can stand in for.
+    Small is near the geometric median, which the others can stand in for. Neurons whose entries
+    are all zero are pruned, and none of the others.
 
     Reference: He et al., 2019, Filter Pruning via Geometric Median for Deep Convolutional Neural
     Networks Acceleration.
     """
     x = jnp.concatenate([x.astype(jnp.float32) for x in own.values()], 1)
+    others = (x != 0).any(1)
     x = x - x.mean(0, keepdims=True)  # nearer to zero, where squares are exact
     norms = (x * x).sum(1)
     squares = norms[:, None] + norms[None] - 2 * jnp.dot(x, x.T, precision="highest")
-    apart = jnp.where(jnp.eye(len(x), dtype=bool), 0.0, jnp.maximum(squares, 0.0))
+    itself = jnp.eye(len(x), dtype=bool)
+    apart = jnp.where(itself | ~others[None], 0.0, jnp.maximum(squares, 0.0))
     return jnp.sqrt(apart).sum(1)
 
 
@@ -76,12 +80,14 @@ def per_group(
       of: `{member: (size, entries)} -> (size,)`: what a neuron's slices are worth together.
 
     Raises:
-      ValueError: (when used) if of a group no leaf is prunable.
+      ValueError: (when used) if of a group no leaf is prunable, or the params are not those that
+        were analysed.
 
     Reference: Fang et al., 2023, DepGraph: Towards Any Structural Pruning (the mean of sums).
     """
 
     def scores(params: Params, *, grads: Params = None, **context: Any) -> Scores:
+        check_params("per_group", structure, params)
         chosen = prunable(params)
         slopes = None if grads is None else map_scored(lambda _, g: g, chosen, grads)
         of_leaves = dict(named_leaves(score(chosen, grads=slopes, **context)))

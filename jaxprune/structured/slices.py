@@ -8,8 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.coupling.analyze import Member, Structure
 from jaxprune.coupling.expressions import places
+from jaxprune.coupling.structure import Member, Structure
 
 
 def slices(structure: Structure, name: str, leaves: Mapping[str, Any]) -> dict[Member, Any]:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.training import CIFAR, CLASSES, CONTROL, DENSE, MNIST
 from recipes.common import models
-from recipes.common.timing import Cell, measure
+from recipes.common.latency import BATCHES, forward
+from recipes.common.timing import measure
 
 BUDGETS = (0.5, 0.25)  # of the dense network's FLOPs
-BATCHES = (1, 256)
 MULTIPLE = 8  # of channels: with 27 or 45 of them a convolution is slower than with 32 or 64
 MASKED = "masked to 0.25 of the FLOPs"
 
@@ -35,13 +30,13 @@ def _of(model: str, batch: int, plan: Plan) -> Section:
     structure = jp.analyze(module.apply, variables, images)
     scores = jp.normalised(jp.per_group(structure))(variables)
 
-    cells = [_cell(name, module.apply, variables, images) for name in (DENSE, CONTROL)]
+    cells = [forward(name, module.apply, variables, images) for name in (DENSE, CONTROL)]
     for budget in BUDGETS:
         kept = jp.pick(structure, scores, flops=budget, round_to=MULTIPLE)
         small = jp.compact(structure, variables, kept)
-        cells.append(_cell(f"compacted to {budget:g}", small.fn, small.params, images))
+        cells.append(forward(f"compacted to {budget:g}", small.fn, small.params, images))
     masked = jp.apply_masks(variables, jp.group_masks(structure, kept))
-    cells.append(_cell(MASKED, module.apply, masked, images))
+    cells.append(forward(MASKED, module.apply, masked, images))
     return comparison(
         name=f"compact {model} {batch}",
         headline=f"{model}, forward, batch of {batch}: compacted to a share of its FLOPs",
@@ -57,12 +52,3 @@ def _of(model: str, batch: int, plan: Plan) -> Section:
         targets={"compacted to 0.25": Target(0.4, 0.25)} if batch > 1 else {},
         param_bytes=sum(w.nbytes for w in jax.tree.leaves(variables)),
     )
-
-
-def _cell(name: str, fn: Callable[..., Any], variables: Any, images: Any) -> Cell:
-    """A pass as a step: its images are shifted by its logits, so that one waits for the other."""
-
-    def step(shift: jax.Array, variables: Any, images: jax.Array) -> jax.Array:
-        return 1e-6 * jnp.mean(fn(variables, images + shift))
-
-    return Cell(name=name, state=partial(jnp.zeros, ()), step=step, inputs=(variables, images))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import optax
 import jaxprune as jp
 from recipes.benchmarks.section import Figure, Plan, Section, Target, megabytes, share
 from recipes.benchmarks.steps import State, describe, gradual, kernels, name_of, step_of
-from recipes.common import checkpoint
+from recipes.common.checkpoints import Checkpoints
 from recipes.common.progress import progress
 from recipes.common.timing import temp_bytes
 
@@ -40,8 +41,9 @@ def _masks(params: Any, seed: int) -> dict[str, int]:
     scores = jp.random(jax.random.key(seed))(params)
     masks = jp.select(scores, jp.global_threshold, 0.5)
     with tempfile.TemporaryDirectory() as folder:
-        saved = checkpoint.save_checkpoint(Path(folder), 0, masks)
-        file = sum(path.stat().st_size for path in saved.rglob("*") if path.is_file())
+        with closing(Checkpoints(Path(folder))) as checkpoints:
+            checkpoints.save(0, masks, {})
+        file = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return {"in memory": _bytes(masks), "in a file": file}
 
 

@@ -14,13 +14,13 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
-from recipes.common.errors import RecipeError
-from recipes.common.interrupt import Stopped
+from recipes.common.errors import RecipeError, reason
+from recipes.common.interrupt import NOTHING_MORE, Stopped, signals_stop
 
 C = TypeVar("C")
 
 # What concerns one invocation, and not the run that it makes: never in a file.
-NOT_SAVED = ("config", "overwrite", "resume")
+NOT_SAVED = ("config", "overwrite", "resume", "allow_changes")
 
 
 def choice(names: Sequence[str], default: str | None = None) -> Any:
@@ -52,15 +52,20 @@ def main(
     Exits with 2 after such an error, and with 130 (143) if Ctrl-C (SIGTERM) ended the run.
     """
     try:
-        run(parse(cls, program, argv))
+        with signals_stop():
+            run(parse(cls, program, argv))
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename else ""
+        print(f"error: {where}{reason(error)}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(128 + stopped.signum)
     except KeyboardInterrupt:
-        print("stopped; nothing more was saved", file=sys.stderr)
+        print(NOTHING_MORE, file=sys.stderr)
         sys.exit(130)
 
 
@@ -73,6 +78,8 @@ def parse(cls: type[C], program: str, argv: Sequence[str] | None = None) -> C:
     file = getattr(config, "config", None)
     if file is None and getattr(config, "resume", False):
         file = getattr(config, "out") / "config.yaml"  # noqa: B009 (a type checker can't know it)
+        if not file.is_file():
+            raise RecipeError(f"--resume finds no run: there is no '{file}'")
     if file is None:
         return config
     return _flags(cls, from_yaml(cls, file), program, argv)
@@ -83,9 +90,9 @@ def from_yaml(cls: type[C], file: Path) -> C:
     try:
         read = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read --config '{file}': {_reason(error)}") from error
+        raise RecipeError(f"cannot read --config '{file}': {reason(error)}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"--config '{file}' is not YAML: {_one_line(str(error))}") from error
+        raise RecipeError(f"--config '{file}' is not YAML: {reason(error)}") from error
     if not isinstance(read, dict):
         raise RecipeError(f"--config '{file}' must hold 'key: value' lines")
     hints = get_type_hints(cls)
@@ -102,9 +109,14 @@ def from_yaml(cls: type[C], file: Path) -> C:
 
 def to_yaml(config: Any) -> str:
     """The configuration as YAML: `from_yaml` reads it back, equal."""
+    return yaml.safe_dump(plain(config), sort_keys=False)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """The configuration as YAML and JSON know it: text, numbers and lists by name."""
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_SAVED}
-    plain = {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
-    return yaml.safe_dump(plain, sort_keys=False)
+    as_text = {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in as_text.items()}
 
 
 def in_range(flag: str, value: float, low: float, high: float, brackets: str = "[]") -> None:
@@ -194,11 +206,3 @@ def _typed(file: Path, key: str, value: Any, hint: Any) -> Any:
         wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
         raise RecipeError(f"'{key}' in --config '{file}' must be {wanted}, got {value!r}")
     return value
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -23,7 +23,7 @@ from recipes.common.training import Arm, TrainState, Weights
 
 ARMS = ("dense", "sparse")
 
-At = Callable[[int], None]  # called with the step, between calls of the device
+At = Callable[[int, TrainState], None]  # called with the step, between calls of the device
 
 
 class Forking(NamedTuple):

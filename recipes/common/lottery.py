@@ -20,7 +20,9 @@ import optax
 import jaxprune as jp
 from jaxprune.masks import all_kept
 from recipes.common import phases, training
-from recipes.common.phases import At, Lane, Phases
+from recipes.common.journal import At, Journal
+from recipes.common.phases import Lane, Phases
+from recipes.common.training import TrainState
 
 REWINDING = ("ltr", "sap")  # the weights go back to those of the rewind step
 RETRAINING = ("lrr", "ft", "slr", "clr", "llr", "allr")  # the weights stay, by these rates
@@ -100,20 +102,15 @@ def _initial(module: nn.Module, keys: jax.Array, image: Any) -> Network:
     return Network(variables["params"], variables.get("batch_stats", {}), masks)
 
 
-def first_training(s: Study, at: At) -> tuple[Stored, End]:
+def first_training(s: Study, journal: Journal) -> tuple[Stored, End]:
     """Trains dense networks, and stores them where there may be rewound to."""
     initial = first(s)
     start = Start(initial, _same(s, phases.rates(s.schedule, s.steps)), s.keys)
-    stored = {0: initial}
-
-    def store(step: int, network: Network) -> None:
-        if step == s.rewind:
-            stored[step] = jax.tree.map(jnp.copy, network)  # training goes on, and donates these
-
     points = looks_at(s.steps, s.program.chunk_steps, s.evaluations)
     points = sorted({*points, s.rewind} - {0})
-    end = train(s, {"dense": start}, points, at, store=store)["dense"]
-    return Stored(stored, end.network), end
+    ends, kept = train(s, {"dense": start}, points, "dense", journal, keep=s.rewind)
+    early = Network(kept[0], kept[1], initial.masks)
+    return Stored({0: initial, s.rewind: early}, ends["dense"].network), ends["dense"]
 
 
 def looks_at(steps: int, chunk_steps: int, evaluations: int) -> list[int]:
@@ -194,42 +191,79 @@ def _adaptive(
     return jax.vmap(of_one)(phase)
 
 
-def train_phase(s: Study, starts: Mapping[str, Start], at: At) -> dict[str, End]:
+def train_phase(
+    s: Study, starts: Mapping[str, Start], name: str, journal: Journal
+) -> dict[str, End]:
     """Trains all arms of a phase, from the rewind step on in the order of the data."""
     points = looks_at(s.length, s.program.chunk_steps, s.evaluations)
-    return train(s, starts, points, at, s.rewind)
+    return train(s, starts, points, name, journal, s.rewind)[0]
 
 
 def train(
     s: Study,
     starts: Mapping[str, Start],
     points: Sequence[int],
-    at: At,
+    name: str,
+    journal: Journal,
     first_step: int = 0,
-    store: Callable[[int, Network], None] | None = None,
-) -> dict[str, End]:
-    """Trains arms up to the last of `points`, steps at which validation accuracy is measured."""
+    keep: int | None = None,
+) -> tuple[dict[str, End], Any]:
+    """Trains arms up to the last of `points`, steps at which validation accuracy is measured.
+
+    Also the (params, batch_stats) of the point `keep`.
+    """
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *starts.values())
     params, batch_stats, masks = stacked.network
     count = len(stacked.rates)
     lanes = Lane(stacked.rates, jnp.zeros(count))
-    state, done = phases.begin(s.program, params, batch_stats, masks, lanes), 0
-    best, step, accuracy = (params, batch_stats), np.zeros(count, int), np.full(count, -1.0)
-    for point in points:
-        state = phases.advance(s.program, state, lanes, stacked.keys, point, at, done, first_step)
-        done, own = point, (state.params, state.batch_stats)
-        now = s.validation(*own)
-        better = now > accuracy
-        best = _where(jnp.asarray(better), own, best)
-        step, accuracy = np.where(better, point, step), np.where(better, now, accuracy)
-        if store is not None:
-            store(point, Network(*own, masks))
-    end = (Network(state.params, state.batch_stats, masks), step, Network(*best, masks), accuracy)
+    first_own: tuple[Any, Any] = params, batch_stats
+
+    def go_on(course: _Course, start: int, at: At) -> _Course:
+        state, best, step, accuracy, kept = course
+
+        def between(now: int, state: TrainState) -> None:
+            at(now, _Course(state, best, step, accuracy, kept))
+
+        for point in (point for point in points if point >= start):
+            state = phases.advance(
+                s.program, state, lanes, stacked.keys, point, between, start, first_step
+            )
+            start, own = point, (state.params, state.batch_stats)
+            now = s.validation(*own)
+            better = now > accuracy
+            best = _where(jnp.asarray(better), own, best)
+            step, accuracy = np.where(better, point, step), np.where(better, now, accuracy)
+            if point == keep:
+                kept = jax.tree.map(jnp.copy, own)  # training goes on, and donates these
+        return _Course(state, best, step, accuracy, kept)
+
+    state = phases.begin(s.program, params, batch_stats, masks, lanes)
+    none = np.zeros(count, int), np.full(count, -1.0)
+    course = _Course(state, first_own, *none, () if keep is None else first_own)
+    course = journal.once(name, points[-1], course, go_on, f"{count} networks")
+    state, best, step, accuracy, kept = course
+    end = (
+        Network(state.params, state.batch_stats, masks),
+        step,
+        Network(best[0], best[1], masks),
+        accuracy,
+    )
     size = len(s.keys)
-    return {
+    ends = {
         arm: End(*jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], end))
         for i, arm in enumerate(starts)
     }
+    return ends, kept
+
+
+class _Course(NamedTuple):
+    """All that changes as lanes train, beside the step."""
+
+    state: TrainState
+    best: Any  # (params, batch_stats) of the step of best validation accuracy
+    step: np.ndarray
+    accuracy: np.ndarray
+    kept: Any  # (params, batch_stats) to rewind to
 
 
 @jax.jit

@@ -21,7 +21,7 @@ from recipes.common import training
 from recipes.common.data import Split
 from recipes.common.training import Arm, TrainState, Weights
 
-At = Callable[[int], None]  # called with the step, between calls of the device
+At = Callable[[int, TrainState], None]  # called with the step, between calls of the device
 
 
 class Lane(NamedTuple):
@@ -47,11 +47,15 @@ def phases(
     train: Split,
     batch_size: int,
     chunk_steps: int,
+    everything: Any = None,
 ) -> Phases:
-    """The program of all phases; `optimizer` makes one of a schedule (`settings.OPTIMIZERS`)."""
+    """The program of all phases; `optimizer` makes one of a schedule (`settings.OPTIMIZERS`).
+
+    `everything` are masks that keep all, of the leaves that are pruned; None for the kernels.
+    """
     image = jnp.asarray(train.images[:1])
     params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    everything = all_kept(jp.kernels(params))
+    everything = all_kept(jp.kernels(params)) if everything is None else everything
 
     def of_lane(lane: Lane) -> optax.GradientTransformation:
         decayed = optax.chain(

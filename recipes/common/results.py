@@ -79,16 +79,17 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
 
 
-def environment() -> dict[str, str]:
-    """What the numbers depend on beside the configuration: versions and the device."""
-    versions = {}
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # run from a source tree
-            versions[package] = "not installed"
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "device": jax.local_devices()[0].device_kind,
-    }
+            found[package] = "not installed"
+    return found
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on beside the configuration: versions and the device."""
+    return {**versions(), "device": jax.local_devices()[0].device_kind}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recipes.common.errors import RecipeError
+from recipes.common.errors import RecipeError, reason
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -17,6 +21,7 @@ REPORT = "report.md"
 PLOTS = "plots"
 MODEL = "model"
 CHECKPOINT = "checkpoint"
+BEST = "best"
 
 
 def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
@@ -31,38 +36,100 @@ def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
         raise RecipeError(f"--out '{out}' is not writable (see '{ancestor}')")
     if resume:
-        if not (out / CHECKPOINT).is_dir():
-            raise RecipeError(f"--resume finds no checkpoint in --out '{out}'")
-    elif out.exists() and any(out.iterdir()):
+        if not (out / CONFIG).is_file():
+            raise RecipeError(f"--resume finds no run: there is no '{out / CONFIG}'")
+        if (out / SUMMARY).is_file() and not (out / CHECKPOINT).is_dir():
+            raise RecipeError(f"--resume: the run in '{out}' is finished; repeat it with --config")
+    elif out.exists() and any(not _is_draft(path) for path in out.iterdir()):
         if not (out / CONFIG).is_file():
             raise RecipeError(f"--out '{out}' is not empty, and not a run; choose another folder")
         if not overwrite:
             raise RecipeError(
-                f"--out '{out}' already holds a run; choose another folder, or replace the run "
-                "with --overwrite"
+                f"--out '{out}' already holds a run; choose another folder, go on with the run "
+                "with --resume, or replace it with --overwrite"
             )
 
 
 def start(out: Path, config: str) -> None:
-    """Makes the folder, without the files of an earlier run, and writes config.yaml."""
+    """Makes the folder, locks it, and replaces the files of an earlier run by config.yaml."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, SUMMARY, REPORT, PLOTS, MODEL, CHECKPOINT, CONFIG):
-            remove(out / name)
-        write(out / CONFIG, config)
+        lock(out)
+        with _draft(out / CONFIG, config) as draft:  # where there is no room, nothing is removed
+            for path in filter(_is_draft, out.iterdir()):
+                if path != draft:
+                    remove(path)
+            for name in (METRICS, SUMMARY, REPORT, PLOTS, MODEL, CHECKPOINT, BEST, CONFIG):
+                remove(out / name)
     except OSError as error:
         raise RecipeError(f"--out '{out}' is not writable: {error.strerror}") from error
+
+
+_locks: dict[Path, int] = {}  # the folders that this process has locked
+
+
+def lock(out: Path) -> None:
+    """Takes the folder for this process, until it ends or has finished: no second one writes to it.
+
+    Raises `RecipeError` if another process has it. A lock dies with its process: none is stale.
+    """
+    unlock(out)
+    held = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise RecipeError(
+            f"another process is writing to --out '{out}'; wait for it, or choose another folder"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        print(
+            f"--out '{out}' can't be locked ({error.strerror}): be its only user", file=sys.stderr
+        )
+    _locks[out.resolve()] = held
+
+
+def unlock(out: Path) -> None:
+    """Gives the folder back, if this process had it."""
+    held = _locks.pop(out.resolve(), None)
+    if held is not None:
+        os.close(held)
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a whole file: at no time is there half of one under its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _draft(path, content):
+        pass
+
+
+@contextmanager
+def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
+    """The content beside `path`, which it becomes at the end."""
+    draft = _draft_of(path)
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        with _writing(path):
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        yield draft
+        os.replace(draft, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # it names no file where the disk is full
+        raise RecipeError(f"can't write '{path}': {reason(error)}") from error
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_draft(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,7 +139,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds one JSON line, at once: what has been logged survives whatever comes next."""
-    with path.open("a") as file:
+    with _writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -87,8 +154,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if there is one."""
+    """Removes a file or folder, if there is one: it is there whole or not at all."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        draft = _draft_of(path)
+        path.replace(draft)
+        shutil.rmtree(draft)
     else:
         path.unlink(missing_ok=True)

@@ -74,7 +74,16 @@ class Settings:
     overwrite: bool = False
     """Replace the run in --out."""
     resume: bool = False
-    """Go on with the run in --out that was stopped by Ctrl-C, with its config.yaml."""
+    """Go on with the run in --out, to the same bits: it was killed, or stopped by Ctrl-C (exit code
+    130) or SIGTERM (143)."""
+    allow_changes: bool = False
+    """With --resume: it may go on with other settings than it began with. What is trained and
+    logged stays as it was; config.yaml tells what changed when."""
+    checkpoint_every: float = 60.0
+    """Seconds between checkpoints: more than that no kill can undo. Ctrl-C undoes nothing."""
+    keep_best: bool = False
+    """Keep a checkpoint of the best test accuracy in best/; of the sparsest states, means over arms
+    with masks. Studies in phases have none."""
     config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
     """Read all of these from a config.yaml; flags given beside it win."""
 
@@ -90,6 +99,7 @@ def check(settings: Settings) -> None:
     epochs = EPOCHS["digits"] if settings.epochs is None else settings.epochs
     cli.in_range("--epochs", epochs, 0, 1e6)
     cli.at_least("--seed", settings.seed, 0)
+    cli.in_range("--checkpoint-every", settings.checkpoint_every, 0, math.inf)
     for flag in ("seeds", "batch_size", "evaluations", "log_every"):
         value = getattr(settings, flag)
         cli.at_least(f"--{flag.replace('_', '-')}", 1 if value is None else value, 1)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from recipes.common import checkpoint, churn, interrupt, run, training
+from recipes.common import churn, training
 from recipes.common.data import Dataset
+from recipes.common.journal import Journal
 from recipes.common.progress import progress
 from recipes.common.training import Arm, TrainState, Weights
 
@@ -31,31 +30,22 @@ class Plan(NamedTuple):
     evaluations: int  # how often test accuracy is measured, evenly spread
 
 
-class Folder(NamedTuple):
-    """Where to log, and how the user goes on with a run that was stopped."""
-
-    out: Path
-    resume: bool
-    resume_command: str
-
-
 def train_arms(
-    arms: Mapping[str, Arm], dataset: Dataset, plan: Plan, folder: Folder
+    arms: Mapping[str, Arm], dataset: Dataset, plan: Plan, journal: Journal
 ) -> tuple[States, History]:
     """Trains every arm in turns, chunk by chunk; (final states, metrics).
 
-    With `folder.resume` it goes on from the checkpoint there. Raises `interrupt.Stopped`, after
-    saving one, when Ctrl-C or SIGTERM was heard.
+    Goes on from the last checkpoint of `journal`, if it has one.
     """
     keys = training.seed_keys(plan.seed, plan.seeds)
     states = {name: training.init(arm, keys, dataset.train.images) for name, arm in arms.items()}
     # before the checkpoint takes their place: a run that goes on knows its first masks
     watches = {name: _Watch(arm, states[name]) for name, arm in arms.items()}
-    start, states, history = _resumed(folder, states) if folder.resume else (0, states, [])
+    states = journal.last(states) or states
     # arms of one network share a compiled test; those that differ only in their start, all
     tests = {arm.module: training.make_evaluate(arm.module, dataset.test) for arm in arms.values()}
     for name, watch in watches.items():
-        spent = history[-1][name]["seconds"] if history else 0.0
+        spent = journal.records[-1][name]["seconds"] if journal.records else 0.0
         watch.begin(states[name], spent, tests[watch.arm.module])
     program = lambda arm: arm._replace(start=None)
     chunks = {own: training.make_chunk(own) for own in set(map(program, arms.values()))}
@@ -63,17 +53,17 @@ def train_arms(
     runs = {
         name: training.train(
             chunks[program(arm)],
-            states.pop(name),
+            states[name],
             train_data,
             keys,
             batch_size=plan.batch_size,
             steps=plan.steps,
             chunk_steps=plan.chunk_steps,
-            start=start,
+            start=journal.step,
         )
         for name, arm in arms.items()
     }
-    return _follow(runs, watches, plan, folder, start, history)
+    return _follow(runs, states, watches, plan, journal), journal.records
 
 
 class _Watch:
@@ -112,31 +102,32 @@ class _Watch:
 
 def _follow(
     runs: Mapping[str, Iterator[training.Progress]],
+    states: States,
     watches: Mapping[str, _Watch],
     plan: Plan,
-    folder: Folder,
-    first: int,
-    history: History,
-) -> tuple[States, History]:
-    states: States = {}
-    with (
-        interrupt.deferred_signals() as signalled,
-        progress(folder.out.name, plan.steps, first) as show,
-    ):
+    journal: Journal,
+) -> States:
+    with progress("training", plan.steps, journal.step) as show:
         for points in zip(*runs.values(), strict=True):
-            before, first = first, points[0].step
-            evaluations = [step * plan.evaluations // plan.steps for step in (before, first)]
+            now = points[0].step
+            evaluations = [s * plan.evaluations // plan.steps for s in (journal.step, now)]
             tested = evaluations[0] < evaluations[1]
-            record: dict[str, Any] = {"step": first}
+            record: dict[str, Any] = {"step": now}
             for name, point in zip(runs, points, strict=True):
                 record[name] = watches[name].look(point, tested)
-            history.append(record)
-            run.append(folder.out / run.METRICS, record)
-            show(first, _in_words(record))
+            journal.log(record)
+            show(now, _in_words(record))
             states = dict(zip(runs, (point.state for point in points), strict=True))
-            if (signum := signalled()) and first < plan.steps:
-                _stop(signum, folder, first, plan.steps, states)
-    return states, history
+            journal.settle(states, now, _score(record) if tested else ())
+    return states
+
+
+def _score(record: Mapping[str, Any]) -> list[float]:
+    """What is best: the sparsest states, and of them the highest accuracy; means over arms."""
+    arms = [own for arm, own in record.items() if arm != "step"]
+    arms = [own for own in arms if "sparsity" in own] or arms
+    sparsity = np.mean([own.get("sparsity", 0.0) for own in arms])
+    return [round(float(sparsity), 4), float(np.mean([own["test_accuracy"] for own in arms]))]
 
 
 def _in_words(record: Mapping[str, Any]) -> str:
@@ -153,21 +144,3 @@ def _in_words(record: Mapping[str, Any]) -> str:
                 else f"{arm}{at}: loss {loss:.3f} acc {accuracy:.1f}%"
             )
     return "  ".join(words)
-
-
-def _resumed(folder: Folder, like: States) -> tuple[int, States, History]:
-    """The step to go on from, the states, and the metrics up to there."""
-    step, states = checkpoint.load_checkpoint(folder.out / run.CHECKPOINT, like)
-    metrics = folder.out / run.METRICS
-    history = [record for record in run.read_lines(metrics) if record["step"] <= step]
-    run.write(metrics, "".join(json.dumps(record) + "\n" for record in history))
-    return step, states, history
-
-
-def _stop(signum: int, folder: Folder, step: int, steps: int, states: States) -> NoReturn:
-    path = checkpoint.save_checkpoint(folder.out / run.CHECKPOINT, step, states)
-    raise interrupt.Stopped(
-        signum,
-        f"stopped at step {step} of {steps}; the checkpoint is in {path}; "
-        f"go on with: {folder.resume_command}",
-    )

@@ -1,11 +1,8 @@
-"""The phases of sparse model soups: prune, retrain children, average, test; logged, resumable."""
+"""The phases of sparse model soups: prune, retrain children, average, test; logged."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoint, measures, phases, results, run, settings, soups
-from recipes.common.interrupt import stop_if
-from recipes.common.progress import progress
+from recipes.common import measures, phases, results, settings, soups
+from recipes.common.journal import Journal
 from recipes.common.soup_study import SoupSettings, Study
 from recipes.common.soups import Networks, Variables
 
@@ -23,7 +19,6 @@ SOUP, GREEDY, BEST, MEAN = "soup", "greedy soup", "best child", "mean child"
 ENSEMBLE, IMP = "ensemble", "IMP"
 
 Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a phase
-Signalled = Callable[[], int | None]
 
 
 class Lineages(NamedTuple):
@@ -34,61 +29,30 @@ class Lineages(NamedTuple):
     longer: Networks  # one child, as long as all together
 
 
-def all_phases(
-    config: SoupSettings, s: Study, command: str, signalled: Signalled
-) -> tuple[Lineages, Records]:
-    """Every phase that metrics.jsonl does not hold yet, from the last checkpoint on."""
-    metrics, folder = config.out / run.METRICS, config.out / run.CHECKPOINT
-    stop = _stopper(signalled, command)
+def all_phases(config: SoupSettings, s: Study, journal: Journal) -> tuple[Lineages, Records]:
+    """Every phase that the journal does not hold yet."""
     first = soups.initial(s.module, s.retraining.keys, np.asarray(s.program.train.images[:1]))
-    like = Lineages(first, first, first)
-    if config.resume:
-        done, lineages = checkpoint.load_checkpoint(folder, like)
-        records = [record for record in run.read_lines(metrics) if record["phase"] <= done]
-        run.write(metrics, "".join(json.dumps(record) + "\n" for record in records))
-    else:
-        dense, record = train_dense(config, s, first, stop)
-        done, lineages, records = 0, Lineages(dense, dense, dense), [record]
-        run.append(metrics, record)
-        checkpoint.save_checkpoint(folder, 0, lineages)
-        stop(0)
-    for phase in range(done + 1, len(s.sparsities) + 1):
-        lineages, record = one_phase(config, s, lineages, phase, stop)
-        records.append(record)
-        run.append(metrics, record)
-        if phase < len(s.sparsities):
-            checkpoint.save_checkpoint(folder, phase, lineages)
-            stop(phase)
-    return lineages, records
-
-
-Stop = Callable[[int | None], None]  # raises `Stopped` after a signal; the last whole phase
-
-
-def _stopper(signalled: Signalled, command: str) -> Stop:
-    def stop(phase: int | None) -> None:
-        where = f"stopped after phase {phase}; go on with: {command}"
-        if phase is None:
-            where = "stopped before the first phase; nothing was saved"
-        stop_if(signalled(), where)
-
-    return stop
+    lineages = journal.last(Lineages(first, first, first))
+    for phase in range(len(journal.records), len(s.sparsities) + 1):
+        if lineages is None:
+            dense, record = train_dense(config, s, first, journal)
+            lineages = Lineages(dense, dense, dense)
+        else:
+            lineages, record = one_phase(config, s, lineages, phase, journal)
+        journal.log(record)
+        journal.settle(lineages)
+    assert lineages is not None  # there is a phase at least
+    return lineages, journal.records
 
 
 def train_dense(
-    config: SoupSettings, s: Study, first: Networks, stop: Stop
+    config: SoupSettings, s: Study, first: Networks, journal: Journal
 ) -> tuple[Networks, dict[str, Any]]:
     """The networks that are pruned, trained; and what is logged of them, as phase 0."""
     began = time.perf_counter()
     table = phases.rates(settings.rates(config, s.steps), s.steps, s.retraining.table)
     lanes = soups.lane(table, config.weight_decay, config.seeds)
-    with progress("dense", s.steps) as show:
-
-        def between(step: int) -> None:
-            show(step, f"{config.seeds} networks")
-            stop(None)
-
-        trained = soups.retrain(s.program, first, lanes, s.retraining.keys, s.steps, between)
+    trained = soups.retrain(s.program, first, lanes, s.retraining.keys, s.steps, "dense", journal)
     dense = Networks(s.recalibrate(trained), first.masks)
     record = {
         "phase": 0,
@@ -100,12 +64,12 @@ def train_dense(
 
 
 def one_phase(
-    config: SoupSettings, s: Study, lineages: Lineages, phase: int, stop: Stop
+    config: SoupSettings, s: Study, lineages: Lineages, phase: int, journal: Journal
 ) -> tuple[Lineages, dict[str, Any]]:
     """Prunes and retrains every lineage; and what is logged of it."""
     began, sparsity = time.perf_counter(), s.sparsities[phase - 1]
     pruned = Lineages(*(soups.prune(networks, jnp.float32(sparsity)) for networks in lineages))
-    children, imp, longer = retrained(config, s, pruned, phase, stop)
+    children, imp, longer = retrained(config, s, pruned, phase, journal)
     greedy, uniform = s.greedy(children), s.average(children)
     tested = judge(config, s, children, greedy, [uniform, greedy.params, imp, longer])
 
@@ -129,7 +93,7 @@ def one_phase(
 
 
 def retrained(
-    config: SoupSettings, s: Study, pruned: Lineages, phase: int, stop: Stop
+    config: SoupSettings, s: Study, pruned: Lineages, phase: int, journal: Journal
 ) -> tuple[Any, Variables, Variables]:
     """Children (seeds, children, ...), and the networks (seeds, ...) of the other two lineages."""
     r, m, seeds = s.retraining, config.children, config.seeds
@@ -142,23 +106,18 @@ def retrained(
     total = m * r.steps
     whole = soups.lane(phases.rates(jp.llr(r.peak, total), total, r.table), r.weight_decay, seeds)
 
-    with progress(f"phase {phase} of {len(s.sparsities)}", longest + total) as show:
-
-        def between(step: int, before: int = 0) -> None:
-            show(before + step, f"{100 * s.sparsities[phase - 1]:.4g} % sparse")
-            stop(phase - 1)
-
-        both = soups.retrain(
-            s.program,
-            soups.joined(soups.repeated(pruned.soup, m), pruned.imp),
-            soups.joined(of_children, single),
-            jnp.concatenate([keys.reshape(-1), keys[:, 0]]),
-            longest,
-            between,
-        )
-        long = soups.retrain(
-            s.program, pruned.longer, whole, keys[:, 0], total, partial(between, before=longest)
-        )
+    name = f"phase {phase} of {len(s.sparsities)}"
+    both = soups.retrain(
+        s.program,
+        soups.joined(soups.repeated(pruned.soup, m), pruned.imp),
+        soups.joined(of_children, single),
+        jnp.concatenate([keys.reshape(-1), keys[:, 0]]),
+        longest,
+        f"{name}: children",
+        journal,
+    )
+    alone = f"{name}: {longer_name(config)}"
+    long = soups.retrain(s.program, pruned.longer, whole, keys[:, 0], total, alone, journal)
     children, imp = soups.parted(s.recalibrate(both), m * seeds)
     return soups.families(children, m), imp, s.recalibrate(long)
 

@@ -18,7 +18,9 @@ import numpy as np
 import jaxprune as jp
 from jaxprune.masks import all_kept
 from recipes.common import phases, training
-from recipes.common.phases import At, Lane, Phases
+from recipes.common.journal import At, Journal
+from recipes.common.phases import Lane, Phases
+from recipes.common.training import TrainState
 
 VARIATIONS = ("order", "weight_decay", "length", "learning_rate")
 LEAST, MOST = 0.5, 1.5  # what children multiply it by, evenly spaced
@@ -96,12 +98,22 @@ def prune(networks: Networks, sparsity: Any) -> Networks:
 
 
 def retrain(
-    p: Phases, networks: Networks, lanes: Lane, keys: jax.Array, steps: int, at: At
+    p: Phases,
+    networks: Networks,
+    lanes: Lane,
+    keys: jax.Array,
+    steps: int,
+    name: str,
+    journal: Journal,
 ) -> Variables:
     """Trained variables; every array, `lanes` and `keys` have the same axis of lanes."""
     variables = networks.variables
     state = phases.begin(p, variables["params"], variables["batch_stats"], networks.masks, lanes)
-    state = phases.advance(p, state, lanes, keys, steps, at)
+
+    def train(state: TrainState, start: int, at: At) -> TrainState:
+        return phases.advance(p, state, lanes, keys, steps, at, start)
+
+    state = journal.once(name, steps, state, train, f"{len(keys)} networks")
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 

@@ -14,10 +14,11 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import checkpoint, cli, data, plots, results, run, settings, training
+from recipes.common import checkpoint, data, plots, results, run, settings, training
 from recipes.common.errors import RecipeError
+from recipes.common.journal import journal
 from recipes.common.settings import Settings
-from recipes.common.side_by_side import Folder, History, States, train_arms
+from recipes.common.side_by_side import History, States, train_arms
 from recipes.common.training import Arm, TrainState, Weights
 from recipes.common.writeup import Writeup, finish
 
@@ -55,11 +56,9 @@ def train(
     arms = make_arms(dataset, plan.steps)
     for name, arm in arms.items():
         check_arm(name, arm, dataset.train.images)
-    if not config.resume:
-        run.start(config.out, cli.to_yaml(config))
     began = time.perf_counter()
-    folder = Folder(config.out, config.resume, f"{program} --out {config.out} --resume")
-    states, history = train_arms(arms, dataset, plan, folder)
+    with journal(config, program) as kept:
+        states, history = train_arms(arms, dataset, plan, kept)
     return Outcome(arms, dataset, states, history, time.perf_counter() - began)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -169,6 +169,15 @@ def make_chunk(arm: Arm) -> Chunk:
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
 
+    return chunk_of(step)
+
+
+def chunk_of(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Chunk:
+    """As many steps of a stack as `order` has, jitted; the state it is given is donated.
+
+    `step` is that of one network: (state, images, labels, own) -> state, metrics.
+    """
+
     @partial(jax.jit, donate_argnums=0)
     def chunk(state, train, order, own):
         def steps(state, indices):
@@ -235,9 +244,12 @@ def train(
         yield Progress(start, seconds, state, loss, accuracy)
 
 
+S = TypeVar("S")  # what changes in training, such as a `TrainState`
+
+
 def advance(
     chunk: Chunk,
-    state: TrainState,
+    state: S,
     data: Split,
     keys: jax.Array,
     own: Any,
@@ -246,13 +258,15 @@ def advance(
     chunk_steps: int,
     start: int,
     stop: int,
-    at: Callable[[int], None],
+    at: Callable[[int, S], None],
     first: int = 0,
-) -> TrainState:
-    """Runs the steps from `start` up to `stop`, and calls `at` after each chunk with the step.
+    look: Callable[[int, S, Any], None] = lambda step, state, metrics: None,
+) -> S:
+    """Runs the steps from `start` up to `stop`, and calls `at` after each chunk: (step, state).
 
     `keys` order the examples, `own` is what optimizers are made from, one a network; `state` is
-    donated. `first` is where in the order of the examples step 0 is.
+    donated. `first` is where in the order of the examples step 0 is. `look` is called before `at`,
+    with what the chunk has measured too.
     """
     order = data_order(keys, len(data.labels), batch_size, first + start)
     while start < stop:
@@ -261,7 +275,8 @@ def advance(
         state, metrics = chunk(state, data, indices, own)
         jax.block_until_ready(metrics)
         start += now
-        at(start)
+        look(start, state, metrics)
+        at(start, state)
     return state
 
 

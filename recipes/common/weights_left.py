@@ -1,4 +1,4 @@
-"""Accuracy against the weights that are left: the axis, and a figure as PNG."""
+"""Accuracy against the weights (or FLOPs) that are left: the axis, and a figure as PNG."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from recipes.common.plots import MANY, STYLE, Curve, Look, band, looks, png
 
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+MORE_TICKS = (100, 70, 50, 35, 25, 20, 15, 10, 7, 5, 3, 2, 1)  # for a short axis
 
 
-def picture(arms: Mapping[str, Curve], dense: np.ndarray, near: float = 0.03) -> bytes:
+def picture(
+    arms: Mapping[str, Curve], dense: np.ndarray, near: float = 0.03, what: str = "Weights"
+) -> bytes:
     """PNG of the accuracy of each arm, whole and near that of the dense networks.
 
     Args:
       arms: fractions of the weights that are left (phases,), accuracies (phases, replicates).
       dense: accuracies of the dense networks (replicates,).
       near: how far below them the second panel reaches.
+      what: is left.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 2.9), layout="constrained")
         whole, close = figure.subplots(1, 2)
         for axes in (whole, close):
-            _draw(axes, arms, dense)
+            draw(axes, arms, dense)
+            axes.set_xlabel(f"{what} left (%)")
         whole.set(title="Test accuracy (%)")
         close.set(title="The same, near dense")
         top = 100 * max(dense.max(), *(np.max(values) for _, values in arms.values()))
@@ -39,13 +44,18 @@ def picture(arms: Mapping[str, Curve], dense: np.ndarray, near: float = 0.03) ->
         return png(figure)
 
 
-def _draw(axes: Axes, arms: Mapping[str, Curve], dense: np.ndarray) -> None:
-    drawn = looks(["dense", *arms])
+def draw(
+    axes: Axes,
+    arms: Mapping[str, Curve],
+    dense: np.ndarray,
+    drawn: Mapping[str, Look] | None = None,
+) -> None:
+    """The accuracies of all arms and of the dense networks, on a `percent_axis`."""
+    drawn = drawn or looks(["dense", *arms])
     dense_line(axes, dense, drawn["dense"])
     for arm, (left, values) in arms.items():
         band(axes, ([100 * part for part in left], values), arm, drawn[arm], points=True)
     percent_axis(axes, [part for left, _ in arms.values() for part in left])
-    axes.set_xlabel("Weights left (%)")
 
 
 def dense_line(axes: Axes, values: np.ndarray, look: Look) -> None:
@@ -59,7 +69,8 @@ def dense_line(axes: Axes, values: np.ndarray, look: Look) -> None:
 def percent_axis(axes: Axes, left: Sequence[float]) -> None:
     """Percent of the weights on a logarithmic axis, from many to few."""
     lowest, highest = 100 * min(left) / 1.15, 1.15 * 100 * max(left)
-    ticks = [tick for tick in TICKS if lowest <= tick <= highest]
+    within = lambda ticks: [tick for tick in ticks if lowest <= tick <= highest]
+    ticks = within(TICKS) if len(within(TICKS)) > 2 else within(MORE_TICKS)
     axes.set_xscale("log")
     axes.set_xlim(highest, lowest)
     axes.xaxis.set_major_locator(FixedLocator(ticks or [100 * max(left)]))

@@ -12,6 +12,11 @@ from rich.table import Table
 
 from recipes.common import run
 
+STACK = (
+    "The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read "
+    "them with `recipes.common.checkpoint.load_model`."
+)
+
 
 class Writeup(NamedTuple):
     """A result in words and numbers, already formatted."""
@@ -26,6 +31,8 @@ class Writeup(NamedTuple):
     layers: Mapping[str, str]  # arm -> a table of the layers of its first seed, as text
     models: Sequence[str]  # paths below the run's folder
     environment: Mapping[str, str]
+    saved: str = STACK  # what {models} hold
+    of_layers: str = "The first seed, layer by layer"
 
 
 def finish(
@@ -37,6 +44,7 @@ def finish(
     run.write_json(out / run.SUMMARY, summary)
     run.write(out / run.REPORT, to_markdown(writeup))
     run.remove(out / run.CHECKPOINT)
+    run.unlock(out)
     to_terminal(writeup)
     print(f"Everything is in {out}: see {out / run.REPORT}")
 
@@ -71,13 +79,12 @@ Run it again: `{writeup.command}`
 
 {pictures}
 
-The first seed, layer by layer:
+{writeup.of_layers}:
 
 {layers}
 
-The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read them
-with `recipes.common.checkpoint.load_model`. Every logged point is a line of `{run.METRICS}`; all
-numbers of this page are in `{run.SUMMARY}`.
+{writeup.saved.format(models=models)}
+Every logged point is a line of `{run.METRICS}`; all numbers of this page are in `{run.SUMMARY}`.
 
 {writeup.footline}. {environment}.
 """

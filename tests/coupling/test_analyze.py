@@ -146,6 +146,20 @@ def test_a_reshape_in_another_order():
     assert axis == jp.Axis("b", 0, outer=1, inner=2)  # of each neuron the batch of two
 
 
+def test_stacked_and_taken_apart():
+    params = weights(a=(4, 6), c=(4, 6), b=(6, 2))
+
+    def fn(p, x):
+        first, last = jnp.unstack(jnp.stack([x @ p["a"], x @ p["c"]], 1), axis=1)
+        return first * last @ p["b"]
+
+    assert groups_of(jp.analyze(fn, params, X)) == {"a": (6, ["a[1]", "c[1]", "b[0]"])}
+    heads = lambda p, x: sum(jnp.unstack((x @ p["a"]).reshape(2, 2, 3), axis=1)) @ jnp.ones((3, 1))
+    structure = jp.analyze(heads, params, X)
+    assert groups_of(structure) == {"a": (3, ["a[1]"])}
+    assert structure.frozen["taken apart by unstack"] == (("a", 1),)
+
+
 def test_a_cut_across_segments_freezes():
     # segments of 4 and 2, cut as 3 x 2 within rows: 4 | 2 ends between rows of 2, but not of 3
     params = weights(a=(4, 4), b=(4, 2))
@@ -227,6 +241,19 @@ def test_frozen_by(through, why):
     assert why in repr(structure)
 
 
+def test_a_function_that_returns_new_statistics_freezes_what_they_are_of():
+    """Why one analyses the function as it is evaluated: an output's axes can't be pruned."""
+    params = weights(a=(4, 6), b=(6, 2))
+
+    def train(p, x):
+        h = x @ p["a"]
+        return h @ p["b"], {"mean": h.mean(0)}
+
+    structure = jp.analyze(train, params, X)
+    assert not structure.groups
+    assert structure.frozen["an axis of output 1/mean"] == (("a", 1), ("b", 0))
+
+
 def test_an_unknown_primitive_freezes_and_says_so():
     params = weights(a=(4, 4), b=(4, 2))
     fn = lambda p, x: jnp.linalg.cholesky(x.T @ x + p["a"]) @ p["b"]
@@ -236,6 +263,26 @@ def test_an_unknown_primitive_freezes_and_says_so():
     said = " ".join(repr(structure).split())
     assert "read by 'cholesky', which has no rule, at test_analyze.py:" in said
     assert "register_rule('cholesky', ...) teaches it" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "through"),
+    [
+        ("svd", lambda h: h * jnp.linalg.svd(h, compute_uv=False)[:, None]),
+        ("qr", lambda h: h + jnp.linalg.qr(h)[0].sum()),
+        ("eigh", lambda h: h @ jnp.linalg.eigh(h.T @ h)[1]),
+        ("approx_top_k", lambda h: h * lax.approx_max_k(h, 2)[0].sum()),
+        ("pure_callback", lambda h: jax.pure_callback(np.sin, h, h, vmap_method="sequential")),
+        ("bitcast_convert_type", lambda h: lax.bitcast_convert_type(h, jnp.int32) * 1.0),
+        ("cholesky", lambda h: lax.map(lambda h: h @ jnp.linalg.cholesky(h.T @ h), h[:, None])[0]),
+    ],
+)
+def test_whatever_has_no_rule_freezes_with_its_line(kind, through):
+    params = weights(a=(4, 6), b=(6, 2))
+    structure = jp.analyze(lambda p, x: through(x @ p["a"]) @ p["b"], params, X)
+    assert kind in structure.unknown and "test_analyze.py" in structure.unknown[kind]
+    why = next(why for why in structure.frozen if f"read by '{kind}', which has no rule" in why)
+    assert ("a", 1) in structure.frozen[why] and not structure.groups
 
 
 def test_a_primitive_is_taught():

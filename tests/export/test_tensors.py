@@ -78,6 +78,12 @@ WRONG = {
     r"is not one of shape \(64, 49\)": lambda c: c["tensors"]["Dense_0/kernel"].update(
         shape=[64, 49]
     ),
+    r"'Dense_0/bias' has shape \(5, 10\); in '.*' it has \(50,\)": lambda c: c["tensors"][
+        "Dense_0/bias"
+    ].update(shape=[5, 10]),
+    r"no description that save_tensors wrote: '64x50' is no shape": lambda c: c["tensors"][
+        "Dense_0/kernel"
+    ].update(shape="64x50"),
     r"it is of format 'other'": lambda c: c.update(format="other"),
     r"no description that save_tensors wrote": lambda c: c.pop("tensors"),
 }
@@ -88,6 +94,14 @@ def test_a_wrong_description(tmp_path, message):
     path = jp.save_tensors(tmp_path / "net.safetensors", *network())
     spoil(path, WRONG[message])
     with pytest.raises(ValueError, match=message):
+        jp.load_tensors(path)
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_file_that_was_cut(tmp_path, size):
+    path = jp.save_tensors(tmp_path / "net.safetensors", *network())
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"net\.safetensors' is damaged, or no safetensors"):
         jp.load_tensors(path)
 
 

@@ -1,11 +1,13 @@
 """Short runs of a recipe, in this process: what the tests of all recipes share."""
 
+import itertools
 import os
 import signal
 
 import pytest
 
-from recipes.common import run, side_by_side
+from recipes.common import run
+from recipes.common.journal import Journal
 
 SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
 SHORT += ["--train-examples", "256"]
@@ -38,17 +40,27 @@ def metrics(out):
     return records
 
 
-def interrupted(recipe, monkeypatch, argv, step=None, key="step"):
-    """Runs until this step, or anything, is logged, then presses Ctrl-C; the exit code."""
-    append = run.append
+def interrupted(recipe, monkeypatch, argv, step=None, key="step", call=None):
+    """Presses Ctrl-C when this step, or anything, is logged, or at a call of the device.
+
+    The exit code. Calls are counted from 1, in this process.
+    """
+    append, offer = run.append, Journal._offer
+    calls = itertools.count(1)
 
     def append_and_interrupt(path, record):
         append(path, record)
-        if step is None or record[key] == step:
+        if call is None and (step is None or record[key] == step):
             os.kill(os.getpid(), signal.SIGINT)
 
+    def interrupt_and_offer(*args):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        offer(*args)
+
     with monkeypatch.context() as patch:
-        patch.setattr(side_by_side.run, "append", append_and_interrupt)
+        patch.setattr(run, "append", append_and_interrupt)
+        patch.setattr(Journal, "_offer", interrupt_and_offer)
         return exit_code(recipe, *argv)
 
 

@@ -254,6 +254,7 @@ def test_the_summary_has_every_number(finished):
     assert (summary["weights"], summary["seeds"], summary["repeats"]) == (2000, 2, 2)
     assert set(summary["sections"]) == {
         *("step", "selection", "vmap", "compile_lenet", "masks", "memory"),
+        "checkpoints",
         *("seeds", "seeds_conv", "barriers"),
         *("compact lenet 1", "compact lenet 256"),
     }
@@ -267,6 +268,7 @@ def test_the_summary_has_every_number(finished):
     assert figures["step: update, global / adam"]["target"] == 8
     assert figures["selection: argsort / select, global"]["at_least"]
     assert figures["seeds_conv: 1 program / 2 runs"]["target"] == 1.2
+    assert figures["checkpoints: bytes with masks / dense"]["target"] == 1.04
     assert figures["barriers: seconds of the matrix"]["target"] == 60
     cells = summary["sections"]["barriers"]["cells"]
     assert cells["matrix"]["rounds"] == 2 and cells["matrix, and compiled"]["rounds"] == 1
@@ -327,5 +329,5 @@ def test_a_part_can_run_alone(tmp_path):
 
 def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / run.REPORT).read_text()
-    assert report.count("\n## ") == 12  # what was asked for, and eleven tables
+    assert report.count("\n## ") == 13  # what was asked for, and twelve tables
     assert run.SUMMARY in report

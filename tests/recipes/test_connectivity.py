@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     assert exit_code("--out", str(copy), "--resume", "--seeds", "4") == 2
-    assert "of another configuration" in capsys.readouterr().err
+    assert "other settings than those of the run: --seeds 3 -> 4" in capsys.readouterr().err
 
     connectivity.main(["--out", str(out), "--resume"])
     assert summary_of(out) == summary_of(finished)

@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import checkpoint, run, settings
+from recipes.common import checkpoint, checkpoints, run, settings
 from tests.recipes import running
 from tests.recipes.running import exit_code, metrics
 
@@ -66,8 +66,14 @@ def test_the_model_loads_and_is_sparse(finished):
 
 def test_the_configuration_reproduces_the_run(finished, tmp_path):
     again = tmp_path / "again"
-    gmp.main(["--config", str(finished / "config.yaml"), "--out", str(again)])
+    config = str(finished / "config.yaml")
+    gmp.main(["--config", config, "--out", str(again), "--keep-best"])
     assert metrics(again) == metrics(finished)
+    (best,) = (again / run.BEST).iterdir()  # only the last states are as sparse as asked for
+    assert best.name == "12"
+    sparse = checkpoints.read(best).tree["settled"]["sparse"]
+    masks = jp.unpack(jp.get_masks(sparse["opt_state"]), sparse["params"])
+    assert jp.sparsity(masks) == pytest.approx(0.95, abs=1e-4)
 
 
 def test_a_finished_run_is_kept(finished, capsys):
@@ -83,14 +89,16 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
     argv = [*SHORT, "--out", str(out)]
     assert running.interrupted(gmp, monkeypatch, argv, step=4) == 130
     last_line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"stopped at step 4 of 12; the checkpoint is in {out}/checkpoint/4" in last_line
+    assert f"stopped after 4 steps; the checkpoint is in {out}/checkpoint/4" in last_line
     assert f"python -m recipes.gmp --out {out} --resume" in last_line
     assert not (out / "summary.json").exists()
 
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     assert exit_code(gmp, "--out", str(copy), "--resume", "--seeds", "3") == 2
-    assert "of another configuration" in capsys.readouterr().err
+    assert "--resume with other settings than those of the run: --seeds 2 -> 3" in (
+        capsys.readouterr().err
+    )
     gmp.main(["--out", str(out), "--resume"])
     assert metrics(out) == metrics(finished)
     assert not (out / "checkpoint").exists()

@@ -110,6 +110,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeyp
     argv = [*SHORT, "--out", str(out)]
     assert running.interrupted(soup, monkeypatch, argv, 1, "phase") == 130
     assert [record["phase"] for record in records_of(out)] == [0, 1]
+    resume = ["--out", str(out), "--resume"]
+    assert running.interrupted(soup, monkeypatch, resume, call=2) == 130  # within a phase
     soup.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished)
     loaded = (checkpoint.load_model(folder / run.MODEL) for folder in (out, finished))

@@ -125,14 +125,11 @@ def test_an_interrupted_study_goes_on_with_the_next_phase(finished, tmp_path, mo
     out = tmp_path / "tickets"
     assert running.interrupted(tickets, monkeypatch, [*ALL, "--out", str(out)], step=24) == 130
     said = capsys.readouterr().err
-    assert "stopped after 1 of 3 phases" in said
     assert f"go on with: python -m recipes.tickets --out {out} --resume" in said
     assert records_of(out) == records_of(finished[0])[:2]
-    lines = (out / run.METRICS).read_text()
-    run.write(out / run.METRICS, lines.splitlines()[1] + "\n")
-    assert running.exit_code(tickets, "--out", str(out), "--resume") == 2
-    assert "lacks phases that the checkpoint is past" in capsys.readouterr().err
-    run.write(out / run.METRICS, lines)
+    (out / run.METRICS).unlink()  # the checkpoint has its lines
+    resume = ["--out", str(out), "--resume"]
+    assert running.interrupted(tickets, monkeypatch, resume, call=1) == 130  # within a phase
     tickets.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished[0])
     for arm in ARMS:

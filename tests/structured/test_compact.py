@@ -1,6 +1,6 @@
 """Compacted networks compute what masked ones do, and are really smaller."""
 
-import io
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax import export
 
 import jaxprune as jp
@@ -66,72 +67,36 @@ def test_the_small_function_is_analysed_like_the_large_one():
     assert [g.size for g in again.groups.values()] == [int(own.sum()) for own in kept.values()]
 
 
-# --- random networks ------------------------------------------------------------------------------
+def test_of_nnx():
+    """Batch norm, grouped convolution, attention, and two branches, of which one goes."""
 
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 6, (3,), rngs=rngs)
+            self.norm = nnx.BatchNorm(6, use_running_average=True, rngs=rngs)
+            self.grouped = nnx.Conv(6, 6, (3,), feature_group_count=3, rngs=rngs)
+            self.attend = nnx.MultiHeadAttention(
+                2, 6, qkv_features=8, decode=False, deterministic=True, rngs=rngs
+            )
+            self.wide, self.back = nnx.Linear(6, 5, rngs=rngs), nnx.Linear(5, 6, rngs=rngs)
+            self.out = nnx.Linear(6, 2, rngs=rngs)
 
-KINDS = ["dense", "act", "residual", "concat", "swap", "reshape", "conv", "grouped", "norm", "gate"]
+        def __call__(self, x):
+            x = self.conv(x)
+            x = x + self.attend(nnx.relu(self.norm(x)))
+            x = x + self.back(nnx.gelu(self.wide(x)))
+            return self.out(nnx.relu(self.grouped(x)).mean(1))
 
-
-def random_network(seed):
-    """A random function of a few of many kinds of steps, its params and an input."""
-    rng = np.random.default_rng(seed)
-    kinds = rng.choice(KINDS, size=rng.integers(4, 9))
-    params = {}
-
-    def fn(p, x):
-        def w(*shape):
-            name = f"w{len(used)}"
-            used.append(name)
-            if p is None:
-                params[name] = np.float32(rng.normal(size=shape) / np.sqrt(shape[-2]))
-            return (params if p is None else p)[name]
-
-        used: list = []
-        conv = lambda h, k, groups=1: jax.lax.conv_general_dilated(
-            h, k, (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"), feature_group_count=groups
-        )
-        h = x @ w(x.shape[-1], 8)
-        for kind in kinds:
-            n = h.shape[-1]
-            if kind == "dense":
-                h = h @ w(n, 12)
-            elif kind == "act":
-                h = jax.nn.softplus(h)
-            elif kind == "residual":
-                h = h + jnp.tanh(h @ w(n, 6)) @ w(6, n)
-            elif kind == "concat":
-                h = jnp.concatenate([h, h @ w(n, 4)], -1)
-            elif kind == "swap":  # two halves exchanged, and multiplied into a third
-                a, b = jnp.split(h, 2, -1)
-                h = jnp.concatenate([b, a, a * b], -1)[..., : 2 * (n // 2)]
-            elif kind == "reshape":
-                parts = h.reshape(*h.shape[:-1], 2, n // 2)
-                h = parts.swapaxes(-1, -2).reshape(h.shape)
-            elif kind == "conv":
-                h = conv(h, w(3, n, 8))
-            elif kind == "grouped":
-                h = conv(h, w(3, n // 2, 8), 2)
-            elif kind == "norm":
-                mean, square = h.mean(-1, keepdims=True), (h * h).mean(-1, keepdims=True)
-                h = (h - mean) * jax.lax.rsqrt(square - mean**2 + 1) * w(1, n)[None]
-            else:
-                h = h * jax.nn.sigmoid(h.mean(1) @ w(n, 5) @ w(5, n))[:, None]
-        return h.reshape(len(h), -1) @ w(h.shape[1] * h.shape[2], 3)
-
-    x = jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32)
-    jax.eval_shape(lambda x: fn(None, x), x)
-    return fn, params, x
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_random_networks(seed):
-    fn, params, x = random_network(seed)
-    structure = jp.analyze(fn, params, x)
-    assert structure.groups and not structure.unknown
-    masked, compacted = both(fn, structure, params, some(structure, seed), x)
-    if not structure.inexact:
-        scale = float(abs(masked).max()) + 1e-3
-        np.testing.assert_allclose(compacted / scale, masked / scale, atol=2e-5)
+    graphdef, state = nnx.split(Net(nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    fn = lambda state, x: nnx.merge(graphdef, state)(x)
+    structure = jp.analyze(fn, state, x)
+    kept = some(structure, share=0.7)
+    for removal in (kept, jp.remove_emptied(structure, {**kept, "wide": np.zeros(5, bool)})):
+        masked, compacted = both(fn, structure, state, removal, x)
+        np.testing.assert_allclose(compacted, masked, rtol=1e-4, atol=1e-5)
+    small = jp.compact(structure, state, removal)
+    assert small.params["back"]["kernel"].get_value() is None
 
 
 # --- what the small function can do ---------------------------------------------------------------
@@ -278,41 +243,52 @@ def test_constants_are_sliced():
     np.testing.assert_allclose(compacted, masked, rtol=1e-5)
 
 
-def test_export(residual):
-    small, x = residual.small, residual.x
-    exported = export.export(jax.jit(small.fn))(small.params, x)
-    np.testing.assert_allclose(
-        exported.call(small.params, x), small.fn(small.params, x), rtol=1e-5, atol=1e-5
-    )
-
-
-def test_a_fresh_process_loads_it(tmp_path):
-    """From the small arrays and `kept` alone: the large arrays are only shapes there."""
-    params = weights(a=(4, 6), b=(6, 2))
-    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
-    structure = jp.analyze(fn, params, jnp.ones((2, 4)))
-    kept = some(structure)
-    small = jp.compact(structure, params, kept)
-    np.savez(tmp_path / "small.npz", **small.params)
-    np.savez(tmp_path / "kept.npz", **kept)
+def test_a_fresh_process_runs_it(tmp_path):
+    """Exported, without this library; replayed, from the small arrays and what was kept."""
+    params = weights(a=(4, 6), b=(6, 2), c=(2, 3), d=(3, 2))
+    branch = lambda p, y: jnp.tanh(y @ p["c"]) @ p["d"]
+    fn = lambda p, x: (lambda y: y + branch(p, y))(jnp.tanh(x @ p["a"]) @ p["b"])
+    x = jnp.ones((2, 4))
+    structure = jp.analyze(fn, params, x)
+    removal = jp.remove_emptied(structure, {**some(structure), "c": np.zeros(3, bool)})
+    small = jp.compact(structure, params, removal)
+    wanted = small.fn(small.params, x)
+    shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), small.params)
+    exported = export.export(jax.jit(small.fn))(shapes, jax.ShapeDtypeStruct((2, 4), x.dtype))
+    (tmp_path / "small.bin").write_bytes(exported.serialize(vjp_order=1))
+    left = {path: w for path, w in small.params.items() if w is not None}
+    np.savez(tmp_path / "small.npz", **left)
+    np.savez(tmp_path / "kept.npz", **removal.kept)
+    (tmp_path / "removed.json").write_text(json.dumps(removal.removed))
     program = textwrap.dedent("""
-        import sys, jax, numpy as np, jax.numpy as jnp, jaxprune as jp
-        fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+        import json, pathlib, sys, jax, jax.export, jax.numpy as jnp, numpy as np
+        small = {"c": None, "d": None, **np.load("small.npz")}
+        exported = jax.export.deserialize(pathlib.Path("small.bin").read_bytes())
+        exports = exported.call(small, jnp.ones((2, 4)))
+        slopes = jax.grad(lambda p: exported.call(p, jnp.ones((2, 4))).sum())(small)
+        assert "jaxprune" not in sys.modules
+
+        import jaxprune as jp
+        branch = lambda p, y: jnp.tanh(y @ p["c"]) @ p["d"]
+        fn = lambda p, x: (lambda y: y + branch(p, y))(jnp.tanh(x @ p["a"]) @ p["b"])
         shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)
-        structure = jp.analyze(fn, {"a": shape(4, 6), "b": shape(6, 2)}, shape(2, 4))
-        small_fn = jp.replay(structure, dict(np.load("kept.npz")))
-        y = small_fn(dict(np.load("small.npz")), jnp.ones((2, 4)))
-        np.save(sys.stdout.buffer, y)
+        full = {"a": shape(4, 6), "b": shape(6, 2), "c": shape(2, 3), "d": shape(3, 2)}
+        structure = jp.analyze(fn, full, shape(2, 4))
+        removed = tuple(json.loads(pathlib.Path("removed.json").read_text()))
+        small_fn = jp.replay(structure, jp.Removal(dict(np.load("kept.npz")), removed))
+        np.savez("results.npz", a=exports, b=small_fn(small, jnp.ones((2, 4))), g=slopes["a"])
     """)
-    done = subprocess.run(
+    subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(jp.__file__))},
-        capture_output=True,
         check=True,
     )
-    y = np.load(io.BytesIO(done.stdout))
-    np.testing.assert_allclose(y, small.fn(small.params, jnp.ones((2, 4))), rtol=1e-5)
+    results = np.load(tmp_path / "results.npz")
+    np.testing.assert_allclose(results["a"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(results["b"], wanted, rtol=1e-5)
+    slopes = jax.grad(lambda p: small.fn(p, x).sum())(small.params)
+    np.testing.assert_allclose(results["g"], slopes["a"], rtol=1e-5)
 
 
 # --- bad input ------------------------------------------------------------------------------------

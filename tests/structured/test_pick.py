@@ -76,12 +76,43 @@ def test_budgets_are_met_and_no_more(what, budget):
 def test_a_rounded_budget_is_filled():
     kept = jp.pick(STRUCTURE, SCORES, flops=0.5, round_to=8)
     assert counts(kept) == [8, 24]  # 4 a + a b + 2 b <= 0.5 * 672: with 32 it would be 352
+    assert list(kept) == list(STRUCTURE.groups)
     kept = jp.pick(STRUCTURE, SCORES, flops=0.7, round_to=4)
     dense, left = jp.cost(STRUCTURE).flops, jp.cost(STRUCTURE, kept).flops
     assert left <= 0.7 * dense and all(n % 4 == 0 for n in counts(kept))
     for name in kept:
         more = dict(kept) | {name: jnp.arange(kept[name].size) < kept[name].sum() + 4}
         assert more[name].all() or jp.cost(STRUCTURE, more).flops > 0.7 * dense
+
+
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_any_cost_can_be_bounded_by_measuring_it(round_to):
+    asked = []
+
+    def seconds(kept):
+        asked.append(kept)
+        return 1e-3 * jp.cost(STRUCTURE, kept).weights
+
+    kept = jp.pick(STRUCTURE, SCORES, measure=seconds, at_most=0.336, round_to=round_to)
+    as_share = jp.pick(STRUCTURE, SCORES, weights=0.5, round_to=round_to)  # of 672
+    jax.tree.map(np.testing.assert_array_equal, kept, as_share)
+    assert any(all((k[g] == kept[g]).all() for g in kept) for k in asked)  # it was seen to fit
+    assert len(asked) <= 9 + 4 + (round_to > 1) * 10
+
+
+def test_a_cost_may_rise_again_where_little_is_left():
+    u_shaped = lambda kept: abs(sum(counts(kept)) - 20)
+    assert sum(counts(jp.pick(STRUCTURE, SCORES, measure=u_shaped, at_most=10))) == 30
+
+
+def test_a_stack_of_budgets_compiles_once():
+    from jaxprune.structured import budget
+
+    before = budget._of_count._cache_size()
+    for seed in range(3):
+        scores = {n: jax.random.uniform(jax.random.key(seed), s.shape) for n, s in SCORES.items()}
+        jp.pick(STRUCTURE, scores, None, jp.uniform, flops=0.5, round_to=2)
+    assert budget._of_count._cache_size() == before + 1
 
 
 def test_cost_is_what_is_counted_on_the_small_function():
@@ -97,7 +128,14 @@ def test_cost_is_what_is_counted_on_the_small_function():
 @pytest.mark.parametrize(
     ("options", "fragment"),
     [
-        ({}, "needs one of sparsity (pruned), weights and flops (left)"),
+        ({}, "needs one of sparsity (pruned), weights and flops (left), and measure"),
+        ({"sparsity": 0.5, "at_most": 1.0}, "measure and at_most go together"),
+        ({"measure": len}, "got only measure"),
+        (
+            {"measure": lambda kept: 3.0, "at_most": 2.0},
+            "at_most=2 can't be met: measure gave 3 at the least, with 1 in 'a', 1 in 'b'; and was "
+            "asked down to one neuron in each of the 2 groups.",
+        ),
         ({"sparsity": 0.5, "flops": 0.5}, "got sparsity, flops."),
         ({"sparsity": 1.0}, "sparsity is the fraction pruned"),
         ({"flops": 1.5}, "flops is the fraction of the dense network's that may be left"),
@@ -108,6 +146,9 @@ def test_cost_is_what_is_counted_on_the_small_function():
             "flops=0.001 can't be met: with one neuron left in each of the 2",
         ),
         ({"weights": 0.01, "round_to": 8}, "with 8 neurons left in each of the 2 groups"),
+        # 8 of a, 8 of b: 32 + 64 + 16 of 672 weights
+        ({"weights": 0.1, "round_to": 8}, "0.1667 of the weights are. Of these hang 0.14 on 'a'"),
+        ({"weights": 0.1, "round_to": 8}, ", 0.12 on 'b', and 0 on no group. Collapse groups"),
     ],
 )
 def test_bad_input(options, fragment):

@@ -47,6 +47,12 @@ def test_geometric_median():
     close(score(filters), [5.7269, 5.7269, 4.9497, 10.7466])
 
 
+def test_what_is_pruned_is_no_neighbour():
+    own = {"w": jnp.array([[1.0, 0], [0, 1], [0.5, 0.5], [0, 0]])}
+    alone = {"w": own["w"][:3]}
+    np.testing.assert_allclose(jp.distances(own)[:3], jp.distances(alone), rtol=1e-5)
+
+
 def test_lamp_and_other_normalisations():
     own = lambda params, **_: {"a": jnp.array([1.0, 2, 3, 4])}
     close(jp.lamp(own)({}), [1 / 30, 4 / 29, 9 / 25, 1])
@@ -86,6 +92,18 @@ def test_nothing_to_score_by():
     said = raised(lambda: jp.per_group(STRUCTURE, prunable=none)(PARAMS))
     assert "none of 'a/kernel', 'a/scale', 'b/kernel', the leaves of group 'a', is prunable" in said
     assert "analyze(..., freeze=...)" in said
+
+
+def test_params_of_another_network():
+    score = jp.per_group(STRUCTURE)
+    wider = {**PARAMS, "b": {"kernel": jnp.ones((4, 1))}}
+    said = raised(lambda: score(wider))
+    assert "per_group: 'b/kernel' has shape (4, 1), and had (3, 1) when it was analysed" in said
+    said = raised(lambda: score({**PARAMS, "d": jnp.ones(2)}))
+    assert "there was no 'd' when the function was analysed; there were 'a/kernel', 'a/s" in said
+    stack = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), PARAMS)
+    assert "vmap over seeds" in raised(lambda: score(stack))
+    assert jax.vmap(score)(stack)["a"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxprune.coupling.expressions import size
 from jaxprune.coupling.rules.registry import rule
+from jaxprune.jaxprs import scan_ends
 
 
 def _replay_call(step: Any, keep: Any, operands: Any) -> Any:
@@ -21,6 +22,7 @@ def _replay_call(step: Any, keep: Any, operands: Any) -> Any:
 
 @rule("jit", "pjit", "closed_call", "core_call", "custom_lin", replay=_replay_call)
 def call(read: Any, eqn: Any, operands: Any) -> Any:
+    """Its program is part of the one around it."""
     (jaxpr,) = [p for p in eqn.params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))]
     return read.inner(jaxpr, operands)
 
@@ -39,7 +41,7 @@ def remat(read: Any, eqn: Any, operands: Any) -> Any:
 
 def _replay_scan(step: Any, keep: Any, operands: Any) -> Any:
     params, (body,) = step.eqn.params, step.inner
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, last = scan_ends(params)
 
     def turn(carry: Any, xs: Any) -> tuple[Any, Any]:
         results = keep.run(body, [*operands[:first], *carry, *xs])
@@ -54,7 +56,7 @@ def _replay_scan(step: Any, keep: Any, operands: Any) -> Any:
 def scan(read: Any, eqn: Any, operands: Any) -> Any:
     """Stacked layers share their neurons: one turn of the body stands for all."""
     params = eqn.params
-    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    first, last = scan_ends(params)
     for axes in operands[last:]:
         read.freeze(axes[0], "the steps of a scan")
     results = read.inner(params["jaxpr"], [*operands[:last], *map(read.one_of, operands[last:])])
@@ -76,6 +78,7 @@ def _replay_while(step: Any, keep: Any, operands: Any) -> Any:
 
 @rule("while", replay=_replay_while)
 def while_loop(read: Any, eqn: Any, operands: Any) -> Any:
+    """What goes round has the same axes before and after a turn."""
     first = eqn.params["cond_nconsts"]
     last = first + eqn.params["body_nconsts"]
     carry = operands[last:]
@@ -92,6 +95,7 @@ def _replay_cond(step: Any, keep: Any, operands: Any) -> Any:
 
 @rule("cond", replay=_replay_cond)
 def cond(read: Any, eqn: Any, operands: Any) -> Any:
+    """What all branches give has the same axes."""
     ways = [read.inner(branch, operands[1:]) for branch in eqn.params["branches"]]
     for way in ways[1:]:
         _same(read, ways[0], way)

@@ -11,9 +11,9 @@ ONE_OPERAND = {
     "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "bessel_i0e", "bessel_i1e", "cbrt",
     "ceil", "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "erf",
     "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "imag", "integer_pow", "is_finite",
-    "lgamma", "log", "log1p", "logistic", "neg", "not", "population_count", "real",
-    "reduce_precision", "round", "rsqrt", "sharding_constraint", "sign", "sin", "sinh", "sqrt",
-    "square", "stop_gradient", "tan", "tanh", "name", "clz",
+    "lgamma", "log", "log1p", "log2", "logistic", "neg", "not", "one_minus_square",
+    "population_count", "real", "reduce_precision", "round", "rsqrt", "sharding_constraint",
+    "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "tan", "tanh", "name", "clz",
 }  # fmt: skip
 MANY_OPERANDS = {
     "add", "add_any", "and", "atan2", "clamp", "complex", "div", "eq", "ge", "gt", "igamma",

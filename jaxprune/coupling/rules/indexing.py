@@ -18,6 +18,7 @@ def _new_slice_sizes(step: Any, keep: Any) -> dict[str, Any]:
 
 @rule("gather", resize=_new_slice_sizes)
 def gather(read: Any, eqn: Any, operands: Any) -> Any:
+    """`table[indices]`: batch axes are the indices', whole windows the table's."""
     (table, indices), numbers = operands, eqn.params["dimension_numbers"]
     sizes, window = eqn.params["slice_sizes"], []
     batch = dict(
@@ -47,6 +48,7 @@ def _interleaved(window: list[Expr], batch: Any, offsets: Any) -> tuple[Expr, ..
 @rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add",
       "scatter_mul", "scatter_min", "scatter_max", "scatter-sub")  # fmt: skip
 def scatter(read: Any, eqn: Any, operands: Any) -> Any:
+    """`table.at[indices].set(updates)`, or `add`: the reverse of a gather."""
     (table, indices, updates), numbers = operands, eqn.params["dimension_numbers"]
     batch = dict(
         zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True)

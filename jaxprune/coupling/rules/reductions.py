@@ -34,6 +34,7 @@ def _freeze_along(read: Any, operands: Any, along: Any, why: str) -> None:
 
 @rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 def cumulative(read: Any, eqn: Any, operands: Any) -> Any:
+    """Each entry reads those before it, so that none along the axis may go."""
     _freeze_along(read, operands, [eqn.params["axis"]], "a running reduction depends on its order")
     return operands
 
@@ -46,6 +47,7 @@ def reverse(read: Any, eqn: Any, operands: Any) -> Any:
 
 @rule("sort")
 def sort(read: Any, eqn: Any, operands: Any) -> Any:
+    """Operands that are sorted together by the first have the same axes."""
     _freeze_along(read, operands, [eqn.params["dimension"]], "sorted")
     for axes in operands[1:]:
         for axis, other in zip(operands[0], axes, strict=True):
@@ -66,6 +68,7 @@ def top_k(read: Any, eqn: Any, operands: Any) -> Any:
 
 @rule("fft")
 def fft(read: Any, eqn: Any, operands: Any) -> Any:
+    """Transforms the last axes, of which each result reads every entry."""
     (axes,), shape = operands, eqn.outvars[0].aval.shape
     first = len(axes) - len(eqn.params["fft_lengths"])
     _freeze_along(read, operands, range(first, len(axes)), "transformed by fft")
@@ -79,6 +82,7 @@ def fft(read: Any, eqn: Any, operands: Any) -> Any:
     "reduce_window",
 )
 def reduce_window(read: Any, eqn: Any, operands: Any) -> Any:
+    """Pooling: axes along which the window is one entry, and moves by one, pass."""
     params, arrays = eqn.params, operands[: len(eqn.outvars)]
     rank = len(arrays[0])
     windows = zip(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxprune.coupling.expressions import Expr, Sum, size
+from jaxprune.coupling.expressions import ONE, Expr, Sum, size
 from jaxprune.coupling.rules.registry import rule
 
 
@@ -18,6 +18,24 @@ def concatenate(read: Any, eqn: Any, operands: Any) -> Any:
                 read.unify(first[i], axis)
     whole = Sum(tuple(axes[along] for axes in operands))
     return [tuple(whole if i == along else axis for i, axis in enumerate(first))]
+
+
+@rule("stack")
+def stack(read: Any, eqn: Any, operands: Any) -> Any:
+    """A new axis, of one entry an operand."""
+    first, *others = operands
+    for axes in others:
+        for axis, other in zip(first, axes, strict=True):
+            read.unify(axis, other)
+    along, whole = eqn.params["axis"], Sum((ONE,) * len(operands))
+    return [(*first[:along], whole, *first[along:])]
+
+
+@rule("unstack")
+def unstack(read: Any, eqn: Any, operands: Any) -> Any:
+    (axes,), along = operands, eqn.params["axis"]
+    read.freeze(axes[along], "taken apart by unstack")
+    return [(*axes[:along], *axes[along + 1 :])] * len(eqn.outvars)
 
 
 def cut(read: Any, axis: Expr, sizes: Any) -> list[Expr]:
@@ -34,6 +52,7 @@ def _new_sizes(step: Any, keep: Any) -> dict[str, Any]:
 
 @rule("split", resize=_new_sizes)
 def split(read: Any, eqn: Any, operands: Any) -> Any:
+    """Each part has its own neurons: those of the whole are theirs, one after another."""
     (axes,), along = operands, eqn.params["axis"]
     parts = cut(read, axes[along], eqn.params["sizes"])
     return [(*axes[:along], part, *axes[along + 1 :]) for part in parts]
@@ -49,6 +68,7 @@ def _new_limits(step: Any, keep: Any) -> dict[str, Any]:
 
 @rule("slice", resize=_new_limits)
 def slice_(read: Any, eqn: Any, operands: Any) -> Any:
+    """Cuts an axis in three, of which the second is left; its neurons keep their numbers."""
     params, results = eqn.params, []
     strides = params["strides"] or (1,) * len(operands[0])
     bounds = (params["start_indices"], params["limit_indices"], strides)
@@ -66,6 +86,7 @@ def slice_(read: Any, eqn: Any, operands: Any) -> Any:
 
 @rule("pad")
 def pad(read: Any, eqn: Any, operands: Any) -> Any:
+    """Segments before and behind, which can't be pruned."""
     results: list[Expr] = []
     for axis, (low, high, interior) in zip(operands[0], eqn.params["padding_config"], strict=True):
         if interior or low < 0 or high < 0:
@@ -84,6 +105,7 @@ def _new_slice_sizes(step: Any, keep: Any) -> dict[str, Any]:
 
 @rule("dynamic_slice", resize=_new_slice_sizes)
 def dynamic_slice(read: Any, eqn: Any, operands: Any) -> Any:
+    """Axes of which all is taken pass; where a part is, which one is not known."""
     results = []
     for axis, n in zip(operands[0], eqn.params["slice_sizes"], strict=True):
         why = "sliced at a place known at run time only"
@@ -95,6 +117,7 @@ def dynamic_slice(read: Any, eqn: Any, operands: Any) -> Any:
 
 @rule("dynamic_update_slice")
 def dynamic_update_slice(read: Any, eqn: Any, operands: Any) -> Any:
+    """Axes that are written to as a whole are the same; a cache's, along its length, are not."""
     for axis, part in zip(operands[0], operands[1], strict=True):
         if size(axis) == size(part):
             read.unify(axis, part)

@@ -41,6 +41,7 @@ def _new_reps(step: Any, keep: Any) -> dict[str, Any]:
 
 @rule("tile", resize=_new_reps)
 def tile(read: Any, eqn: Any, operands: Any) -> Any:
+    """Copies one after another: a product of the copies, which may be pruned, and the axis."""
     pairs = zip(eqn.params["reps"], operands[0], strict=True)
     return [tuple(axis if n == 1 else Prod((read.fresh(n), axis)) for n, axis in pairs)]
 

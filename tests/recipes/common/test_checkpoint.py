@@ -1,12 +1,10 @@
-"""Checkpoints come back as they were, and masks take one bit a weight."""
+"""Trees and models come back as they were, and masks take one bit a weight."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-import jaxprune as jp
 from recipes.common import checkpoint
 from recipes.common.errors import RecipeError
 
@@ -27,11 +25,25 @@ def assert_equal(a, b):
 
 def test_pack_is_one_bit_per_bool_and_undone_by_unpack():
     tree = {"mask": jax.random.bernoulli(jax.random.key(0), 0.3, (5, 7)), "flag": jnp.array(True)}
-    tree |= {"none": None, "weights": jnp.arange(3.0)}
+    tree |= {"none": None, "weights": jnp.arange(3.0), "small": jnp.ones(3, jnp.bfloat16)}
+    tree |= {"numbers": np.array([0.1, 0.2])}  # float64: no array of JAX would hold it
     packed = checkpoint.pack(tree)
     assert packed["mask"].shape == (5,)
     assert packed["mask"].dtype == jnp.uint8
     assert_equal(checkpoint.unpack(packed, tree), tree)
+    shapes = jax.tree.map(checkpoint.packed_shape, tree)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), packed, shapes)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_keys_are_packed_as_their_data(impl):
+    keys = jax.random.split(jax.random.key(3, impl=impl), 2)
+    packed = checkpoint.pack({"keys": keys})["keys"]
+    assert packed.dtype == np.uint32
+    assert packed.shape == checkpoint.packed_shape(keys).shape
+    unpacked = checkpoint.unpack({"keys": packed}, {"keys": keys})["keys"]
+    assert (unpacked == keys).all()
 
 
 def test_model(tmp_path):
@@ -42,36 +54,14 @@ def test_model(tmp_path):
     assert_equal(checkpoint.load_model(tmp_path / "model"), (params, batch_stats, masks))
 
 
-def test_model_without_running_statistics(tmp_path):
+def test_a_model_without_running_statistics_replaces_another(tmp_path):
     params = stacked_params()
     masks = {"kernel": params["kernel"] > 0, "bias": None}
-    checkpoint.save_model(tmp_path / "model", params, {}, masks)
+    for stats in ({"norm": jnp.ones(2)}, {}):
+        checkpoint.save_model(tmp_path / "model", params, stats, masks)
     assert checkpoint.load_model(tmp_path / "model")[1] == {}
 
 
-def test_checkpoint_of_an_optimizer(tmp_path):
-    params = stacked_params()
-    tx = jp.sparsify(optax.adam(1e-3), jp.prune(jp.magnitude, jp.uniform, 0.5))
-    state = jax.vmap(tx.init)(params)
-    _, state = jax.vmap(tx.update)(params, state, params)
-    checkpoint.save_checkpoint(tmp_path, 7, {"sparse": state})
-    step, loaded = checkpoint.load_checkpoint(
-        tmp_path, jax.tree.map(jnp.zeros_like, {"sparse": state})
-    )
-    assert step == 7
-    assert_equal(loaded, {"sparse": state})
-
-
-def test_only_the_last_checkpoint_is_kept(tmp_path):
-    for step in (9, 10):
-        checkpoint.save_checkpoint(tmp_path, step, {"x": jnp.full(2, step)})
-    assert [path.name for path in tmp_path.iterdir()] == ["10"]
-
-
-def test_no_checkpoint_or_another_configuration(tmp_path):
-    with pytest.raises(RecipeError, match="no checkpoint in"):
-        checkpoint.load_checkpoint(tmp_path / "none", {"x": jnp.zeros(2)})
-    checkpoint.save_checkpoint(tmp_path, 1, {"x": jnp.zeros(2)})
-    for other in ({"x": jnp.zeros(3)}, {"y": jnp.zeros(2)}):
-        with pytest.raises(RecipeError, match="of another configuration"):
-            checkpoint.load_checkpoint(tmp_path, other)
+def test_a_missing_model(tmp_path):
+    with pytest.raises(RecipeError, match=r"there is no model in '.*here'"):
+        checkpoint.load_model(tmp_path / "here")

@@ -1,7 +1,9 @@
 """Configurations from flags and files; mistakes are one line and exit code 2."""
 
+import errno
 import os
 import signal
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -154,11 +156,25 @@ def test_exit_codes_of_signals(capsys):
     def interrupted(config):
         raise KeyboardInterrupt
 
-    for run, code in ((stopped, 143), (interrupted, 130)):
+    def terminated(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    for run, code in ((stopped, 143), (interrupted, 130), (terminated, 143)):
         with pytest.raises(SystemExit) as stop:
             cli.main(Config, run, "python -m recipes.x", [])
         assert stop.value.code == code
     assert capsys.readouterr().err.startswith("stopped at step 3\n")
+
+
+def test_a_disk_that_takes_no_more_is_told_in_a_line(capsys):
+    def full(config):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "runs/x/plots")
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(Config, full, "python -m recipes.x", [])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: 'runs/x/plots': Read-only file system\n"
 
 
 def test_the_first_signal_waits_and_the_second_does_not():

@@ -23,7 +23,7 @@ def f():
     return forking.forking(models.MLP((8,), 10), optax.adam(rates), train, keys, 16, 2)
 
 
-def nothing(step):
+def nothing(step, state):
     pass
 
 
@@ -57,7 +57,7 @@ def test_children_end_at_the_same_position_under_their_masks(f, trunk):
     masks = masks_of(trunk)
     children, keys = forking.fork(f, trunk, masks, CHILDREN)
     steps = []
-    children = forking.advance(f, children, keys, 3, STEPS, steps.append)
+    children = forking.advance(f, children, keys, 3, STEPS, lambda step, state: steps.append(step))
     assert steps == [5, 6]
     assert children.opt_state.inner_state[0].count.tolist() == [STEPS] * 8
     kernel = children.params["Dense_0"]["kernel"][4:].reshape(SEEDS, CHILDREN, 64, 8)

@@ -41,7 +41,7 @@ def constant(rate):
 
 def trained(program, params, masks, lanes, keys, steps=STEPS, first=0):
     state = phases.begin(program, params, {}, masks, lanes)
-    return phases.advance(program, state, lanes, keys, steps, lambda step: None, first=first)
+    return phases.advance(program, state, lanes, keys, steps, lambda step, state: None, first=first)
 
 
 def assert_close(a, b):
@@ -109,7 +109,8 @@ def test_a_phase_in_two_calls_is_the_phase(program):
     lanes, seen = lanes_of(*[constant(0.1)] * 2), []
     state = phases.begin(program, params, {}, masks, lanes)
     for start, stop in ((0, 3), (3, 6)):
-        state = phases.advance(program, state, lanes, keys, stop, seen.append, start)
+        see = lambda step, state: seen.append(step)
+        state = phases.advance(program, state, lanes, keys, stop, see, start)
     assert seen == [3, 6]
     assert_close(state.params, trained(program, params, masks, lanes, keys).params)
 
@@ -141,5 +142,5 @@ def test_a_phase_begins_with_a_fresh_optimizer():
     jax.tree.map(np.testing.assert_array_equal, state.params, jp.apply_masks(params, masks))
     assert not state.opt_state.step.any()
     kept = jax.tree.map(np.asarray, params)
-    phases.advance(program, state, lanes, keys, 1, lambda step: None)  # donates its own copy
+    phases.advance(program, state, lanes, keys, 1, lambda step, state: None)  # donates its own copy
     jax.tree.map(np.testing.assert_array_equal, params, kept)

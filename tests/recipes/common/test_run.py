@@ -49,12 +49,23 @@ def test_a_file_or_an_unwritable_place(tmp_path):
         run.start(tmp_path / "file" / "below", "")
 
 
-def test_resume_needs_a_checkpoint(tmp_path):
-    run.start(tmp_path, "")
-    with pytest.raises(RecipeError, match="finds no checkpoint"):
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(RecipeError, match=r"--resume finds no run: there is no '.*config\.yaml'"):
         run.check_out(tmp_path, resume=True)
-    (tmp_path / run.CHECKPOINT).mkdir()
+    run.start(tmp_path, "")
     run.check_out(tmp_path, resume=True)
+    run.write_json(tmp_path / run.SUMMARY, {})
+    with pytest.raises(RecipeError, match=r"the run in '.*' is finished; repeat it with --config"):
+        run.check_out(tmp_path, resume=True)
+    (tmp_path / run.CHECKPOINT).mkdir()  # killed just before its end
+    run.check_out(tmp_path, resume=True)
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".config.yaml.123.tmp").write_text("see")
+    run.check_out(tmp_path)
+    run.start(tmp_path, "seed: 0\n")
+    assert [path.name for path in tmp_path.iterdir()] == [run.CONFIG]
 
 
 def test_a_file_that_fails_is_absent(tmp_path):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from recipes.common import weights_left
+from recipes.common import flops_left, weights_left
 
 DENSE = np.array([0.9, 0.92])
 CURVES = {
@@ -40,3 +41,21 @@ def test_lines_are_means_in_percent(drawn):
 def test_the_second_panel_is_near_dense(drawn):
     low, high = drawn[1].get_ylim()
     assert low == pytest.approx(88) and 95 < high < 96
+
+
+def test_a_short_axis_has_more_ticks():
+    for left, ticks in (([0.5, 0.25], [50, 35, 25]), ([0.5, 0.1], [50, 20, 10])):
+        axes = Figure().subplots()
+        weights_left.percent_axis(axes, left)
+        assert axes.get_xticks().tolist() == ticks
+
+
+def test_flops_are_told_when_pruned_and_trained_on(monkeypatch):
+    figures = []
+    monkeypatch.setattr(flops_left, "png", lambda figure: figures.append(figure) or b"")
+    lower = {"ltr": (CURVES["ltr"][0], CURVES["ltr"][1] - 0.1)}
+    flops_left.picture(lower, {"ltr": CURVES["ltr"]}, DENSE, [0.5, 0.1])
+    for axes, first in zip(figures[0].axes, (82.5, 92.5), strict=True):
+        lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+        np.testing.assert_allclose(lines["ltr"][0], [50, first])
+        assert axes.get_xticks().tolist() == [50, 10]

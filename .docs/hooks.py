@@ -1,0 +1,140 @@
+"""What mkdocs makes beside the pages: the front page from README.md, the reference from the
+docstrings in the order of `jaxprune/__init__.py`, and every file of the repository that a page
+links to.
+
+Pages are plain Markdown whose links also work where they lie. A name in code font that the library
+has becomes a link to the reference. What can't be found is a warning, so an error of `--strict`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / ".docs" / "pages"
+INDEX = "index.md"
+CODE_BLOCK = re.compile(r"^( *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
+CODE = re.compile(r"(?<![\[`])`((?:jp\.)?(\w+)(?:\([^`]*\))?)`(?![`\]])")
+log = logging.getLogger("mkdocs.hooks")
+
+
+def sections() -> dict[str, dict[str, str]]:
+    """Heading -> {public name: where it is from}, as they stand in `jaxprune/__init__.py`."""
+    found: dict[str, dict[str, str]] = {}
+    text = (ROOT / "jaxprune" / "__init__.py").read_text()
+    for heading, home, name in re.findall(
+        r"^# (.*)$|^from (\S+) import \(?\s*\w+ as (\w+)", text, re.MULTILINE
+    ):
+        if heading:
+            found[heading[0].upper() + heading[1:]] = {}
+        else:
+            found[list(found)[-1]][name] = f"{home}.{name}"
+    return {heading: names for heading, names in found.items() if names}
+
+
+SECTIONS = sections()
+PUBLIC = {name: path for names in SECTIONS.values() for name, path in names.items()}
+
+
+def reference(heading: str) -> str:
+    """The page of a section of the reference."""
+    return f"reference/{re.sub('[^a-z]+', '-', heading.lower()).strip('-')}.md"
+
+
+def source(path: Path) -> str:
+    """The page that shows a file of the repository."""
+    return f"sources/{path.relative_to(ROOT).as_posix()}.md"
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """The reference goes last."""
+    pages = [{heading: reference(heading)} for heading in SECTIONS]
+    config.nav.append({"Reference": pages})  # type: ignore[union-attr]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Adds the pages that no one writes."""
+    made = {INDEX: (ROOT / "README.md").read_text()}
+    for heading, names in SECTIONS.items():
+        shown = "\n\n".join(f"::: {path}" for path in names.values())
+        made[reference(heading)] = f"# {heading}\n\n{shown}\n"
+    written = {
+        page.src_uri: (PAGES / page.src_uri).read_text() for page in files.documentation_pages()
+    }
+    for uri, text in {**made, **written}.items():
+        for _, target, _ in LINK.findall(CODE_BLOCK.sub("", text)):
+            path = place(uri, target)
+            if path and path.is_file() and not path.is_relative_to(PAGES):
+                lines = "~~~~~~ { .python linenums=1 }" if path.suffix == ".py" else "~~~~~~"
+                name = path.relative_to(ROOT).as_posix()
+                made[source(path)] = f"# {name}\n\n{lines}\n{path.read_text()}~~~~~~\n"
+    for uri, text in made.items():
+        file = File.generated(config, uri, content=text)
+        if uri.startswith("sources/"):
+            file.inclusion = file.inclusion.NOT_IN_NAV
+        files.append(file)
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """Links as the site has them."""
+    uri = page.file.src_uri
+    if uri.startswith(("reference/", "sources/")):
+        return markdown
+    parts = CODE_BLOCK.split(markdown)  # text and code in turns
+    parts[::2] = [names(LINK.sub(relinked(uri), text)) for text in parts[::2]]
+    return "".join(parts)
+
+
+def place(uri: str, target: str) -> Path | None:
+    """The file that a link of a page means; None if it means none of ours."""
+    if not target or re.match(r"\w+:", target):
+        return None
+    home = ROOT if uri == INDEX else (PAGES / uri).parent
+    return Path(os.path.normpath(home / target))
+
+
+def relinked(uri: str) -> Callable[[re.Match[str]], str]:
+    """A link as it stands in the repository -> as it stands in the site."""
+
+    def link(match: re.Match[str]) -> str:
+        text, target, anchor = match[1], match[2], match[3] or ""
+        path = place(uri, target)
+        if path is None:
+            return match[0]
+        if path.is_dir():
+            return text
+        if not path.exists():
+            log.warning("%s links to '%s', which does not exist", uri, target)
+            return text
+        inside = path.is_relative_to(PAGES)
+        if not inside and (name := re.fullmatch(r"`(test_\w+)`", text)):
+            lines = path.read_text().splitlines()
+            found = [i for i, line in enumerate(lines, 1) if line.startswith(f"def {name[1]}(")]
+            if not found:
+                log.warning("%s names %s, which is not in %s", uri, name[1], target)
+                return text
+            anchor = f"#__line-0-{found[0]}"
+        wanted = path.relative_to(PAGES).as_posix() if inside else source(path)
+        return f"[{text}]({posixpath.relpath(wanted, posixpath.dirname(uri) or '.')}{anchor})"
+
+    return link
+
+
+def names(text: str) -> str:
+    """Public names in code font become links to the reference; not in headings."""
+
+    def link(match: re.Match[str]) -> str:
+        return f"[`{match[1]}`][{PUBLIC[match[2]]}]" if match[2] in PUBLIC else match[0]
+
+    lines = text.split("\n")
+    return "\n".join(line if line.startswith("#") else CODE.sub(link, line) for line in lines)

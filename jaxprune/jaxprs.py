@@ -1,0 +1,17 @@
+"""What is written differently in the jaxprs of different versions of JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def scan_ends(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Where, among the operands of a scan with these parameters, its constants and its carry end.
+
+    JAX 0.11 has trees of them in place of `num_consts` and `num_carry`.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
+    return consts, consts + carry

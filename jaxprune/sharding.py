@@ -1,0 +1,59 @@
+"""Arrays laid out over devices like others, whatever the axes of the mesh are.
+
+Under automatic axes a constant has no layout but the one that XLA finds for it: masks that are all
+True would be born whole on every device. Under explicit axes layouts are part of an array's type,
+and some operations (a sort, a reshape that splits an axis) have no rule for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+
+
+def explicit_sharding(x: Any) -> NamedSharding | None:
+    """The sharding in the type of `x`; None unless its mesh has explicit axes."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    is_explicit = isinstance(sharding, NamedSharding) and (
+        AxisType.Explicit in sharding.mesh.axis_types
+    )
+    return sharding if is_explicit else None
+
+
+def sharded_like(mask: Any, like: Any) -> jax.Array:
+    """`mask` (bool), with the sharding of `like`, floats of its shape or a ShapeDtypeStruct."""
+    is_whole = not isinstance(like, jax.core.Tracer) and len(getattr(like, "devices", set)()) < 2
+    if is_whole:
+        return jnp.asarray(mask)
+    # True, even of nan; it depends on `like`, so that the layout flows from there to the mask
+    return mask & ((like == like) | (like != like))
+
+
+def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
+    """`f`, traced with automatic axes where those of `like` are explicit.
+
+    Args:
+      f: its result is of the structure and shapes of `like`, a pytree of arrays.
+    """
+    shardings = jax.tree.map(explicit_sharding, like)
+    if not jax.tree.leaves(shardings):
+        return f
+
+    def run(*args: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(args)
+        is_array = [isinstance(x, jax.Array) for x in leaves]
+        rest = [None if own else x for x, own in zip(leaves, is_array, strict=True)]
+
+        def inner(arrays: list[jax.Array]) -> Any:
+            own = iter(arrays)
+            merged = [next(own) if a else x for x, a in zip(rest, is_array, strict=True)]
+            return f(*jax.tree.unflatten(treedef, merged))
+
+        arrays = [x for x, own in zip(leaves, is_array, strict=True) if own]
+        return jax.sharding.auto_axes(inner, out_sharding=shardings)(arrays)
+
+    return run

@@ -1,0 +1,72 @@
+"""What a network costs under gates: sums of gates in place of numbers of neurons."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxprune.coupling.expressions import Atom, Expr, Prod, resolved
+from jaxprune.coupling.structure import Structure
+from jaxprune.structured.cost import Cost, Product, collect
+from jaxprune.structured.folding import GroupGates, check_gates
+
+
+def relaxed_cost(structure: Structure, gates: GroupGates) -> Cost:
+    """`cost` with the sum of its gates as the size of each group: float32 scalars, differentiable.
+
+        FLOPs of a convolution = 2 HW window (sum of its inputs' gates)(sum of its outputs' gates)
+
+    For gates of 0 and 1 it is `cost` of the neurons at 1. As there, FLOPs are those of all matrix
+    products and convolutions, projections and the last layer among them, and of nothing else; an
+    axis without gates counts whole, and one of several groups, such as a concatenation, the sum or
+    the product of theirs. Divide by the `cost` of the *first* network, also when the structure is
+    that of one which is smaller already:
+
+        relative = relaxed_cost(structure, gates).flops / cost(structure).flops
+        loss += strength * jnp.abs(relative - target)
+
+    Args:
+      gates: float (size,) by group; of a group that is not named all are 1.
+
+    Raises:
+      ValueError, TypeError: if the gates do not fit the structure.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> params = {'a': jnp.ones((4, 8)), 'b': jnp.ones((8, 2))}
+    >>> structure = jp.analyze(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((1, 4)))
+    >>> float(relaxed_cost(structure, {'a': jnp.full(8, 0.25)}).flops)  # of 96
+    24.0
+
+    Reference: Larson et al., 2023, A Generalization of Continuous Relaxation in Structured Pruning.
+    """
+    gates = check_gates(structure, gates)
+    sums = {structure.atoms[name]: jnp.sum(own) for name, own in gates.items()}
+
+    def size(e: Expr) -> Any:
+        e = resolved(e)
+        if isinstance(e, Atom):
+            return sums.get(e, e.size)
+        if isinstance(e, Prod):
+            return math.prod(map(size, e.factors))
+        return sum(map(size, e.parts))
+
+    def flops(products: list) -> Any:
+        total = jnp.float32(0)
+        for item in products:
+            if isinstance(item, Product):
+                share = float(item.factor) / item.divisor
+                total += functools.reduce(lambda n, e: n * size(e), item.axes, share)
+            else:
+                factor, branches = item
+                total += float(factor) * functools.reduce(jnp.maximum, map(flops, branches))
+        return total
+
+    frozen = sum(g.size for name, g in structure.groups.items() if name not in gates)
+    neurons = sum((jnp.sum(own) for own in gates.values()), jnp.float32(frozen))
+    weights = (math.prod(map(size, axes)) for axes in structure.axes.values())
+    total = sum(weights, jnp.float32(0))
+    found: tuple[Any, ...] = (neurons, total, flops(collect(structure.program)))
+    return Cost._make(jnp.asarray(x, jnp.float32) for x in found)

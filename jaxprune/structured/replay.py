@@ -1,0 +1,165 @@
+"""The function of a network, run on what is left of its params."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+
+from jaxprune.base import Params, is_none
+from jaxprune.coupling.analyze import read
+from jaxprune.coupling.expressions import Atom, atoms, infer, transfer
+from jaxprune.coupling.reader import Program
+from jaxprune.coupling.replay import Keep
+from jaxprune.coupling.simplify import Simplify
+from jaxprune.coupling.structure import Structure
+from jaxprune.flops import shape_only
+from jaxprune.rules import named_leaves, quoted
+from jaxprune.structured.kept import Kept, Removal, known, removed
+from jaxprune.structured.reduced import reduced, small_inputs
+
+
+def replay(
+    structure: Structure, kept: Kept, fn: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """The function `(small_params, *args) -> Any` on params of which only `kept` neurons are left.
+
+    The program of `fn` is run anew, equation by equation, with sizes computed from those that are
+    left: no model is edited, and shapes that it reads in Python stay as they were. Numbers that
+    came from sizes (the n of a mean, the root in attention) are the old ones, so that the result
+    is that of the masked function. It can be jitted, differentiated, vmapped and exported; custom
+    derivatives are kept. Arguments of other shapes, such as another batch, are traced anew.
+
+    Args:
+      kept: bool (size,) by group, True = kept, not traced; or a `Removal`.
+      fn: another function of the same params, such as the one that trains them and returns new
+        running statistics; None for the one that was analysed. Where it returns something at the
+        path of a leaf that was removed (its gradient, new statistics) that is None.
+
+    Raises:
+      ValueError: if `kept` does not fit; (when called) if the params are not the small ones, or
+        the neurons can't be left out of this function, which says why.
+    """
+    gone, whole = removed(kept), not isinstance(kept, Removal)
+    kept = known(structure, kept)
+    own = fn if fn is not None else structure.fn
+    of_atoms = {structure.atoms[name]: entries for name, entries in kept.items()}
+    keep = Keep(of_atoms)
+    shapes = {path: keep.shape(axes) for path, axes in structure.axes.items() if path not in gone}
+    first = _key(small_inputs(structure, keep)) if fn is None else None
+    functions: dict[Any, Callable[..., Any]] = {}
+
+    def function(params: Params, inputs: Any, key: Any) -> Callable[..., Any]:
+        """Of the leaves of params and inputs of these shapes."""
+        if key == first:
+            program, of_program, outputs = structure.program, keep, structure.outputs
+        else:
+            program, of_program, outputs = _read_again(structure, keep, own, inputs)
+        if whole:
+            treedef = jax.tree.structure(outputs)
+            return lambda xs: jax.tree.unflatten(treedef, of_program.run(program, xs))
+        return _without(structure, gone, program, of_program, outputs, params, inputs)
+
+    def small_fn(params: Params, *args: Any) -> Any:
+        inputs = jax.tree.map(shape_only, args)
+        _check_small(structure, params, shapes)
+        key = _key(inputs)
+        if key not in functions:
+            functions[key] = function(params, inputs, key)
+        return functions[key]([*jax.tree.leaves(params), *jax.tree.leaves(args)])
+
+    return small_fn
+
+
+def _without(
+    structure: Structure,
+    gone: Sequence[str],
+    program: Program,
+    keep: Keep,
+    outputs: Any,
+    params: Params,
+    inputs: Any,
+) -> Callable[..., Any]:
+    """The function of the leaves of params and inputs, of a program of which parts fell away."""
+    small = dict(named_leaves(params))
+    leaves = [None if path in gone else shape_only(small[path]) for path in structure.axes]
+    paths = [path for path, x in named_leaves(outputs) if x is not None]
+    wanted = [not any(f"/{path}".endswith(f"/{leaf}") for leaf in gone) for path in paths]
+    left = reduced(program, Simplify(keep.kept), leaves, jax.tree.leaves(inputs), wanted)
+    run, treedef = jaxpr_as_fun(left.jaxpr), jax.tree.structure(outputs)
+    operands = [*leaves, *jax.tree.leaves(inputs)]
+    there = [own for x, own in zip(operands, left.read, strict=True) if x is not None]
+
+    def function(xs: Sequence[Any]) -> Any:
+        results = iter(run(*(x for x, is_read in zip(xs, there, strict=True) if is_read)))
+        return jax.tree.unflatten(treedef, [next(results) if own else None for own in wanted])
+
+    return function
+
+
+def _key(inputs: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(inputs)
+    return treedef, tuple((x.shape, x.dtype) if hasattr(x, "shape") else type(x) for x in leaves)
+
+
+def _whole(structure: Structure, inputs: Any) -> Any:
+    """The inputs with their sliceable axes as they were before."""
+    before = dict(named_leaves(structure.inputs))
+    leaves = []
+    for path, x in named_leaves(inputs):
+        for at, i in structure.sliceable_inputs:
+            if at == path:
+                shape = list(x.shape)
+                shape[i] = before[path].shape[i]
+                x = jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+        leaves.append(x)
+    return jax.tree.unflatten(jax.tree.structure(inputs, is_leaf=is_none), leaves)
+
+
+def _read_again(
+    structure: Structure, keep: Keep, fn: Callable[..., Any], inputs: Any
+) -> tuple[Program, Keep, Any]:
+    """The program of `fn` on inputs of these shapes, and what is left of its own atoms."""
+    sliceable = structure.sliceable_inputs if fn is structure.fn else ()
+    full = _whole(structure, inputs) if sliceable else inputs
+    again = read(fn, structure.shapes, full, (), sliceable, freeze_outputs=False)
+    kept: dict[Atom, np.ndarray] = {}
+    for path, axes in structure.axes.items():
+        for i, (axis, old) in enumerate(zip(again.axes[path], axes, strict=True)):
+            if not (transfer(axis, old, keep.kept, kept) or infer(axis, keep.of(old), kept)):
+                raise ValueError(
+                    f"replay: in this function the entries of {path}[{i}] are tied in other ways "
+                    "than in the one that was analysed: analyse this one."
+                )
+    for why, members in again.frozen.items():
+        if why == "not read by the function":
+            continue
+        for path, i in members:
+            for atom in (own for own in atoms(again.axes[path][i]) if why in own.frozen):
+                if not kept[atom].all():
+                    raise ValueError(
+                        f"replay: this function can't do without the neurons that were pruned from "
+                        f"{path}[{i}], which is {why}."
+                    )
+    return again.program, Keep(kept), again.outputs
+
+
+def _check_small(structure: Structure, params: Params, shapes: dict[str, tuple]) -> None:
+    before, treedef = jax.tree.flatten(structure.shapes, is_leaf=is_none)
+    paths = [path for path, _ in named_leaves(structure.shapes)]
+    left = [x if path in shapes else None for path, x in zip(paths, before, strict=True)]
+    wanted: Any = jax.tree.structure(jax.tree.unflatten(treedef, left))
+    if jax.tree.structure(params) != wanted:
+        raise ValueError(
+            "this function takes the small params, a tree like those that were analysed; got the "
+            f"leaves {quoted([(path, x) for path, x in named_leaves(params)])}."
+        )
+    for path, leaf in named_leaves(params):
+        if leaf is not None and np.shape(leaf) != shapes[path]:
+            raise ValueError(
+                f"this function takes the small params: '{path}' of shape {shapes[path]}; got "
+                f"{np.shape(leaf)}. shrink(structure, params, kept) makes them."
+            )

@@ -1,0 +1,208 @@
+"""The checkpoints of a run: written behind training, checked when they are read.
+
+A file may be cut short, or a bit of it flip: what is read has the checksums of what was written, or
+the checkpoint before is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import LatestN
+
+from recipes.common.checkpoint import pack, packed_shape, unpack
+from recipes.common.errors import RecipeError, reason
+
+KEPT = 2  # where the last can't be read, the one before can
+TREE, ABOUT = "tree", "about"  # the parts of a checkpoint: arrays, and what JSON can say
+
+
+def _tell_once() -> None:
+    """What orbax raises is told in a line here: without the tracebacks that it also logs.
+
+    Where one array can't be read or written, tensorstore adds one for each of the others.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    lost = "never retrieved"
+    logging.getLogger("asyncio").addFilter(lambda record: lost not in record.getMessage())
+    before = sys.unraisablehook
+
+    def unraisable(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = unraisable
+
+
+_tell_once()
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was read: its step, arrays and words."""
+
+    step: int
+    tree: Any  # packed; NamedTuples as dicts of their fields
+    about: dict[str, Any]
+    path: Path
+
+    def like(self, part: str, template: Any) -> Any:
+        """`tree[part]`, unpacked, in the structure of `template`: arrays, or only their shapes.
+
+        Raises `RecipeError` where paths, shapes or dtypes differ; it names the first.
+        """
+        saved, wanted = _by_name(self.tree[part]), _by_name(jax.tree.map(packed_shape, template))
+        if different := _first_difference(saved, wanted):
+            raise RecipeError(
+                f"the checkpoint '{self.path}' is of another network or optimizer: {different}"
+            )
+        packed = [saved[name] for name in wanted]
+        return unpack(jax.tree.unflatten(jax.tree.structure(template), packed), template)
+
+
+class Checkpoints:
+    """The last checkpoints of a run, numbered by its step; each is there whole or not at all.
+
+    Writing goes on behind training. Nothing but this process may write to the folder.
+    """
+
+    def __init__(self, folder: Path, keep: int = KEPT):
+        self.folder = folder
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=LatestN(keep),
+            cleanup_tmp_directories=True,  # of a save that was killed
+            save_root_metadata=False,
+            # in a thread of its own, a folder that can't be made stops the program for minutes
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        with self._or_error():
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(), options=options, item_names=(TREE, ABOUT)
+            )
+
+    @property
+    def last(self) -> int:
+        """The step of the last checkpoint; -1 where there is none."""
+        step = self._manager.latest_step()
+        return -1 if step is None else step
+
+    def save(self, step: int, tree: Any, about: dict[str, Any]) -> None:
+        """Copies what is to be saved, and returns: `tree` may be donated, and is written later.
+
+        Raises `RecipeError` if this or the save before could not be written.
+        """
+        packed = pack(tree)
+        about = {"said": about, "checksums": _checksums(packed, about)}
+        with self._or_error():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{TREE: ocp.args.StandardSave(packed), ABOUT: ocp.args.JsonSave(about)}
+                ),
+            )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._manager.is_saving_in_progress()
+
+    def wait(self) -> None:
+        """Until all is written; raises `RecipeError` if it can't be."""
+        with self._or_error():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and ends the threads that write."""
+        with self._or_error():
+            self._manager.close()
+
+    def load(self) -> Saved | None:
+        """The last checkpoint that is whole, None where there is none.
+
+        One that is damaged is told of on stderr and put aside. Raises `RecipeError` if all are.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            path = self.folder / str(step)
+            try:
+                return read(path)
+            except RecipeError as error:
+                before = [s for s in steps if s < step]
+                then = (
+                    f"going on from '{self.folder / str(before[0])}'"
+                    if before
+                    else "there is none before it"
+                )
+                print(f"{error}; {then}", file=sys.stderr)
+                path.replace(path.with_name(f"{step}.damaged"))
+                self._manager.reload()
+        if steps:
+            raise RecipeError(
+                f"no checkpoint in '{self.folder}' can be read; start anew with --overwrite"
+            )
+        return None
+
+    @contextmanager
+    def _or_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise of many kinds
+            raise RecipeError(
+                f"a checkpoint can't be written to '{self.folder}': {reason(error)}; what was "
+                "saved before is still there: make room, and go on with --resume"
+            ) from error
+
+
+def read(path: Path) -> Saved:
+    """The checkpoint in this folder, whose name is its step; no template is needed.
+
+    Masks in its tree are packed, as `jp.pack` does it: `jp.unpack(jp.get_masks(opt_state), params)`
+    unpacks them. Raises `RecipeError` if it is damaged or missing.
+    """
+    if not path.is_dir():
+        raise RecipeError(f"there is no checkpoint '{path}'")
+    try:
+        handlers = {TREE: ocp.StandardCheckpointHandler(), ABOUT: ocp.JsonCheckpointHandler()}
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
+            restored = checkpointer.restore(path.absolute())
+        tree, about = restored[TREE], restored[ABOUT]["said"]
+        sums, written = _checksums(tree, about), restored[ABOUT]["checksums"]
+        if wrong := [name for name in written if sums.get(name) != written[name]]:
+            raise ValueError(f"'{wrong[0]}' is not what was written")
+    except Exception as error:  # whatever reading damaged files comes to
+        raise RecipeError(f"the checkpoint '{path}' is damaged ({reason(error)})") from error
+    return Saved(int(path.name), tree, about, path)
+
+
+def _checksums(packed: Any, about: dict[str, Any]) -> dict[str, int]:
+    """Of each leaf: compressed data that a flipped bit has changed is read without complaint."""
+    leaves = {name: np.ascontiguousarray(x).reshape(-1) for name, x in _by_name(packed).items()}
+    data: dict[str, Any] = {name: x.view(np.uint8) for name, x in leaves.items()}
+    data[ABOUT] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    return {name: zlib.crc32(own) for name, own in data.items()}
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Leaves by path; the same for a NamedTuple and for the dict that it was saved as."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _first_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for name, leaf in wanted.items():
+        if name not in saved:
+            return f"it has no '{name}'"
+        there, here = (f"{x.dtype} {x.shape}" for x in (saved[name], leaf))
+        if there != here:
+            return f"'{name}' is {there} there and {here} here"
+    extra = [name for name in saved if name not in wanted]
+    return f"it has '{extra[0]}', which is not needed here" if extra else ""

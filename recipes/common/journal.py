@@ -1,0 +1,207 @@
+"""What a run writes while it trains, metrics.jsonl and checkpoints: they always agree.
+
+A checkpoint holds all that the rest of the run depends on: networks, optimizers and masks, the step
+(from which, with the seed, the keys and the order of the data follow), the lines of metrics.jsonl,
+the configuration and the versions. `--resume` makes metrics.jsonl what it was at the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from recipes.common import cli, results, run
+from recipes.common.checkpoints import KEPT, Checkpoints, Saved
+from recipes.common.errors import RecipeError
+from recipes.common.interrupt import Stopped, deferred_signals
+from recipes.common.progress import progress
+
+if TYPE_CHECKING:
+    from recipes.common.settings import Settings
+
+# What may be another when a run goes on: nothing that is trained or logged depends on it.
+FREE = ("out", "data_dir", "checkpoint_every", "keep_best")
+
+At = Callable[[int, Any], None]  # called with the step, and all that changes in training
+Train = Callable[[Any, int, At], Any]  # (what changes, first step, at) -> it, trained
+
+
+@contextmanager
+def journal(config: Settings, program: str) -> Iterator[Journal]:
+    """Begins the run in `config.out`, or with `config.resume` goes on with it.
+
+    Within it, Ctrl-C and SIGTERM end the run at the next point where it can be saved. Raises
+    `RecipeError` if another process is at work there, and for another configuration on resume.
+    """
+    if config.resume:
+        run.lock(config.out)
+    else:
+        run.start(config.out, cli.to_yaml(config))
+    try:
+        with ExitStack() as stack:
+            folders = {run.CHECKPOINT: KEPT} | ({run.BEST: 1} if config.keep_best else {})
+            checkpoints = [
+                stack.enter_context(closing(Checkpoints(config.out / name, keep)))
+                for name, keep in folders.items()
+            ]
+            yield Journal(config, program, checkpoints, stack.enter_context(deferred_signals()))
+    except BaseException:  # else it is held until the run is finished
+        run.unlock(config.out)
+        raise
+
+
+class Journal:
+    """The journal of a run; made by `journal`.
+
+    A run is a sequence of settled states, and of trainings (`once`) that lead from one to the next.
+    It can be saved after every call of the device, and is where that is due.
+    """
+
+    def __init__(
+        self,
+        config: Settings,
+        program: str,
+        checkpoints: Sequence[Checkpoints],
+        signalled: Callable[[], int | None],
+    ):
+        self.records: list[dict[str, Any]] = []  # the lines of metrics.jsonl
+        self.step = 0  # steps trained so far, in all
+        self._every, self._signalled = config.checkpoint_every, signalled
+        self._out, self._checkpoints = config.out, checkpoints[0]
+        self._best = checkpoints[1] if config.keep_best else None
+        best = self._best.load() if self._best else None
+        self._score: list[float] = best.about["score"] if best else []
+        self._again = f"{program} --out {config.out} --resume"
+        self._about: dict[str, Any] = {"config": cli.plain(config), "changes": []}
+        self._settled: Any = None
+        self._trained: dict[str, Any] = {}
+        self._saved = self._resumed(config) if config.resume else None
+        self._saved_at = time.monotonic()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        self.records.append(record)
+        run.append(self._out / run.METRICS, record)
+
+    def last(self, like: Any) -> Any | None:
+        """The last settled state of the run that is resumed, like `like`; None if it had none."""
+        if self._saved and "settled" in self._saved.tree:
+            self._settled = self._saved.like("settled", like)
+        return self._settled
+
+    def settle(self, state: Any, step: int | None = None, score: Sequence[float] = ()) -> None:
+        """`state` is all that the rest of the run depends on; `step` if not those of `once`.
+
+        The state with the highest `score`, if it has one, is that of `--keep-best`.
+        """
+        self._settled, self._trained = state, {}
+        self._saved = None  # what was resumed is behind us
+        self.step = self.step if step is None else step
+        if self._best and list(score) > self._score:
+            self._score = list(score)
+            about = {**self._about, "score": self._score, "versions": results.versions()}
+            self._best.save(self.step, {"settled": state}, about)
+        self._offer()
+
+    def once(self, name: str, steps: int, state: Any, train: Train, words: str) -> Any:
+        """`train(state, 0, at)`, in which `at` is called between calls of the device.
+
+        A run that is resumed starts from where it was, or has what it had come to; `state` then
+        only lends its structure. `name`, with `words` beside its progress, is its own until the
+        next `settle`.
+        """
+        start, saved = 0, self._saved
+        if saved and name in saved.about["trained"]:
+            self._trained[name] = saved.like(f"trained {name}", state)
+            return self._trained[name]
+        if saved and name == saved.about["training"]:
+            start, state = saved.about["at"], saved.like("training", state)
+        before = self.step - start
+
+        def at(step: int, state: Any) -> None:
+            show(step, words)
+            self.step = before + step
+            self._offer(name, step, state)
+
+        with progress(name, steps, start) as show:
+            state = train(state, start, at)
+        self.step, self._trained[name] = before + steps, state
+        return state
+
+    def _offer(self, name: str | None = None, at: int = 0, state: Any = None) -> None:
+        """Saves if it is time to, or a signal was heard; then the run ends."""
+        signum = self._signalled()
+        due = time.monotonic() - self._saved_at >= self._every
+        if (due or signum) and self.step > self._checkpoints.last:
+            tree = {f"trained {done}": own for done, own in self._trained.items()}
+            if self._settled is not None:
+                tree["settled"] = self._settled
+            if name is not None:
+                tree["training"] = state
+            about = {
+                **self._about,
+                "step": self.step,
+                "trained": list(self._trained),
+                "training": name,
+                "at": at,
+                "metrics": self.records,
+                "versions": results.versions(),
+            }
+            self._checkpoints.save(self.step, tree, about)
+            self._saved_at = time.monotonic()
+        if signum:
+            self._checkpoints.wait()
+            path = self._out / run.CHECKPOINT / str(self._checkpoints.last)
+            raise Stopped(
+                signum,
+                f"stopped after {self.step:,} steps; the checkpoint is in {path}; go on with: "
+                f"{self._again}",
+            )
+
+    def _resumed(self, config: Settings) -> Saved | None:
+        """The checkpoint to go on from, if there is one; metrics.jsonl is what it was there."""
+        saved = self._checkpoints.load()
+        if saved:
+            before, self._about["changes"] = saved.about["config"], saved.about["changes"]
+            self.records, self.step = saved.about["metrics"], saved.step
+            _warn_of_versions(saved)
+        else:
+            before = yaml.safe_load((config.out / run.CONFIG).read_text())
+            print(f"'{config.out}' has no checkpoint yet: it begins again", file=sys.stderr)
+        if changes := _changes(before, self._about["config"]):
+            if not config.allow_changes:
+                raise RecipeError(
+                    f"--resume with other settings than those of the run: {', '.join(changes)}. "
+                    "Leave them out, start anew with --overwrite, or go on by the new ones with "
+                    "--allow-changes"
+                )
+            self._about["changes"].append(f"from step {self.step:,} on {', '.join(changes)}")
+        notes = "".join(f"# {line}\n" for line in self._about["changes"])
+        run.write(config.out / run.CONFIG, notes + cli.to_yaml(config))
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        run.write(config.out / run.METRICS, lines)
+        return saved
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings that differ, in words; one that is new in this version had its default."""
+    return [
+        f"--{key.replace('_', '-')} {before[key]} -> {now[key]}"
+        for key in now
+        if key not in FREE and key in before and before[key] != now[key]
+    ]
+
+
+def _warn_of_versions(saved: Saved) -> None:
+    now = results.versions()
+    if others := [f"{k} {v}" for k, v in saved.about["versions"].items() if now.get(k) != v]:
+        print(
+            f"'{saved.path}' was written with {', '.join(others)}: the bits may differ",
+            file=sys.stderr,
+        )

@@ -1,0 +1,313 @@
+"""One model over several processes: `python -m recipes.distributed --help`.
+
+Trains a network whose params, masks and optimizer state are split over the devices of all
+processes, with gradual magnitude pruning. The processes save together; killed in whatever way, the
+run goes on from its last checkpoint to the same bits, with as many processes or others.
+
+On one machine `--processes 2` starts them, with CPU devices. On a TPU pod or a GPU cluster start
+the same command once a process, with --out on a disk that all see; they find each other:
+
+    gcloud compute tpus tpu-vm ssh NAME --worker=all --command="python -m recipes.distributed"
+    srun --ntasks-per-node=8 --gpus-per-task=1 python -m recipes.distributed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxprune as jp
+from recipes.common import cli, data, layout, models, processes, run, settings, sharded
+from recipes.common.errors import RecipeError
+from recipes.common.interrupt import Stopped, deferred_signals
+from recipes.common.training import classification
+
+PROGRAM = "python -m recipes.distributed"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One model over several processes, with gradual magnitude pruning."""
+
+    processes: Annotated[int | None, cli.default_is("INT", "none: join those there are")] = None
+    """Start so many processes on this machine."""
+    devices: int = 4
+    """CPU devices of all these processes together."""
+    model_axis: int = 2
+    """Devices along the model axis of the mesh; the others are along its data axis."""
+
+    width: float = 1.0
+    """What multiplies the sizes of the hidden layers, 256 and 128."""
+    steps: int = 100
+    """Training steps."""
+    batch_size: int = 128
+    """Examples per step, over all devices."""
+    learning_rate: float = 3e-3
+    """Adam's."""
+    sparsity: float = 0.8
+    """The fraction of weights to prune, in [0, 1)."""
+    every: int = 10
+    """Steps between updates of the masks."""
+    seed: int = 0
+    """Of the weights and of the order of the data."""
+
+    checkpoint_every: int = 20
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many checkpoints to keep."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    out: Path = Path("runs/distributed")
+    """The folder to write to; all processes must see it."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    resume: bool = False
+    """Go on with the run in --out from its last checkpoint, with its config.yaml."""
+    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
+    """Read all of these from a config.yaml; flags given beside it win."""
+
+
+class State(NamedTuple):
+    """All that a step changes; how many were made is in the optimizer's state."""
+
+    params: Any
+    opt_state: optax.OptState
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    cli.main(Config, partial(start_or_train, argv=given), PROGRAM, given)
+
+
+def start_or_train(config: Config, argv: Sequence[str]) -> dict[str, Any] | None:
+    """Starts the processes of --processes, or trains as one of them."""
+    check(config)
+    if config.processes is None or processes.was_started():
+        processes.join()
+        return train(config)
+    run.check_out(config.out, config.overwrite, config.resume)  # before any of them is started
+    command = (sys.executable, "-m", "recipes.distributed", *argv)
+    code = processes.start(command, config.processes, config.devices)
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
+    return None
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.in_range("--width", config.width, 0, 100, "(]")
+    cli.in_range("--learning-rate", config.learning_rate, 0, 1e3, "()")
+    cli.at_least("--steps", config.steps, 2)
+    cli.at_least("--seed", config.seed, 0)
+    for flag in ("devices", "model_axis", "batch_size", "every", "checkpoint_every", "keep"):
+        cli.at_least(f"--{flag.replace('_', '-')}", getattr(config, flag), 1)
+    cli.at_least("--log-every", config.log_every, 1)
+    if config.processes is not None:
+        cli.at_least("--processes", config.processes, 1)
+        if config.devices % config.processes:
+            raise RecipeError(
+                f"--devices {config.devices} can't be shared by --processes {config.processes}"
+            )
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Trains as one of the processes; returns what summary.json holds. All of them call it."""
+    mesh = mesh_of(config)
+    digits = data.load("digits").train
+    if config.batch_size > len(digits.labels):
+        raise RecipeError(
+            f"--batch-size {config.batch_size} is more than all {len(digits.labels):,} examples"
+        )
+    like, init, step = program(config, mesh)
+    _begin(config)
+    checkpoints = sharded.manager(config.out / run.CHECKPOINT, config.keep)
+    with closing(checkpoints), jax.set_mesh(mesh), _signals() as received:
+        if config.resume:
+            first, state = sharded.restore(checkpoints, like)
+            if first >= config.steps:
+                raise RecipeError(f"the run in --out '{config.out}' has made all its steps")
+            _forget_after(config, first)
+        else:
+            first, state = 0, init(jax.random.key(config.seed))
+        for now in range(first, config.steps):
+            state, loss = step(state, *batch_at(digits, config, now, mesh))
+            if jax.default_backend() == "cpu":  # its devices share threads: steps that overlap,
+                loss.block_until_ready()  # each waiting for another process, can wait for ever
+            done = now + 1
+            if done % config.log_every == 0 or done == config.steps:
+                _log(config, done, loss, state)
+            stops = _stops(received, checkpoints, done) and done < config.steps
+            if stops or done % config.checkpoint_every == 0 or done == config.steps:
+                sharded.save(checkpoints, done, state)
+            if stops:
+                checkpoints.wait_until_finished()
+                if not processes.is_first():
+                    sys.exit(128 + signal.SIGTERM)
+                raise Stopped(signal.SIGTERM, f"stopped after step {done}; go on with --resume")
+        checkpoints.wait_until_finished()
+        return _finish(config, mesh, state, loss)
+
+
+def mesh_of(config: Config) -> Mesh:
+    """All devices of all processes, along two axes."""
+    devices = jax.device_count()
+    if devices % config.model_axis:
+        raise RecipeError(
+            f"--model-axis {config.model_axis} does not divide the {devices} devices of all "
+            f"{jax.process_count()} processes"
+        )
+    data_axis = devices // config.model_axis
+    if config.batch_size % data_axis:
+        raise RecipeError(
+            f"--batch-size {config.batch_size} can't be split over the {data_axis} devices of the "
+            "data axis"
+        )
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((data_axis, config.model_axis), ("data", "model"), axis_types=kinds)
+
+
+def program(config: Config, mesh: Mesh) -> tuple[State, Any, Any]:
+    """(shapes and layout of the state, key -> state, (state, images, labels) -> state, loss)."""
+    module = models.model("mlp", 10, width=config.width)
+    tx = settings.gradual(
+        optax.adam(config.learning_rate), config.steps, config.sparsity, config.every
+    )
+    loss_fn = classification(module)
+
+    def init(key: jax.Array) -> State:
+        params = module.init(key, jnp.zeros((1, 8, 8, 1)))["params"]
+        return State(params, tx.init(params))
+
+    def step(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, jax.Array]:
+        of_params = lambda params: loss_fn(params, {}, images, labels)[0]
+        loss, grads = jax.value_and_grad(of_params)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return State(optax.apply_updates(state.params, updates), opt_state), loss
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    params = layout.on_mesh(shapes.params, specs(shapes.params), mesh)
+    like = State(params, layout.state_like(shapes.opt_state, params, mesh))
+    own = layout.shardings(like)
+    whole = NamedSharding(mesh, P())
+    return (
+        like,
+        jax.jit(init, out_shardings=own),
+        jax.jit(step, donate_argnums=0, out_shardings=(own, whole)),
+    )
+
+
+def specs(params: Any) -> Any:
+    """Hidden kernels over both axes; the ten classes are not split."""
+    head = {"kernel": P("data"), "bias": P()}
+    return {name: {"kernel": P("data", "model"), "bias": P("model")} for name in params} | {
+        max(params): head
+    }
+
+
+def batch_at(split: data.Split, config: Config, step: int, mesh: Mesh) -> tuple[jax.Array, ...]:
+    """The batch of a step, over the data axis: a process reads only what its devices need."""
+    epoch, place = divmod(step, len(split.labels) // config.batch_size)
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(split.labels))
+    indices = order[place * config.batch_size :][: config.batch_size]
+
+    def spread(x: np.ndarray) -> jax.Array:
+        shape = (config.batch_size, *x.shape[1:])
+        read = lambda index: x[indices[index[0]]]
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, P("data")), read)
+
+    return spread(split.images), spread(split.labels)
+
+
+def digest(tree: Any) -> str:
+    """A hash of all bits; the same on every process, and for every layout."""
+    found = hashlib.sha256()
+    for name, x in layout.by_name(tree).items():
+        found.update(name.encode())
+        found.update(np.asarray(multihost_utils.process_allgather(x, tiled=True)).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _begin(config: Config) -> None:
+    """The first process checks the folder and writes config.yaml, before any other goes on."""
+    error = None
+    if processes.is_first():
+        try:
+            run.check_out(config.out, config.overwrite, config.resume)
+            if not config.resume:
+                run.start(config.out, cli.to_yaml(config))
+        except RecipeError as found:
+            error = found
+    processes.first_only(error)
+
+
+def _forget_after(config: Config, step: int) -> None:
+    """Drops the metrics of steps that will be made again."""
+    if processes.is_first():
+        kept = [r for r in run.read_lines(config.out / run.METRICS) if r["step"] <= step]
+        run.remove(config.out / run.METRICS)
+        for record in kept:
+            run.append(config.out / run.METRICS, record)
+
+
+def _log(config: Config, step: int, loss: jax.Array, state: State) -> None:
+    sparsity = jp.sparsity(jp.get_masks(state.opt_state))
+    if processes.is_first():
+        record = {"step": step, "loss": float(loss), "sparsity": round(float(sparsity), 7)}
+        run.append(config.out / run.METRICS, record)
+        print(f"{step}/{config.steps}  loss {record['loss']:.4f}", file=sys.stderr, flush=True)
+
+
+def _signals() -> AbstractContextManager[Callable[[], int | None] | None]:
+    """Of one process, notes of signals. Of several, SIGTERM is heard by JAX's own handler."""
+    return deferred_signals() if jax.process_count() == 1 else nullcontext()
+
+
+def _stops(
+    received: Callable[[], int | None] | None, checkpoints: ocp.CheckpointManager, step: int
+) -> bool:
+    """Whether all processes stop after this step: a signal to any one of them is enough."""
+    return checkpoints.reached_preemption(step) if received is None else received() is not None
+
+
+def _finish(config: Config, mesh: Mesh, state: State, loss: jax.Array) -> dict[str, Any]:
+    masks = jp.get_masks(state.opt_state)
+    summary = {
+        "recipe": "distributed",
+        "studies": "one model over several processes, with gradual magnitude pruning",
+        "processes": jax.process_count(),
+        "devices": jax.device_count(),
+        "mesh": dict(mesh.shape),
+        "steps": config.steps,
+        "loss": float(loss),
+        "sparsity": round(float(jp.sparsity(masks)), 7),
+        "params_sha256": digest(state.params),
+        "masks_sha256": digest(masks),
+    }
+    if processes.is_first():
+        run.write_json(config.out / run.SUMMARY, summary)
+        for key in ("processes", "devices", "loss", "sparsity", "params_sha256", "masks_sha256"):
+            print(f"{key:14} {summary[key]}")
+        print(f"Everything is in {config.out}: see {config.out / run.SUMMARY}")
+    return summary
+
+
+if __name__ == "__main__":
+    main()

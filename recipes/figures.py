@@ -1,0 +1,132 @@
+"""The pictures of the README, from runs: `python -m recipes.figures --help`.
+
+Trains nothing: it reads the folders that `recipes.gmp`, `recipes.connectivity` and `recipes.bench`
+wrote, and draws three pictures from their numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from recipes.common import cli, heatmaps, plots, run, settings
+from recipes.common.bars import latency
+from recipes.common.errors import RecipeError
+from recipes.common.heatmaps import Matrix
+
+PROGRAM = "python -m recipes.figures"
+FOLDER = Path(__file__).parents[1] / ".docs" / "pages" / "figures"
+COMMANDS = {
+    "gmp": "python -m recipes.gmp --out {}",
+    "connectivity": "python -m recipes.connectivity --out {}",
+    "bench": "python -m recipes.bench --only compact --models lenet,conv --out {}",
+}
+NAMES = {"lenet": "LeNet-300-100", "conv": "Conv net"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The three pictures of the README, from runs that are there."""
+
+    gmp: Path = Path("runs/gmp")
+    """A run of recipes.gmp: accuracy and sparsity over the steps, a band over seeds."""
+    connectivity: Path = Path("runs/connectivity")
+    """A run of recipes.connectivity: barriers between all seeds."""
+    bench: Path = Path("runs/bench")
+    """A run of recipes.bench with `compact`: time before and after."""
+    out: Path = FOLDER
+    """The folder to write to; pictures that are there are replaced."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, figures, PROGRAM, argv)
+
+
+def figures(config: Config) -> list[Path]:
+    """Reads the runs, writes the pictures; returns their files."""
+    drawn = {  # all are drawn before one is written
+        "training.png": band(config.gmp),
+        "barriers.png": barriers(config.connectivity),
+        "latency.png": latency(compacted(config.bench)),
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    for name, png in drawn.items():
+        run.write(config.out / name, png)
+        print(config.out / name)
+    return [config.out / name for name in drawn]
+
+
+def band(folder: Path) -> bytes:
+    """Mean and range over seeds of gradual pruning and its dense twin."""
+    asked, summary = config_of(folder, "gmp"), summary_of(folder, "gmp")
+    history = run.read_lines(folder / run.METRICS)
+    accuracy = {arm: plots.curve(history, arm, "test_accuracy") for arm in ("dense", "sparse")}
+    sparsity = {"sparse": plots.curve(history, "sparse", "sparsity")}
+    between = settings.pruning_steps(asked["begin"], asked["end"], summary["steps"])
+    return plots.training_curves(accuracy, sparsity, between)
+
+
+def barriers(folder: Path) -> bytes:
+    """By how much the error rises between every two seeds, dense and pruned."""
+    arms = summary_of(folder, "connectivity")["arms"]
+    errors = {arm: 100 * np.asarray(own["error_barrier"]["matrix"]) for arm, own in arms.items()}
+    highest = max(error.max() for error in errors.values())  # one scale for both
+    maps = {
+        f"Error barrier (points), {arm}": Matrix(error, high=highest)
+        for arm, error in errors.items()
+    }
+    return heatmaps.heat_maps(maps)
+
+
+def compacted(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """{network: the cells of its benchmark} at the largest batch, of those that were timed."""
+    found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for name, section in summary_of(folder, "bench")["sections"].items():
+        kind, *what = name.split()
+        if kind == "compact":
+            model, batch = what[0], int(what[1])
+            if batch > found.get(model, (0,))[0]:
+                found[model] = batch, section["cells"]
+    if not found:
+        raise RecipeError(f"'{folder}' has not timed `compact`: {_command('bench', folder)}")
+    return {
+        f"{NAMES.get(model, model)}, batch of {batch}": cells
+        for model, (batch, cells) in found.items()
+    }
+
+
+def summary_of(folder: Path, recipe: str) -> dict[str, Any]:
+    """summary.json of a run of this recipe; `RecipeError` says how to make one."""
+    try:
+        found = json.loads((folder / run.SUMMARY).read_text())
+    except (OSError, ValueError):
+        raise RecipeError(
+            f"--{recipe} '{folder}' holds no finished run: {_command(recipe, folder)}"
+        ) from None
+    if found.get("recipe") != recipe:
+        raise RecipeError(
+            f"--{recipe} '{folder}' is a run of recipes.{found.get('recipe')}: "
+            f"{_command(recipe, folder)}"
+        )
+    return found
+
+
+def config_of(folder: Path, recipe: str) -> dict[str, Any]:
+    """config.yaml of a run of this recipe."""
+    summary_of(folder, recipe)
+    return yaml.safe_load((folder / run.CONFIG).read_text())
+
+
+def _command(recipe: str, folder: Path) -> str:
+    return COMMANDS[recipe].format(folder) + " makes one"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""A 7B decoder on 64 and 256 devices, compiled and never run: `python -m recipes.scale --help`.
+
+Compiles the sharded training step from shapes, dense and with gradual pruning by one threshold over
+all layers, and reports what a device needs and what devices tell each other. The devices are
+virtual CPUs: nothing is computed, and no memory but the compiler's is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+
+import jaxprune as jp
+from recipes.benchmarks import writeup
+from recipes.benchmarks.section import Section
+from recipes.common import cli, collectives, compiled, decoder, layout, results, run
+from recipes.common.errors import RecipeError
+
+PROGRAM = "python -m recipes.scale"
+COLUMNS = ("arguments MB", "temporary MB", "all-gathers", "all-reduces", "others", "MB moved")
+NOTE = """\
+All numbers are of one device. Arguments are the params, the optimizer's state with its masks, and
+the batch; results take their place. Moved is what a device gets from collectives in a step; loops
+count as often as they run, a search for a threshold once: it makes at most 16 passes, or 32 with
+ties. XLA's CPU backend multiplies bfloat16 in float32: temporary memory, and what the dense step
+moves, are up to twice those of a TPU or GPU."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What masks add to the sharded training step of a decoder; compiled and never run."""
+
+    devices: Annotated[tuple[int, ...], cli.listed("INT")] = (64, 256)
+    """How many devices, one table each; their mesh is as square as it can be."""
+    layers: int = 32
+    """Layers of the decoder; these defaults are LLaMA-7B's."""
+    width: int = 4096
+    """Features of a token."""
+    heads: int = 32
+    """Attention heads."""
+    hidden: int = 11_008
+    """Features inside the gated MLP."""
+    words: int = 32_000
+    """Words of the vocabulary."""
+    tokens: int = 2048
+    """Tokens of a sequence; each device of the data axis has one sequence."""
+    sparsity: float = 0.5
+    """The final fraction of weights to prune, in [0, 1)."""
+    every: int = 100
+    """Steps between updates of the masks."""
+    out: Path = Path("runs/scale")
+    """The folder to write to."""
+    overwrite: bool = False
+    """Replace the run in --out."""
+    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
+    """Read all of these from a config.yaml; flags given beside it win."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, scale, PROGRAM, argv)
+
+
+def scale(config: Config) -> dict[str, Any]:
+    """Compiles, prints tables, writes the folder `config.out`; returns what summary.json holds."""
+    sizes = check(config)
+    run.check_out(config.out, config.overwrite)
+    run.start(config.out, cli.to_yaml(config))
+    params = decoder.shapes(sizes)
+    weights, prunable = (
+        sum(x.size for x in jax.tree.leaves(t)) for t in (params, jp.kernels(params))
+    )
+    print(f"{weights:,} weights, {prunable:,} of them prunable; compiling ...", flush=True)
+    sections = []
+    for devices in config.devices:
+        found = compile_elsewhere(config, sizes, devices)
+        sections.append(section(devices, found))
+        writeup.to_terminal(sections[-1])
+    summary = {
+        "recipe": "scale",
+        "studies": "memory and communication of a sharded training step, compiled and never run",
+        "weights": weights,
+        "prunable_weights": prunable,
+        "devices": {own.name: own.numbers for own in sections},
+        "environment": results.environment(),
+    }
+    run.write_json(config.out / run.SUMMARY, summary)
+    run.write(config.out / run.REPORT, report(config, sections, summary))
+    print(f"{NOTE}\n\nEverything is in {config.out}: see {config.out / run.REPORT}")
+    return summary
+
+
+def report(config: Config, sections: Sequence[Section], summary: dict[str, Any]) -> str:
+    """The content of report.md."""
+    lines = [
+        "# A sharded decoder, compiled and never run",
+        "",
+        f"{summary['weights']:,} weights, {summary['prunable_weights']:,} of them prunable; "
+        + ", ".join(f"{name} {value}" for name, value in summary["environment"].items())
+        + ".",
+        "",
+        f"Run it again: `{run.again(PROGRAM, config.out)}`",
+    ]
+    for own in sections:
+        lines += ["", f"## {own.headline}", ""]
+        for row in (("", *own.columns), ("---", *("---:" for _ in own.columns)), *own.rows):
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join((*lines, "", NOTE, "", f"All numbers are in `{run.SUMMARY}`.", ""))
+
+
+def check(config: Config) -> decoder.Sizes:
+    """The decoder's sizes; raises `RecipeError` for what makes no sense."""
+    for flag in ("layers", "width", "heads", "hidden", "words", "tokens", "every"):
+        cli.at_least(f"--{flag}", getattr(config, flag), 1)
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.some_of("--devices", config.devices)
+    sizes = decoder.Sizes(config.layers, config.width, config.heads, config.hidden, config.words)
+    if sizes.width % (2 * sizes.heads):
+        raise RecipeError(
+            f"--width {sizes.width} must be an even number of features for each of "
+            f"{sizes.heads} heads"
+        )
+    for devices in config.devices:
+        cli.at_least("--devices", devices, 1)
+        mesh = jax.sharding.AbstractMesh(compiled.shape_of(devices), ("data", "model"))
+        layout.on_mesh(decoder.shapes(sizes), decoder.specs(), mesh)
+        if sizes.heads % mesh.shape["model"]:
+            raise RecipeError(
+                f"--heads {sizes.heads} can't be split over the {mesh.shape['model']} devices of "
+                f"the model axis of {devices}"
+            )
+    return sizes
+
+
+def compile_elsewhere(
+    config: Config, sizes: decoder.Sizes, devices: int
+) -> dict[str, compiled.Compiled]:
+    """`compile_all` in a process that has so many devices."""
+    wanted = {"sizes": sizes._asdict(), "devices": devices}
+    wanted |= {key: getattr(config, key) for key in ("tokens", "sparsity", "every")}
+    flags = (
+        f"--xla_force_host_platform_device_count={devices}",
+        "--xla_backend_optimization_level=0",  # machine code that never runs
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+    command = [sys.executable, "-m", "recipes.common.compiled", json.dumps(wanted)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
+    child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if child.returncode:
+        raise RecipeError(
+            f"compiling for {devices} devices ended with code {child.returncode}: see above; "
+            "where memory was short, choose fewer --layers"
+        )
+    return {name: compiled.from_dict(own) for name, own in json.loads(child.stdout).items()}
+
+
+def section(devices: int, found: dict[str, compiled.Compiled]) -> Section:
+    """The table of one number of devices."""
+    dense, sparse, update = (found[name] for name in ("dense", "sparse", "update"))
+    rows = {
+        "dense step": (dense, dense.always),
+        "sparse step, idle": (sparse, sparse.always),
+        "its mask update, a pass": (update, sparse.in_branches),
+    }
+    shape = " x ".join(str(n) for n in compiled.shape_of(devices))
+    return Section(
+        name=str(devices),
+        headline=f"{devices} devices, {shape} of data and model",
+        columns=COLUMNS,
+        rows=[[name, *_cells(own, moved)] for name, (own, moved) in rows.items()],
+        numbers={name: compiled.to_dict(own) for name, own in found.items()},
+    )
+
+
+def _cells(own: compiled.Compiled, moved: dict[str, collectives.Moved]) -> list[str]:
+    whole = collectives.total(moved)
+    calls = [moved[kind].calls if kind in moved else 0 for kind in ("all-gather", "all-reduce")]
+    megabytes = [_digits(n / 1e6) for n in (own.arguments, own.temporary)]
+    return [*megabytes, *map(str, calls), str(whole.calls - sum(calls)), _digits(whole.bytes / 1e6)]
+
+
+def _digits(megabytes: float) -> str:
+    """Two digits, and all of those before the point."""
+    decimals = max(1 - math.floor(math.log10(megabytes or 1)), 0)
+    return f"{megabytes:,.{decimals}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A network that got smaller, in numbers, in a table, in a figure, and on disk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from jaxprune.structured.compact import Compact
+from recipes.common import before_after, compacted, latency, layer_widths, models
+
+NETWORK = {"name": "mlp", "classes": 3, "norm": "group", "width": 1 / 32}  # 8 and 4 neurons
+IMAGE = (2, 2, 1)
+KEPT = {"params/Dense_0": np.arange(8) % 2 == 0}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """The structure of a network, and the network whole and compacted."""
+    module = models.model(**NETWORK)
+    structure = compacted.structure_of(module, IMAGE)
+    variables = module.init(jax.random.key(0), jnp.ones((1, *IMAGE)))
+    small = jp.compact(structure, variables, KEPT)
+    return structure, {"dense": Compact(variables, module.apply), "half": small}
+
+
+@pytest.fixture(scope="module")
+def numbers(networks):
+    structure, own = networks
+    times = latency.latencies(own, IMAGE, batches=(1, 4), rounds=3, least_seconds=1e-4)
+    sizes = {
+        "dense": [before_after.size_of(structure, {})],
+        "half": [before_after.size_of(structure, KEPT)],
+    }
+    accuracy = {"dense": np.array([0.9]), "half": np.array([0.8])}
+    return before_after.numbers(sizes, accuracy, times), times
+
+
+def test_weights_and_flops_are_counted(numbers):
+    dense, half = numbers[0]["dense"], numbers[0]["half"]
+    assert dense["weights"] == [4 * 8 + 8 + 8 * 4 + 4 + 4 * 3 + 3]
+    assert half["weights"] == [4 * 4 + 4 + 4 * 4 + 4 + 4 * 3 + 3]
+    assert half["flops"] == [2 * (4 * 4 + 4 * 4 + 4 * 3)]
+    assert half["flops_left"] == [44 / 76]
+    assert half["widths"] == [{"params/Dense_0": 4, "params/Dense_1": 4}]
+
+
+def test_running_statistics_are_no_weights():
+    module = models.model("conv", 3, "batch", 0.25)
+    structure = compacted.structure_of(module, IMAGE)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *IMAGE)))
+    weights = sum(w.size for w in jax.tree.leaves(shapes["params"]))
+    assert before_after.size_of(structure, {}).weights == weights
+
+
+def test_every_network_is_timed_beside_the_first_and_its_control(numbers):
+    _, times = numbers
+    for by_name in times.values():
+        assert list(by_name) == ["dense", "half", "A/A"]
+        assert by_name["dense"]["times_as_fast"] == {"median": 1, "low": 1, "high": 1}
+        band = by_name["A/A"]["times_as_fast"]
+        assert band["low"] <= 1 == band["median"] <= band["high"]
+        assert all(0 < own["seconds"]["low"] < 1 for own in by_name.values())
+
+
+def test_the_table(numbers):
+    columns, rows = before_after.table(*numbers)
+    assert columns == ["test accuracy", "weights", "FLOPs", "batch 1", "batch 4"]
+    dense, half, control = rows
+    assert dense[:4] == ["dense", "90.00 ± 0.00 %", "91", "152"] and dense[4].endswith(" ms")
+    assert half[:4] == ["half", "80.00 ± 0.00 %", "60.4 %", "57.9 %"] and half[4].endswith("x")
+    assert control[:4] == ["A/A", "", "", ""] and "-" in control[4]
+    untimed = before_after.table(numbers[0], {})
+    assert [row[0] for row in untimed[1]] == ["dense", "half"]
+
+
+def test_the_figure_has_a_bar_and_a_dot_for_each_layer(monkeypatch):
+    figures = []
+    monkeypatch.setattr(layer_widths, "png", lambda figure: figures.append(figure) or b"")
+    widths = {"params/a": np.array([2, 4]), "params/b": np.array([1, 1])}
+    layer_widths.picture({"params/a": 8, "params/b": 4}, {"half": {"l1": widths}})
+    (axes,) = figures[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [8, 4]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    dots = axes.get_lines()[0].get_xydata()
+    np.testing.assert_array_equal(dots, [[3, 0], [1, 1]])
+
+
+def test_what_is_saved_is_loaded_without_the_original_weights(networks, tmp_path):
+    _, own = networks
+    seeds = [({}, own["dense"].params), (KEPT, own["half"].params)]
+    compacted.save(tmp_path / "model", NETWORK, IMAGE, seeds)
+    x = jnp.ones((5, *IMAGE))
+    for seed, small in enumerate(own.values()):
+        loaded = compacted.load(tmp_path / "model", seed)
+        np.testing.assert_array_equal(loaded.fn(loaded.params, x), small.fn(small.params, x))
+    assert loaded.params["params"]["Dense_0"]["kernel"].shape == (4, 4)

@@ -1,0 +1,205 @@
+"""The recipe end to end, in this process: what it writes, cuts, refuses, and survives."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from jaxprune.structured.kept import Removal
+from recipes import relaxation
+from recipes.common import compacted, data, relaxing, run, training
+from recipes.common.relaxing import GATES, NETWORK
+from tests.recipes import running
+
+# four stages: 3 + 3 + 3 + 5 steps, in which gates can move
+SHORT = ["--seeds", "2", "--steps", "14", "--log-every", "3", "--evaluations", "2"]
+SHORT += ["--train-examples", "256", "--batch-size", "32", "--width", "0.125", "--timings", "1"]
+SHORT += ["--thresholds", "0.3", "--final-threshold", "0.5", "--gate-rate", "0.5"]
+ARMS = ["dense", "relaxed 50 %", "relaxed 25 %"]
+
+mistake = partial(running.mistake, relaxation)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a short run."""
+    out, made = tmp_path_factory.mktemp("runs") / "relaxation", []
+    make = relaxing.make_chunk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relaxing, "make_chunk", lambda s: made.append(make(s)) or made[-1])
+        relaxation.main([*SHORT, "--out", str(out)])
+    assert made[0]._cache_size() == 2  # of chunks of 3 steps, and of 2: stages share programs
+    return out
+
+
+def records(out):
+    """What a run logged, without its clock."""
+    found = run.read_lines(out / run.METRICS)
+    for record in found:
+        del record["seconds"]
+    return found
+
+
+def test_it_writes_everything(finished):
+    report = running.wrote_everything(finished, "stages", "gates", "widths", "flops")
+    assert all(f"| {arm} |" in report for arm in [*ARMS, "A/A"])
+    assert "batch 256" in report and "all networks" in report
+
+
+def test_the_budgets_are_met(finished):
+    networks = json.loads((finished / "summary.json").read_text())["networks"]
+    assert list(networks) == ARMS
+    assert networks["dense"]["flops_left"] == [1, 1]
+    for arm, share in zip(ARMS[1:], (0.5, 0.25), strict=True):
+        assert all(share - 0.05 < left <= share for left in networks[arm]["flops_left"])
+
+
+def test_a_stage_prunes_first_and_then_trains(finished):
+    """By the gates of the stage before: a line after the first steps of a stage has its cut."""
+    found = records(finished)
+    assert [r["stage"] for r in found] == ["init", "search 0", "search 1", "final", "final"]
+    left = np.array([[r[arm]["flops"] for arm in ARMS] for r in found]).mean(2)
+    assert (left[:, 0] == 1).all() and (left[:2] == 1).all()
+    assert (left[2, 1:] < 1).all() and (np.diff(left, axis=0) <= 0).all()
+    relaxed = np.array([r[ARMS[2]]["relaxed"] for r in found]).mean(1)
+    assert 1 > relaxed[0] > relaxed[1]
+    np.testing.assert_allclose(relaxed[3], left[3, 2], rtol=1e-5)  # gates are folded, 0 or 1
+
+
+def test_the_models_are_small_and_load_without_the_large_ones(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    small = compacted.load(finished / "model" / "relaxed-25")
+    widths = summary["networks"][ARMS[2]]["widths"][0]
+    assert small.params["params"]["Dense_0"]["kernel"].shape == (64, widths["params/Dense_0"])
+    digits = data.load("digits", train_examples=256)
+    right = np.argmax(small.fn(small.params, digits.test.images), -1) == digits.test.labels
+    accuracy = summary["networks"][ARMS[2]]["test_accuracy"]["per_seed"][0]
+    assert right.mean() == pytest.approx(accuracy, abs=1e-6)
+    assert summary["masked_and_compacted"][ARMS[2]]["largest_difference"] < 1e-5
+
+
+def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
+    out = tmp_path / "again"
+    argv = [*SHORT, "--out", str(out)]
+    assert running.interrupted(relaxation, monkeypatch, argv, step=12) == 130  # within the last
+    relaxation.main(["--out", str(out), "--resume"])
+    assert records(out) == records(finished)
+    models = (compacted.load(folder / "model" / "relaxed-25", 1) for folder in (out, finished))
+    jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
+
+
+# --- what a stage computes ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study():
+    """One seed, one budget."""
+    digits = data.load("digits", train_examples=64)
+    config = relaxation.Config(
+        flops=(0.25,), seeds=1, width=0.0625, steps=10, thresholds=(0.3,), batch_size=32,
+        weight_decay=0.5,
+    )  # fmt: skip
+    return relaxation.study_of(config, digits), digits
+
+
+def half(s):
+    """Every other neuron."""
+    kept = {name: np.arange(group.size) % 2 == 0 for name, group in s.structure.groups.items()}
+    return Removal(kept, ())
+
+
+def test_gates_and_masks_are_a_smaller_network(study):
+    s, digits = study
+    left = half(s)
+    whole = Removal({name: np.ones_like(own) for name, own in left.kept.items()}, ())
+    params, batch_stats = relaxing.first(s)
+    params[GATES] = tuple(
+        jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(params[GATES])
+    )
+    lanes = relaxing.lanes_of(s, s.stages[2], [whole, left])
+    own = jax.tree.map(lambda x: x[1], relaxing.make_network(s)(params, batch_stats, lanes))
+    learnt = [gate[1] for gate in relaxing.make_gates(s)(params, lanes)]
+    gates = relaxing.named(s, learnt)
+    for name, gate in gates.items():
+        assert not gate[~left.kept[name]].any() and gate.max() == 1  # of those that are left
+    variables = {"params": jax.tree.map(lambda x: x[1], params[NETWORK])}
+    small = jp.compact(s.structure, jp.apply_gates(s.structure, variables, gates), left)
+    images = digits.test.images[:8]
+    np.testing.assert_allclose(
+        s.module.apply(own, images), small.fn(small.params, images), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_dense_networks_have_no_gates_and_what_was_cut_does_not_learn(study):
+    s, _ = study
+    left = half(s)
+    whole = Removal({name: np.ones_like(own) for name, own in left.kept.items()}, ())
+    lanes = relaxing.lanes_of(s, s.stages[2], [whole, left])
+    without = s._replace(weight_decay=0.0)
+    state = relaxing.begin(without, *relaxing.first(s), lanes)
+    before = jax.tree.map(np.asarray, state.params)
+    order = jnp.broadcast_to(jnp.arange(4), (2, 2, 4))  # (steps, lanes, batch)
+    after = relaxing.make_chunk(without)(state, s.train, order, lanes)[0].params
+    for i, name in enumerate(s.structure.groups):
+        moved = np.asarray(after[GATES][i] != before[GATES][i])
+        assert not moved[0].any() and (moved[1] <= left.kept[name]).all() and moved[1].any()
+    kernels = [tree[NETWORK]["Dense_1"]["kernel"] for tree in (before, after)]
+    moved = np.asarray(kernels[0] != kernels[1])
+    rows, columns = (left.kept[f"params/Dense_{i}"] for i in (0, 1))
+    assert not moved[1][~rows].any() and not moved[1][:, ~columns].any() and moved.any((1, 2)).all()
+
+
+def test_weight_decay_is_not_for_gates(study):
+    """Else it would pull logits to 0, and gates to 1/2."""
+    s, _ = study
+    lane = jax.tree.map(lambda x: x[1], relaxing.lanes_of(s, s.stages[1], [half(s)] * 2))
+    params = jax.tree.map(lambda x: x[1], relaxing.first(s)[0])
+    optimizer = relaxing.optimizer_of(s, lane)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert not any(u.any() for u in updates[GATES])
+    assert all(u.any() for u in jax.tree.leaves(jp.kernels(updates[NETWORK])))
+    assert optax.tree.norm(updates) > 0
+
+
+def test_the_ejector_comes_on_half_way_and_the_last_stage_has_none(study):
+    s, _ = study
+    search, final = s.stages[1]._replace(steps=50), s.stages[-1]
+    lanes = relaxing.lanes_of(s._replace(stages=[search, final]), search, [half(s)] * 2)
+    assert not lanes.ejection[0].any()  # dense
+    np.testing.assert_array_equal(lanes.ejection[1] > 0, np.arange(50) > 24)
+    assert final.pull == final.ejection == 0 and not final.gating
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--thresholds", "0.2", "0.1"], "--thresholds must rise up to --final-threshold; got 0.2"),
+        (["--flops", "0.5", "1"], "--flops must be in [0, 1)"),
+        (["--flops", "0.001"], "--flops 0.001 can't be met: with one neuron in each layer 0.0"),
+        (["--collapse"], "--collapse needs a model with residual branches"),
+        (["--steps", "9"], "--steps must be at least 16, 2 a stage; got 9"),
+        (["--gate-rate", "0"], "--gate-rate must be in (0, inf)"),
+    ],
+)
+def test_mistakes(argv, said, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert said in mistake(capsys, tmp_path, [*argv, *out])
+
+
+def test_with_no_budget_the_thresholds_decide():
+    config = relaxation.Config(flops=(0.0,), thresholds=(0.02, 0.03, 0.05, 0.1, 0.2))
+    stages, chunk_steps = relaxation.stages_of(config, 873, 20)
+    assert [stage.steps for stage in stages] == [100] * 7 + [173] and chunk_steps == 20
+    stages, chunk_steps = relaxation.stages_of(config, 873, 30)
+    assert [stage.steps for stage in stages] == [99] * 7 + [180] and chunk_steps == 33
+    assert relaxation.arm_name(0.0) == "relaxed"
+    assert training.seed_keys(0, 1).shape == (1,)

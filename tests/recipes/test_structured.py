@@ -1,0 +1,222 @@
+"""The recipe end to end, in this process: what it writes, refuses, and survives."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from recipes import structured
+from recipes.common import (
+    compacted,
+    data,
+    masked_networks,
+    neuron_scores,
+    phases,
+    pruning_rounds,
+    run,
+)
+from tests.recipes import running
+
+SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--rounds", "1", "--score", "l1"]
+SHORT += ["random", "--train-examples", "300", "--batch-size", "32", "--width", "0.125"]
+SHORT += ["--log-every", "8", "--timings", "1"]
+SCORES = ("l1", "random")
+WIDTHS = {"params/Dense_0": 32, "params/Dense_1": 16}
+WEIGHTS = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """The folder of a short run, and the function that trained its networks."""
+    out, made = tmp_path_factory.mktemp("runs") / "structured", []
+    make = phases.phases
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "phases", lambda *args: made.append(make(*args)) or made[-1])
+        structured.main([*SHORT, "--out", str(out)])
+    return out, made[0].chunk
+
+
+@pytest.fixture(scope="module")
+def finished(watched):
+    """The folder of a short run."""
+    return watched[0]
+
+
+@pytest.fixture(scope="module")
+def summary(finished):
+    return json.loads((finished / "summary.json").read_text())
+
+
+def records_of(out):
+    """What a run logged, without its clock."""
+    return [
+        {k: v for k, v in r.items() if k != "seconds"} for r in run.read_lines(out / run.METRICS)
+    ]
+
+
+def test_all_rounds_run_the_program_of_the_first(watched):
+    # chunks of 8 steps: of 2 networks, and of (2 scores + dense) * 2
+    assert watched[1]._cache_size() == 2
+
+
+def test_it_writes_everything(finished):
+    report = running.wrote_everything(finished, "flops", "widths")
+    for row in ("dense", "dense, as long", "l1 50 %", "random 25 %", "A/A"):
+        assert f"| {row} |" in report
+    assert "group           size  of each neuron  on" in report
+
+
+def test_every_round_has_every_arm(finished):
+    first, *rounds = records_of(finished)
+    assert list(first) == ["round", "step", "dense"]
+    assert [record["flops_asked"] for record in rounds] == [0.5, 0.25]
+    assert [record["step"] for record in rounds] == [24, 32]
+    for record in rounds:
+        assert [key for key in record if isinstance(record[key], dict)] == ["dense", *SCORES]
+        # who is not pruned has, before training on, what the round before ended with
+        before = first if record["round"] == 1 else rounds[0]
+        assert record["dense"]["before_training_on"] == before["dense"]["test_accuracy"]
+
+
+def test_budgets_are_met(summary):
+    dense = summary["networks"]["dense"]
+    assert dense["weights"] == [WEIGHTS] * 2 and dense["widths"] == [WIDTHS] * 2
+    for score in SCORES:
+        for share in (0.5, 0.25):
+            numbers = summary["networks"][f"{score} {100 * share:g} %"]
+            assert all(share - 0.05 < left <= share for left in numbers["flops_left"])
+            assert all(0 < n < 1 for n in numbers["weights_left"])
+    assert summary["networks"]["dense, as long"]["flops_left"] == [1, 1]
+
+
+def test_removed_networks_are_the_masked_ones(finished, summary):
+    assert list(summary["masked_and_compacted"]) == list(summary["networks"])[2:]
+    for own in summary["masked_and_compacted"].values():
+        assert max(own["largest_difference"]) < 1e-5
+        assert own["answers_that_differ"] == [0, 0]
+    for record in records_of(finished)[1:]:
+        for score in SCORES:
+            assert record[score]["compacted_accuracy"] == record[score]["test_accuracy"]
+
+
+def test_what_is_pruned_stays_pruned_and_seeds_differ(finished):
+    kept = {
+        share: json.loads((finished / run.MODEL / f"l1-{share}" / compacted.KEPT).read_text())
+        for share in (50, 25)
+    }
+    for many, few in zip(kept[50]["kept"], kept[25]["kept"], strict=True):
+        assert all(set(few[name]) < set(many[name]) for name in WIDTHS)
+    assert kept[25]["kept"][0] != kept[25]["kept"][1]
+
+
+def test_a_saved_network_does_what_the_table_says(finished, summary):
+    test = data.load("digits", train_examples=300).test
+    for score in SCORES:
+        own = summary["networks"][f"{score} 25 %"]
+        small = compacted.load(finished / run.MODEL / f"{score}-25", seed=1)
+        answers = np.argmax(small.fn(small.params, test.images), 1)
+        assert np.mean(answers == test.labels) == own["test_accuracy"]["per_seed"][1]
+        assert small.params["params"]["Dense_1"]["kernel"].shape == tuple(own["widths"][1].values())
+
+
+def test_an_interrupted_run_goes_on_to_the_same(finished, tmp_path, monkeypatch):
+    out = tmp_path / "again"
+    argv = [*SHORT, "--timings", "0", "--out", str(out)]
+    assert running.interrupted(structured, monkeypatch, argv, step=1, key="round") == 130
+    structured.main(["--out", str(out), "--resume"])
+    assert records_of(out) == records_of(finished)
+    for model in ("l1-50", "random-25"):
+        both = (compacted.load(folder / run.MODEL / model).params for folder in (out, finished))
+        jax.tree.map(np.testing.assert_array_equal, *both)
+    assert "batch 1" not in (out / run.REPORT).read_text()  # nothing was timed
+
+
+def test_shares_fall_by_the_same_fraction():
+    assert pruning_rounds.shares([0.5, 0.25], 1) == [0.5, 0.25]
+    np.testing.assert_allclose(
+        pruning_rounds.shares([0.5, 0.02], 2), [0.5**0.5, 0.5, 0.1, 0.02], rtol=1e-12
+    )
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def study(**changes):
+    """Of tiny networks; nothing of it has run."""
+    config = structured.Config(width=1 / 32, batch_size=16, seeds=2, steps=2, **changes)
+    return structured.study_of(config, data.load("digits", train_examples=64))
+
+
+def test_every_score_has_the_mean_one_over_what_is_kept():
+    of = study(model="conv", score=[n for n in neuron_scores.NAMES if n != "taylor"])
+    networks = masked_networks.untrained(of)
+    kept = {name: own.at[:, 0].set(False) for name, own in networks.kept.items()}
+    for name, score in of.scores.items():
+        for own in score(networks.variables, kept, of.keys).values():
+            assert own.shape == (2, 8) and (own[:, 0] == -jnp.inf).all()
+            np.testing.assert_allclose(own[:, 1:].mean(1), 1, rtol=1e-4, err_msg=name)
+    drawn = of.scores["random"](networks.variables, kept, of.keys)["params/Conv_0"]
+    assert (drawn[0] != drawn[1])[1:].all()
+
+
+def test_taylor_takes_the_gradient_of_the_mean_loss():
+    of = study(score=("taylor",))
+    networks = masked_networks.untrained(of)
+    examples = data.load("digits", train_examples=64).train
+    batches = neuron_scores.in_batches(examples, 16)
+    found = neuron_scores.mean_gradient(of.module, networks.variables, batches)
+
+    def loss(variables):
+        logits = jax.nn.log_softmax(of.module.apply(variables, examples.images))
+        return -jnp.mean(logits[jnp.arange(64), examples.labels])
+
+    one = jax.tree.map(lambda x: x[1], networks.variables)
+    alone, kernel = jax.grad(loss)(one), ("params", "Dense_1", "kernel")
+    for key in kernel:
+        alone, found = alone[key], found[key]
+    np.testing.assert_allclose(found[1], alone, rtol=1e-3, atol=1e-6)
+
+
+def test_a_scope_for_every_name():
+    structure = study().structure
+    assert all(callable(neuron_scores.allocation(s, structure)) for s in neuron_scores.SCOPES)
+    assert neuron_scores.allocation("local", structure) is jp.uniform
+
+
+# --- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--score l1 best", "unknown --score 'best'; choose one of l1, l2, taylor, scale"),
+        ("--score l1 l1", "--score has l1 twice"),
+        ("--score scale", "--score scale: the rule '*/scale' matches no leaf"),
+        ("--scope all", "unknown --scope 'all'; choose one of global, local, isomorphic"),
+        ("--flops 0.25 0.5", "--flops must fall, for what is pruned stays pruned; got 0.25 0.5"),
+        ("--flops 50", "--flops must be in (0, 1), got 50 (a fraction: did you mean 0.5?)"),
+        ("--rounds 0", "--rounds must be at least 1, got 0"),
+        ("--retrain 0", "--retrain must be in (0, 100], got 0"),
+        ("--flops 0.001", "--flops: pick: flops=0.001 can't be met: with one neuron left"),
+        ("--round-to 128 --flops 0.2", "flops=0.2 can't be met: with 128 neurons left in each"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in running.mistake(structured, capsys, tmp_path, argv.split())
+
+
+def test_help_tells_all_flags(capsys):
+    with pytest.raises(SystemExit) as stop:
+        structured.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for text in ("{l1,l2,taylor,scale,median,random}", "--scope", "--retrain-rate", "--dataset"):
+        assert text in said
+
+
+def test_the_defaults_make_sense():
+    structured.check(structured.Config())

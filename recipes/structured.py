@@ -45,10 +45,9 @@ from recipes.common import (
     training,
 )
 from recipes.common.errors import RecipeError
-from recipes.common.interrupt import deferred_signals
+from recipes.common.journal import journal
 from recipes.common.masked_networks import Study
 from recipes.common.pruning_rounds import DENSE, Records
-from recipes.common.side_by_side import Folder
 from recipes.common.writeup import Writeup, finish
 
 PROGRAM = "python -m recipes.structured"
@@ -107,11 +106,8 @@ def structured_pruning(config: Config) -> dict[str, Any]:
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     masked_networks.check_budget(study)
-    if not config.resume:
-        run.start(config.out, cli.to_yaml(config))
-    folder = Folder(config.out, config.resume, f"{PROGRAM} --out {config.out} --resume")
-    with deferred_signals() as signalled:
-        records = pruning_rounds.all_rounds(study, dataset, folder, signalled)
+    with journal(config, PROGRAM) as kept:
+        records = pruning_rounds.all_rounds(study, dataset, kept, config.out)
     summary = summarise(config, study, records, dataset)
     finish(config.out, write_up(config, study, summary), summary, pictures(study, records, summary))
     return summary

@@ -18,8 +18,10 @@ import jaxprune as jp
 from jaxprune.coupling.structure import Structure
 from recipes.common import phases, training
 from recipes.common.errors import RecipeError
+from recipes.common.journal import Journal
 from recipes.common.neuron_scores import Scored
 from recipes.common.phases import At, Lane, Phases
+from recipes.common.training import TrainState
 
 
 class Networks(NamedTuple):
@@ -64,8 +66,9 @@ def untrained(s: Study) -> Networks:
     return Networks(dict(variables), kept)
 
 
-def copies(networks: Networks, arms: int) -> Networks:
-    """The same networks for each of so many arms."""
+def copies(s: Study, networks: Networks) -> Networks:
+    """The same networks for each arm: dense, and a score each."""
+    arms = 1 + len(s.scores)
     return jax.tree.map(lambda x: jnp.tile(x, (arms, *(1,) * (x.ndim - 1))), networks)
 
 
@@ -74,14 +77,20 @@ def parts(variables: Mapping[str, Any]) -> tuple[Any, Any]:
     return variables["params"], variables.get("batch_stats", {})
 
 
-def train(s: Study, networks: Networks, lane: Lane, steps: int, at: At, first: int) -> Networks:
+def train(
+    s: Study, networks: Networks, lane: Lane, steps: int, first: int, name: str, journal: Journal
+) -> Networks:
     """Trains all networks for so many steps, from step `first` of the order of the examples on."""
     params, batch_stats = parts(networks.variables)
     lanes = len(jax.tree.leaves(params)[0])
     own = jax.tree.map(lambda x: jnp.tile(x, (lanes, *(1,) * x.ndim)), lane)
     keys = jnp.tile(s.keys, lanes // len(s.keys))
     state = phases.begin(s.program, params, batch_stats, s.masks(networks.kept), own)
-    state = phases.advance(s.program, state, own, keys, steps, at, first=first)
+
+    def advance(state: TrainState, start: int, at: At) -> TrainState:
+        return phases.advance(s.program, state, own, keys, steps, at, start, first)
+
+    state = journal.once(name, steps, state, advance, f"{lanes} networks")
     statistics = {"batch_stats": state.batch_stats} if state.batch_stats else {}
     return networks._replace(variables={"params": state.params, **statistics})
 

@@ -140,7 +140,7 @@ def train(config: Config) -> dict[str, Any]:
     _begin(config)
     checkpoints = sharded.manager(config.out / run.CHECKPOINT, config.keep)
     with closing(checkpoints), jax.set_mesh(mesh), _signals() as received:
-        if config.resume:
+        if config.resume and checkpoints.latest_step() is not None:
             first, state = sharded.restore(checkpoints, like)
             if first >= config.steps:
                 raise RecipeError(f"the run in --out '{config.out}' has made all its steps")
@@ -251,7 +251,9 @@ def _begin(config: Config) -> None:
     if processes.is_first():
         try:
             run.check_out(config.out, config.overwrite, config.resume)
-            if not config.resume:
+            if config.resume:
+                run.lock(config.out)
+            else:
                 run.start(config.out, cli.to_yaml(config))
         except RecipeError as found:
             error = found
@@ -303,6 +305,7 @@ def _finish(config: Config, mesh: Mesh, state: State, loss: jax.Array) -> dict[s
     }
     if processes.is_first():
         run.write_json(config.out / run.SUMMARY, summary)
+        run.unlock(config.out)
         for key in ("processes", "devices", "loss", "sparsity", "params_sha256", "masks_sha256"):
             print(f"{key:14} {summary[key]}")
         print(f"Everything is in {config.out}: see {config.out / run.SUMMARY}")

@@ -95,6 +95,7 @@ def scale(config: Config) -> dict[str, Any]:
     }
     run.write_json(config.out / run.SUMMARY, summary)
     run.write(config.out / run.REPORT, report(config, sections, summary))
+    run.unlock(config.out)
     print(f"{NOTE}\n\nEverything is in {config.out}: see {config.out / run.REPORT}")
     return summary
 

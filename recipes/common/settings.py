@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, models
+from recipes.common import cli, data, models, training
 from recipes.common.errors import RecipeError
 from recipes.common.side_by_side import Plan
 
@@ -122,6 +122,7 @@ def plan_of(settings: Settings, examples: int) -> Plan:
         batch_size=settings.batch_size,
         chunk_steps=settings.log_every or LOG_EVERY[settings.model],
         evaluations=settings.evaluations,
+        devices=training.devices_for(settings.seeds),
     )
 
 

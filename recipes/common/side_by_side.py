@@ -28,6 +28,7 @@ class Plan(NamedTuple):
     batch_size: int
     chunk_steps: int  # steps per call of the device, and per line of metrics.jsonl
     evaluations: int  # how often test accuracy is measured, evenly spread
+    devices: int = 1  # to spread the seeds over
 
 
 def train_arms(
@@ -42,13 +43,17 @@ def train_arms(
     # before the checkpoint takes their place: a run that goes on knows its first masks
     watches = {name: _Watch(arm, states[name]) for name, arm in arms.items()}
     states = journal.last(states) or states
+    if plan.devices > 1:
+        states = training.spread(states, plan.devices)
     # arms of one network share a compiled test; those that differ only in their start, all
     tests = {arm.module: training.make_evaluate(arm.module, dataset.test) for arm in arms.values()}
     for name, watch in watches.items():
         spent = journal.records[-1][name]["seconds"] if journal.records else 0.0
         watch.begin(states[name], spent, tests[watch.arm.module])
     program = lambda arm: arm._replace(start=None)
-    chunks = {own: training.make_chunk(own) for own in set(map(program, arms.values()))}
+    chunks = {
+        own: training.make_chunk(own, plan.devices) for own in set(map(program, arms.values()))
+    }
     train_data = jax.device_put(dataset.train)
     runs = {
         name: training.train(
@@ -63,7 +68,8 @@ def train_arms(
         )
         for name, arm in arms.items()
     }
-    return _follow(runs, states, watches, plan, journal), journal.records
+    states = _follow(runs, states, watches, plan, journal)
+    return training.spread(states, 1) if plan.devices > 1 else states, journal.records
 
 
 class _Watch:

@@ -7,6 +7,7 @@ order of the data; the data itself is on the device once. A call runs a chunk of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -87,6 +88,25 @@ def seed_keys(seed: int, seeds: int) -> jax.Array:
     return jax.vmap(jax.random.key)(seed + jnp.arange(seeds))
 
 
+def devices_for(seeds: int) -> int:
+    """How many devices to spread so many seeds over: all of an accelerator that divide them.
+
+    One of a CPU, whose cores work together anyway.
+    """
+    return 1 if jax.default_backend() == "cpu" else math.gcd(seeds, jax.device_count())
+
+
+def spread(stack: Any, devices: int) -> Any:
+    """`stack` with its seeds on so many devices, or brought together on the first."""
+    if devices == 1:
+        return jax.device_put(stack, jax.devices()[0])
+    return jax.device_put(stack, jax.NamedSharding(_seed_mesh(devices), jax.P("seed")))
+
+
+def _seed_mesh(devices: int) -> jax.sharding.Mesh:
+    return jax.make_mesh((devices,), ("seed",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
 def init(arm: Arm, keys: jax.Array, images: np.ndarray) -> TrainState:
     """A stack of initial states, one per key; `images` (n, h, w, c) gives the input's shape."""
     variables = init_variables(arm.module, keys, jnp.asarray(images[:1]))
@@ -148,11 +168,12 @@ def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:
     return loss_fn
 
 
-def make_chunk(arm: Arm) -> Chunk:
+def make_chunk(arm: Arm, devices: int = 1) -> Chunk:
     """A jitted function that runs as many steps as `order` has; the state it is given is donated.
 
     It is the plain optax loop, whatever the optimizer. Where the network uses masked weights, the
-    gradient is taken at those and passed straight through to all.
+    gradient is taken at those and passed straight through to all. On several
+    devices each trains its own seeds, of a state that is `spread`.
     """
     loss_fn = arm.learned.loss if arm.learned else classification(arm.module)
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -169,16 +190,15 @@ def make_chunk(arm: Arm) -> Chunk:
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
 
-    return chunk_of(step)
+    return chunk_of(step, devices)
 
 
-def chunk_of(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Chunk:
+def chunk_of(step: Callable[..., tuple[Any, dict[str, jax.Array]]], devices: int = 1) -> Chunk:
     """As many steps of a stack as `order` has, jitted; the state it is given is donated.
 
     `step` is that of one network: (state, images, labels, own) -> state, metrics.
     """
 
-    @partial(jax.jit, donate_argnums=0)
     def chunk(state, train, order, own):
         def steps(state, indices):
             return jax.vmap(step)(state, train.images[indices], train.labels[indices], own)
@@ -186,7 +206,12 @@ def chunk_of(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Chunk:
         state, metrics = jax.lax.scan(steps, state, order)
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
 
-    return chunk
+    if devices > 1:
+        seed, order = jax.P("seed"), jax.P(None, "seed")
+        chunk = jax.shard_map(
+            chunk, mesh=_seed_mesh(devices), in_specs=(seed, jax.P(), order, seed), out_specs=seed
+        )
+    return jax.jit(chunk, donate_argnums=0)
 
 
 def data_order(

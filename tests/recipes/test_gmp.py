@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import checkpoint, checkpoints, run, settings
+from recipes.common import checkpoint, checkpoints, run, settings, training
 from tests.recipes import running
 from tests.recipes.running import exit_code, metrics
 
@@ -131,6 +131,22 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     assert message in running.mistake(gmp, capsys, tmp_path, argv.split())
+
+
+def test_seeds_on_two_devices_are_those_of_one(finished, tmp_path, monkeypatch):
+    """To float tolerance; also of a run that was interrupted."""
+    monkeypatch.setattr(training, "devices_for", lambda seeds: 2)
+    out = tmp_path / "run"
+    argv = ["--out", str(out), *SHORT]
+    assert running.interrupted(gmp, monkeypatch, argv, step=8) == 130
+    gmp.main(["--out", str(out), "--resume"])
+    for own, theirs in zip(metrics(out), metrics(finished), strict=True):
+        for arm in ("dense", "sparse"):
+            np.testing.assert_allclose(own[arm]["loss"], theirs[arm]["loss"], rtol=1e-5)
+            assert own[arm].get("sparsity") == theirs[arm].get("sparsity")
+    *_, masks = checkpoint.load_model(out / run.MODEL)
+    *_, same = checkpoint.load_model(finished / run.MODEL)
+    assert min(jax.tree.leaves(jax.tree.map(lambda a, b: np.mean(a == b), masks, same))) > 0.99
 
 
 def test_pruning_steps_lie_within_training():

@@ -1,5 +1,6 @@
 """Training many seeds at once is what training each alone would be."""
 
+import re
 from itertools import islice
 
 import jax
@@ -53,6 +54,15 @@ def test_vmapped_seeds_equal_separate_runs(digits):
         masks, one = (jp.get_masks(points[-1][3].opt_state) for points in (together, alone))
         same = jax.tree.map(lambda a, b, i=i: np.mean(a[i] == b[0]), masks, one)
         assert min(jax.tree.leaves(same)) > 0.99
+
+
+def test_seeds_on_four_devices_say_nothing_to_each_other(digits):
+    arm = training.Arm(MLP((16,), 10), lambda key: pruned_adam(), Weights.SPARSE)
+    keys, order = training.seed_keys(0, 4), np.zeros((3, 4, 8), np.int32)
+    state = training.spread(training.init(arm, keys, digits.train.images), 4)
+    program = training.make_chunk(arm, 4).lower(state, digits.train, order, training.own_keys(keys))
+    assert "num_partitions=4" in (text := program.compile().as_text())
+    assert not re.search("all-reduce|all-gather|all-to-all|collective-permute", text)
 
 
 def test_it_learns_and_the_masks_hold(digits):

@@ -69,7 +69,7 @@ def test_all_begin_alike():
     assert "%pip install" in install.source and VARIES in devices.metadata.tags
 
 
-@pytest.mark.slow
+@pytest.mark.notebook
 @notebooks
 def test_it_runs_and_says_what_it_said(path):
     stored = read(path)

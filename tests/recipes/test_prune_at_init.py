@@ -52,7 +52,7 @@ def controlled(tmp_path_factory):
     out, made = tmp_path_factory.mktemp("runs") / "controlled", []
     make_chunk = training.make_chunk
     with pytest.MonkeyPatch.context() as patch:
-        counted = lambda arm: made.append(arm) or make_chunk(arm)
+        counted = lambda arm, *devices: made.append(arm) or make_chunk(arm, *devices)
         patch.setattr(side_by_side.training, "make_chunk", counted)
         prune_at_init.main([*CONTROLLED, "--out", str(out)])
     return out, len(made)

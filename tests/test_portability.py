@@ -9,8 +9,10 @@ from jax import export
 from jax.sharding import AxisType
 
 import jaxprune as jp
-from recipes import dynamic, gates
-from recipes.common import decoder, models, settings, training
+from jaxprune.masks import all_kept
+from jaxprune.structured.kept import Removal
+from recipes import dynamic, gates, relaxation
+from recipes.common import decoder, forking, models, phases, relaxing, settings, training
 from recipes.common.data import Dataset, Split
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 
@@ -67,6 +69,9 @@ STEPS = {  # what recipes train, by recipe and arm
     **{f"gmp {name}": arm for name, arm in of_models()},
     **{f"dynamic {name}": arm for name, arm in dynamic.arms(DYNAMIC, digits(), 100).items()},
     **{f"gates {name}": arm for name, arm in gates.arms(GATES, digits(), 100).items()},
+    "stability": forking.forking(
+        models.model("mlp", 10), optax.sgd(0.1), digits().train, training.seed_keys(0, 2), 4, 3
+    ).arm,
 }
 
 
@@ -77,6 +82,33 @@ def test_a_step_of_a_recipe(name):
     state = jax.eval_shape(lambda: training.init(arm, keys, images))
     order = jnp.zeros((3, 2, 4), jnp.int32)
     lower(training.make_chunk(arm), state, digits().train, order, keys)
+
+
+def test_a_step_of_a_phase():
+    """What tickets, soups and structured pruning train, with running statistics."""
+    images, module = digits().train.images, models.model("conv", 10, "batch", 0.25)
+    program = phases.phases(module, settings.OPTIMIZERS["sgd"], digits().train, 4, 3)
+    lanes = phases.Lane(jnp.ones((2, 5)), jnp.zeros(2))
+
+    def begun():
+        keys = training.seed_keys(0, 2)
+        variables = training.init_variables(module, keys, jnp.asarray(images[:1]))
+        masks = all_kept(jp.kernels(variables["params"]))
+        return phases.begin(program, variables["params"], variables["batch_stats"], masks, lanes)
+
+    order = jnp.zeros((3, 2, 4), jnp.int32)
+    lower(program.chunk, jax.eval_shape(begun), digits().train, order, lanes)
+
+
+def test_a_step_with_relaxed_widths():
+    config = relaxation.Config(width=0.125, seeds=2, steps=30, batch_size=4)
+    s = relaxation.study_of(config, digits())
+    everything = {name: np.ones(own.size, bool) for name, own in s.structure.groups.items()}
+    networks = len(s.arms) * len(s.keys)
+    lanes = relaxing.lanes_of(s, s.stages[1], [Removal(everything, ())] * networks)
+    state = jax.eval_shape(lambda: relaxing.begin(s, *relaxing.first(s), lanes))
+    order = jnp.zeros((2, networks, 4), jnp.int32)
+    lower(relaxing.make_chunk(s), state, digits().train, order, lanes)
 
 
 def test_a_step_of_a_decoder():

@@ -83,7 +83,8 @@ def count_flops(
 
 def shape_only(leaf: Any) -> Any:
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
     if isinstance(leaf, (int, float, complex)):
         return leaf
     raise TypeError(

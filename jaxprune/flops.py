@@ -82,6 +82,7 @@ def count_flops(
 
 
 def shape_only(leaf: Any) -> Any:
+    """Of an array its shape and the dtype that JAX would give it; a Python number is itself."""
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
         return jax.ShapeDtypeStruct(leaf.shape, dtype)

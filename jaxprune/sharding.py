@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 
+from jaxprune.base import is_known
+
 
 def explicit_sharding(x: Any) -> NamedSharding | None:
     """The sharding in the type of `x`; None unless its mesh has explicit axes."""
@@ -26,7 +28,7 @@ def explicit_sharding(x: Any) -> NamedSharding | None:
 
 def sharded_like(mask: Any, like: Any) -> jax.Array:
     """`mask` (bool), with the sharding of `like`, floats of its shape or a ShapeDtypeStruct."""
-    is_whole = not isinstance(like, jax.core.Tracer) and len(getattr(like, "devices", set)()) < 2
+    is_whole = is_known(like) and len(getattr(like, "devices", set)()) < 2
     if is_whole:
         return jnp.asarray(mask)
     # True, even of nan; it depends on `like`, so that the layout flows from there to the mask

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
+from jaxprune.base import is_known
 from jaxprune.coupling.expressions import Atom, Axes, Expr, kept_entries, resolved
 from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
 from jaxprune.coupling.rules.registry import RULES
@@ -43,7 +44,7 @@ class Keep:
         if not gone:
             return x
         # by numpy where values are known: each shape would be compiled anew
-        xp = jnp if isinstance(x, jax.core.Tracer) else np
+        xp = np if is_known(x) else jnp
         small = x if xp is jnp else np.asarray(x)
         for i in gone:
             small = xp.take(small, np.flatnonzero(self.of(axes[i])), axis=i)

@@ -12,6 +12,7 @@ from jaxprune.coupling import table
 from jaxprune.coupling.expressions import Atom, Axes, atoms, places, size
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.stated import Axis
+from jaxprune.rules import quoted
 
 
 class Member(NamedTuple):
@@ -67,6 +68,13 @@ class Structure:
     atoms: dict[str, Atom]
     program: Program
     sliceable_inputs: tuple[tuple[str, int], ...]
+
+    def size_of(self, group: str) -> int:
+        """How many neurons a group has; ValueError if there is no such group."""
+        if group not in self.groups:
+            have = [(name, None) for name in self.groups]
+            raise ValueError(f"there is no group {group!r}; the groups are {quoted(have)}.")
+        return self.groups[group].size
 
     def coupling(self) -> dict[str, list[Axis]]:
         """The groups as a coupling, for `match_weights` and `permute`.

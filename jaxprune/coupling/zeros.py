@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune.base import is_known
 from jaxprune.coupling.exactness import KEEPS_ZERO
 
 
@@ -47,7 +48,7 @@ def is_zero(value: Value) -> bool:
 def constant(value: Value) -> float | None:
     """The number that a scalar is, where it is known."""
     x = value.x
-    if x is None or isinstance(x, jax.core.Tracer) or np.ndim(x):
+    if x is None or not is_known(x) or np.ndim(x):
         return None
     return float(np.real(x)) if np.issubdtype(np.result_type(x), np.number) else None
 

@@ -14,7 +14,7 @@ from jaxprune.coupling.exactness import closers
 from jaxprune.coupling.expressions import Atom, Expr, places
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import apply_masks
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.rules import named_leaves
 from jaxprune.structured.check import check_params
 
 GroupGates = Mapping[str, Any]  # float (size,) by group; of a group that is not there all are 1
@@ -92,10 +92,7 @@ def check_gates(structure: Structure, gates: GroupGates) -> dict[str, jax.Array]
             f"{type(gates).__name__}."
         )
     for name, own in gates.items():
-        if name not in structure.groups:
-            have = [(group, None) for group in structure.groups]
-            raise ValueError(f"there is no group {name!r}; the groups are {quoted(have)}.")
-        n = structure.groups[name].size
+        n = structure.size_of(name)
         if np.shape(own) != (n,):
             raise ValueError(
                 f"the gates of group '{name}' have shape {np.shape(own)}, its neurons are ({n},). "

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, is_none
+from jaxprune.base import Masks, is_known, is_none
 from jaxprune.coupling.expressions import kept_entries
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import like
@@ -54,10 +54,7 @@ def check_kept(structure: Structure, kept: Kept) -> dict[str, Any]:
             f"got {type(kept).__name__}."
         )
     for name, own in kept.items():
-        if name not in structure.groups:
-            have = [(group, None) for group in structure.groups]
-            raise ValueError(f"there is no group {name!r}; the groups are {quoted(have)}.")
-        n = structure.groups[name].size
+        n = structure.size_of(name)
         if np.dtype(getattr(own, "dtype", object)) != bool:
             raise TypeError(
                 f"kept of group '{name}' is a bool array of shape ({n},), True = kept; got "
@@ -68,7 +65,7 @@ def check_kept(structure: Structure, kept: Kept) -> dict[str, Any]:
             raise ValueError(
                 f"kept of group '{name}' has shape {np.shape(own)}, its neurons are ({n},)."
             )
-        if not (may_be_empty or isinstance(own, jax.core.Tracer) or np.any(own)):
+        if not (may_be_empty or not is_known(own) or np.any(own)):
             raise ValueError(
                 f"kept leaves no neuron of group '{name}', and with it no path through "
                 f"{structure.groups[name].members[0]}: keep at least one, or say what becomes of "
@@ -86,7 +83,7 @@ def known(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
     """
     kept = check_kept(structure, kept)
     for name, own in kept.items():
-        if isinstance(own, jax.core.Tracer):
+        if not is_known(own):
             raise TypeError(
                 f"the sizes of the small network depend on kept['{name}'], which is traced: pick "
                 "and compact outside of jit. Masks (group_masks) work inside."
@@ -120,7 +117,7 @@ def group_masks(structure: Structure, kept: Kept) -> Masks:
     """
     gone = removed(kept)
     kept = check_kept(structure, kept)
-    traced = any(isinstance(own, jax.core.Tracer) for own in kept.values())
+    traced = not is_known(kept)
     xp: Any = jnp if traced else np  # numpy compiles nothing
     of_atoms = {structure.atoms[name]: xp.asarray(own) for name, own in kept.items()}
 
@@ -148,7 +145,7 @@ def kept_neurons(structure: Structure, masks: Masks) -> dict[str, jax.Array]:
       ValueError: if the masks do not fit the params.
     """
     leaves = named_leaves(like(masks, structure.shapes))
-    traced = any(isinstance(mask, jax.core.Tracer) for _, mask in leaves)
+    traced = not is_known(leaves)
     xp: Any = jnp if traced else np  # numpy compiles nothing
     masks_of = {path: None if mask is None else xp.asarray(mask) for path, mask in leaves}
     found = {}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.allocation import global_threshold
-from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity
+from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity, is_known
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.budget import within_measured, within_share
 from jaxprune.structured.choose import choose
@@ -75,7 +75,7 @@ def pick(
         found = within_measured(*how, measure, at_most, round_to)
     else:
         budget = asked[given[0]]
-        if isinstance(budget, jax.core.Tracer) or not 0 < budget <= 1:
+        if not is_known(budget) or not 0 < budget <= 1:
             raise ValueError(
                 f"{given[0]} is the fraction of the dense network's that may be left, in (0, 1], "
                 f"not traced; got {budget}."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipes import soup
-from recipes.common import checkpoint, cli, data, phases, run, soup_study
+from recipes.common import checkpoint, cli, data, run, soup_study
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--sparsities", "0.5", "0.9"]
@@ -27,12 +27,7 @@ def digits():
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """The folder of a short run, and the function that trained its networks."""
-    out, made = tmp_path_factory.mktemp("runs") / "soup", []
-    make = phases.phases
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "phases", lambda *args: made.append(make(*args)) or made[-1])
-        soup.main([*SHORT, "--out", str(out)])
-    return out, made[0].chunk
+    return running.watched(soup, tmp_path_factory.mktemp("runs") / "soup", SHORT)
 
 
 @pytest.fixture(scope="module")

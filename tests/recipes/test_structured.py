@@ -14,7 +14,6 @@ from recipes.common import (
     data,
     masked_networks,
     neuron_scores,
-    phases,
     pruning_rounds,
     run,
 )
@@ -31,12 +30,7 @@ WEIGHTS = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     """The folder of a short run, and the function that trained its networks."""
-    out, made = tmp_path_factory.mktemp("runs") / "structured", []
-    make = phases.phases
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "phases", lambda *args: made.append(make(*args)) or made[-1])
-        structured.main([*SHORT, "--out", str(out)])
-    return out, made[0].chunk
+    return running.watched(structured, tmp_path_factory.mktemp("runs") / "structured", SHORT)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.counting import left, n_true
-from jaxprune.rules import Rule, check_all_match, matches, named_leaves
+from jaxprune.rules import Rule, by_keys, check_all_match, matches, named_leaves
 from jaxprune.selection import largest
 
 
@@ -168,16 +168,16 @@ def borrowed(scores: Scores, allocation: Allocation = global_threshold) -> Alloc
     """
 
     def ratios(own: Scores, sparsity: Sparsity) -> Sparsities:
-        lent = dict(named_leaves(scores))
-        for path, leaf in named_leaves(own):
-            there = getattr(lent.get(path), "shape", None)
+        lent, keys = by_keys(scores), list(by_keys(own))
+        for (path, leaf), place in zip(named_leaves(own), keys, strict=True):
+            there = getattr(lent.get(place), "shape", None)
             if leaf is not None and there != leaf.shape:
                 raise ValueError(
                     f"borrowed: '{path}' has shape {leaf.shape}, and the scores to borrow from "
                     f"have {there} there. Score the same params."
                 )
         treedef = jax.tree.structure(own, is_leaf=is_none)
-        same = [None if leaf is None else lent[path] for path, leaf in named_leaves(own)]
+        same = [None if leaf is None else lent[place] for place, leaf in by_keys(own).items()]
         return allocation(jax.tree.unflatten(treedef, same), sparsity)
 
     return ratios

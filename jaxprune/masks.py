@@ -16,7 +16,7 @@ import optax
 
 from jaxprune.base import Masks, Params, is_none, map_scored
 from jaxprune.counting import n_true
-from jaxprune.rules import name, named_leaves, quoted
+from jaxprune.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import sharded_like
 
 
@@ -24,8 +24,8 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     """`params` with exact zeros where a mask is False; where it is None, unchanged.
 
     A floating-point mask (a gate) multiplies, and may broadcast against its parameter. Masks and
-    params are matched by the paths of their leaves, so that masks found in the state of an
-    `nnx.Optimizer` apply to an `nnx.State`.
+    params are matched by the keys of their paths, so that masks found in the state of an
+    `nnx.Optimizer`, or in nested dicts restored from it, apply to an `nnx.State`.
 
     Raises:
       ValueError: if the paths or the shapes differ; it names the leaf.
@@ -177,13 +177,16 @@ def _shapes_differ(leaf_name: str, leaf: Any, mask: Any) -> str:
 
 def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], Any]], Any]:
     """((path, leaf), mask) of every leaf of `params`, and the tree structure of `params`."""
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_none)
-    found = jax.tree_util.tree_leaves_with_path(masks, is_leaf=_is_hole)
-    by_name = {name(path): None if _is_hole(mask) else mask for path, mask in found}
-    leaves = [(name(path), leaf) for path, leaf in pairs]
-    missing = [leaf for leaf in leaves if leaf[1] is not None and leaf[0] not in by_name]
-    unknown = set(by_name) - {leaf_name for leaf_name, _ in leaves}
-    extra = [(leaf_name, None) for leaf_name in unknown if by_name[leaf_name] is not None]
+    leaves, treedef = named_leaves(params), jax.tree.structure(params, is_leaf=is_none)
+    keys, found = list(by_keys(params)), by_keys(masks, _is_hole)
+    given = {own: None if _is_hole(mask) else mask for own, mask in found.items()}
+    missing = [
+        leaf
+        for own, leaf in zip(keys, leaves, strict=True)
+        if leaf[1] is not None and own not in given
+    ]
+    unknown = {own for own, mask in given.items() if mask is not None} - set(keys)
+    extra = [("/".join(own), None) for own in unknown]
     if missing or extra:
         raise ValueError(
             "these masks belong to other params: "
@@ -192,7 +195,7 @@ def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], 
             + (f"the params have no leaf for {quoted(sorted(extra))}" if extra else "")
             + ". Masks are like the params, with None (not nothing) where a leaf is never pruned."
         )
-    return [(leaf, by_name.get(leaf[0])) for leaf in leaves], treedef
+    return [(leaf, given.get(own)) for own, leaf in zip(keys, leaves, strict=True)], treedef
 
 
 def _field(node: Any, field: str) -> Any:
@@ -210,6 +213,7 @@ def mask_states(opt_state: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
     for path, node in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_holder):
         if is_holder(node):
-            here = "/".join(part for part in (place, name(path)) if part)
+            own = jax.tree_util.keystr(path, simple=True, separator="/")
+            here = "/".join(part for part in (place, own) if part)
             yield here, _field(node, "mask_state")
             yield from mask_states(_field(node, "inner_state"), f"{here}/inner_state".lstrip("/"))

@@ -26,7 +26,7 @@ from jaxprune.base import (
     is_mask,
 )
 from jaxprune.counting import count, left
-from jaxprune.rules import name, named_leaves
+from jaxprune.rules import map_named, named_leaves
 from jaxprune.selection import largest
 from jaxprune.sharding import automatic
 
@@ -184,15 +184,15 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
                 )  # the count is known while tracing, the mask is not
         return masks
 
-    def mask(path: tuple, leaf: jax.Array, own: Sparsity) -> jax.Array:
+    def mask(leaf_name: str, leaf: jax.Array, own: Sparsity) -> jax.Array:
         try:
             kept = automatic(pattern, leaf)(leaf, own)
         except ValueError as error:
-            raise ValueError(f"'{name(path)}': {error}") from error
-        _check_mask(name(path), leaf, kept)
+            raise ValueError(f"'{leaf_name}': {error}") from error
+        _check_mask(leaf_name, leaf, kept)
         return kept
 
-    return jax.tree_util.tree_map_with_path(mask, tree, sparsities)
+    return map_named(mask, tree, sparsities)
 
 
 def check_callables(allocation: Any, pattern: Any) -> None:

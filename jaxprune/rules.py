@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,19 +16,65 @@ from jaxprune.base import Params, is_none
 Rule = str | re.Pattern | Callable[[str, Any], bool]
 
 
-def name(path: tuple) -> str:
-    """The path of a leaf as users write it: `"Dense_0/kernel"`.
-
-    The `.value` in which `flax.nnx` keeps the array of a variable is left out.
-    """
-    text = jax.tree_util.keystr(path, simple=True, separator="/")
-    return text.removesuffix("/value")
-
-
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """`(name, leaf)` of every leaf, None leaves included, in the order of `jax.tree.leaves`."""
-    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)
-    return [(name(path), leaf) for path, leaf in pairs]
+    r"""`(name, leaf)` of every leaf, None leaves included, in the order of `jax.tree.leaves`.
+
+    A name is the path as users write it, `"Dense_0/kernel"`, without the `.value` of flax's boxes
+    (`nnx.Variable`, `nn.Partitioned`). No two leaves have one name: where `{"a/w": ...}` and
+    `{"a": {"w": ...}}` would share it, a slash inside a key is written `\/`, in the whole tree.
+    """
+    leaves = _keyed_leaves(tree)
+    names = ["/".join(keys) for keys, _ in leaves]
+    if len(set(names)) < len(names):
+        escaped = lambda key: key.replace("\\", "\\\\").replace("/", "\\/")
+        names = ["/".join(map(escaped, keys)) for keys, _ in leaves]
+    return [(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
+
+
+def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`f(name, leaf, *rest_leaves)` where `tree` has a leaf; where it is None it stays None."""
+    treedef = jax.tree.structure(tree, is_leaf=is_none)
+    others = [treedef.flatten_up_to(other) for other in rest]
+    leaves = [
+        None if leaf is None else f(leaf_name, leaf, *own)
+        for (leaf_name, leaf), *own in zip(named_leaves(tree), *others, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def by_keys(tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> dict[tuple[str, ...], Any]:
+    """Leaves by the keys of their paths, to find those of one tree in another.
+
+    As text two paths can be alike that are not. A last key `value` is left out, so that a tree of
+    `flax.nnx` fits the nested dicts that orbax restores it to; no other leaf can have the rest of
+    that path, for it leads to a container.
+    """
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    keys = [(_keys(path), leaf) for path, leaf in pairs]
+    return {own[:-1] if own[-1:] == ("value",) else own: leaf for own, leaf in keys}
+
+
+def _keys(path: tuple) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _keyed_leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """(keys, leaf), without the key that leads into a box of flax."""
+    found = []
+    is_end = lambda node: node is None or _is_box(type(node))
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_end):
+        inside = [((), node)]
+        if _is_box(type(node)):
+            inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=is_none)
+        found += [((*_keys(path), *_keys(rest[1:])), leaf) for rest, leaf in inside]
+    return found
+
+
+@functools.cache
+def _is_box(kind: type) -> bool:
+    """Whether flax made this class to hold one array: by name, for flax need not be installed."""
+    boxes = ("flax.nnx.variablelib", "Variable"), ("flax.core.meta", "AxisMetadata")
+    return any((own.__module__, own.__name__) in boxes for own in kind.__mro__)
 
 
 def matches(rule: Rule, leaf_name: str, leaf: Any) -> bool:
@@ -78,7 +125,7 @@ _NOT_PRUNED_PARENT = re.compile(r"(.*norm.*|.*embed.*|bn\d*|ln\d*)", re.IGNORECA
 
 
 def _is_kernel(leaf_name: str, leaf: Any) -> bool:
-    *parents, own = leaf_name.split("/")
+    *parents, own = leaf_name.removesuffix("/value").split("/")  # as orbax restores flax.nnx
     if not hasattr(leaf, "ndim") or leaf.ndim < 2 or not leaf.size:
         return False
     if not jnp.issubdtype(leaf.dtype, jnp.floating) or "batch_stats" in parents:
@@ -91,11 +138,7 @@ def _is_kernel(leaf_name: str, leaf: Any) -> bool:
 
 
 def _only(params: Params, is_wanted: Callable[[str, Any], bool]) -> Params:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if leaf is not None and is_wanted(name(path), leaf) else None,
-        params,
-        is_leaf=is_none,
-    )
+    return map_named(lambda leaf_name, leaf: leaf if is_wanted(leaf_name, leaf) else None, params)
 
 
 def kernels(params: Params) -> Params:

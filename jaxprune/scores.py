@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.base import Params, Score, Scores, is_none, map_scored
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import automatic, explicit_sharding
 
 
@@ -61,10 +61,10 @@ def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
 
     Reference: Theis et al., 2018, Faster Gaze Prediction with Dense Networks and Fisher Pruning.
     """
-    found = [dict(named_leaves(nu)) for _, nu in optax.tree.get_all_with_path(opt_state, "nu")]
+    found = [by_keys(nu) for _, nu in optax.tree.get_all_with_path(opt_state, "nu")]
 
-    def score(path: str, w: jax.Array) -> jax.Array:
-        nus = [nu[path] for nu in found if getattr(nu.get(path), "shape", None) == w.shape]
+    def score(path: str, keys: tuple, w: jax.Array) -> jax.Array:
+        nus = [nu[keys] for nu in found if getattr(nu.get(keys), "shape", None) == w.shape]
         if not nus:
             raise ValueError(
                 f"fisher needs the optimizer's second moment `nu` of '{path}', shape {w.shape}; "
@@ -72,8 +72,9 @@ def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
             )
         return w * w * nus[0]
 
-    leaves = [None if w is None else score(path, w) for path, w in named_leaves(params)]
-    treedef = jax.tree.structure(params, is_leaf=lambda leaf: leaf is None)
+    named = zip(named_leaves(params), by_keys(params), strict=True)
+    leaves = [None if w is None else score(path, keys, w) for (path, w), keys in named]
+    treedef = jax.tree.structure(params, is_leaf=is_none)
     return jax.tree.unflatten(treedef, leaves)
 
 

@@ -22,7 +22,7 @@ from jax import lax
 
 from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import apply_masks
-from jaxprune.rules import name, named_leaves
+from jaxprune.rules import map_named, named_leaves
 from jaxprune.stacks import count_seeds
 
 
@@ -66,15 +66,15 @@ def soup(stack: Params, weights: Any = None, masks: Masks | None = None) -> Para
     else:
         weights = weights if hasattr(weights, "shape") else np.asarray(weights, np.float64)
         _check_weights(weights, members)
-    return jax.tree_util.tree_map_with_path(partial(_average, weights), stack)
+    return map_named(partial(_average, weights), stack)
 
 
-def _average(weights: Any, path: tuple, x: Any) -> jax.Array:
+def _average(weights: Any, leaf_name: str, x: Any) -> jax.Array:
     x = jnp.asarray(x)
     integers = jnp.issubdtype(x.dtype, jnp.integer)
     if not (integers or jnp.issubdtype(x.dtype, jnp.inexact)):
         raise TypeError(
-            f"soup: '{name(path)}' is {x.dtype}, which has no average. Leave it out of the stack; "
+            f"soup: '{leaf_name}' is {x.dtype}, which has no average. Leave it out of the stack; "
             "the masks of the members are given as masks=..."
         )
     wide = jnp.promote_types(jnp.float32, x.dtype) if not integers else jnp.float32

@@ -17,6 +17,7 @@ from flax import nnx
 from flax.core import freeze
 
 import jaxprune as jp
+from jaxprune.gates.fit import fitted
 from jaxprune.masks import all_kept, like
 from jaxprune.rules import named_leaves
 
@@ -214,6 +215,36 @@ def test_a_mask_must_have_the_shape_of_its_parameter(shape):
         jp.apply_masks({"w": KERNEL}, {"w": jnp.ones(shape, bool)})
     assert f"has shape {shape}, its parameter (2, 4)" in str(error.value)
     assert "vmap over both" in str(error.value)
+
+
+def test_masks_are_matched_by_keys_not_by_text():
+    """Both leaves read 'a/w'."""
+    w = jnp.arange(1.0, 5).reshape(2, 2)
+    params = {"a/w": w, "a": {"w": -w}}
+    masks = {"a/w": jnp.zeros((2, 2), bool), "a": {"w": jnp.ones((2, 2), bool)}}
+    pruned = jp.apply_masks(params, masks)
+    assert not pruned["a/w"].any() and pruned["a"]["w"].tolist() == (-w).tolist()
+    assert same(like(masks, params), masks)
+    assert float(jp.overlap(masks, masks)) == 1
+    assert same(jp.unpack(jp.pack(masks), params), masks)
+    gates = {"a/w": jnp.zeros((1, 1)), "a": {"w": None}}
+    assert [gate is None for *_, gate in fitted("gates", gates, params)] == [True, False]
+    state = optax.adam(0.1).init(params)
+    state = (state[0]._replace(nu={"a/w": jnp.ones((2, 2)), "a": {"w": 2 * w}}), state[1])
+    scores = jp.fisher(params, opt_state=state)
+    assert scores["a/w"].tolist() == (w * w).tolist()
+    assert scores["a"]["w"].tolist() == (2 * w * w * w).tolist()
+    lent = jp.borrowed({"a/w": 10 * w, "a": {"w": w}})(jp.magnitude(params), 0.5)
+    assert (int(lent["a/w"]), int(lent["a"]["w"])) == (0, 4)
+    halves = jp.select(jp.magnitude(params), jp.per_layer({"a/w": 0.25}), 0.5)
+    rows = jp.report(jp.apply_masks(params, halves), halves).layers
+    assert {row.path: row.kept for row in rows} == {"a/w": 3, "a\\/w": 2}
+
+
+def test_masks_that_lack_a_twin_do_not_mask_the_other():
+    params = {"a/w": KERNEL, "a": {"w": KERNEL}}
+    with pytest.raises(ValueError, match="they have no leaf for 'a/w'"):
+        jp.apply_masks(params, {"a/w": MASK})
 
 
 def test_gradients_pass_through_masks():

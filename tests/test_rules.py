@@ -57,6 +57,45 @@ def test_names_of_nnx_leave_out_value():
     ]
 
 
+class Attention(NamedTuple):
+    query: jax.Array
+    value: jax.Array
+
+
+def test_a_leaf_called_value_has_its_name_in_any_container():
+    nnx = pytest.importorskip("flax.nnx")
+    tree = {"attn": {"query": W, "value": W}, "heads": Attention(W, W), "value": W}
+    names = ["attn/query", "attn/value", "heads/query", "heads/value", "value"]
+    assert [name for name, _ in named_leaves(tree)] == names
+    assert chosen(jp.matching("*/value")(tree)) == ["attn/value", "heads/value"]
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.value = nnx.Linear(2, 3, rngs=rngs, use_bias=False)
+            self.scaled = nnx.Param({"value": W})
+
+    state = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
+    assert [name for name, _ in named_leaves(state)] == ["scaled/value", "value/kernel"]
+
+
+def test_boxes_of_linen_are_left_out_of_names():
+    linen = pytest.importorskip("flax.linen")
+    boxed = {"kernel": linen.Partitioned(W, ("in", None))}
+    assert [name for name, _ in named_leaves(boxed)] == ["kernel"]
+
+
+def test_a_table_that_orbax_restored_from_nnx_is_still_an_embedding():
+    assert chosen(jp.kernels({"embedding": {"value": W}, "w": {"value": W}})) == ["w/value"]
+
+
+def test_names_that_are_alike_as_text_are_told_apart():
+    tree = {"a/w": W, "a": {"w": W}, "b/w": W}
+    assert [name for name, _ in named_leaves(tree)] == ["a/w", "a\\/w", "b\\/w"]
+    assert jp.matching("a\\/w")(tree) == {"a/w": W, "a": {"w": None}, "b/w": None}
+    # without the twin a name reads as in Haiku
+    assert chosen({"mlp/~/linear_0": {"w": W}}) == ["mlp/~/linear_0/w"]
+
+
 # --- rules ---------------------------------------------------------------------------------------
 
 

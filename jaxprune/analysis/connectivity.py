@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Params, is_known
-from jaxprune.rules import name, named_leaves
+from jaxprune.rules import map_named, named_leaves
 
 Loss = Callable[[Params], Any]  # params -> scalar, or a tree of scalars such as {name: scalar}
 Path = Callable[[Params, Params, Any], Params]  # (a, b, alpha) -> params: a at 0, b at 1
@@ -40,12 +40,12 @@ def lerp(a: Params, b: Params, alpha: Any) -> Params:
     """
     _check_alike(a, b)
 
-    def between(path: tuple, x: Any, y: Any) -> jax.Array:
+    def between(leaf_name: str, x: Any, y: Any) -> jax.Array:
         x, y = jnp.asarray(x), jnp.asarray(y)
         dtype = jnp.result_type(x, y)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"only floating-point leaves have something between them; '{name(path)}' is "
+                f"only floating-point leaves have something between them; '{leaf_name}' is "
                 f"{dtype}. Interpolate the params alone, without masks, counters and keys."
             )
         wide = jnp.promote_types(dtype, jnp.float32)  # in bfloat16 there is no 0.1
@@ -53,7 +53,7 @@ def lerp(a: Params, b: Params, alpha: Any) -> Params:
         # from the nearer end, so that rounding leaves both ends as they are
         return jnp.where(t < 0.5, x + t * (y - x), y - (1 - t) * (y - x)).astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(between, a, b)
+    return map_named(between, a, b)
 
 
 def loss_along(
@@ -173,17 +173,17 @@ def _whole(points: Any) -> Any:
 def _scalars(values: Any) -> Any:
     """The loss in floating point, or ValueError where it is no scalar."""
 
-    def scalar(path: tuple, value: Any) -> jax.Array:
+    def scalar(leaf_name: str, value: Any) -> jax.Array:
         if jnp.shape(value) != ():
             raise ValueError(
-                f"the loss{_called(name(path))} must be a scalar; it has shape "
+                f"the loss{_called(leaf_name)} must be a scalar; it has shape "
                 f"{jnp.shape(value)}. Take its mean."
             )
         return jnp.asarray(value).astype(jnp.promote_types(jnp.result_type(value), jnp.float32))
 
     if not jax.tree.leaves(values):
         raise ValueError(f"the loss must be a scalar, or a tree of scalars; got {values!r}.")
-    return jax.tree_util.tree_map_with_path(scalar, values)
+    return map_named(scalar, values)
 
 
 def _check_finite(alphas: np.ndarray, values: Any) -> None:

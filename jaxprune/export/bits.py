@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Params, is_none, map_scored
-from jaxprune.rules import named_leaves
+from jaxprune.rules import by_keys, named_leaves
 
 
 def pack(masks: Masks) -> Any:
@@ -41,12 +41,12 @@ def unpack(packed: Any, params: Params) -> Masks:
     Raises:
       ValueError: if paths or sizes do not fit; it names the leaf.
     """
-    shapes = dict(named_leaves(params))
+    shapes = by_keys(params)
 
-    def shape_of(leaf_name: str, bits: Any) -> tuple[int, ...]:
-        if leaf_name not in shapes:
+    def shape_of(leaf_name: str, keys: tuple[str, ...], bits: Any) -> tuple[int, ...]:
+        if keys not in shapes:
             raise ValueError(f"unpack: the params have no leaf for the mask '{leaf_name}'.")
-        shape = np.shape(shapes[leaf_name])
+        shape = np.shape(shapes[keys])
         size = int(np.prod(shape))
         if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
             raise ValueError(
@@ -57,8 +57,8 @@ def unpack(packed: Any, params: Params) -> Masks:
         return shape
 
     leaves = [
-        None if bits is None else unpack_array(bits, shape_of(leaf_name, bits))
-        for leaf_name, bits in named_leaves(packed)
+        None if bits is None else unpack_array(bits, shape_of(leaf_name, keys, bits))
+        for (leaf_name, bits), keys in zip(named_leaves(packed), by_keys(packed), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(packed, is_leaf=is_none), leaves)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.rules import by_keys, named_leaves, quoted
 
 
 def fitted(what: str, gates: Any, params: Params) -> list[tuple[str, Any, Any]]:
@@ -17,23 +17,30 @@ def fitted(what: str, gates: Any, params: Params) -> list[tuple[str, Any, Any]]:
     Raises:
       ValueError: for a gate without its leaf, or one that does not broadcast to it.
     """
-    leaves = named_leaves(params)
-    own = {path: gate for path, gate in named_leaves(gates) if gate is not None}
-    known = {path for path, leaf in leaves if leaf is not None}
-    if unknown := [(path, gate) for path, gate in own.items() if path not in known]:
+    leaves, given = by_keys(params), by_keys(gates)
+    known = {keys for keys, leaf in leaves.items() if leaf is not None}
+    if unknown := [
+        leaf
+        for leaf, keys in zip(named_leaves(gates), given, strict=True)
+        if leaf[1] is not None and keys not in known
+    ]:
         raise ValueError(
             f"{what}: the params have no leaf for the gates of {quoted(unknown)}. Gates are like "
             "the params, with None where nothing is gated; gates by groups of neurons need their "
             "coupling=..."
         )
-    for path, leaf in leaves:
-        if path in own and not _broadcasts(np.shape(own[path]), np.shape(leaf)):
+    found = [
+        (path, leaf, given.get(keys))
+        for (path, leaf), keys in zip(named_leaves(params), leaves, strict=True)
+    ]
+    for path, leaf, gate in found:
+        if gate is not None and not _broadcasts(np.shape(gate), np.shape(leaf)):
             raise ValueError(
-                f"{what}: the gates of '{path}' have shape {np.shape(own[path])}, its parameter "
+                f"{what}: the gates of '{path}' have shape {np.shape(gate)}, its parameter "
                 f"{np.shape(leaf)}. Make them with gate_logits(params, axes); if one of them has a "
                 "leading axis of seeds, vmap over both."
             )
-    return [(path, leaf, own.get(path)) for path, leaf in leaves]
+    return found
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

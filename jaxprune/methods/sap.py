@@ -13,7 +13,7 @@ from jaxprune.counting import n_true, portion
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among, drop
 from jaxprune.masks import all_kept, own_masks, with_own
-from jaxprune.rules import kernels, name
+from jaxprune.rules import kernels, map_named
 from jaxprune.scores import magnitude
 from jaxprune.selection import largest
 
@@ -108,13 +108,11 @@ def sap(
     def of_leaf(w: jax.Array, mask: jax.Array) -> jax.Array:
         return count(_index([w], [mask], p, q), n_true(mask)[0])
 
-    def along_axis(path: tuple, w: jax.Array, mask: Any) -> Any:
-        if mask is None:
-            return None
+    def along_axis(leaf_name: str, w: jax.Array, mask: jax.Array) -> jax.Array:
         assert axis is not None
         if not -w.ndim <= axis < w.ndim:
             raise ValueError(
-                f"sap: '{name(path)}' of shape {w.shape} has no axis {axis}. Choose another, or "
+                f"sap: '{leaf_name}' of shape {w.shape} has no axis {axis}. Choose another, or "
                 "leave it out with prunable=..."
             )
         slices = lambda x: jnp.moveaxis(x, axis, 0)
@@ -126,9 +124,7 @@ def sap(
         masks = own_masks(state.masks, params, prunable)
         own = map_scored(lambda _, w: w, masks, params)
         if axis is not None:
-            kept = jax.tree_util.tree_map_with_path(
-                along_axis, own, masks, is_leaf=lambda leaf: leaf is None
-            )
+            kept = map_named(along_axis, own, masks)
         elif together:
             ws, ms = jax.tree.leaves(own), jax.tree.leaves(masks)
             d = jnp.stack([n_true(m)[0] for m in ms]).sum()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -34,7 +33,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`f(name, leaf, *rest_leaves)` where `tree` has a leaf; where it is None it stays None."""
     treedef = jax.tree.structure(tree, is_leaf=is_none)
-    others = [treedef.flatten_up_to(other) for other in rest]
+    others = [jax.tree.leaves(other, is_leaf=is_none) for other in rest]
     leaves = [
         None if leaf is None else f(leaf_name, leaf, *own)
         for (leaf_name, leaf), *own in zip(named_leaves(tree), *others, strict=True)
@@ -61,20 +60,19 @@ def _keys(path: tuple) -> tuple[str, ...]:
 def _keyed_leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
     """(keys, leaf), without the key that leads into a box of flax."""
     found = []
-    is_end = lambda node: node is None or _is_box(type(node))
+    is_end = lambda node: node is None or _is_box(node)
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_end):
         inside = [((), node)]
-        if _is_box(type(node)):
+        if _is_box(node):
             inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=is_none)
         found += [((*_keys(path), *_keys(rest[1:])), leaf) for rest, leaf in inside]
     return found
 
 
-@functools.cache
-def _is_box(kind: type) -> bool:
-    """Whether flax made this class to hold one array: by name, for flax need not be installed."""
+def _is_box(node: Any) -> bool:
+    """Whether flax made this node to hold one array: by name, for flax need not be installed."""
     boxes = ("flax.nnx.variablelib", "Variable"), ("flax.core.meta", "AxisMetadata")
-    return any((own.__module__, own.__name__) in boxes for own in kind.__mro__)
+    return any((own.__module__, own.__name__) in boxes for own in type(node).__mro__)
 
 
 def matches(rule: Rule, leaf_name: str, leaf: Any) -> bool:

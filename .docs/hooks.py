@@ -3,7 +3,8 @@ docstrings in the order of `jaxprune/__init__.py`, and every file of the reposit
 links to.
 
 Pages are plain Markdown whose links also work where they lie. A name in code font that the library
-has becomes a link to the reference. What can't be found is a warning, so an error of `--strict`.
+has becomes a link to the reference. What can't be found is a warning, so an error of `--strict`;
+but not with `-q`, which makes mkdocs count no warnings.
 """
 
 from __future__ import annotations
@@ -12,34 +13,56 @@ import logging
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the tree whose pages these are
+
+import jaxprune  # noqa: E402
+
 PAGES = ROOT / ".docs" / "pages"
 INDEX = "index.md"
 CODE_BLOCK = re.compile(r"^( *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
-CODE = re.compile(r"(?<![\[`])`((?:jp\.)?(\w+)(?:\([^`]*\))?)`(?![`\]])")
+CODE = re.compile(r"(?<![\[`])`((?:jp\.)?(\w+(?:\.\w+)?)(?:\([^`]*\))?)`(?![`\]])")
 log = logging.getLogger("mkdocs.hooks")
 
 
 def sections() -> dict[str, dict[str, str]]:
-    """Heading -> {public name: where it is from}, as they stand in `jaxprune/__init__.py`."""
+    """Heading -> {public name: where it is defined}, as they stand in `jaxprune/__init__.py`.
+
+    Python says where: `jaxprune.coupling.analyze` is a module to those who only read names. A
+    public module stands for its functions: `plots.pairs`.
+    """
     found: dict[str, dict[str, str]] = {}
     text = (ROOT / "jaxprune" / "__init__.py").read_text()
-    for heading, home, name in re.findall(
-        r"^# (.*)$|^from (\S+) import \(?\s*\w+ as (\w+)", text, re.MULTILINE
+    for heading, name in re.findall(
+        r"^# (.*)$|^from \S+ import \(?\s*\w+ as (\w+)", text, re.MULTILINE
     ):
         if heading:
             found[heading[0].upper() + heading[1:]] = {}
         else:
-            found[list(found)[-1]][name] = f"{home}.{name}"
+            found[list(found)[-1]].update(defined(name, getattr(jaxprune, name)))
     return {heading: names for heading, names in found.items() if names}
+
+
+def defined(name: str, value: object) -> dict[str, str]:
+    """{name: where it is defined}; of a module, of what it has and others don't."""
+    if isinstance(value, ModuleType):
+        own = {each: item for each, item in vars(value).items() if not each.startswith("_")}
+        return {
+            f"{name}.{each}": f"{value.__name__}.{each}"
+            for each, item in own.items()
+            if callable(item) and item.__module__ == value.__name__
+        }
+    return {name: f"{value.__module__}.{value.__qualname__}"}  # type: ignore[attr-defined]
 
 
 SECTIONS = sections()
@@ -74,7 +97,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for uri, text in {**made, **written}.items():
         for _, target, _ in LINK.findall(CODE_BLOCK.sub("", text)):
             path = place(uri, target)
-            if path and path.is_file() and not path.is_relative_to(PAGES):
+            if path and path.is_file() and not is_page(path):
                 lines = "~~~~~~ { .python linenums=1 }" if path.suffix == ".py" else "~~~~~~"
                 name = path.relative_to(ROOT).as_posix()
                 made[source(path)] = f"# {name}\n\n{lines}\n{path.read_text()}~~~~~~\n"
@@ -93,6 +116,18 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     parts = CODE_BLOCK.split(markdown)  # text and code in turns
     parts[::2] = [names(LINK.sub(relinked(uri), text)) for text in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, page: Page, **_: object) -> None:
+    """Tells mkdocs of the lines of a source: it does not look into highlighted code."""
+    if page.file.src_uri.startswith("sources/"):
+        anchors = page.present_anchor_ids or set()
+        page.present_anchor_ids = anchors | set(re.findall(r'id="(__line-[\d-]+)"', html))
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file of the repository is a page: of .docs/pages, or the front page."""
+    return path == ROOT / "README.md" or path.is_relative_to(PAGES)
 
 
 def place(uri: str, target: str) -> Path | None:
@@ -116,15 +151,17 @@ def relinked(uri: str) -> Callable[[re.Match[str]], str]:
         if not path.exists():
             log.warning("%s links to '%s', which does not exist", uri, target)
             return text
-        inside = path.is_relative_to(PAGES)
-        if not inside and (name := re.fullmatch(r"`(test_\w+)`", text)):
+        if not is_page(path) and (name := re.fullmatch(r"`(test_\w+)`", text)):
             lines = path.read_text().splitlines()
             found = [i for i, line in enumerate(lines, 1) if line.startswith(f"def {name[1]}(")]
             if not found:
                 log.warning("%s names %s, which is not in %s", uri, name[1], target)
                 return text
             anchor = f"#__line-0-{found[0]}"
-        wanted = path.relative_to(PAGES).as_posix() if inside else source(path)
+        if path == ROOT / "README.md":
+            wanted = INDEX
+        else:
+            wanted = path.relative_to(PAGES).as_posix() if is_page(path) else source(path)
         return f"[{text}]({posixpath.relpath(wanted, posixpath.dirname(uri) or '.')}{anchor})"
 
     return link

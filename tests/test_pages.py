@@ -1,8 +1,11 @@
-"""The Python of the README and of the pages runs as printed, and what they name exists."""
+"""The Python of the README and of the pages runs as printed and gives what is printed beside it,
+and what they name exists.
+"""
 
 import inspect
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -11,28 +14,87 @@ import jaxprune as jp
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = ROOT / ".docs" / "pages"
-BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
+SAID = re.compile(r"^(.*?)# -> (about )?(.*)$")
+NUMBER = re.compile(r"\d+(?:\.\d*)?(?:e[-+]?\d+)?")
+REPOSITORY = "jaxprune/jaxprune"  # the badges' of colabs/ too
 
 
 def programs():
-    """Name -> a block of Python; one that is printed twice is run once.
+    """Name -> a block of Python, and the text below that it prints; the same block is run once.
 
     Those of methods.md are run by tests/recipes/test_gallery.py.
     """
     pages = [path for path in sorted(PAGES.rglob("*.md")) if path.name != "methods.md"]
     found = {}
     for path in (ROOT / "README.md", *pages):
-        for i, block in enumerate(BLOCK.findall(path.read_text())):
-            found.setdefault(block, f"{path.stem}-{i}")
-    return {name: block for block, name in found.items()}
+        for i, (block, text) in enumerate(BLOCK.findall(path.read_text())):
+            if not found.get(block, ("", ""))[1]:
+                found[block] = f"{path.stem}-{i}", text
+    return {name: (block, text) for block, (name, text) in found.items()}
 
 
 PROGRAMS = programs()
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_python_blocks_run(name):
-    exec(compile(PROGRAMS[name], name, "exec"), {"__name__": "page"})
+def test_python_blocks_give_what_they_say(name):
+    """`print(...)  # -> 0.9` prints 0.9, "about 0.9" up to 0.1 away; the text below is the rest."""
+    assert differences(*PROGRAMS[name], name) == []
+
+
+def differences(block, text, name="page"):
+    """(line, what it says, what it gives) wherever these differ, or nothing is said."""
+    printed = {}
+
+    def log(*values):
+        line = sys._getframe(1).f_lineno
+        printed[line] = f"{printed.get(line, '')}{' '.join(map(str, values))}\n"
+
+    exec(compile(block, name, "exec"), {"__name__": "page", "print": log})
+    found, rest = [], ""
+    for i, line in enumerate(block.splitlines(), 1):
+        given = printed.get(i)
+        if said := SAID.match(line):
+            if given is None or not same(said[3], given, loose=bool(said[2])):
+                found.append((line, said[3], given))
+        else:
+            rest += given or ""
+    if not same(text, rest):
+        found.append(("the text below", text, rest))
+    return found
+
+
+def same(said, given, loose=False):
+    """The same words, up to white space, and numbers to six digits; loosely, to 1 in their last."""
+    words = lambda text: re.sub(r" ?([][(){},]) ?", r"\1", " ".join(text.split()))
+    said, given = words(said), words(given)
+    if NUMBER.sub("#", said) != NUMBER.sub("#", given):
+        return False
+    pairs = zip(NUMBER.findall(said), NUMBER.findall(given), strict=True)
+    unit = lambda number: 10.0 ** -len(number.partition(".")[2])
+    return all(
+        abs(float(a) - float(b)) <= max(1e-6 * float(a), loose * 1.001 * unit(a)) for a, b in pairs
+    )
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "print(0.5)  # -> 0.9",
+        "print(0.5)",  # nothing is said of it
+        "x = 0.9  # -> 0.9",  # nothing is printed
+        "# print(0.9)  # -> 0.9",
+        "print(0.7)  # -> about 0.9",
+        "print([0.9, 0.5])  # -> [0.9]",
+        "print(0.9)  # -> -0.9",
+        "for x in (0.9, 0.5):\n    print(x)  # -> 0.9",
+    ],
+)
+def test_what_a_block_says_is_compared(block):
+    assert len(differences(block, "")) == 1
+    assert differences("print(0.90000004)  # -> 0.9\nprint(0.85)  # -> about 0.9", "") == []
+    assert differences("print([1,\n 2])", "[1, 2]") == [] != differences("print(1)", "2")
 
 
 def test_the_words_are_public_names():
@@ -52,6 +114,23 @@ def test_the_first_two_shell_blocks_are_one_line_each():
     first, second = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[:2]
     assert "recipes.gmp" in first and "pytest" in second
     assert first.count("\n") == second.count("\n") == 1
+
+
+def test_the_address_is_one():
+    text = README + "".join(path.read_text() for path in PAGES.rglob("*.md"))
+    named = set(re.findall(r"github(?:\.com)?/(jaxprune/[\w-]+)", text))
+    assert named == {REPOSITORY} and f"pip install git+https://github.com/{REPOSITORY}" in README
+
+
+def test_what_others_call_is_called_by_public_names_here():
+    """Functions in the second column of the tables of coming-from.md."""
+    called = set()
+    text = (PAGES / "coming-from.md").read_text()
+    for row in re.findall(r"^\|.*\| (.*) \|$", text, re.MULTILINE):
+        for code in re.findall(r"`([^`]+)`", row):
+            called |= set(re.findall(r"(?<![\w.])(\w+)\(", code))
+    assert len(called) > 20
+    assert called - {"print"} - set(dir(jp)) == set()
 
 
 @pytest.mark.parametrize("page", ["README.md", ".docs/pages"])

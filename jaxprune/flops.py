@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 from jaxprune.base import Params
-from jaxprune.jaxprs import scan_ends
+from jaxprune.jaxprs import dot_numbers, leading_experts, scan_ends
 from jaxprune.rules import named_leaves
 
 Origin = dict[Any, Fraction] | None
-_OPAQUE = {"ragged_dot_general", "ffi_call", "pure_callback", "io_callback"}
+_OPAQUE = {"ffi_call", "pure_callback", "io_callback"}
 
 
 class Flops(NamedTuple):
@@ -50,8 +50,9 @@ def count_flops(
     """FLOPs of the matrix products and convolutions of `apply_fn(params, *inputs)`, by leaf.
 
     Also of those inside `jit`, `vmap`, `remat`, custom derivatives, `shard_map`, `scan` (times its
-    length), `cond` (its dearest branch) and `while` (one turn, and a note says so). All else, sums
-    and norms and look-ups, counts nothing.
+    length), `cond` (its dearest branch) and `while` (one turn, and a note says so). In a
+    `ragged_dot` each row is read by one expert. All else, sums and norms and look-ups, counts
+    nothing.
 
     Args:
       apply_fn: `(params, *inputs) -> Any`, traced and never run.
@@ -116,7 +117,7 @@ class _Reader:
 
     def equation(self, eqn: Any, operands: list[Origin]) -> tuple[list[Origin], Counter]:
         kind, inner = eqn.primitive.name, list(jaxprs_in_params(eqn.params))
-        if kind in ("dot_general", "conv_general_dilated"):
+        if kind in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
             return self.product(eqn, operands)
         control = {"scan": self.scan, "while": self.while_loop, "cond": self.cond}
         if kind in control:
@@ -144,7 +145,8 @@ class _Reader:
         return max(origins, key=strength, default={})
 
     def product(self, eqn: Any, operands: list[Origin]) -> tuple[list[Origin], Counter]:
-        flops = _dot(eqn) if eqn.primitive.name == "dot_general" else _convolution(eqn)
+        is_conv = eqn.primitive.name == "conv_general_dilated"
+        flops, operands = _convolution(eqn) if is_conv else _dot(eqn), operands[:2]
         read = self.joined([origin for origin in operands if origin]) or {None: Fraction(1)}
         return [None if None in operands else {}], _times(Counter(read), flops)
 
@@ -185,9 +187,10 @@ def _shares(origins: Sequence[Any], sizes: Sequence[int]) -> Origin:
 
 
 def _dot(eqn: Any) -> int:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
-    shape = eqn.invars[0].aval.shape
-    return 2 * eqn.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+    """2 * outputs * inputs of each; of experts each row is read by one."""
+    (contracted, _), _ = dot_numbers(eqn)
+    shape, results = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape[leading_experts(eqn) :]
+    return 2 * math.prod(results) * math.prod(shape[axis] for axis in contracted)
 
 
 def _convolution(eqn: Any) -> int:

@@ -15,3 +15,16 @@ def scan_ends(params: Mapping[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_consts"] + params["num_carry"]
     consts, carry, _ = (len(list(part)) for part in params["ft_in"].unpack())
     return consts, consts + carry
+
+
+def dot_numbers(eqn: Any) -> Any:
+    """((contracted axes of either operand), (batch axes)) of a product, ragged or not."""
+    ragged = eqn.params.get("ragged_dot_dimension_numbers")
+    return eqn.params["dimension_numbers"] if ragged is None else ragged.dot_dimension_numbers
+
+
+def leading_experts(eqn: Any) -> int:
+    """How many axes of experts a product's result begins with: 1 in derivatives of ragged ones."""
+    ragged = eqn.params.get("ragged_dot_dimension_numbers")
+    (contracted, _), _ = dot_numbers(eqn)
+    return 0 if ragged is None else int({*ragged.lhs_ragged_dimensions} <= {*contracted})

@@ -284,10 +284,19 @@ def test_a_while_loop_without_products_needs_no_note():
     assert count_flops(f, W, X) == ({"": DENSE}, 0, ())
 
 
-def test_unreadable_products_are_noted():
+def test_of_experts_each_row_is_read_by_one():
     f = lambda w, x: lax.ragged_dot(x, w, jnp.array([2, 2]))
-    flops = count_flops(f, jnp.ones((2, 20, 30)), X)
-    assert flops.notes == ("the products inside ragged_dot_general are not counted",)
+    assert of(f, jnp.ones((2, 20, 30)), X) == ({"": DENSE}, 0)
+    slope = lambda w, x: jax.grad(lambda w: f(w, x).sum())(w)
+    assert of(slope, jnp.ones((2, 20, 30)), X)[1] == DENSE  # of inputs and slopes, by expert
+    both = lambda w, x: jax.grad(lambda w: (f(w, x) ** 2).sum())(w)
+    assert of(both, jnp.ones((2, 20, 30)), X) == ({"": DENSE}, DENSE)
+
+
+def test_unreadable_products_are_noted():
+    f = lambda w, x: jax.pure_callback(lambda w, x: x @ w, jnp.ones((4, 30)), w, x)
+    flops = count_flops(f, W, X)
+    assert flops.notes == ("the products inside pure_callback are not counted",)
 
 
 def test_no_flops_in_sorts_scatters_and_reductions():

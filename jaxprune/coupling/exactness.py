@@ -21,7 +21,7 @@ from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
 from jaxprune.coupling.reader import Program, Step
-from jaxprune.jaxprs import scan_ends
+from jaxprune.jaxprs import dot_numbers, scan_ends
 from jaxprune.zero_flow import ALL_ZERO
 
 Atoms = frozenset[Atom]
@@ -37,6 +37,10 @@ KEEPS_ZERO = ALL_ZERO | {
     "sharding_constraint", "sinh", "slice", "split", "squeeze", "stack", "tile",
     "transpose", "unstack",
 }  # fmt: skip
+
+
+PRODUCTS = {"conv_general_dilated", "dot_general", "ragged_dot_general"}
+RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform"}
 
 
 class _Value(NamedTuple):
@@ -131,13 +135,11 @@ class _Finder:
             return self.inner(step, operands)
         for place in (x.leaf[0] for x in operands if x.leaf):
             self.met.setdefault(place[0], len(self.met))
-        if kind in ("dot_general", "conv_general_dilated"):
+        if kind in PRODUCTS:
             gone, *left = _contracted(step)
-            self.summed(step, [_along(*pair, gone) for pair in _pairs(operands, step)], gone)
-            pairs = [
-                (_along(x, axes, own), own)
-                for (x, axes), own in zip(_pairs(operands, step), left, strict=True)
-            ]
+            both = _pairs(operands, step)[:2]
+            self.summed(step, [_along(*pair, gone) for pair in both], gone)
+            pairs = [(_along(x, axes, own), own) for (x, axes), own in zip(both, left, strict=True)]
             zero = self.zero_where(pairs, any)
             return [_Value(_without(zero, _twice(step.outputs[0])))]
         if kind.startswith("reduce_") and "axes" in step.eqn.params:
@@ -145,8 +147,8 @@ class _Finder:
             gone = tuple(step.inputs[0][i] for i in step.eqn.params["axes"])
             self.summed(step, operands if sums else [], gone)
             return [_Value(self.only(operands[0].zero if sums else {}, step.outputs[0]))]
-        if kind == "random_bits":
-            self.note(step, self.on(step.outputs[0]))
+        if kind in RANDOM:
+            self.note(step, self.on(step.outputs[-1]))
         return [self.entrywise(step, operands, axes) for axes in step.outputs]
 
     def entrywise(self, step: Step, operands: list[_Value], axes: Axes) -> _Value:
@@ -290,9 +292,9 @@ def _without(zero: Zero, gone: Atoms) -> Zero:
 
 def _contracted(step: Step) -> tuple[Axes, Axes, Axes]:
     """The axes that a product sums over, and those that are left of either operand."""
-    params, (lhs, rhs) = step.eqn.params, step.inputs
-    if step.eqn.primitive.name == "dot_general":
-        (own, other), _ = params["dimension_numbers"]
+    params, (lhs, rhs, *_) = step.eqn.params, step.inputs
+    if step.eqn.primitive.name != "conv_general_dilated":
+        (own, other), _ = dot_numbers(step.eqn)
         left = [i for i in range(len(lhs)) if i not in own]
         right = [i for i in range(len(rhs)) if i not in other]
         of = lambda axes, which: tuple(axes[i] for i in which)

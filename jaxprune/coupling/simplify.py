@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Literal
 
+from jaxprune.coupling.exactness import PRODUCTS
 from jaxprune.coupling.expressions import Atom, Axes, Sum, atoms, resolved
 from jaxprune.coupling.inner import inner
 from jaxprune.coupling.reader import Program, Step
@@ -113,7 +114,7 @@ class Simplify(Keep):
 
     def _note(self, step: Step, operands: list[Value], results: list[Value]) -> None:
         """Which atoms are in use; a concatenation uses none that its segments do not."""
-        product = step.eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        product = step.eqn.primitive.name in PRODUCTS
         for value, axes in zip(results, step.outputs, strict=True):
             for e in axes if value.depends else ():
                 if product or not isinstance(resolved(e), Sum):

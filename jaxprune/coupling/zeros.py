@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxprune.base import is_known
-from jaxprune.coupling.exactness import KEEPS_ZERO
+from jaxprune.coupling.exactness import KEEPS_ZERO, PRODUCTS
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["x"], meta_fields=["depends", "severed"])
@@ -32,7 +32,7 @@ class Value:
 
 GONE = Value(None, severed=True)
 
-_ANY = {"mul", "and", "dot_general", "conv_general_dilated"}
+_ANY = {"mul", "and"} | PRODUCTS
 _FIRST = {"div", "rem", "dynamic_slice", "gather", "select_and_scatter_add"}
 _ALL = KEEPS_ZERO | {
     "clamp", "cummax", "cummin", "cumprod", "pad", "reduce_and", "reduce_max", "reduce_min",

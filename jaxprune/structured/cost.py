@@ -13,6 +13,7 @@ from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
 from jaxprune.flops import count_flops
+from jaxprune.jaxprs import dot_numbers, leading_experts
 from jaxprune.structured.kept import Kept, Removal, known
 from jaxprune.structured.reduced import small_inputs, small_shapes
 from jaxprune.structured.replay import replay
@@ -105,7 +106,7 @@ def collect(program: Program, factor: int = 1) -> list:
     found: list = []
     for step in program.steps:
         kind, params = step.eqn.primitive.name, step.eqn.params
-        if kind == "dot_general":
+        if kind in ("dot_general", "ragged_dot_general"):
             found.append(_dot(step, factor))
         elif kind == "conv_general_dilated":
             found.append(_convolution(step, factor))
@@ -121,8 +122,10 @@ def collect(program: Program, factor: int = 1) -> list:
 
 
 def _dot(step: Step, factor: int) -> Product:
-    (contracted, _), _ = step.eqn.params["dimension_numbers"]
-    return Product(2 * factor, (*step.outputs[0], *(step.inputs[0][i] for i in contracted)))
+    """2 * outputs * inputs of each; of experts each row is read by one."""
+    (contracted, _), _ = dot_numbers(step.eqn)
+    results = step.outputs[0][leading_experts(step.eqn) :]
+    return Product(2 * factor, (*results, *(step.inputs[0][i] for i in contracted)))
 
 
 def _convolution(step: Step, factor: int) -> Product:

@@ -30,7 +30,8 @@ def replay(
     The program of `fn` is run anew, equation by equation, with sizes computed from those that are
     left: no model is edited, and shapes that it reads in Python stay as they were. Numbers that
     came from sizes (the n of a mean, the root in attention) are the old ones, so that the result
-    is that of the masked function. It can be jitted, differentiated, vmapped and exported; custom
+    is that of the masked function. Random numbers are drawn for the smaller arrays: dropout drops
+    other entries than in the masked function, as often. It can be jitted, differentiated, vmapped and exported; custom
     derivatives are kept. Arguments of other shapes, such as another batch, are traced anew.
 
     Args:

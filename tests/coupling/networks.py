@@ -173,6 +173,23 @@ class Recurrent(nn.Module):
         return nn.Dense(3)(nn.RNN(nn.OptimizedLSTMCell(5))(x))
 
 
+class Experts(nn.Module):
+    """Each token goes to one of three experts, sorted by expert for `ragged_dot`, and back."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8)(x)
+        tokens = x.reshape(-1, 8)
+        routes = nn.softmax(nn.Dense(3)(tokens))
+        expert = routes.argmax(-1)
+        order, sizes = jnp.argsort(expert), jnp.bincount(expert, length=3)
+        up = self.param("up", nn.initializers.normal(), (3, 8, 5))
+        down = self.param("down", nn.initializers.normal(), (3, 5, 8))
+        y = jax.lax.ragged_dot(nn.relu(jax.lax.ragged_dot(tokens[order], up, sizes)), down, sizes)
+        y = jnp.zeros_like(y).at[order].set(y) * routes.max(-1, keepdims=True)
+        return nn.Dense(3)(x + y.reshape(x.shape))
+
+
 class Softmax(nn.Module):
     """A softmax over hidden neurons: a pruned one still counts as exp(0) in the masked network."""
 
@@ -215,6 +232,7 @@ NETWORKS = {
     "fused heads": Network(FusedHeads(), SEQUENCE, [(2, 3), (4, 2), (4, 3)]),
     "scan": Network(Stacked(), (2, 4), [(6, 6), (4, 3)]),
     "lstm": Network(Recurrent(), SEQUENCE, [(5, 17)]),
+    "experts": Network(Experts(), SEQUENCE, [(8, 6), (5, 2)]),
     "softmax": Network(Softmax(), (2, 4), [(6, 3)], exact=False),
     "two-pass norm": Network(TwoPass(), (2, 4), [(6, 5)], exact=False),
 }

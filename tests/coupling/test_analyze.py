@@ -273,7 +273,10 @@ def test_an_unknown_primitive_freezes_and_says_so():
         ("eigh", lambda h: h @ jnp.linalg.eigh(h.T @ h)[1]),
         ("approx_top_k", lambda h: h * lax.approx_max_k(h, 2)[0].sum()),
         ("pure_callback", lambda h: jax.pure_callback(np.sin, h, h, vmap_method="sequential")),
-        ("bitcast_convert_type", lambda h: lax.bitcast_convert_type(h, jnp.int32) * 1.0),
+        (
+            "tridiagonal_solve",
+            lambda h: lax.linalg.tridiagonal_solve(h, h + 9, h, h[..., None])[..., 0],
+        ),
         ("cholesky", lambda h: lax.map(lambda h: h @ jnp.linalg.cholesky(h.T @ h), h[:, None])[0]),
     ],
 )
@@ -283,6 +286,61 @@ def test_whatever_has_no_rule_freezes_with_its_line(kind, through):
     assert kind in structure.unknown and "test_analyze.py" in structure.unknown[kind]
     why = next(why for why in structure.frozen if f"read by '{kind}', which has no rule" in why)
     assert ("a", 1) in structure.frozen[why] and not structure.groups
+
+
+def pairs_as_one(h):
+    halves = h.astype(jnp.bfloat16).reshape(-1, 3, 2)
+    return lax.bitcast_convert_type(halves, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("through", "frozen"),
+    [
+        (
+            lambda h: lax.bitcast_convert_type(lax.bitcast_convert_type(h, jnp.int32), h.dtype),
+            False,
+        ),
+        (lambda h: lax.bitcast_convert_type(h, jnp.int8).sum(-1) * 1.0, False),  # four of each
+        (pairs_as_one, True),
+    ],
+)
+def test_numbers_as_bits(through, frozen):
+    params = weights(a=(4, 6), b=(6, 2))
+    fn = lambda p, x: through(x @ p["a"]) @ p["b"][: through(jnp.ones((2, 6))).shape[-1]]
+    structure = jp.analyze(fn, params, X)
+    assert structure.unknown == {}
+    assert ("the parts of a number" in structure.frozen) == frozen
+
+
+RANDOM = {
+    "uniform": lambda key, h: jax.random.uniform(key, h.shape),
+    "bernoulli": lambda key, h: jax.random.bernoulli(key, 0.5, h.shape),
+    "normal": lambda key, h: jax.random.normal(key, h.shape, jnp.bfloat16),
+    "gumbel": lambda key, h: jax.random.gumbel(key, h.shape),
+    "integers": lambda key, h: jax.random.randint(key, h.shape, 0, 3),
+    "gamma": lambda key, h: jax.random.gamma(key, jnp.abs(h) + 1),
+    "poisson": lambda key, h: jax.random.poisson(key, jnp.abs(h)),
+    "categorical": lambda key, h: jax.random.categorical(key, jnp.ones((*h.shape, 3))),
+    "a raw key": lambda key, h: jax.random.uniform(jax.random.key_data(key), h.shape),
+    "a key an example": lambda key, h: jax.vmap(lambda k: jax.random.uniform(k, h.shape[1:]))(
+        jax.random.split(jax.random.fold_in(key, 1), len(h))
+    ),
+    "rbg": lambda key, h: jax.random.uniform(jax.random.key(0, impl="rbg"), h.shape),
+    "a generator": lambda key, h: lax.rng_bit_generator(jnp.zeros(4, jnp.uint32), h.shape)[1],
+    "lax": lambda key, h: lax.rng_uniform(0.0, 1.0, h.shape),
+}
+
+
+@pytest.mark.parametrize("draw", RANDOM.values(), ids=RANDOM.keys())
+def test_random_numbers_are_drawn_for_what_is_left(draw):
+    """They are others than those of the larger array, and the structure says so."""
+    params, key = weights(a=(4, 6), b=(6, 2)), jax.random.key(0)
+    fn = lambda p, x, key: ((h := x @ p["a"]) * draw(key, h)) @ p["b"]
+    structure = jp.analyze(fn, params, X, key)
+    assert list(structure.groups) == ["a"] and structure.unknown == {}
+    assert all(groups == ("a",) for groups in structure.inexact.values()) and structure.inexact
+    small = jp.compact(structure, params, {"a": np.arange(6) < 3})
+    assert jax.eval_shape(small.fn, small.params, X, key).shape == (2, 2)
 
 
 def test_a_primitive_is_taught():

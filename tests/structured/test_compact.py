@@ -154,7 +154,29 @@ def test_another_function_of_the_params_trains_it(residual):
     )
 
 
-@pytest.mark.parametrize("name", ["flattened", "lstm"])
+def test_a_training_function_with_dropout():
+    """Random numbers are drawn for the small arrays; what is not dropped is as in the masked."""
+    params, x = weights(a=(4, 6), b=(6, 2)), jnp.ones((64, 4))
+    hidden = lambda p, x: jnp.tanh(x @ p["a"])
+
+    def train(p, x, key):
+        h = hidden(p, x)
+        kept = jax.random.bernoulli(key, 0.75, h.shape)
+        h = jnp.where(kept, h / 0.75, 0)
+        return h @ p["b"], h
+
+    structure = jp.analyze(lambda p, x: hidden(p, x) @ p["b"], params, x)
+    kept = {"a": np.arange(6) % 2 == 0}
+    small = jp.shrink(structure, params, kept)
+    y, h = jp.replay(structure, kept, train)(small, x, jax.random.key(1))
+    np.testing.assert_allclose(y, h @ small["b"], rtol=1e-5)
+    dropped = np.asarray(h) == 0
+    assert 0.15 < dropped.mean() < 0.35
+    wanted = np.where(dropped, 0, hidden(params, x)[:, kept["a"]] / 0.75)
+    np.testing.assert_allclose(h, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flattened", "lstm", "experts"])
 def test_a_gradient_is_a_function_like_others(name):
     """The backward pass itself, with its pooling and loops reversed, on smaller arrays."""
     fn = NETWORKS[name].module.apply

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxprune.coupling.expressions import ONE, Prod, size
 from jaxprune.coupling.rules.registry import rule
+from jaxprune.jaxprs import leading_experts
 
 
 @rule("dot_general")
@@ -23,6 +24,30 @@ def dot_general(read: Any, eqn: Any, operands: Any) -> Any:
         if i not in (*used[0], *used[1])
     ]
     return [(*(lhs[i] for i in batch[0]), *free)]
+
+
+EXPERTS = "of each expert, whose rows are known at run time only"
+
+
+@rule("ragged_dot_general")
+def ragged_dot_general(read: Any, eqn: Any, operands: Any) -> Any:
+    """Rows, segment by segment, times the matrix of an expert: (rows, in), (experts, in, out).
+
+    Experts share their neurons. A derivative sums over the ragged axis, expert by expert.
+    """
+    ragged = eqn.params["ragged_dot_dimension_numbers"]
+    (contracted, batch), rows = ragged.dot_dimension_numbers, ragged.lhs_ragged_dimensions
+    groups, (lhs, rhs, sizes) = ragged.rhs_group_dimensions, operands
+    for pairs in (contracted, batch):
+        for i, j in zip(*pairs, strict=True):
+            read.unify(lhs[i], rhs[j])
+    for axis in (*(lhs[i] for i in rows), *(rhs[i] for i in groups), *sizes):
+        read.freeze(axis, EXPERTS)
+    left = [axis for i, axis in enumerate(lhs) if i not in (*contracted[0], *batch[0])]
+    right = [axis for i, axis in enumerate(rhs) if i not in (*contracted[1], *batch[1], *groups)]
+    shape = eqn.outvars[0].aval.shape[: leading_experts(eqn)]
+    experts = [read.frozen(n, EXPERTS) for n in shape]
+    return [(*experts, *(lhs[i] for i in batch[0]), *left, *right)]
 
 
 def _new_groups(step: Any, keep: Any) -> dict[str, Any]:

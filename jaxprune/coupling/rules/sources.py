@@ -26,13 +26,45 @@ def iota(read: Any, eqn: Any, operands: Any) -> Any:
     ]
 
 
+def _bits_shape(step: Any, keep: Any) -> dict[str, Any]:
+    return {"shape": keep.shape(step.outputs[-1])}
+
+
 @rule("random_bits", resize=_new_shape)
 def random_bits(read: Any, eqn: Any, operands: Any) -> Any:
-    """Bits of smaller arrays are others: where they are drawn, compacted is not masked."""
+    """A smaller array gets other bits than a larger one: `exactness` says where that counts."""
     for axis in operands[0]:
         read.freeze(axis, "keys of random numbers")
     keys = len(operands[0])
     return [(*operands[0], *map(read.fresh, eqn.outvars[0].aval.shape[keys:]))]
+
+
+@rule("rng_bit_generator", resize=_bits_shape)
+def rng_bit_generator(read: Any, eqn: Any, operands: Any) -> Any:
+    """A key gives the next key and bits."""
+    for axis in operands[0]:
+        read.freeze(axis, "keys of random numbers")
+    return [operands[0], tuple(map(read.fresh, eqn.outvars[1].aval.shape))]
+
+
+@rule("rng_uniform", resize=_bits_shape)
+def rng_uniform(read: Any, eqn: Any, operands: Any) -> Any:
+    """Numbers between two scalars."""
+    return [tuple(map(read.fresh, eqn.outvars[0].aval.shape))]
+
+
+@rule("random_gamma")
+def random_gamma(read: Any, eqn: Any, operands: Any) -> Any:
+    """A number for each entry of the second operand; of the keys each has several."""
+    for axis in operands[0]:
+        read.freeze(axis, "keys of random numbers")
+    return [operands[1]]
+
+
+@rule("dim_as_value")
+def dim_as_value(read: Any, eqn: Any, operands: Any) -> Any:
+    """A size that is not known yet, such as that of an exported batch, as a number."""
+    return [()]
 
 
 @rule("random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in",

@@ -11,47 +11,90 @@ Averaging.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import tyro
 
-from recipes.common import (
-    checkpoint,
-    cli,
-    data,
-    heatmaps,
-    measures,
-    plots,
-    results,
-    run,
-    soup_phases,
-    soup_plots,
-    soup_study,
-    soups,
-    training,
+import jaxprune as jp
+from recipes.common import cli, data, lanes, measures, models, results, run, settings
+from recipes.common.errors import RecipeError
+from recipes.common.journal import Journal, journal
+from recipes.common.lanes import Lane, Network
+from recipes.common.measures import PathSettings
+from recipes.reports import soup as report
+from recipes.reports.soup import (
+    BEST,
+    ENSEMBLE,
+    GREEDY,
+    IMP,
+    LEAST,
+    MEAN,
+    MOST,
+    PROGRAM,
+    SOUP,
+    longer_name,
 )
-from recipes.common.heatmaps import Paths
-from recipes.common.journal import journal
-from recipes.common.soup_phases import BEST, MEAN, SOUP, Lineages, Records, longer_name
-from recipes.common.soup_study import SoupSettings, Study
-from recipes.common.writeup import Writeup, finish
 
-PROGRAM = "python -m recipes.soup"
-SOUPS, BARRIERS, PATHS, LAYERS = (
-    f"plots/{name}.png" for name in ("soups", "barriers", "paths", "layers")
-)
+VARIATIONS = ("order", "weight_decay", "length", "learning_rate")
+AVERAGES = ("uniform", "greedy")
 
 
 @dataclass(frozen=True)
-class Config(SoupSettings):
+class Config(PathSettings):
     """Sparse model soups, several seeds and all their children in one program."""
 
     out: Path = Path("runs/soup")
     """The folder to write to."""
+    width: float = 1.0
+    """What multiplies the sizes of the hidden layers."""
+    seeds: int = 5
+    """How many networks to prune, each with its own initial weights."""
+    batch_size: int = 64
+    """Examples per step and network."""
+    optimizer: Annotated[str, cli.choice(tuple(settings.OPTIMIZERS))] = "sgd"
+    """The optimizer; sgd has momentum 0.9."""
+    learning_rate: float = 0.1
+    """The learning rate at its highest, in training and in every retraining."""
+    schedule: Annotated[str, cli.choice(tuple(settings.SCHEDULES))] = "cosine"
+    """The learning rate of training; that of a retraining falls in a line, after a warm-up."""
+    weight_decay: float = 1e-4
+    """What is added to the gradient, times the weights."""
+    sparsity: float = 0.98
+    """The fraction of weights pruned after the last phase, in [0, 1)."""
+    phases: int = 3
+    """How many phases, each of which prunes the same fraction of what is left."""
+    sparsities: Annotated[
+        tuple[float, ...], cli.default_is("FLOAT ...", "those of --sparsity and --phases")
+    ] = ()
+    """The fraction pruned after each phase."""
+    retrain: float = 0.2
+    """How long a retraining is, as a fraction of the steps of training."""
+    children: int = 3
+    """Children of each network in each phase, at least 2."""
+    vary: Annotated[str, cli.choice(VARIATIONS)] = "order"
+    """In what children differ: the order of the data, or 0.5 to 1.5 times one of the others."""
+    average: Annotated[str, cli.choice(AVERAGES)] = "uniform"
+    """Which soup goes on to the next phase."""
+    validation: float = 0.1
+    """The fraction of training examples that is held out, to choose by."""
+    points: int = 5
+    """Networks along each path between children, both ends included: an odd number."""
+    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
+        None
+    )
+    """Steps between looks at the progress, and at Ctrl-C."""
+    evaluations: Annotated[int, tyro.conf.Suppress] = 1  # networks are tested after each phase
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,161 +104,274 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sparse_model_soups(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    soup_study.check(config)
+    check(config)
     run.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
-    study = soup_study.study_of(config, dataset)
+    study = study_of(config, dataset)
     began = time.perf_counter()
     with journal(config, PROGRAM) as kept:
-        lineages, records = soup_phases.all_phases(config, study, kept)
-    summary = summarise(config, study, records, time.perf_counter() - began)
-    params, masks = training.seed_of((lineages.soup.variables["params"], lineages.soup.masks), 0)
-    writeup = write_up(config, summary, results.layers(params, masks))
-    save(config, lineages, records, summary, writeup)
-    return summary
+        first = lanes.initial(study.program, study.keys)
+        phase = partial(one_phase, config, study, kept)
+        count = 1 + len(study.sparsities)
+        lineages = lanes.phases(kept, count, Lineages(first, first, first), phase)
+    seconds = time.perf_counter() - began
+    return report.write(config, study, lineages.soup, kept.records, seconds)
 
 
-def summarise(config: Config, s: Study, records: Records, seconds: float) -> dict[str, Any]:
-    """The content of summary.json."""
-    after = records[1:]
-    arms = list(after[0]["test_accuracy"])
-
-    def of(record: dict[str, Any]) -> dict[str, Any]:
-        accuracy = {arm: np.asarray(values) for arm, values in record["test_accuracy"].items()}
-        return {
-            "sparsity": record["sparsity"],
-            "kept_weights": record["kept_weights"]["soup"],
-            "test_accuracy": {arm: results.over_seeds(accuracy[arm]) for arm in arms},
-            "soup_minus": {
-                arm: _difference(accuracy[SOUP] - accuracy[arm]) for arm in arms if arm != SOUP
-            },
-            "error_barrier": measures.over_siblings(record["error_barrier"], config.children),
-            "loss_barrier": measures.over_siblings(record["loss_barrier"], config.children),
-            "highest_error_barrier": float(np.max(record["error_barrier"])),
-            "greedily_chosen": np.sum(record["greedily_chosen"], 1).tolist(),
-        }
-
-    return {
-        "recipe": "soup",
-        "studies": "sparse model soups beside their children and iterative magnitude pruning",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "children": config.children,
-        "vary": config.vary,
-        "average": config.average,
-        "steps": s.steps,
-        "retraining_steps": s.retraining.steps,
-        "points": config.points,
-        "threshold_points": config.threshold,
-        "running_statistics": "recalibrated" if config.norm == "batch" else None,
-        "dense_accuracy": results.over_seeds(records[0]["test_accuracy"]["dense"]),
-        "phases": [of(record) for record in after],
-        "seconds": round(seconds, 2),
-        "phase_seconds": [record["seconds"] for record in records],
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
-    }
+# --- the method -----------------------------------------------------------------------------------
 
 
-def _difference(per_seed: np.ndarray) -> dict[str, Any]:
-    """{mean, error, per_seed}: networks of one seed belong together."""
-    error = float(per_seed.std(ddof=1) / np.sqrt(len(per_seed))) if len(per_seed) > 1 else None
-    return {"mean": float(per_seed.mean()), "error": error, "per_seed": per_seed.tolist()}
+class Lineages(NamedTuple):
+    """What goes from phase to phase: stacks of networks, one a seed."""
+
+    soup: Network
+    imp: Network  # one child, as long
+    longer: Network  # one child, as long as all together
 
 
-def save(
-    config: Config,
-    lineages: Lineages,
-    records: Records,
-    summary: dict[str, Any],
-    writeup: Writeup,
-) -> None:
-    """Writes the soups, the plots, summary.json and report.md; prints the table."""
-    variables, masks = lineages.soup
-    params, batch_stats = soups.parts(variables)
-    checkpoint.save_model(config.out / run.MODEL, params, batch_stats, masks)
-    after = records[1:]
-    sparsities = [record["sparsity"] for record in after]
-    accuracy = {
-        arm: np.asarray([record["test_accuracy"][arm] for record in after])
-        for arm in after[0]["test_accuracy"]
-    }
-    gain = {arm: values - accuracy[MEAN] for arm, values in accuracy.items() if arm != MEAN}
-    dense = np.asarray(records[0]["test_accuracy"]["dense"])
-    heights = [np.asarray(record["error_barrier"]) for record in after]
-    alphas = np.linspace(0, 1, config.points)
-    panels = {
-        f"Children, {100 * record['sparsity']:.4g} % sparse": Paths(
-            alphas, np.asarray(record["error_on_paths"]).reshape(-1, config.points)
-        )
-        for record in (after[:1] + after[-1:] if len(after) > 1 else after)
-    }
-    figures = {
-        SOUPS: soup_plots.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
-        BARRIERS: soup_plots.barriers(sparsities, heights, config.threshold),
-        PATHS: heatmaps.along_paths(panels, config.threshold, "child"),
-        LAYERS: plots.layer_density({SOUP: results.layer_density(masks)}),
-    }
-    finish(config.out, writeup, summary, figures)
+def optimizer_of(config: Config) -> Callable[[Lane], optax.GradientTransformation]:
+    """How a lane trains: by its rates and its weight decay, under its masks."""
+    optimizer = settings.OPTIMIZERS[config.optimizer]
+    return lambda lane: jp.sparsify(lanes.by_rates(optimizer, lane), jp.fixed(lanes.keep_all))
 
 
-def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
-    """The result, for people: a column for each phase."""
-    after = summary["phases"]
-    arms = list(after[0]["test_accuracy"])
+@jax.jit
+def prune(networks: Network, sparsity: Any) -> Network:
+    """Of all layers together, the largest of the weights that are left."""
+    magnitude = jp.prune(jp.magnitude, jp.global_threshold, lambda step: sparsity)
+    update = lambda masks, params: magnitude.update(jp.MaskState(masks), params, step=0).masks
+    masks = jax.vmap(update)(networks.masks, networks.params)
+    params = jp.apply_masks(networks.params, masks)
+    return networks._replace(params=params, masks=masks)
 
-    def row(name: str, say: Callable[[dict[str, Any]], str]) -> list[str]:
-        return [name, *(say(phase) for phase in after)]
 
-    def points(numbers: dict[str, Any]) -> str:
-        return results.plus_minus(numbers, 2, 100)
+def one_phase(
+    config: Config, s: Study, journal: Journal, phase: int, lineages: Lineages
+) -> tuple[Lineages, dict[str, Any]]:
+    """Trains dense networks; later prunes every lineage, retrains it, and averages the children."""
+    began = time.perf_counter()
+    if phase == 0:
+        rates = lanes.table(settings.rates(config, s.steps), s.steps, s.length)
+        lane = lanes.alike(s.keys, rates, config.weight_decay)
+        trained = lanes.trained(journal, "dense", s.program, lineages.soup, lane, s.steps)
+        dense = trained._replace(**s.recalibrate(trained.variables))
+        tested = {"test_accuracy": {"dense": _lists(s.test(dense.variables))}}
+        return Lineages(dense, dense, dense), _record(phase, 0.0, began) | tested
 
-    rows = [
-        row(arm, lambda phase, arm=arm: results.percent(phase["test_accuracy"][arm]))  # type: ignore[misc]
-        for arm in arms
-    ]
-    for arm in (MEAN, BEST, longer_name(config)):
-        rows.append(
-            row(f"soup - {arm}", lambda phase, arm=arm: points(phase["soup_minus"][arm]))  # type: ignore[misc]
-        )
-    rows.append(row("barrier of children", lambda phase: points(phase["error_barrier"])))
-    peak = summary["peak_memory_bytes"] / 1e9
-    varied = config.vary.replace("_", " ")
-    if config.vary != "order":
-        varied += f" ({soups.LEAST:g} to {soups.MOST:g} times)"
-    batch_norm = (
-        "; running statistics made anew for every network" if config.norm == "batch" else ""
-    )
-    return Writeup(
-        title="Sparse model soups",
-        headline=(
-            f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
-            f"children that differ in {varied}, {summary['steps']:,} steps, then "
-            f"{summary['retraining_steps']:,} in each phase; dense "
-            f"{results.percent(summary['dense_accuracy'])}. Test accuracy with standard deviation "
-            "over seeds; differences and barriers in points, with standard error over seeds; what "
-            f"is chosen, on {100 * config.validation:g} % of train{batch_norm}"
-        ),
-        columns=[f"{100 * phase['sparsity']:.4g} % sparse" for phase in after],
-        rows=rows,
-        footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=run.again(PROGRAM, config.out),
-        pictures={
-            SOUPS: "Left: means over seeds, and a band from the worst soup to the best. Right: "
-            "each dot is a seed, beside the mean of its children; with the mean over seeds and "
-            f"its standard error. {longer_name(config)} retrains as long as all children "
-            "together; the ensemble runs all of them.",
-            BARRIERS: "By how many points the test error rises above the chord between every two "
-            "children of a seed: below the dashed line they are linearly connected.",
-            PATHS: "Test error from child to child, every pair of every seed: in the first phase "
-            "and in the last.",
-            LAYERS: "Weights kept in each layer: mean and standard deviation over seeds.",
+    sparsity = s.sparsities[phase - 1]
+    pruned = Lineages(*(prune(networks, jnp.float32(sparsity)) for networks in lineages))
+    children, imp, longer = retrain(config, s, journal, phase, pruned)
+    uniform, greedy = s.average(children), s.greedy(children)
+    soup = uniform if config.average == "uniform" else greedy.params
+    ends = zip(pruned, (soup, imp, longer), strict=True)
+
+    tested = judge(config, s, children, greedy, [uniform, greedy.params, imp, longer])
+    between = measures.between_siblings(s.measure, children, config.points)
+    record = {
+        **_record(phase, sparsity, began),
+        **tested,
+        "error_barrier": measures.above_chord(between["error"]).tolist(),
+        "loss_barrier": measures.above_chord(between["loss"]).tolist(),
+        "error_on_paths": _lists(between["error"]),
+        "kept_weights": {
+            name: results.kept_weights(networks.masks)[0].tolist()
+            for name, networks in pruned._asdict().items()
         },
-        layers={SOUP: layers},
-        models=[run.MODEL],
-        environment=summary["environment"],
+    }
+    return Lineages(*(networks._replace(**end) for networks, end in ends)), record
+
+
+def retrain(
+    config: Config, s: Study, journal: Journal, phase: int, pruned: Lineages
+) -> tuple[Any, Any, Any]:
+    """Variables of the children (seeds, children, ...), and of the other two lineages."""
+    m, seeds = config.children, config.seeds
+    of_children, longest = lanes_of_children(config, s, phase)
+    first = of_children.order.reshape(seeds, m)[:, 0]  # the order of the first child
+
+    def single(steps: int) -> Lane:
+        rates = lanes.table(jp.llr(config.learning_rate, steps), steps, s.length)
+        return lanes.alike(first, rates, config.weight_decay)
+
+    name, total = f"phase {phase} of {len(s.sparsities)}", m * s.retrain
+    both = lanes.trained(
+        journal,
+        f"{name}: children",
+        s.program,
+        lanes.join(lanes.repeat(pruned.soup, m), pruned.imp),
+        lanes.join(of_children, single(s.retrain)),
+        longest,
     )
+    alone = f"{name}: {longer_name(m)}"
+    longer = lanes.trained(journal, alone, s.program, pruned.longer, single(total), total)
+    anew = s.recalibrate(both.variables)
+    children = lanes.split(lanes.part(anew, 0, m * seeds), seeds, m)
+    return children, lanes.part(anew, m * seeds), s.recalibrate(longer.variables)
+
+
+def lanes_of_children(config: Config, s: Study, phase: int) -> tuple[Lane, int]:
+    """How the children of all seeds train (seeds * children,), and the steps of the longest."""
+    m, seeds = config.children, config.seeds
+    factors = dict.fromkeys(VARIATIONS, np.ones(m)) | {config.vary: np.linspace(LEAST, MOST, m)}
+    steps = np.maximum(np.rint(s.retrain * factors["length"]), 1).astype(int)
+    peaks = config.learning_rate * factors["learning_rate"]
+    rates = [
+        lanes.table(jp.llr(peak, int(n)), int(n), s.length)
+        for peak, n in zip(peaks, steps, strict=True)
+    ]
+    decay = jnp.asarray(config.weight_decay * factors["weight_decay"], jnp.float32)
+
+    child = jnp.arange(m) * (config.vary == "order")
+    of_phase = jax.vmap(lambda key: jax.random.fold_in(key, 3 + phase))(s.keys)
+    order = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(child))(of_phase)
+    lane = Lane(order.reshape(-1), *lanes.tile((jnp.stack(rates), decay), seeds))
+    return lane, int(steps.max())
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def judge(
+    config: Config, s: Study, children: Any, greedy: jp.GreedySoup, others: list[Any]
+) -> dict[str, Any]:
+    """Accuracies on test data, and what was chosen on validation data; lists are over seeds."""
+    m, seeds = config.children, config.seeds
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), children)
+    everyone = lanes.join(flat, *others)
+    test, validation = (np.split(of(everyone), [m * seeds]) for of in (s.test, s.validate))
+    of_children, chosen_by = (part[0].reshape(seeds, m) for part in (test, validation))
+    best = chosen_by.argmax(1)  # the first of equal ones
+    uniform, greedily, imp, longer = test[1].reshape(4, seeds)
+    accuracy = {
+        SOUP: uniform,
+        GREEDY: greedily,
+        BEST: of_children[np.arange(seeds), best],
+        MEAN: of_children.mean(1),
+        ENSEMBLE: s.together(children),
+        IMP: imp,
+        longer_name(m): longer,
+    }
+    return {
+        "test_accuracy": {arm: _lists(values) for arm, values in accuracy.items()},
+        "children_test_accuracy": _lists(of_children),
+        "children_validation_accuracy": _lists(chosen_by),
+        "soup_validation_accuracy": _lists(validation[1].reshape(4, seeds)[0]),
+        "best_child": best.tolist(),
+        "greedily_chosen": np.asarray(greedy.chosen).tolist(),
+    }
+
+
+class Ensemble(NamedTuple):
+    """Several networks as one: the mean of what they hold probable. Variables are a stack."""
+
+    module: nn.Module
+
+    def apply(self, variables: Any, images: jax.Array) -> jax.Array:
+        """Probabilities (n, classes)."""
+
+        def one(variables: Any) -> jax.Array:
+            logits: Any = self.module.apply(variables, images)
+            return jax.nn.softmax(logits)
+
+        return jax.vmap(one)(variables).mean(0)
+
+
+def _record(phase: int, sparsity: float, began: float) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - began, 2)
+    return {"phase": phase, "sparsity": sparsity, "seconds": seconds}
+
+
+def _lists(values: Any) -> Any:
+    return np.asarray(values, np.float64).tolist()
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    measures.check(config)
+    cli.one_of("--vary", config.vary, VARIATIONS)
+    cli.one_of("--average", config.average, AVERAGES)
+    cli.in_range("--width", config.width, 0, 100, "(]")
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.in_range("--weight-decay", config.weight_decay, 0, math.inf, "[)")
+    cli.in_range("--retrain", config.retrain, 0, 100, "(]")
+    cli.in_range("--validation", config.validation, 0, 1, "()")
+    cli.at_least("--phases", config.phases, 1)
+    cli.at_least("--children", config.children, 2)
+    for sparsity in config.sparsities:
+        cli.in_range("--sparsities", sparsity, 0, 1, "[)")
+    if list(config.sparsities) != sorted(set(config.sparsities)):
+        seen = " ".join(f"{s:g}" for s in config.sparsities)
+        raise RecipeError(f"--sparsities must rise, for what is pruned stays pruned; got {seen}")
+    if config.vary == "weight_decay" and not config.weight_decay:
+        raise RecipeError("--vary weight_decay needs a --weight-decay above 0")
+
+
+class Study(NamedTuple):
+    """What all phases share."""
+
+    program: lanes.Program
+    keys: jax.Array  # of the seeds
+    sparsities: list[float]  # after each phase
+    steps: int  # of training
+    retrain: int  # steps of a retraining
+    length: int  # of all tables of rates
+    recalibrate: Callable[[Any], Any]  # variables -> variables, of a stack
+    average: Callable[[Any], Any]  # children (seeds, children, ...) -> their mean
+    greedy: Callable[[Any], jp.GreedySoup]  # the same -> a greedy soup (seeds,)
+    test: measures.Accuracy
+    validate: measures.Accuracy
+    together: measures.Accuracy  # of ensembles: children (seeds, children, ...)
+    measure: measures.Measure  # of what lies between children
+
+
+def study_of(config: Config, dataset: data.Dataset) -> Study:
+    """The programs of all phases; raises `RecipeError` where the data are too few."""
+    held = max(round(config.validation * len(dataset.train.labels)), 1)
+    train, validation = data.hold_out(dataset.train, held)
+    plan = settings.plan_of(config, len(train.labels))
+    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    program = lanes.program(
+        module, optimizer_of(config), train, config.batch_size, plan.chunk_steps
+    )
+    retrain = max(round(config.retrain * plan.steps), 1)
+
+    variables = jax.eval_shape(module.init, jax.random.key(0), train.images[:1])
+    anew: Callable[[Any], Any] = lambda variables: variables
+    if "batch_stats" in variables:
+        anew = measures.recalibration(module, train, config.batch_size)
+    held_out = measures.measure_on(module, validation)
+
+    def average(stack: Any, weights: Any = None) -> Any:
+        return anew(jp.soup(stack, weights))
+
+    def score(variables: Any) -> jax.Array:
+        return -held_out(variables)["error"]
+
+    return Study(
+        program=program,
+        keys=lanes.seed_keys(config.seed, config.seeds),
+        sparsities=sparsities_of(config),
+        steps=plan.steps,
+        retrain=retrain,
+        length=max(plan.steps, config.children * retrain, math.ceil(MOST * retrain)),
+        recalibrate=jax.jit(jax.vmap(anew)),
+        average=jax.jit(jax.vmap(average)),
+        greedy=jax.jit(jax.vmap(partial(jp.greedy_soup, score=score, average=average))),
+        test=measures.accuracy(module, dataset.test),
+        validate=measures.accuracy(module, validation),
+        together=measures.accuracy(Ensemble(module), dataset.test),
+        measure=measures.measure_of(config, module, dataset._replace(train=train)),
+    )
+
+
+def sparsities_of(config: Config) -> list[float]:
+    """The sparsity after each phase."""
+    if config.sparsities:
+        return list(config.sparsities)
+    return jp.phase_sparsities(config.sparsity, config.phases).tolist()
 
 
 if __name__ == "__main__":

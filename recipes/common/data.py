@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
@@ -67,6 +71,27 @@ def hold_out(split: Split, examples: int, seed: int = 0) -> tuple[Split, Split]:
     order = np.random.default_rng(seed).permutation(len(split.labels))
     rest, held = np.sort(order[examples:]), np.sort(order[:examples])
     return Split(*(x[rest] for x in split)), Split(*(x[held] for x in split))
+
+
+def order(keys: jax.Array, examples: int, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Indices (keys, batch) of the examples of step `start` and on: each epoch a permutation.
+
+    The examples that do not fill a batch are left out of their epoch.
+    """
+    steps = examples // batch_size
+
+    epoch, first = divmod(start, steps)
+    while True:
+        indices = np.asarray(_permutation(keys, epoch, examples))[:, : steps * batch_size]
+        yield from indices.reshape(len(keys), steps, batch_size).swapaxes(0, 1)[first:]
+        epoch, first = epoch + 1, 0
+
+
+@partial(jax.jit, static_argnums=2)
+@partial(jax.vmap, in_axes=(0, None, None))
+def _permutation(key: jax.Array, epoch: Any, examples: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
+    return jax.random.permutation(key, examples).astype(jnp.int32)
 
 
 def _normalise(train: Split, test: Split) -> tuple[Split, Split]:

@@ -72,6 +72,7 @@ class Journal:
     ):
         self.records: list[dict[str, Any]] = []  # the lines of metrics.jsonl
         self.step = 0  # steps trained so far, in all
+        self.settled = 0  # how many states were settled
         self._every, self._signalled = config.checkpoint_every, signalled
         self._out, self._checkpoints = config.out, checkpoints[0]
         self._best = checkpoints[1] if config.keep_best else None
@@ -101,6 +102,7 @@ class Journal:
         The state with the highest `score`, if it has one, is that of `--keep-best`.
         """
         self._settled, self._trained = state, {}
+        self.settled += 1
         self._saved = None  # what was resumed is behind us
         self.step = self.step if step is None else step
         if self._best and list(score) > self._score:
@@ -147,6 +149,7 @@ class Journal:
             about = {
                 **self._about,
                 "step": self.step,
+                "settled": self.settled,
                 "trained": list(self._trained),
                 "training": name,
                 "at": at,
@@ -170,6 +173,7 @@ class Journal:
         if saved:
             before, self._about["changes"] = saved.about["config"], saved.about["changes"]
             self.records, self.step = saved.about["metrics"], saved.step
+            self.settled = saved.about["settled"]
             _warn_of_versions(saved)
         else:
             before = yaml.safe_load((config.out / run.CONFIG).read_text())

@@ -20,6 +20,7 @@ from recipes.common.settings import Settings
 STATISTICS = ("recalibrate", "interpolate")
 
 Measure = Callable[[Any], dict[str, jax.Array]]  # variables -> {"error", "loss"}: scalars
+Accuracy = Callable[[Any], np.ndarray]  # the variables of a stack -> (lanes,)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,26 @@ def measure_on(module: nn.Module, split: Split, batch_size: int = 1000) -> Measu
         return {"error": wrong.sum() / examples, "loss": losses.sum() / examples}
 
     return measure
+
+
+def accuracy(module: Any, split: Split, batch_size: int = 250) -> Accuracy:
+    """A function from the variables of a stack to their accuracy (lanes,) on all of `split`."""
+    batch_size = min(batch_size, len(split.labels))
+    padding = -len(split.labels) % batch_size
+    images = np.concatenate([split.images, np.zeros_like(split.images[:padding])])
+    labels = np.concatenate([split.labels, np.full(padding, -1, np.int32)])  # -1: never right
+    images = images.reshape(-1, batch_size, *images.shape[1:])
+    batches = jax.device_put((images, labels.reshape(-1, batch_size)))
+
+    @jax.jit
+    def right(variables, batches):
+        def count(variables, images, labels):
+            return jnp.sum(jnp.argmax(module.apply(variables, images), -1) == labels)
+
+        over_lanes = jax.vmap(count, in_axes=(0, None, None))
+        return jax.lax.map(lambda batch: over_lanes(variables, *batch), batches).sum(0)
+
+    return lambda variables: np.asarray(right(variables, batches)) / len(split.labels)
 
 
 def recalibrated(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from recipes.common.convolution import conv_general_dilated
 from recipes.common.errors import RecipeError
@@ -24,6 +26,8 @@ FIRST_LAST = {
 }
 
 Layer = Callable[..., nn.Module]
+# (params, batch_stats, images, labels) -> loss, (accuracy, batch_stats)
+LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
 
 Conv = partial(
     nn.Conv,
@@ -56,6 +60,25 @@ def model(name: str, classes: int, norm: str = "group", width: float = 1.0) -> n
     if name == "resnet20":
         return ResNet(3, hidden(16, 32, 64, multiple=GROUPS), classes, norm)
     raise RecipeError(f"unknown model '{name}'; choose one of {', '.join(MODELS)}")
+
+
+@partial(jax.jit, static_argnums=0)
+def init(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
+    """Untrained variables, one network a key; `image` (1, h, w, c) gives the input's shape."""
+    return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
+
+
+def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:
+    """Cross-entropy of a classifier, its logits divided first, with its accuracy on the batch."""
+
+    def loss_fn(params, batch_stats, images, labels):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits / temperature, labels)
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+        return loss.mean(), (accuracy, changed.get("batch_stats", {}))
+
+    return loss_fn
 
 
 class MLP(nn.Module):

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +22,11 @@ import optax
 
 import jaxprune as jp
 from recipes.common.data import Split
+from recipes.common.data import order as data_order
+from recipes.common.lanes import seed_keys as seed_keys
+from recipes.common.models import LossFn as LossFn
+from recipes.common.models import classification
+from recipes.common.models import init as init_variables
 
 
 class Weights(Enum):
@@ -76,16 +80,9 @@ class Progress(NamedTuple):
     accuracy: np.ndarray
 
 
-# (params, batch_stats, images, labels) -> loss, (accuracy, batch_stats)
-LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.Array, Any]]]
 # (state, train, order (steps, seeds, batch), own) -> state, {"loss", "accuracy"}: (seeds,); jitted.
 # `own` is what each seed's optimizer is made from, with a seed axis: see `own_keys`.
 Chunk = jax.stages.Wrapped
-
-
-def seed_keys(seed: int, seeds: int) -> jax.Array:
-    """One key per seed (seeds,): the keys of `seed`, `seed + 1`, ..., so that any can run alone."""
-    return jax.vmap(jax.random.key)(seed + jnp.arange(seeds))
 
 
 def devices_for(seeds: int) -> int:
@@ -150,24 +147,6 @@ def optimizer_of(arm: Arm, own: Any) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(arm.optimizer(own))
 
 
-@partial(jax.jit, static_argnums=0)
-def init_variables(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
-    return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
-
-
-def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:
-    """Cross-entropy of a classifier, its logits divided first, with its accuracy on the batch."""
-
-    def loss_fn(params, batch_stats, images, labels):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits / temperature, labels)
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
-        return loss.mean(), (accuracy, changed.get("batch_stats", {}))
-
-    return loss_fn
-
-
 def make_chunk(arm: Arm, devices: int = 1) -> Chunk:
     """A jitted function that runs as many steps as `order` has; the state it is given is donated.
 
@@ -212,29 +191,6 @@ def chunk_of(step: Callable[..., tuple[Any, dict[str, jax.Array]]], devices: int
             chunk, mesh=_seed_mesh(devices), in_specs=(seed, jax.P(), order, seed), out_specs=seed
         )
     return jax.jit(chunk, donate_argnums=0)
-
-
-def data_order(
-    keys: jax.Array, examples: int, batch_size: int, start: int = 0
-) -> Iterator[np.ndarray]:
-    """Indices (seeds, batch) of the examples of step `start` and on: each epoch a permutation.
-
-    The examples that do not fill a batch are left out of their epoch.
-    """
-    steps = examples // batch_size
-
-    epoch, first = divmod(start, steps)
-    while True:
-        order = np.asarray(_permutation(keys, epoch, examples))[:, : steps * batch_size]
-        yield from order.reshape(len(keys), steps, batch_size).swapaxes(0, 1)[first:]
-        epoch, first = epoch + 1, 0
-
-
-@partial(jax.jit, static_argnums=2)
-@partial(jax.vmap, in_axes=(0, None, None))
-def _permutation(key: jax.Array, epoch: Any, examples: int) -> jax.Array:
-    key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
-    return jax.random.permutation(key, examples).astype(jnp.int32)
 
 
 def train(

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from recipes.common import phases, run
+from recipes.common import lanes, phases, run
 from recipes.common.journal import Journal
 
 SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
@@ -20,6 +20,18 @@ def watched(recipe, out, argv):
         patch.setattr(phases, "phases", lambda *args: made.append(make(*args)) or made[-1])
         recipe.main([*argv, "--out", str(out)])
     return out, made[0].chunk
+
+
+def with_program(recipe, out, argv):
+    """The folder of a run, and the program that trained its networks."""
+    made, make = [], lanes.program
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            lanes, "program", lambda *args, **how: made.append(make(*args, **how)) or made[-1]
+        )
+        recipe.main([*argv, "--out", str(out)])
+    (program,) = made
+    return out, program
 
 
 def exit_code(recipe, *argv):

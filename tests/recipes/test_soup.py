@@ -1,14 +1,17 @@
 """The recipe end to end, in this process: what it writes, refuses, and survives."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from recipes import soup
-from recipes.common import checkpoint, cli, data, run, soup_study
+from recipes.common import checkpoint, cli, data, lanes, measures, models, run
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--sparsities", "0.5", "0.9"]
@@ -26,8 +29,8 @@ def digits():
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """The folder of a short run, and the function that trained its networks."""
-    return running.watched(soup, tmp_path_factory.mktemp("runs") / "soup", SHORT)
+    """The folder of a short run, and the program that trained its networks."""
+    return running.with_program(soup, tmp_path_factory.mktemp("runs") / "soup", SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def finished(watched):
 
 def test_all_phases_run_the_programs_of_the_first(watched):
     # chunks of 8 steps: of 2 networks, and of 2 * (3 children + 1)
-    assert watched[1]._cache_size() == 2
+    assert len(watched[1].compiled) == 2
 
 
 def config_of(out):
@@ -95,9 +98,9 @@ def test_the_saved_soup_is_sparse_and_of_the_accuracy_that_is_told(finished):
         assert not kernel[~mask].any()
         kept += mask.reshape(2, -1).sum(1)
     assert kept.tolist() == [round(WEIGHTS * 0.1)] * 2
-    study = soup_study.study_of(config_of(finished), digits())
+    study = soup.study_of(config_of(finished), digits())
     told = records_of(finished)[-1]["test_accuracy"]["soup"]
-    assert study.test(params, {}).tolist() == told
+    assert study.test({"params": params}).tolist() == told
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
@@ -111,6 +114,67 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeyp
     assert records_of(out) == records_of(finished)
     loaded = (checkpoint.load_model(folder / run.MODEL) for folder in (out, finished))
     jax.tree.map(np.testing.assert_array_equal, *loaded)
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+IMAGES = np.random.default_rng(0).normal(size=(50, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Of two seeds and three children that retrain for 8 steps; nothing of it is trained."""
+    given = {"seeds": 2, "steps": 16, "retrain": 0.5, "width": 0.125, "batch_size": 32, "points": 3}
+    config = soup.Config(**given)
+    return config, soup.study_of(config, digits())
+
+
+@pytest.mark.parametrize("vary", soup.VARIATIONS)
+def test_children_differ_in_one_thing(study, vary):
+    config, s = study
+    config = replace(config, vary=vary)
+    lane, longest = soup.lanes_of_children(config, s, 1)
+    rates, decays = np.asarray(lane.rates)[:3], np.asarray(lane.decay)
+    assert rates.shape == (3, s.length)
+    assert longest == (12 if vary == "length" else 8)
+    factors = {name: np.ones(3) for name in soup.VARIATIONS} | {vary: [0.5, 1, 1.5]}
+    assert decays == pytest.approx(1e-4 * np.tile(factors["weight_decay"], 2))
+    # a rate rises from 0 in the first step, and is 0 behind the last
+    assert (rates > 0).sum(1).tolist() == [round(8 * f) - 1 for f in factors["length"]]
+    if vary != "length":
+        assert rates.max(1) / rates.max(1)[1] == pytest.approx(factors["learning_rate"])
+    np.testing.assert_array_equal(lane.rates[3:], rates)  # the other seed's
+    keys = jax.random.key_data(lane.order).tolist()
+    assert len({str(key) for key in keys}) == (6 if vary == "order" else 2)
+
+
+def test_every_phase_has_its_own_order(study):
+    config, s = study
+    first, second = (soup.lanes_of_children(config, s, phase)[0].order for phase in (1, 2))
+    assert (first != second).all()
+
+
+def test_what_is_pruned_stays_pruned_whatever_is_left(study):
+    _, s = study
+    dense = lanes.initial(s.program, s.keys)
+    assert float(jp.sparsity(dense.masks)) == 0
+    half = soup.prune(dense, jnp.float32(0.5))
+    nothing = half._replace(params=jax.tree.map(jnp.zeros_like, half.params))  # all weights tie
+    again = soup.prune(nothing, jnp.float32(0.75))
+    assert jax.vmap(jp.sparsity)(again.masks) == pytest.approx([0.75, 0.75])
+    for before, after in zip(*map(jax.tree.leaves, (half.masks, again.masks)), strict=True):
+        assert not (after & ~before).any()
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+    module = models.model("mlp", 10, width=0.125)
+    variables = models.init(module, lanes.seed_keys(0, 6), IMAGES[:1])
+    labels = np.random.default_rng(1).integers(0, 10, 50).astype(np.int32)
+    probabilities = jax.nn.softmax(jax.vmap(lambda own: module.apply(own, IMAGES))(variables))
+    mean = np.asarray(probabilities).reshape(2, 3, 50, 10).mean(1)
+    expected = (mean.argmax(-1) == labels).mean(1)
+    together = measures.accuracy(soup.Ensemble(module), data.Split(IMAGES, labels))
+    assert together(lanes.split(variables, 2, 3)) == pytest.approx(expected)
 
 
 @pytest.mark.slow
@@ -148,10 +212,10 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
 
 
 def test_the_sparsity_of_each_phase():
-    made = soup_study.sparsities_of(soup.Config())
+    made = soup.sparsities_of(soup.Config())
     assert made == pytest.approx([0.7286, 0.9263, 0.98], abs=5e-5)
     assert made[-1] == 0.98
-    soup_study.check(soup.Config())
+    soup.check(soup.Config())
 
 
 def test_help_tells_all_flags(capsys):

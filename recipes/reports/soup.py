@@ -1,0 +1,183 @@
+"""What `recipes.soup` tells: its numbers, its report and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.common import checkpoint, heatmaps, lanes, measures, plots, results, run, soup_plots
+from recipes.common.heatmaps import Paths
+from recipes.common.lanes import Network
+from recipes.common.writeup import Writeup, finish
+
+if TYPE_CHECKING:
+    from recipes.soup import Config, Study
+
+PROGRAM = "python -m recipes.soup"
+LEAST, MOST = 0.5, 1.5  # what children multiply by what they differ in, evenly spaced
+SOUP, GREEDY, BEST, MEAN = "soup", "greedy soup", "best child", "mean child"
+ENSEMBLE, IMP = "ensemble", "IMP"
+SOUPS, BARRIERS, PATHS, LAYERS = (
+    f"plots/{name}.png" for name in ("soups", "barriers", "paths", "layers")
+)
+
+Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a phase
+
+
+def longer_name(children: int) -> str:
+    """That of the network that retrains as long as all children together."""
+    return f"{IMP} {children}x"
+
+
+def write(
+    config: Config, s: Study, soups: Network, records: Records, seconds: float
+) -> dict[str, Any]:
+    """Writes the folder of the run; returns what summary.json holds."""
+    summary = summarise(config, s, records, seconds)
+    params, _, masks = lanes.lane_of(soups, 0)
+    writeup = write_up(config, summary, results.layers(params, masks))
+    save(config, soups, records, summary, writeup)
+    return summary
+
+
+def summarise(config: Config, s: Study, records: Records, seconds: float) -> dict[str, Any]:
+    """The content of summary.json."""
+    after = records[1:]
+    arms = list(after[0]["test_accuracy"])
+
+    def of(record: dict[str, Any]) -> dict[str, Any]:
+        accuracy = {arm: np.asarray(values) for arm, values in record["test_accuracy"].items()}
+        return {
+            "sparsity": record["sparsity"],
+            "kept_weights": record["kept_weights"]["soup"],
+            "test_accuracy": {arm: results.over_seeds(accuracy[arm]) for arm in arms},
+            "soup_minus": {
+                arm: _difference(accuracy[SOUP] - accuracy[arm]) for arm in arms if arm != SOUP
+            },
+            "error_barrier": measures.over_siblings(record["error_barrier"], config.children),
+            "loss_barrier": measures.over_siblings(record["loss_barrier"], config.children),
+            "highest_error_barrier": float(np.max(record["error_barrier"])),
+            "greedily_chosen": np.sum(record["greedily_chosen"], 1).tolist(),
+        }
+
+    return {
+        "recipe": "soup",
+        "studies": "sparse model soups beside their children and iterative magnitude pruning",
+        "dataset": config.dataset,
+        "model": config.model,
+        "seeds": config.seeds,
+        "children": config.children,
+        "vary": config.vary,
+        "average": config.average,
+        "steps": s.steps,
+        "retraining_steps": s.retrain,
+        "points": config.points,
+        "threshold_points": config.threshold,
+        "running_statistics": "recalibrated" if config.norm == "batch" else None,
+        "dense_accuracy": results.over_seeds(records[0]["test_accuracy"]["dense"]),
+        "phases": [of(record) for record in after],
+        "seconds": round(seconds, 2),
+        "phase_seconds": [record["seconds"] for record in records],
+        "peak_memory_bytes": results.peak_memory_bytes(),
+        "environment": results.environment(),
+    }
+
+
+def _difference(per_seed: np.ndarray) -> dict[str, Any]:
+    """{mean, error, per_seed}: networks of one seed belong together."""
+    error = float(per_seed.std(ddof=1) / np.sqrt(len(per_seed))) if len(per_seed) > 1 else None
+    return {"mean": float(per_seed.mean()), "error": error, "per_seed": per_seed.tolist()}
+
+
+def save(
+    config: Config,
+    soups: Network,
+    records: Records,
+    summary: dict[str, Any],
+    writeup: Writeup,
+) -> None:
+    """Writes the soups, the plots, summary.json and report.md; prints the table."""
+    checkpoint.save_model(config.out / run.MODEL, *soups)
+    after = records[1:]
+    sparsities = [record["sparsity"] for record in after]
+    accuracy = {
+        arm: np.asarray([record["test_accuracy"][arm] for record in after])
+        for arm in after[0]["test_accuracy"]
+    }
+    gain = {arm: values - accuracy[MEAN] for arm, values in accuracy.items() if arm != MEAN}
+    dense = np.asarray(records[0]["test_accuracy"]["dense"])
+    heights = [np.asarray(record["error_barrier"]) for record in after]
+    alphas = np.linspace(0, 1, config.points)
+    panels = {
+        f"Children, {100 * record['sparsity']:.4g} % sparse": Paths(
+            alphas, np.asarray(record["error_on_paths"]).reshape(-1, config.points)
+        )
+        for record in (after[:1] + after[-1:] if len(after) > 1 else after)
+    }
+    figures = {
+        SOUPS: soup_plots.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
+        BARRIERS: soup_plots.barriers(sparsities, heights, config.threshold),
+        PATHS: heatmaps.along_paths(panels, config.threshold, "child"),
+        LAYERS: plots.layer_density({SOUP: results.layer_density(soups.masks)}),
+    }
+    finish(config.out, writeup, summary, figures)
+
+
+def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+    """The result, for people: a column for each phase."""
+    after = summary["phases"]
+    arms = list(after[0]["test_accuracy"])
+
+    def row(name: str, say: Callable[[dict[str, Any]], str]) -> list[str]:
+        return [name, *(say(phase) for phase in after)]
+
+    def points(numbers: dict[str, Any]) -> str:
+        return results.plus_minus(numbers, 2, 100)
+
+    rows = [
+        row(arm, lambda phase, arm=arm: results.percent(phase["test_accuracy"][arm]))  # type: ignore[misc]
+        for arm in arms
+    ]
+    for arm in (MEAN, BEST, longer_name(config.children)):
+        rows.append(
+            row(f"soup - {arm}", lambda phase, arm=arm: points(phase["soup_minus"][arm]))  # type: ignore[misc]
+        )
+    rows.append(row("barrier of children", lambda phase: points(phase["error_barrier"])))
+    peak = summary["peak_memory_bytes"] / 1e9
+    varied = config.vary.replace("_", " ")
+    if config.vary != "order":
+        varied += f" ({LEAST:g} to {MOST:g} times)"
+    batch_norm = (
+        "; running statistics made anew for every network" if config.norm == "batch" else ""
+    )
+    return Writeup(
+        title="Sparse model soups",
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
+            f"children that differ in {varied}, {summary['steps']:,} steps, then "
+            f"{summary['retraining_steps']:,} in each phase; dense "
+            f"{results.percent(summary['dense_accuracy'])}. Test accuracy with standard deviation "
+            "over seeds; differences and barriers in points, with standard error over seeds; what "
+            f"is chosen, on {100 * config.validation:g} % of train{batch_norm}"
+        ),
+        columns=[f"{100 * phase['sparsity']:.4g} % sparse" for phase in after],
+        rows=rows,
+        footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
+        command=run.again(PROGRAM, config.out),
+        pictures={
+            SOUPS: "Left: means over seeds, and a band from the worst soup to the best. Right: "
+            "each dot is a seed, beside the mean of its children; with the mean over seeds and "
+            f"its standard error. {longer_name(config.children)} retrains as long as all children "
+            "together; the ensemble runs all of them.",
+            BARRIERS: "By how many points the test error rises above the chord between every two "
+            "children of a seed: below the dashed line they are linearly connected.",
+            PATHS: "Test error from child to child, every pair of every seed: in the first phase "
+            "and in the last.",
+            LAYERS: "Weights kept in each layer: mean and standard deviation over seeds.",
+        },
+        layers={SOUP: layers},
+        models=[run.MODEL],
+        environment=summary["environment"],
+    )

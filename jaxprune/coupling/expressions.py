@@ -11,6 +11,9 @@ makes the atom of 12, and every axis that it is on, a product of atoms of 3 and 
 All that is ever asked is `unify(a, b)`: a and b are the same axis. It refines both until they are
 equal, and where they can't be, it freezes all of their atoms and says why. Sizes fall with every
 refinement, so that it ends.
+
+A size may be symbolic, such as that of an exported batch: sizes are compared with == and by
+divisibility (`is_less`), which are answered for those too.
 """
 
 from __future__ import annotations
@@ -68,6 +71,13 @@ def size(e: Expr) -> int:
     return sum(map(size, e.parts))
 
 
+def is_less(a: Any, b: Any) -> bool:
+    """Whether size `a` is less than `b`; symbolic sizes have no order: whether `a` divides `b`."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a < b
+    return a != b and b % a == 0
+
+
 def resolved(e: Expr) -> Expr:
     """`e` as is known now: atoms unbound, no product in a product, no factor of 1, no part of 0."""
     if isinstance(e, Atom):
@@ -78,7 +88,7 @@ def resolved(e: Expr) -> Expr:
     if isinstance(e, Prod):
         factors = _flat(map(resolved, e.factors), Prod)
         return factors[0] if len(factors) == 1 else Prod(factors)
-    parts = tuple(part for part in _flat(map(resolved, e.parts), Sum) if size(part))
+    parts = tuple(part for part in _flat(map(resolved, e.parts), Sum) if size(part) != 0)
     return parts[0] if len(parts) == 1 else Sum(parts)
 
 
@@ -109,7 +119,7 @@ def unify(a: Expr, b: Expr, why: str) -> None:
     a, b = resolved(a), resolved(b)
     if size(a) != size(b):
         raise AssertionError(f"axes of {size(a)} and {size(b)} are not the same: {why}")
-    if a == b or size(a) <= 1:
+    if a == b or size(a) in (0, 1):
         return
     if isinstance(b, Atom):
         a, b = b, a
@@ -131,11 +141,11 @@ def _unify_products(a: Prod, b: Prod, why: str) -> None:
     """Factor by factor from the outermost; of two that differ, the smaller divides the larger."""
     left, right = list(a.factors[::-1]), list(b.factors[::-1])
     while left:
-        if size(left[-1]) < size(right[-1]):
+        if is_less(size(left[-1]), size(right[-1])):
             left, right = right, left
         large, small = left.pop(), right.pop()
         rest, remainder = divmod(size(large), size(small))
-        if remainder:
+        if remainder != 0:
             freeze(a, why)
             freeze(b, why)
             return
@@ -150,20 +160,24 @@ def _unify_sums(a: Sum, b: Sum, why: str) -> None:
     """Part by part from the left; of two that differ, the larger is cut at the smaller's end."""
     left, right = list(a.parts[::-1]), list(b.parts[::-1])
     while left:
+        if size(left[-1]) == size(right[-1]):
+            unify(left.pop(), right.pop(), why)
+            continue
+        if not all(isinstance(size(part), int) for part in (left[-1], right[-1])):
+            freeze(a, why)  # which of them ends first is not known
+            freeze(b, why)
+            return
         if size(left[-1]) < size(right[-1]):
             left, right = right, left
         large, small = left.pop(), right.pop()
-        if size(large) == size(small):
-            unify(large, small, why)
-        else:
-            left.append(Atom(size(large) - size(small)))
-            unify(large, Sum((small, left[-1])), why)
+        left.append(Atom(size(large) - size(small)))
+        unify(large, Sum((small, left[-1])), why)
 
 
 def _cut(whole: Sum, product: Prod, why: str) -> None:
     """Cuts the outermost factor of the product where the parts end, if they end between rows."""
     outermost, row = product.factors[0], Prod(product.factors[1:])
-    if any(size(part) % size(row) for part in whole.parts):
+    if any(size(part) % size(row) != 0 for part in whole.parts):
         freeze(whole, why)
         freeze(product, why)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from jaxprune.base import is_known
-from jaxprune.coupling.expressions import Atom, Axes, Expr, kept_entries, resolved
+from jaxprune.coupling.expressions import Atom, Axes, Expr, Prod, kept_entries, resolved, size
 from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
 from jaxprune.coupling.rules.registry import RULES
 
@@ -30,9 +31,20 @@ class Keep:
             self._known[axis] = np.asarray(kept_entries(axis, self.kept))
         return self._known[axis]
 
-    def size(self, axis: Expr) -> int:
-        """How many entries are left."""
-        return int(self.of(axis).sum())
+    def size(self, axis: Expr) -> Any:
+        """How many entries are left: an int, or symbolic where the size of the axis is."""
+        e = resolved(axis)
+        if isinstance(e, Atom):
+            return int(self.kept[e].sum()) if e in self.kept else e.size
+        if isinstance(e, Prod):
+            return math.prod(map(self.size, e.factors))
+        return sum(map(self.size, e.parts))
+
+    def before(self, axis: Expr, at: Any) -> Any:
+        """How many of the first `at` entries are left."""
+        if self.size(axis) == size(axis):
+            return at
+        return self.size(axis) if at == size(axis) else int(self.of(axis)[:at].sum())
 
     def shape(self, axes: Axes) -> tuple[int, ...]:
         """The shape of a value with these axes."""
@@ -40,7 +52,7 @@ class Keep:
 
     def take(self, x: Any, axes: Axes) -> Any:
         """What is left of an array; numpy or jax, like it."""
-        gone = [i for i, axis in enumerate(axes) if not self.of(axis).all()]
+        gone = [i for i, axis in enumerate(axes) if self.size(axis) != size(axis)]
         if not gone:
             return x
         # by numpy where values are known: each shape would be compiled anew

@@ -31,8 +31,9 @@ def replay(
     left: no model is edited, and shapes that it reads in Python stay as they were. Numbers that
     came from sizes (the n of a mean, the root in attention) are the old ones, so that the result
     is that of the masked function. Random numbers are drawn for the smaller arrays: dropout drops
-    other entries than in the masked function, as often. It can be jitted, differentiated, vmapped and exported; custom
-    derivatives are kept. Arguments of other shapes, such as another batch, are traced anew.
+    other entries than in the masked function, as often. It can be jitted, differentiated, vmapped
+    and exported, with a batch of symbolic size too; custom derivatives are kept. Arguments of other
+    shapes, such as another batch, are traced anew.
 
     Args:
       kept: bool (size,) by group, True = kept, not traced; or a `Removal`.

@@ -49,7 +49,7 @@ class Flattened(nn.Module):
         x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(5, (3, 3))(x)))
         x = nn.max_pool(nn.relu(nn.Conv(6, (3, 3), strides=2)(x)), (2, 2), (2, 2))
         x = x.transpose(0, 3, 1, 2) if self.first else x
-        return nn.Dense(3)(nn.relu(nn.Dense(7)(x.reshape(len(x), -1))))
+        return nn.Dense(3)(nn.relu(nn.Dense(7)(x.reshape(x.shape[0], -1))))
 
 
 class Residual(nn.Module):

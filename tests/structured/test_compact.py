@@ -128,6 +128,43 @@ def test_another_batch_size(residual):
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["flattened", "group norm", "grouped queries", "fused heads", "scan", "experts"]
+)
+def test_a_batch_of_symbolic_size(name):
+    """Exported once, it takes any batch; of tokens any length too."""
+    fn, (variables, x) = NETWORKS[name].module.apply, built(name)
+    structure = jp.analyze(fn, variables, x)
+    kept = some(structure)
+    small = jp.compact(structure, variables, kept)
+    sizes = "b, t" if NETWORKS[name].table else ", ".join(["b", *map(str, x.shape[1:])])
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape(sizes), x.dtype)
+    exported = export.export(jax.jit(small.fn))(small.params, shape)
+    larger = jnp.concatenate([x, x[:1]])
+    larger = larger[:, :-1] if NETWORKS[name].table else larger
+    masked = jp.apply_masks(variables, jp.group_masks(structure, kept))
+    np.testing.assert_allclose(
+        exported.call(small.params, larger), jax.jit(fn)(masked, larger), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_training_and_removal_with_a_batch_of_symbolic_size(residual):
+    """Statistics of a batch divide by its size, and a branch that goes is gone for any."""
+    _, structure, variables, x, kept, small = residual
+    train = Residual(lambda: nn.BatchNorm(use_running_average=False))
+    step = jp.replay(structure, kept, lambda v, x: train.apply(v, x, mutable=["batch_stats"]))
+    removal = jp.remove_emptied(structure, {"params/Conv_1": np.zeros(4, bool)})
+    shorter = jp.compact(structure, variables, removal)
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 8, 8, 3"), x.dtype)
+    for f, params in ((step, small.params), (shorter.fn, shorter.params)):
+        exported = export.export(jax.jit(f))(params, shape)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+            exported.call(params, x[:1]),
+            f(params, x[:1]),
+        )
+
+
 def test_gradients_are_those_of_the_masked_network(residual):
     fn, structure, variables, x, kept, small = residual
     masks = jp.group_masks(structure, kept)

@@ -106,5 +106,5 @@ def _same(read: Any, values: Any, others: Any) -> None:
     """These values have the same axes, in pairs as far as both go."""
     for axes, own in zip(values, others, strict=False):
         for axis, other in zip(axes, own, strict=True):
-            if size(axis) > 1:
+            if size(axis) not in (0, 1):
                 read.unify(axis, other)

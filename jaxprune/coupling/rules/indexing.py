@@ -28,7 +28,7 @@ def gather(read: Any, eqn: Any, operands: Any) -> Any:
         if i in batch:
             read.unify(axis, indices[batch[i]])
         elif i in numbers.collapsed_slice_dims:
-            if size(axis) > 1:
+            if size(axis) != 1:
                 read.freeze(axis, INDEXED)
         elif sizes[i] == size(axis):
             window.append(axis)

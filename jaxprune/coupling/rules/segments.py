@@ -61,7 +61,7 @@ def split(read: Any, eqn: Any, operands: Any) -> Any:
 def _new_limits(step: Any, keep: Any) -> dict[str, Any]:
     params = step.eqn.params
     bounds = zip(step.inputs[0], params["start_indices"], params["limit_indices"], strict=True)
-    kept = [[int(keep.of(axis)[:at].sum()) for at in ends] for axis, *ends in bounds]
+    kept = [[keep.before(axis, at) for at in ends] for axis, *ends in bounds]
     start, limit = zip(*kept, strict=True) if kept else ((), ())
     return {"start_indices": start, "limit_indices": limit}
 
@@ -88,9 +88,9 @@ def slice_(read: Any, eqn: Any, operands: Any) -> Any:
 def pad(read: Any, eqn: Any, operands: Any) -> Any:
     """Segments before and behind, which can't be pruned."""
     results: list[Expr] = []
-    for axis, (low, high, interior) in zip(operands[0], eqn.params["padding_config"], strict=True):
-        if interior or low < 0 or high < 0:
-            after = size(axis) + low + high + interior * max(size(axis) - 1, 0)
+    shape, padding = eqn.outvars[0].aval.shape, eqn.params["padding_config"]
+    for axis, after, (low, high, interior) in zip(operands[0], shape, padding, strict=True):
+        if interior or not (low >= 0 and high >= 0):
             read.freeze(axis, "padded inside, or cut")
             results.append(read.frozen(after, "padded inside, or cut"))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jaxprune.coupling.expressions import ONE, Axes, Prod, size
+from jaxprune.coupling.expressions import ONE, Axes, Prod, is_less, size
 from jaxprune.coupling.rules.registry import rule
 
 
@@ -36,7 +36,7 @@ def broadcast_in_dim(read: Any, eqn: Any, operands: Any) -> Any:
 
 def _new_reps(step: Any, keep: Any) -> dict[str, Any]:
     pairs = zip(keep.shape(step.outputs[0]), keep.shape(step.inputs[0]), strict=True)
-    return {"reps": tuple(n // max(m, 1) for n, m in pairs)}
+    return {"reps": tuple(n // m if m != 0 else 0 for n, m in pairs)}
 
 
 @rule("tile", resize=_new_reps)
@@ -63,7 +63,7 @@ def regrouped(read: Any, axes: Axes, shape: tuple[int, ...]) -> Axes:
     while after:
         own, wanted = [before.pop(0)], [after.pop(0)]
         while (have := math.prod(map(size, own))) != (want := math.prod(wanted)):
-            if have < want:
+            if is_less(have, want):
                 own.append(before.pop(0))
             else:
                 wanted.append(after.pop(0))

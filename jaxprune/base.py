@@ -49,7 +49,8 @@ class MaskTransform(NamedTuple):
     """A pair of pure functions that makes masks and changes them over time: optax's pair for masks.
 
     Attributes:
-      init: `params -> state`, a NamedTuple with a field `masks`.
+      init: `params -> state`, a NamedTuple with a field `masks`. Its arrays may be donated: they
+        are no constants of the transform, but copies.
       update: `(state, params, *, grads, step, opt_state, **extra) -> state`, of the same structure,
         shapes and dtypes. `grads` are those of this step, `step` (int32 scalar) counts from 0,
         `opt_state` is the inner optimizer's state, and `extra` what the user passed to
@@ -78,6 +79,11 @@ def is_known(value: Any) -> bool:
 def is_mask(leaf: Any) -> bool:
     """Whether `leaf` is an array of bool."""
     return np.dtype(getattr(leaf, "dtype", object)) == np.bool_
+
+
+def copied(tree: Any) -> Any:
+    """`tree` in arrays of its own: what is handed out may be donated, and what was given is not."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -30,7 +30,7 @@ from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, grow, portions
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
-from jaxprune.rules import named_leaves
+from jaxprune.rules import check_any, named_leaves
 from jaxprune.scores import magnitude, random
 from jaxprune.sharding import sharded_like
 
@@ -58,6 +58,7 @@ def random_start(
 
     def init(params: Params) -> MaskState:
         chosen = prunable(params)
+        check_any(chosen, params)
         scores = score(chosen)
         sparsities = allocation(scores, sparsity)
         _check_none_empty(scores, sparsities)

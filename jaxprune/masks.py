@@ -79,7 +79,7 @@ def get_masks(opt_state: Any) -> Masks:
         raise ValueError(
             "this optimizer state has no masks. Make the optimizer with "
             "jaxprune.sparsify(optimizer, transform), or add jaxprune.track_masks(transform) to "
-            f"its chain; got a state of type {type(opt_state).__name__}."
+            f"its chain; got a state of type {kinds(opt_state)}."
         )
     if len(found) > 1:
         places = " and ".join(f"'{place or '(root)'}'" for place, _ in found)
@@ -94,15 +94,18 @@ def get_masks(opt_state: Any) -> Masks:
 def sparsity(masks: Masks) -> jax.Array:
     """The fraction of False entries over all masks: float32 scalar; under `vmap`, one a seed.
 
-    Of gates, the fraction of exact zeros.
+    Of gates and of params, the fraction of exact zeros. What was pruned of params says
+    `report(params, masks)`: masks know nothing of the weights.
 
     Raises:
+      TypeError: of an optimizer's state, and of leaves that are neither bool nor float.
       ValueError: if all masks are None.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> float(jp.sparsity({'kernel': jnp.array([[True, False], [False, False]]), 'bias': None}))
     0.75
     """
+    _check_no_state("sparsity", masks)
     leaves = present(masks)
     size = sum(mask.size for mask in leaves)
     zeros = [n_true(mask == 0)[0] for mask in leaves]
@@ -147,6 +150,29 @@ def present(masks: Masks) -> list[jax.Array]:
     return leaves
 
 
+def _check_no_state(what: str, masks: Any) -> None:
+    """TypeError if these are no masks, gates or params, such as an optimizer's state."""
+    nodes = jax.tree.leaves(masks, is_leaf=_is_state)
+    wrong = [node for node in nodes if _is_state(node) or not _is_bool_or_float(node)]
+    if wrong:
+        kind = getattr(wrong[0], "dtype", type(wrong[0]).__name__)
+        raise TypeError(
+            f"{what} is of masks (bool), gates or params (floats); got a leaf or state of type "
+            f"{kind}. Of an optimizer's state: {what}(get_masks(opt_state))."
+        )
+
+
+def _is_state(node: Any) -> bool:
+    """Whether a node is a state of optax or of this library."""
+    is_tuple = isinstance(node, tuple) and hasattr(node, "_fields") and not _is_hole(node)
+    return is_tuple and type(node).__module__.partition(".")[0] in ("optax", "jaxprune")
+
+
+def _is_bool_or_float(leaf: Any) -> bool:
+    kind = np.dtype(object) if not hasattr(leaf, "dtype") else leaf.dtype
+    return kind == np.bool_ or jnp.issubdtype(kind, jnp.floating)
+
+
 def _is_hole(node: Any) -> bool:
     """None, or what `optax.masked` and `optax.partition` leave in the place of a leaf."""
     return node is None or isinstance(node, optax.MaskedNode)
@@ -180,10 +206,13 @@ def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], 
     leaves, treedef = named_leaves(params), jax.tree.structure(params, is_leaf=is_none)
     keys, found = list(by_keys(params)), by_keys(masks, _is_hole)
     given = {own: None if _is_hole(mask) else mask for own, mask in found.items()}
+    # labels of optax.partition may be a prefix: then one hole stands for all leaves below it
+    holes = {own for own, mask in given.items() if mask is None}
+    is_below = lambda own: any(own[:end] in holes for end in range(1, len(own)))
     missing = [
         leaf
         for own, leaf in zip(keys, leaves, strict=True)
-        if leaf[1] is not None and own not in given
+        if leaf[1] is not None and own not in given and not is_below(own)
     ]
     unknown = {own for own, mask in given.items() if mask is not None} - set(keys)
     extra = [("/".join(own), None) for own in unknown]
@@ -203,6 +232,13 @@ def _field(node: Any, field: str) -> Any:
     if isinstance(node, Mapping):
         return node.get(field)
     return getattr(node, field, None)
+
+
+def kinds(opt_state: Any) -> str:
+    """The type of a state; of a chain's those of its parts, "tuple (ScaleByAdamState, ...)"."""
+    parts = opt_state if type(opt_state) is tuple else ()
+    names = ", ".join(type(part).__name__ for part in parts)
+    return type(opt_state).__name__ + (f" ({names})" if names else "")
 
 
 def mask_states(opt_state: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -191,7 +191,14 @@ def matching(*rules: Rule, exclude: Rule | Iterable[Rule] = ()) -> Callable[[Par
 
 
 def check_any(own: Params, params: Params) -> None:
-    """ValueError if a `prunable` left nothing of `params`."""
+    """ValueError if a `prunable` left nothing of `params`, TypeError if it chose an integer."""
+    for leaf_name, leaf in named_leaves(own):
+        if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"prunable chose '{leaf_name}', of {jnp.result_type(leaf)}: only weights, floats, "
+                "are pruned. Leave it out, with prunable=kernels or matching(..., "
+                f"exclude={leaf_name!r})."
+            )
     if not jax.tree.leaves(own):
         leaves = [(leaf_name, leaf) for leaf_name, leaf in named_leaves(params) if leaf is not None]
         raise ValueError(

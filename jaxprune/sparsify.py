@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.base import Masks, MaskTransform, Params
+from jaxprune.given import check_given, first_masks
 from jaxprune.masks import apply_masks, like, mask_states
 from jaxprune.moments import where_kept, zero_again, zero_pruned
 
@@ -84,7 +85,7 @@ def sparsify(
     def update(
         grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
     ) -> tuple[optax.Updates, SparsifyState]:
-        _check_params("sparsify", params)
+        check_given("sparsify", grads, state, params, SparsifyState)
         mask_state = _updated_masks(transform, grads, state, params, extra)
         masks = like(mask_state.masks, params)
         rested = zero_pruned(state.inner_state, masks, params)
@@ -119,12 +120,12 @@ def track_masks(transform: MaskTransform) -> optax.GradientTransformationExtraAr
     _check_kinds("track_masks", optax.identity(), transform)
 
     def init(params: Params) -> TrackMasksState:
-        return TrackMasksState(jnp.zeros((), jnp.int32), transform.init(params))
+        return TrackMasksState(jnp.zeros((), jnp.int32), first_masks(transform, params))
 
     def update(
         updates: optax.Updates, state: TrackMasksState, params: Params = None, **extra: Any
     ) -> tuple[optax.Updates, TrackMasksState]:
-        _check_params("track_masks", params)
+        check_given("track_masks", updates, state, params, TrackMasksState)
         mask_state = transform.update(
             state.mask_state, params, grads=updates, step=state.step, opt_state=None, **extra
         )
@@ -165,7 +166,7 @@ def freeze(
     def update(
         grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
     ) -> tuple[optax.Updates, SparsifyState]:
-        _check_params("freeze", params)
+        check_given("freeze", grads, state, params, SparsifyState)
         mask_state = _updated_masks(transform, grads, state, params, extra)
         trained = like(optax.tree.get(mask_state, "trained", mask_state.masks), params)
         updates, inner_state = inner.update(
@@ -183,7 +184,7 @@ def _init(
 ) -> SparsifyState:
     inner_state = inner.init(params)
     _check_unmasked(what, inner_state)
-    return SparsifyState(jnp.zeros((), jnp.int32), transform.init(params), inner_state)
+    return SparsifyState(jnp.zeros((), jnp.int32), first_masks(transform, params), inner_state)
 
 
 def _updated_masks(
@@ -225,13 +226,6 @@ def _check_kinds(what: str, inner: Any, transform: Any) -> None:
 
 def _kind(thing: Any) -> str:
     return getattr(thing, "__name__", None) or type(thing).__name__
-
-
-def _check_params(what: str, params: Any) -> None:
-    if params is None:
-        raise ValueError(
-            f"{what} needs the params to prune them: call update(grads, state, params)."
-        )
 
 
 def _check_ranks_sparse(mask_state: Any) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, MaskTransform, Params, check_sparsity, is_known
+from jaxprune.base import Masks, MaskTransform, Params, check_sparsity, copied, is_known
 from jaxprune.counting import n_true
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves, quoted
@@ -151,7 +151,8 @@ def next_phase(
     number = jnp.asarray(number, jnp.int32)
     new = transform.update(state, params, grads=None, step=number, opt_state=None)
     left, leaves = (_kept(masks) for masks in (state.masks, new.masks))
-    start = apply_masks(params if rewind_to is None else rewind_to, new.masks)
+    # a copy: training may donate what it starts from, also where no mask made it anew
+    start = copied(apply_masks(params if rewind_to is None else rewind_to, new.masks))
     return Phase(number, start, new, params, 1 - leaves / jnp.maximum(left, 1))
 
 
@@ -222,7 +223,7 @@ def iterative(
 
 
 def weights_at(stored: Mapping[int, Params], step: int) -> Params:
-    """The weights stored at a step of the first training, to rewind to: `stored[step]`.
+    """The weights stored at a step of the first training, to rewind to: a copy of `stored[step]`.
 
     Raises:
       ValueError: if none were stored there; it names the steps that were.
@@ -233,7 +234,7 @@ def weights_at(stored: Mapping[int, Params], step: int) -> Params:
             f"can't rewind to step {step}: no weights of it were stored (stored: {steps}). Rewind "
             "to one of these, or store it in the first training."
         )
-    return stored[step]
+    return copied(stored[step])
 
 
 def _kept(masks: Masks) -> jax.Array:

@@ -504,3 +504,60 @@ def test_masks_that_keep_all_need_shapes_only(params):
     jax.tree.map(np.testing.assert_array_equal, masks, shapes)
     assert masks["Dense_0"]["bias"] is None
     assert masks["Dense_0"]["kernel"].dtype == bool and masks["Dense_0"]["kernel"].all()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        optax.adam(0.1).init(PARAMS),
+        optax.sgd(0.1, 0.9).init(PARAMS),  # all of it is floats
+        optax.sgd(0.1).init(PARAMS),  # nothing is in it
+        sparse().init(PARAMS),
+        sparse().init(PARAMS).mask_state,
+        {"step": jnp.int32(3), "params": PARAMS},
+        {"kernel": 0.5},
+    ],
+    ids=["adam", "momentum", "empty", "sparsify", "mask_state", "train state", "a number"],
+)
+def test_sparsity_of_a_state_is_refused(state):
+    with pytest.raises(
+        TypeError, match=r"sparsity is of masks.*sparsity\(get_masks\(opt_state\)\)"
+    ):
+        jp.sparsity(state)
+
+
+def test_sparsity_of_params_is_that_of_their_zeros():
+    assert float(jp.sparsity({"kernel": jnp.array([0.0, 1.0, -2.0, 0.0]), "bias": None})) == 0.5
+
+
+# --- labels that are a prefix of the params -------------------------------------------------------
+
+LAYERS = {name: {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)} for name in ("body", "head")}
+BY_PREFIX = {
+    "partition": lambda tx: optax.partition(
+        {"train": tx, "freeze": optax.set_to_zero()}, {"body": "freeze", "head": "train"}
+    ),
+    "masked": lambda tx: optax.masked(tx, {"body": False, "head": True}),
+}
+
+
+@pytest.mark.parametrize("name", BY_PREFIX)
+def test_masks_under_labels_that_are_a_prefix(name, tmp_path):
+    tx = BY_PREFIX[name](jp.sparsify(optax.sgd(0.1), jp.prune(jp.magnitude, jp.uniform, 0.5)))
+    updates, state = tx.update(LAYERS, tx.init(LAYERS), LAYERS)
+    params = jp.apply_masks(optax.apply_updates(LAYERS, updates), jp.get_masks(state))
+    for masks in jp.get_masks(state), jp.get_masks(restored(state, tmp_path)):
+        pruned = jp.apply_masks(params, masks)
+        assert int((pruned["head"]["kernel"] == 0).sum()) == 8
+        np.testing.assert_array_equal(pruned["body"]["kernel"], params["body"]["kernel"])
+        report = jp.report(pruned, masks)
+        assert report.prunable.kept == 8 and report.never_pruned.total == 4 + 20
+        assert float(jp.sparsity(masks)) == 0.5
+        assert list(jp.collapsed(masks)) == ["head/kernel"]
+
+
+def test_a_hole_stands_for_what_is_below_it_and_for_nothing_else():
+    with pytest.raises(ValueError, match="they have no leaf for 'head/bias', 'head/kernel'"):
+        jp.apply_masks(LAYERS, {"body": None})
+    with pytest.raises(ValueError, match="these masks belong to other params"):
+        jp.apply_masks(LAYERS, None)

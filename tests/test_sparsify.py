@@ -236,6 +236,39 @@ def test_wrappers_outside(name):
     assert float(jp.sparsity(jp.get_masks(state))) == 0.5
 
 
+# optax's own muon and masked have holes there, which a tree of specs has not
+MAPPED = {
+    "alone": lambda tx: tx,
+    "multi_steps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    **{name: OUTSIDE[name] for name in ("chain", "named_chain", "inject_hyperparams")},
+    "apply_if_finite": OUTSIDE["apply_if_finite"],
+}
+SPECS = {"kernel": "rows", "bias": "whole"}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+@pytest.mark.parametrize("masked", ["sparsify", "freeze", "track_masks"])
+def test_tree_map_params_maps_moments_as_it_does_without_masks(name, masked):
+    """So are shardings of optimizer states made. Masks are no params there: they have holes."""
+    inner = lambda: optax.adam(0.1)
+    tx = {
+        "sparsify": lambda: jp.sparsify(inner(), one_shot()),
+        "freeze": lambda: jp.freeze(inner(), one_shot()),
+        "track_masks": lambda: optax.chain(jp.track_masks(one_shot()), inner()),
+    }[masked]
+    own, plain = MAPPED[name](tx()), MAPPED[name](inner())
+    specs = lambda tx: optax.tree_map_params(
+        tx, lambda _, spec: spec, tx.init(PARAMS), SPECS, transform_non_params=lambda _: "none"
+    )
+    count = lambda tree, spec: jax.tree.leaves(tree).count(spec)
+    for spec in SPECS.values():
+        assert count(specs(own), spec) == count(specs(plain), spec) >= 2
+    # and what is no param is left as it is
+    state = own.init(PARAMS)
+    same = optax.tree_map_params(own, lambda x: x, state)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
 def test_multi_steps_outside_prunes_when_it_updates():
     tx = optax.MultiSteps(jp.sparsify(optax.sgd(0.1), one_shot()), 3)
     dense, _ = run(tx, steps=2)

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.base import Masks, MaskState, MaskTransform, Params, is_mask, map_scored
+from jaxprune.base import (
+    Masks,
+    MaskState,
+    MaskTransform,
+    Params,
+    copied,
+    is_mask,
+    map_scored,
+)
 from jaxprune.masks import like
 from jaxprune.sharding import sharded_like
 
@@ -102,7 +110,8 @@ def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
     def init(params: Params) -> MaskState:
         own = masks(params) if callable(masks) else masks
         _check_masks(own)
-        return MaskState(map_scored(sharded_like, like(own, params), params))
+        # copies, for a state is donated and the caller's masks must outlive that
+        return MaskState(copied(map_scored(sharded_like, like(own, params), params)))
 
     def update(state: MaskState, params: Params, **context: Any) -> MaskState:
         return state

@@ -20,7 +20,7 @@ from jaxprune.base import (
 )
 from jaxprune.masks import all_kept, with_own
 from jaxprune.pattern import select, unstructured
-from jaxprune.rules import kernels
+from jaxprune.rules import check_any, kernels
 from jaxprune.scores import magnitude
 
 
@@ -68,7 +68,9 @@ def dpf(
         check_sparsity(sparsity)
 
     def init(params: Params) -> DpfState:
-        return DpfState(all_kept(prunable(params)))
+        chosen = prunable(params)
+        check_any(chosen, params)
+        return DpfState(all_kept(chosen))
 
     def update(
         state: DpfState, params: Params, *, step: Any, at_end: Any = False, **context: Any

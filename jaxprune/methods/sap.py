@@ -13,7 +13,7 @@ from jaxprune.counting import n_true, portion
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among, drop
 from jaxprune.masks import all_kept, own_masks, with_own
-from jaxprune.rules import kernels, map_named
+from jaxprune.rules import check_any, kernels, map_named
 from jaxprune.scores import magnitude
 from jaxprune.selection import largest
 
@@ -93,7 +93,9 @@ def sap(
         raise ValueError("sap decides by slices along an axis, or for all together; not both.")
 
     def init(params: Params) -> MaskState:
-        return MaskState(all_kept(prunable(params)))
+        chosen = prunable(params)
+        check_any(chosen, params)
+        return MaskState(all_kept(chosen))
 
     def count(index: jax.Array, d: jax.Array) -> jax.Array:
         """c, int32, in integers from m on."""

@@ -22,7 +22,7 @@ from jaxprune.base import (
 from jaxprune.counting import n_true
 from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
-from jaxprune.rules import kernels
+from jaxprune.rules import check_any, kernels
 from jaxprune.scores import magnitude
 
 
@@ -75,7 +75,9 @@ def top_kast(
         )
 
     def init(params: Params) -> TopKastState:
-        scores = magnitude(prunable(params))
+        chosen = prunable(params)
+        check_any(chosen, params)
+        scores = magnitude(chosen)
         return TopKastState(
             masks=select(scores, allocation, sparsity),
             trained=select(scores, allocation, backward_sparsity),

@@ -71,6 +71,7 @@ from jaxprune.methods.top_kast import top_kast_decay as top_kast_decay
 
 # masks into optax
 from jaxprune.sparsify import freeze as freeze
+from jaxprune.sparsify import keep_dense as keep_dense
 from jaxprune.sparsify import sparsify as sparsify
 from jaxprune.sparsify import track_masks as track_masks
 

@@ -56,10 +56,13 @@ class MaskTransform(NamedTuple):
         `opt_state` is the inner optimizer's state, and `extra` what the user passed to
         `optimizer.update`, such as `value=loss`; or, from `every`, `at_end` (bool scalar): whether
         schedules are to be read at their end, for this update is the last.
+      due: `(state, *, step, at_end=False) -> bool scalar`, whether `update` would choose masks at
+        this step, be they the same as before. None if nobody has said: `every` says it.
     """
 
     init: Callable[[Params], Any]
     update: Callable[..., Any]
+    due: Callable[..., Any] | None = None
 
 
 # The step at which a schedule is past all its transitions.

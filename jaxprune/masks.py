@@ -78,8 +78,8 @@ def get_masks(opt_state: Any) -> Masks:
     if not found:
         raise ValueError(
             "this optimizer state has no masks. Make the optimizer with "
-            "jaxprune.sparsify(optimizer, transform), or add jaxprune.track_masks(transform) to "
-            f"its chain; got a state of type {kinds(opt_state)}."
+            "jaxprune.sparsify(optimizer, transform), or keep_dense or freeze in its place; got a "
+            f"state of type {kinds(opt_state)}."
         )
     if len(found) > 1:
         places = " and ".join(f"'{place or '(root)'}'" for place, _ in found)
@@ -242,7 +242,7 @@ def kinds(opt_state: Any) -> str:
 
 
 def mask_states(opt_state: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, mask state) of every `sparsify` or `track_masks` in a state, nested ones too."""
+    """(path, mask state) of every `sparsify`, `keep_dense` or the like, nested ones too."""
 
     def is_holder(node: Any) -> bool:
         return _field(node, "mask_state") is not None

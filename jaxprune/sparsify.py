@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.base import Masks, MaskTransform, Params
+from jaxprune.base import MaskTransform, Params
 from jaxprune.given import check_given, first_masks
 from jaxprune.masks import apply_masks, like, mask_states
 from jaxprune.moments import where_kept, zero_again, zero_pruned
 
 
 class SparsifyState(NamedTuple):
-    """State of `sparsify` and `freeze`.
+    """State of `sparsify`, `freeze` and `keep_dense`.
 
     Attributes:
       step: int32 scalar, how many updates were made.
@@ -53,9 +53,11 @@ def sparsify(
       inner: any optax optimizer. Every part of its state that is shaped like the params (moments,
         accumulated gradients, averaged weights) is zeroed where the mask is False.
       transform: such as `prune(...)`, `fixed(masks)`, or `every(n, ...)` of one.
-      update_replaces_step: if True, a step that changes the masks changes nothing else: `inner`
-        does not step, and the gradient served only to choose the masks, as in the code of RigL. By
-        default `inner` steps with the new masks at once, and no step of a schedule is lost.
+      update_replaces_step: if True, a step at which an update of the masks is due does nothing
+        else, also where the masks stay as they were: `inner` does not step, and the gradient served
+        only to choose the masks, as in the code of RigL. By default `inner` steps with the new
+        masks at once, and no step of a schedule is lost. The transform then needs a cadence:
+        `every(n, ...)`.
 
     Returns:
       An optax optimizer with a `SparsifyState`. Its `update` needs `params`, and passes all extra
@@ -63,8 +65,9 @@ def sparsify(
 
     Raises:
       TypeError: if `inner` is no optimizer or `transform` no mask transform.
-      ValueError: (in update) if `params` is missing; (in init) if `inner` already has masks, or
-        `transform` needs weights that stay dense (`dpf`, `top_kast`).
+      ValueError: if updates are to replace steps and `transform` has no cadence; (in update) if
+        `params` is missing; (in init) if `inner` already has masks, or `transform` needs weights
+        that stay dense (`dpf`, `top_kast`).
 
     >>> import jax.numpy as jnp, optax, jaxprune as jp
     >>> params = {'kernel': jnp.array([[3., -1.], [2., -4.]])}
@@ -75,11 +78,21 @@ def sparsify(
            [ 0. , -3.6]], dtype=float32)
     """
     _check_kinds("sparsify", inner, transform)
+    if update_replaces_step and transform.due is None:
+        raise ValueError(
+            "sparsify(update_replaces_step=True): an update of the masks takes the place of a "
+            "step, and this transform does not say when it updates; if it does at every step, "
+            "nothing is trained. Give it a cadence: every(100, transform)."
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> SparsifyState:
         state = _init("sparsify", inner, transform, params)
-        _check_ranks_sparse(state.mask_state)
+        if ranking := _ranks_dense_weights(state.mask_state):
+            raise ValueError(
+                f"sparsify zeroes what is pruned, and a transform with a {_kind(ranking)} compares "
+                "weights that stay dense: give dpf to keep_dense, and top_kast to freeze."
+            )
         return state
 
     def update(
@@ -92,10 +105,10 @@ def sparsify(
         sparse = (apply_masks(grads, masks), rested, apply_masks(params, masks))
         updates, inner_state = inner.update(*sparse, **extra)
         inner_state = zero_again(inner, inner_state, sparse, masks, extra)
-        if update_replaces_step:
-            changed = _differ(state.mask_state.masks, mask_state.masks)
-            updates = _where(changed, optax.tree.zeros_like(updates), updates)
-            inner_state = _where(changed, rested, inner_state)
+        if update_replaces_step and transform.due is not None:
+            due = transform.due(state.mask_state, step=state.step)
+            updates = _where(due, optax.tree.zeros_like(updates), updates)
+            inner_state = _where(due, rested, inner_state)
         updates = jax.tree.map(
             lambda w, m, u: u if m is None else jnp.where(m, u, -w), params, masks, updates
         )
@@ -108,19 +121,28 @@ def sparsify(
 def track_masks(transform: MaskTransform) -> optax.GradientTransformationExtraArgs:
     """Keeps masks in the optimizer's state and leaves the updates as they are.
 
-    For methods whose dense weights keep learning while the network uses
-    `apply_masks(params, get_masks(opt_state))` (straight-through estimators). The transform gets
-    the updates that reach it as `grads`: put it first in an `optax.chain` for the gradients
-    themselves. It sees no inner optimizer, so scores that need `opt_state` can't be used.
+    The transform is asked in the place of the chain where this stands, before the optimizer steps:
+    it gets the updates that reach it as `grads`, and the weights before the step. Masks that are
+    chosen by weights that go on learning are a step late here: see `keep_dense`. It sees no inner
+    optimizer, so scores that need `opt_state` can't be used.
 
     Raises:
       TypeError: if `transform` is no mask transform.
-      ValueError: (in update) if `params` is missing.
+      ValueError: (in update) if `params` is missing; (in init) if `transform` compares weights that
+        stay dense (`dpf`, `top_kast`).
     """
     _check_kinds("track_masks", optax.identity(), transform)
 
     def init(params: Params) -> TrackMasksState:
-        return TrackMasksState(jnp.zeros((), jnp.int32), first_masks(transform, params))
+        mask_state = first_masks(transform, params)
+        if ranking := _ranks_dense_weights(mask_state):
+            raise ValueError(
+                "track_masks asks for masks before the optimizer steps, and those of a transform "
+                f"with a {_kind(ranking)} are of the weights after it: they would be a step late. "
+                "Write keep_dense(optax.sgd(0.1), dpf(0.9)) in place of "
+                "optax.chain(track_masks(dpf(0.9)), optax.sgd(0.1)), and give top_kast to freeze."
+            )
+        return TrackMasksState(jnp.zeros((), jnp.int32), mask_state)
 
     def update(
         updates: optax.Updates, state: TrackMasksState, params: Params = None, **extra: Any
@@ -134,6 +156,68 @@ def track_masks(transform: MaskTransform) -> optax.GradientTransformationExtraAr
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def keep_dense(
+    inner: optax.GradientTransformation, transform: MaskTransform
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer whose weights all learn and stay dense, while the network uses masks of them.
+
+        grads = jax.grad(loss)(apply_masks(params, get_masks(opt_state)))   # straight through
+
+    Where `sparsify` updates the masks first, here the optimizer steps first: the masks in the state
+    are those of the weights that the next forward pass has. The transform's `init` makes those of
+    step 0. Its `update` makes those of each later step from the weights that this step starts with,
+    and is told its number; `grads` are those of the step before. So `every(n, ...)` changes what
+    the network uses at the steps n, 2n, ...
+
+    Put it last in an `optax.chain`: after it, nothing may change the updates.
+
+    `inner` is passed `mask_state=`, that of this step, beside all extra arguments.
+
+    Raises:
+      TypeError: if `inner` is no optimizer or `transform` no mask transform.
+      ValueError: (in update) if `params` is missing; (in init) if `inner` already has masks, or
+        `transform` trains a part of the weights only (`top_kast`).
+
+    >>> import jax.numpy as jnp, optax, jaxprune as jp
+    >>> params = {'kernel': jnp.array([[3., -1.], [2., -4.]])}
+    >>> tx = jp.keep_dense(optax.sgd(1.0), jp.dpf(0.5))
+    >>> state = tx.init(params)
+    >>> jp.get_masks(state)['kernel'].astype(int)
+    Array([[1, 0],
+           [0, 1]], dtype=int32)
+    >>> updates, state = tx.update({'kernel': jnp.array([[1., 2.], [0., 0.]])}, state, params)
+    >>> optax.apply_updates(params, updates)['kernel']
+    Array([[ 2., -3.],
+           [ 2., -4.]], dtype=float32)
+    >>> jp.get_masks(state)['kernel'].astype(int)
+    Array([[0, 1],
+           [0, 1]], dtype=int32)
+    """
+    _check_kinds("keep_dense", inner, transform)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> SparsifyState:
+        state = _init("keep_dense", inner, transform, params)
+        if optax.tree.get(state.mask_state, "trained") is not None:
+            raise ValueError(
+                "keep_dense trains all weights, and this transform has masks of those that it "
+                "trains: give top_kast to freeze."
+            )
+        return state
+
+    def update(
+        grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
+    ) -> tuple[optax.Updates, SparsifyState]:
+        check_given("keep_dense", grads, state, params, SparsifyState)
+        updates, inner_state = inner.update(
+            grads, state.inner_state, params, mask_state=state.mask_state, **extra
+        )
+        new = _next(transform, grads, state, inner_state, params, updates, extra)
+        return updates, new
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def freeze(
     inner: optax.GradientTransformation, transform: MaskTransform
 ) -> optax.GradientTransformationExtraArgs:
@@ -142,6 +226,10 @@ def freeze(
     Where `sparsify` makes a pruned weight zero, here it keeps its value, and its moments: a part of
     a dense network is trained, such as a subnetwork in fine-tuning (`fixed(masks)`). Of a transform
     whose state has other masks for this, `trained`, it trains those: `top_kast`.
+
+    The masks are updated first, as in `sparsify`. But those of a transform that compares dense
+    weights (`top_kast`, `dpf`) are updated when the optimizer has stepped, as in `keep_dense`: the
+    masks in the state are those of the weights that the next forward pass has.
 
     `inner` is passed `mask_state=`, beside all extra arguments, for transformations that read it.
 
@@ -167,14 +255,22 @@ def freeze(
         grads: optax.Updates, state: SparsifyState, params: Params = None, **extra: Any
     ) -> tuple[optax.Updates, SparsifyState]:
         check_given("freeze", grads, state, params, SparsifyState)
-        mask_state = _updated_masks(transform, grads, state, params, extra)
+        ranks_dense = _ranks_dense_weights(state.mask_state) is not None
+        mask_state = (
+            state.mask_state
+            if ranks_dense
+            else _updated_masks(transform, grads, state, params, extra)
+        )
         trained = like(optax.tree.get(mask_state, "trained", mask_state.masks), params)
         updates, inner_state = inner.update(
             apply_masks(grads, trained), state.inner_state, params, mask_state=mask_state, **extra
         )
         inner_state = where_kept(inner_state, state.inner_state, trained, params)
+        updates = apply_masks(updates, trained)
+        if ranks_dense:
+            return updates, _next(transform, grads, state, inner_state, params, updates, extra)
         step = optax.safe_increment(state.step)
-        return apply_masks(updates, trained), SparsifyState(step, mask_state, inner_state)
+        return updates, SparsifyState(step, mask_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -194,9 +290,20 @@ def _updated_masks(
     return transform.update(state.mask_state, params, **own, **extra)
 
 
-def _differ(masks: Masks, others: Masks) -> jax.Array:
-    pairs = zip(jax.tree.leaves(masks), jax.tree.leaves(others), strict=True)
-    return jnp.stack([(a != b).any() for a, b in pairs]).any()
+def _next(
+    transform: MaskTransform,
+    grads: Any,
+    state: SparsifyState,
+    inner_state: optax.OptState,
+    params: Params,
+    updates: optax.Updates,
+    extra: dict,
+) -> SparsifyState:
+    """The state after this step, its masks those of the weights after it."""
+    step = optax.safe_increment(state.step)
+    after = SparsifyState(step, state.mask_state, inner_state)
+    params = optax.apply_updates(params, updates)
+    return after._replace(mask_state=_updated_masks(transform, grads, after, params, extra))
 
 
 def _where(condition: jax.Array, tree: Any, other: Any) -> Any:
@@ -228,16 +335,14 @@ def _kind(thing: Any) -> str:
     return getattr(thing, "__name__", None) or type(thing).__name__
 
 
-def _check_ranks_sparse(mask_state: Any) -> None:
+def _ranks_dense_weights(mask_state: Any) -> Any:
+    """The part of a state that compares weights that stay dense; None if none does."""
+
     def ranks_dense(node: Any) -> bool:
         return getattr(node, "ranks_dense_weights", False) is True
 
-    for node in jax.tree.leaves(mask_state, is_leaf=ranks_dense):
-        if ranks_dense(node):
-            raise ValueError(
-                f"sparsify zeroes what is pruned, and a transform with a {_kind(node)} compares "
-                "weights that stay dense: give dpf to track_masks, and top_kast to freeze."
-            )
+    nodes = jax.tree.leaves(mask_state, is_leaf=ranks_dense)
+    return next((node for node in nodes if ranks_dense(node)), None)
 
 
 def _check_unmasked(what: str, inner_state: Any) -> None:

@@ -172,7 +172,7 @@ def optimizers(
     def dpf(key: jax.Array) -> optax.GradientTransformation:
         masks = jp.itop(jp.dpf(gradual, allocation["dpf"]))
         masks = jp.every(often, masks, begin, max(end, steps - often))
-        return optax.chain(jp.track_masks(masks), dense)
+        return jp.keep_dense(dense, masks)
 
     return {
         "static": lambda key: sparsified(jp.static(key, sparsity, allocation["static"])),

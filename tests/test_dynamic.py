@@ -167,6 +167,32 @@ def test_an_update_replaces_the_step_if_asked_to():
     assert counts == [0, 1, 2, 2, 3, 4, 4]
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_an_update_that_changes_nothing_replaces_the_step_too(fraction):
+    params = tiny_params()
+    rigl = jp.every(2, jp.rigl(KEY, 0.6, fraction), start=1)
+    tx = jp.sparsify(optax.adam(0.05), rigl, update_replaces_step=True)
+    state, counts = tx.init(params), []
+    step = jax.jit(lambda p, s: tx.update(jax.grad(loss)(p), s, p))
+    for _ in range(5):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+        counts.append(int(optax.tree.get(state, "count")))
+    assert counts == [1, 1, 2, 2, 3]
+
+
+def test_static_masks_replace_no_step():
+    params = tiny_params()
+    tx = jp.sparsify(optax.adam(0.05), jp.every(1, jp.static(KEY, 0.6)), update_replaces_step=True)
+    _, state = tx.update(params, tx.init(params), params)
+    assert int(optax.tree.get(state, "count")) == 1
+
+
+def test_a_step_is_replaced_by_what_has_a_cadence():
+    with pytest.raises(ValueError, match=r"Give it a cadence: every\(100, transform\)"):
+        jp.sparsify(optax.adam(0.05), jp.rigl(KEY, 0.6), update_replaces_step=True)
+
+
 def test_by_default_the_optimizer_steps_with_the_new_masks_at_once():
     params = tiny_params()
     tx = jp.sparsify(optax.sgd(0.1), jp.rigl(KEY, 0.6, 0.5))

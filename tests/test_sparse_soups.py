@@ -251,7 +251,7 @@ def test_pruning_during_training_branches_at_its_last_mask(method):
         gradual = jp.every(2, jp.prune(jp.magnitude, jp.global_threshold, ramp), stop=6)
         tx = jp.sparsify(sgd, gradual)
     else:
-        tx = optax.chain(jp.track_masks(jp.every(2, jp.dpf(ramp), stop=6)), sgd)
+        tx = jp.keep_dense(sgd, jp.every(2, jp.dpf(ramp), stop=6))
 
     def step(carry, i):
         params, opt_state = carry

@@ -97,10 +97,8 @@ TRANSFORMS = {
 
 # name -> (params, optimizer) -> optimizer: the weights stay dense, the network is masked
 DENSE_WEIGHTS = {
-    "dpf": lambda p, inner: optax.chain(jp.track_masks(jp.every(2, jp.dpf(ramp()))), inner),
-    "dpf_one_of_four": lambda p, inner: optax.chain(
-        jp.track_masks(jp.dpf(0.75, jp.uniform, jp.nm(1, 4))), inner
-    ),
+    "dpf": lambda p, inner: jp.keep_dense(inner, jp.every(2, jp.dpf(ramp()))),
+    "dpf_one_of_four": lambda p, inner: jp.keep_dense(inner, jp.dpf(0.75, jp.uniform, jp.nm(1, 4))),
     "top_kast": lambda p, inner: jp.freeze(
         optax.chain(jp.top_kast_decay(0.5), inner), jp.every(2, jp.top_kast(0.8, 0.5))
     ),

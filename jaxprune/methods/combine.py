@@ -49,19 +49,32 @@ def every(
         if stop < start:
             raise ValueError(f"every needs start <= stop; got start={start}, stop={stop}.")
 
-    def update(
-        state: Any, params: Params, *, step: Any, at_end: Any = False, **context: Any
-    ) -> Any:
+    def now(step: Any, at_end: Any) -> tuple[jax.Array, dict[str, Any]]:
+        """Whether it is due, and what the transform is told of the time."""
         step = jnp.asarray(step, jnp.int32)
         # at the last update of an `every` around this one it is due too, unless it has stopped
         due = (step >= start) & (((step - start) % n == 0) | at_end)
         if stop is not None:
             due = (due & (step < stop)) | (step == stop)
             at_end = at_end | (step == stop)
-        context |= {"step": step, "at_end": at_end}
-        return _where_due(due, lambda: transform.update(state, params, **context), state)
+        return due, {"step": step, "at_end": at_end}
 
-    return MaskTransform(transform.init, update)
+    def update(
+        state: Any, params: Params, *, step: Any, at_end: Any = False, **context: Any
+    ) -> Any:
+        due, time = now(step, at_end)
+        return _where_due(due, lambda: transform.update(state, params, **time, **context), state)
+
+    def due(state: Any, *, step: Any, at_end: Any = False) -> Any:
+        due, time = now(step, at_end)
+        return due if transform.due is None else due & transform.due(state, **time)
+
+    return MaskTransform(transform.init, update, due)
+
+
+def never_due(state: Any, **time: Any) -> Any:
+    """The `due` of masks that rest for ever."""
+    return jnp.zeros((), bool)
 
 
 class OnceState(NamedTuple):
@@ -87,7 +100,12 @@ def once(transform: MaskTransform) -> MaskTransform:
 
         return _where_due(~state.done, first, state)
 
-    return MaskTransform(init, update)
+    def due(state: OnceState, **time: Any) -> Any:
+        if transform.due is None:
+            return ~state.done
+        return ~state.done & transform.due(with_masks(state.rest, state.masks), **time)
+
+    return MaskTransform(init, update, due)
 
 
 def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
@@ -116,7 +134,7 @@ def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
     def update(state: MaskState, params: Params, **context: Any) -> MaskState:
         return state
 
-    return MaskTransform(init, update)
+    return MaskTransform(init, update, never_due)
 
 
 def _check_masks(masks: Masks) -> None:
@@ -167,7 +185,16 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
             rests.append(without_masks(new))
         return ChainState(masks, tuple(rests))
 
-    return MaskTransform(init, update)
+    def due(state: ChainState, **time: Any) -> Any:
+        asked = [
+            transform.due(with_masks(rest, state.masks), **time)
+            for transform, rest in zip(transforms, state.rests, strict=True)
+            if transform.due is not None
+        ]
+        return jnp.stack(asked).any()
+
+    all_say = all(transform.due is not None for transform in transforms)
+    return MaskTransform(init, update, due if all_say else None)
 
 
 # --- the only lax.cond of the library ------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import global_threshold
@@ -18,7 +19,7 @@ from jaxprune.base import (
     check_sparsity,
     value_at,
 )
-from jaxprune.masks import all_kept, with_own
+from jaxprune.masks import with_own
 from jaxprune.pattern import select, unstructured
 from jaxprune.rules import check_any, kernels
 from jaxprune.scores import magnitude
@@ -46,10 +47,14 @@ def dpf(
         masks = select(|params|, allocation, sparsity(step))
         params <- params - rate * gradient at apply_masks(params, masks)
 
-    The gradient passes straight through the masks. With `track_masks` nothing else is needed:
+    The gradient passes straight through the masks. With `keep_dense` nothing else is needed:
 
-        tx = optax.chain(track_masks(every(16, dpf(sparsity))), optax.sgd(0.1, 0.9))
+        tx = keep_dense(optax.sgd(0.1, 0.9), every(16, dpf(sparsity)))
         grads = jax.grad(loss)(apply_masks(params, get_masks(opt_state)))
+
+    The masks of a step are those of the weights that it starts with, from the first step on. Before
+    the first update of an `every` they are the first ones, at the sparsity of step 0: for a dense
+    start give a schedule.
 
     Args:
       sparsity: the fraction pruned, in [0, 1), or a schedule of it over steps.
@@ -67,16 +72,17 @@ def dpf(
     else:
         check_sparsity(sparsity)
 
+    def masks(params: Params, step: Any, at_end: Any) -> Masks:
+        asked = value_at(sparsity, step, at_end)
+        return select(magnitude(prunable(params)), allocation, asked, pattern)
+
     def init(params: Params) -> DpfState:
-        chosen = prunable(params)
-        check_any(chosen, params)
-        return DpfState(all_kept(chosen))
+        check_any(prunable(params), params)
+        return DpfState(masks(params, jnp.int32(0), at_end=False))
 
     def update(
         state: DpfState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> DpfState:
-        asked = value_at(sparsity, step, at_end)
-        new = select(magnitude(prunable(params)), allocation, asked, pattern)
-        return DpfState(with_own(state.masks, new))
+        return DpfState(with_own(state.masks, masks(params, step, at_end)))
 
     return MaskTransform(init, update)

@@ -50,10 +50,12 @@ def granet(
 
         sparsity = optax.polynomial_schedule(0.5, 0.95, power=3, transition_steps=steps // 2)
         fraction = optax.cosine_decay_schedule(0.5, steps, alpha=0.01)
-        tx = sparsify(optax.sgd(0.1, 0.9), every(1_000, granet(key, sparsity, fraction)))
+        masks = every(1_000, granet(key, sparsity, fraction), start=1_000)
+        tx = sparsify(optax.sgd(0.1, 0.9), masks)
 
-    The authors' code prunes after the optimizer's step, with the gradient of that step; here masks
-    change first, as they do in every method.
+    The first masks train for a cadence before they are rewired: `start`. The authors' code prunes
+    after the optimizer's step, with the gradient of that step; here masks change first, as they do
+    in every method.
 
     Args:
       key: a key of `jax.random`, for the first masks; under `vmap`, one a seed.

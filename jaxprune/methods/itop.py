@@ -27,9 +27,11 @@ def itop(transform: MaskTransform) -> MaskTransform:
     the dense network a sparse one has tried. The paper finds that it predicts accuracy, and raises
     it with longer cadences, larger fractions and no end to the updates:
 
-        every(1_500, itop(set(key, 0.9, optax.cosine_decay_schedule(0.5, steps, alpha=0.01))))
+        fraction = optax.cosine_decay_schedule(0.5, steps, alpha=0.01)
+        every(1_500, itop(set(key, 0.9, fraction)), start=1_500)
 
-    Inside `every`, as here, it costs nothing at steps without an update.
+    Inside `every`, as here, it costs nothing at steps without an update. The first masks train for
+    a cadence before they are rewired: `start`, as in the authors' code.
 
     Reference: Liu et al., 2021, Do We Actually Need Dense Over-Parameterization? In-Time
     Over-Parameterization in Sparse Training.
@@ -45,7 +47,11 @@ def itop(transform: MaskTransform) -> MaskTransform:
         ever = jax.tree.map(jnp.logical_or, state.ever_active, new.masks)
         return ItopState(new.masks, ever, without_masks(new))
 
-    return MaskTransform(init, update)
+    def due(state: ItopState, **time: Any) -> Any:
+        assert transform.due is not None
+        return transform.due(with_masks(state.rest, state.masks), **time)
+
+    return MaskTransform(init, update, None if transform.due is None else due)
 
 
 def ever_active(opt_state: Any) -> Masks:

@@ -10,6 +10,7 @@ import jax
 from jaxprune.allocation import erk
 from jaxprune.base import Allocation, MaskState, MaskTransform, Params
 from jaxprune.dynamic import random_start
+from jaxprune.methods.combine import never_due
 from jaxprune.rules import kernels
 
 
@@ -42,4 +43,4 @@ def static(
     def update(state: MaskState, params: Params, **context: Any) -> MaskState:
         return state
 
-    return MaskTransform(random_start(key, sparsity, allocation, prunable), update)
+    return MaskTransform(random_start(key, sparsity, allocation, prunable), update, never_due)

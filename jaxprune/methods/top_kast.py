@@ -50,7 +50,8 @@ def top_kast(
         B = the largest (1 - backward_sparsity) |w|, a superset of A
 
     The weights stay dense in memory and `freeze` trains only B. A weight of B outside A can grow
-    until it enters the network. The gradient is that at the masked weights, with respect to all:
+    until it enters the network. A and B of a step are those of the weights that it starts with. The
+    gradient is that at the masked weights, with respect to all:
 
         tx = freeze(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))
         grads = jax.grad(loss)(apply_masks(params, get_masks(opt_state)))

@@ -34,7 +34,7 @@ class Weights(Enum):
 
     DENSE = "there are no masks"
     SPARSE = "what is pruned is zero, from the first step on (`jp.sparsify`)"
-    DENSE_COPY = "all weights may learn, the network uses those that are kept (`track_masks`)"
+    DENSE_COPY = "all weights may learn, the network uses those that are kept (`jp.keep_dense`)"
 
 
 class Learned(NamedTuple):

@@ -104,6 +104,38 @@ def test_every_acts_when_due(n, start, stop):
 
 
 @pytest.mark.parametrize(("n", "start", "stop"), CADENCES)
+def test_every_says_when_it_is_due(n, start, stop):
+    inside = jp.chain(jp.itop(jp.every(n, counting(), start=start, stop=stop)))
+    for transform in (jp.every(n, counting(), start=start, stop=stop), inside):
+        due = jax.vmap(lambda step, t=transform: t.due(t.init(PARAMS), step=step))
+        expected = [is_due(step, n, start, stop) for step in range(25)]
+        assert due(jnp.arange(25)).tolist() == expected
+
+
+def test_due_of_what_combines():
+    """Cadences within cadences; the first time only; one of several; never; nobody has said."""
+    told = lambda transform, step: bool(transform.due(transform.init(PARAMS), step=jnp.int32(step)))
+    nested = jp.every(2, jp.every(3, counting(), stop=6))
+    assert [step for step in range(10) if told(nested, step)] == [0, 6]
+    ending = jp.every(4, jp.every(3, counting()), stop=5)  # the last update reaches what is inside
+    assert [step for step in range(10) if told(ending, step)] == [0, 5]
+
+    once = jp.every(2, one_shot())
+    state, due = once.init(PARAMS), []
+    for step in range(5):
+        due.append(bool(once.due(state, step=jnp.int32(step))))
+        state = ask(once, state, step)
+    assert due == [True, False, False, False, False]
+
+    masks = one_shot().init(PARAMS).masks
+    several = jp.chain(jp.fixed(masks), jp.every(2, counting()), jp.every(3, counting()))
+    assert [step for step in range(8) if told(several, step)] == [0, 2, 3, 4, 6]
+    never = jp.every(1, jp.static(jax.random.key(0), 0.5))
+    assert not any(told(never, step) for step in range(3))
+    assert jp.chain(jp.fixed(masks), counting()).due is None
+
+
+@pytest.mark.parametrize(("n", "start", "stop"), CADENCES)
 def test_every_says_which_update_is_the_last(n, start, stop):
     def update(state, params, *, at_end, **_):
         return MaskState({"at_end": state.masks["at_end"] | at_end})

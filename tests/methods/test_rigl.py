@@ -39,7 +39,7 @@ def test_the_worked_step():
 
 
 def test_moments_of_the_worked_step_are_zeroed_only_where_weights_are_new_or_gone():
-    tx = jp.sparsify(optax.trace(0.5), rigl(), update_replaces_step=True)
+    tx = jp.sparsify(optax.trace(0.5), jp.every(1, rigl()), update_replaces_step=True)
     momentum = jnp.arange(1.0, 11) * MASK
     state = state_with(tx, {"w": W}, {"w": MASK})
     state = state._replace(inner_state=optax.TraceState({"w": momentum}))

@@ -1,8 +1,8 @@
 """Learning rates of retraining: what to do with the rate after each prune.
 
 Every function here returns an optax schedule of the retraining's own steps 0, 1, ..., so that it
-goes into a fresh optimizer. `ft`, `lrr` and `slr` are made from the schedule of the original
-training; `clr`, `llr` and `allr` from its highest rate alone. Rates and lengths may be traced:
+goes into a fresh optimizer. `ft`, `lrr`, `slr` and `clr` are made from the schedule of the original
+training; `llr` and `allr` from its highest rate alone. Rates and lengths may be traced:
 children of a soup with rates of their own are lanes of one program.
 
 Reference: Zimmer et al., 2023, How I Learned to Stop Worrying and Love Retraining.
@@ -38,8 +38,7 @@ def ft(schedule: optax.Schedule, steps: int) -> optax.Schedule:
     >>> float(jp.ft(optax.piecewise_constant_schedule(1.0, {60: 0.5, 80: 0.5}), 100)(3))
     0.25
     """
-    rates = _rates(schedule, _steps("ft", steps))
-    lowest = jnp.min(jnp.where(jnp.arange(steps) >= jnp.argmax(rates), rates, jnp.inf))
+    _, lowest = _extremes(_rates(schedule, _steps("ft", steps)))
     if is_known(lowest) and not lowest > 0:
         raise ValueError(
             f"ft: the lowest rate of the original training is {lowest:g}: nothing would be "
@@ -86,7 +85,7 @@ def slr(
     Reference: Le and Hua, 2021, Network Pruning That Matters: A Case Study on Retraining Variants.
     """
     rates = _rates(schedule, _steps("slr", steps))
-    peak = jnp.max(rates)
+    peak, _ = _extremes(rates)
     rates = jnp.where(jnp.arange(steps) < jnp.argmax(rates), peak, rates)
 
     def scaled(progress: jax.Array) -> jax.Array:
@@ -96,21 +95,27 @@ def slr(
     return _warmed_up("slr", peak, scaled, retrain_steps, warmup)
 
 
-def clr(peak: Any, retrain_steps: Any, lowest: Any = 0.0, warmup: float = WARMUP) -> optax.Schedule:
+def clr(
+    schedule: optax.Schedule, steps: int, retrain_steps: Any, warmup: float = WARMUP
+) -> optax.Schedule:
     """Cyclic learning-rate restarting: half a cosine from the highest rate to the lowest.
 
+    Both are those of the original training; in its warm-up no rate counts as the lowest.
+
     Args:
-      peak: the highest rate of the original training.
-      retrain_steps: the length of the retraining.
-      lowest: the rate at its end.
-      warmup: the fraction of it in which the rate rises from 0, as half a cosine.
+      schedule: of the original training.
+      steps: its length.
+      retrain_steps: that of the retraining.
+      warmup: the fraction of the retraining in which the rate rises from 0, as half a cosine.
 
     Reference: Le and Hua, 2021, Network Pruning That Matters: A Case Study on Retraining Variants.
 
-    >>> import jaxprune as jp
-    >>> round(float(jp.clr(0.1, 100)(77)), 4)
-    0.0153
+    >>> import optax, jaxprune as jp
+    >>> restart = jp.clr(optax.piecewise_constant_schedule(0.1, {60: 0.2}), 100, 50)
+    >>> [round(float(restart(step)), 4) for step in (0, 5, 50)]
+    [0.0, 0.1, 0.02]
     """
+    peak, lowest = _extremes(_rates(schedule, _steps("clr", steps)))
 
     def cosine(progress: jax.Array) -> jax.Array:
         return lowest + (peak - lowest) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
@@ -190,6 +195,12 @@ def _rates(schedule: optax.Schedule, steps: int) -> jax.Array:
     """The rate of every step of the original training (steps,)."""
     counts = jnp.arange(steps)
     return jnp.broadcast_to(jnp.asarray(jax.vmap(schedule)(counts), jnp.float32), (steps,))
+
+
+def _extremes(rates: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The highest rate, and the lowest from it on: that of a warm-up does not count."""
+    after = jnp.arange(len(rates)) >= jnp.argmax(rates)
+    return jnp.max(rates), jnp.min(jnp.where(after, rates, jnp.inf))
 
 
 def _steps(what: str, steps: Any) -> int:

@@ -262,7 +262,7 @@ def test_masks_of_dense_weights_in_a_chain_would_be_a_step_late(transform):
 
 def test_keep_dense_names_itself_in_errors():
     params = {"kernel": jnp.ones((4, 4))}
-    with pytest.raises(TypeError, match=r"keep_dense needs a mask transform.*The optimizer comes f"):
+    with pytest.raises(TypeError, match=r"keep_dense needs a mask transform.*The optimizer comes"):
         jp.keep_dense(jp.dpf(0.5), optax.sgd(0.1))
     with pytest.raises(TypeError, match="keep_dense needs an optax optimizer"):
         jp.keep_dense(None, jp.dpf(0.5))

@@ -29,8 +29,16 @@ def test_llr():
 
 
 def test_clr():
-    assert at(jp.clr(0.1, 100), 0, 5, 10, 55, 77, 100) == [0, 0.05, 0.1, 0.05, 0.0153, 0]
-    assert at(jp.clr(0.1, 100, lowest=0.02), 10, 55, 100) == [0.1, 0.06, 0.02]
+    to_zero = lambda step: jnp.where(step < 99, 0.1, 0.0)
+    found = at(jp.clr(to_zero, 100, 100), 0, 5, 10, 55, 77, 100)
+    assert found == [0, 0.05, 0.1, 0.05, 0.0153, 0]
+
+
+def test_clr_ends_at_the_lowest_rate_of_the_original_training():
+    """Not at zero, and not at that of its warm-up."""
+    original = optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 61, 0.02)
+    assert at(jp.clr(original, 62, 100), 10, 55, 100) == [0.1, 0.06, 0.02]
+    assert at(jp.clr(milestones(), STEPS, 100), 10, 100) == [1.0, 0.01]
 
 
 def test_allr():
@@ -100,7 +108,7 @@ def restarts(length):
     left = {"kernel": jnp.array([3.0, -2.0, 0.0])}
     return {
         "slr": jp.slr(milestones(), STEPS, length),
-        "clr": jp.clr(0.1, length),
+        "clr": jp.clr(milestones(), STEPS, length),
         "llr": jp.llr(0.1, length),
         "allr": jp.allr(0.1, length, trained, left, 1 / 3, STEPS),
     }
@@ -170,4 +178,4 @@ def test_no_steps_of_retraining():
 @pytest.mark.parametrize("warmup", [1.0, -0.1, 10])
 def test_a_warm_up_is_a_fraction(warmup):
     with pytest.raises(ValueError, match=r"clr: warmup is a fraction of the steps, in \[0, 1\)"):
-        jp.clr(0.1, 100, warmup=warmup)
+        jp.clr(milestones(), 100, 100, warmup=warmup)

@@ -172,7 +172,7 @@ def _rates(s: Study, method: str, phase: jp.Phase) -> jax.Array:
         "lrr": lambda: jp.lrr(s.schedule, s.steps, s.retrain_steps),
         "ft": lambda: jp.ft(s.schedule, s.steps),
         "slr": lambda: jp.slr(s.schedule, s.steps, s.retrain_steps),
-        "clr": lambda: jp.clr(s.peak, s.retrain_steps),
+        "clr": lambda: jp.clr(s.schedule, s.steps, s.retrain_steps),
         "llr": lambda: jp.llr(s.peak, s.retrain_steps),
     }
     return _same(s, table(of_method[method]()))

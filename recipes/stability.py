@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,32 +22,16 @@ import numpy as np
 import tyro
 
 import jaxprune as jp
-from recipes.common import (
-    checkpoint,
-    cli,
-    data,
-    forking,
-    heatmaps,
-    measures,
-    models,
-    results,
-    run,
-    settings,
-    training,
-)
+from recipes.common import cli, data, lanes, measures, models, run, settings
 from recipes.common.errors import RecipeError
-from recipes.common.forking import ARMS, Forking
-from recipes.common.heatmaps import Forks
 from recipes.common.journal import At, Journal, journal
+from recipes.common.lanes import Lane, Network, State
 from recipes.common.measures import PathSettings
-from recipes.common.training import TrainState
-from recipes.common.writeup import Writeup, finish
+from recipes.reports import stability as report
+from recipes.reports.stability import ARMS, PROGRAM
 
-PROGRAM = "python -m recipes.stability"
-PICTURE = "plots/stability.png"
 MASKS = ("magnitude", "random")
 FORKS = (0.0, 0.02, 0.1, 0.4)  # unless given: these fractions of the steps
-QUANTITIES = ("error", "loss")
 
 
 @dataclass(frozen=True)
@@ -75,46 +60,173 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.main(Config, stability, PROGRAM, argv)
 
 
-Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a fork
-
-
-class Trunks(NamedTuple):
-    """The networks to fork, stacks over seeds."""
-
-    at: dict[str, TrainState]  # by the step of the fork
-    end: Any  # their params when trained to the end
-    masks: Any  # of the sparse children
-
-
 def stability(config: Config) -> dict[str, Any]:
     """Trains, forks, writes the folder `config.out`; returns what summary.json holds."""
     check(config)
     run.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
-    module = models.model(config.model, dataset.classes, config.norm)
-    plan = settings.plan_of(config, len(dataset.train.labels))
-    steps = plan.steps
-    forks = forks_of(config, steps)
-
+    study = study_of(config, dataset)
     began = time.perf_counter()
-    f = forking.forking(
-        module,
-        settings.optimizer(config, steps),
-        dataset.train,
-        training.seed_keys(config.seed, config.seeds),
-        config.batch_size,
-        plan.chunk_steps,
-    )
     with journal(config, PROGRAM) as kept:
-        trunks = grow(config, f, forks, steps, kept)
-        measure = measures.measure_of(config, module, dataset)
-        records = fork_all(config, f, trunks, steps, measure, kept)
-    rule = measures.rule(config, module, dataset.train.images)
-    summary = summarise(config, trunks, records, steps, rule, time.perf_counter() - began)
-    params, masks = training.seed_of((trunks.end, trunks.masks), 0)
-    layers = results.layers(jp.apply_masks(params, masks), masks)
-    save(config, trunks, records, summary, write_up(config, summary, layers))
-    return summary
+        phase = partial(one_phase, config, study, kept)
+        trunks = lanes.phases(kept, 1 + len(study.forks), untrained(study), phase)
+    seconds = time.perf_counter() - began
+    rule = measures.rule(config, study.program.module, dataset.train.images)
+    return report.write(config, trunks.end, kept.records, study.steps, rule, seconds)
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+
+class Study(NamedTuple):
+    """What all phases share."""
+
+    program: lanes.Program
+    keys: jax.Array  # of the trunks (seeds,)
+    forks: list[int]
+    steps: int
+    measure: measures.Measure  # of what lies between children
+
+
+class Trunks(NamedTuple):
+    """The networks to fork, stacks over seeds."""
+
+    at: dict[str, State]  # by the step of the fork
+    end: Network  # trained to the end, under the masks of the sparse children
+
+
+def study_of(config: Config, dataset: data.Dataset) -> Study:
+    """What all phases share; raises `RecipeError` where the data are too few."""
+    plan = settings.plan_of(config, len(dataset.train.labels))
+    module = models.model(config.model, dataset.classes, config.norm)
+    # dense networks train under masks that keep all: then all children are lanes of one program
+    tx = jp.sparsify(settings.optimizer(config, plan.steps), jp.fixed(lanes.keep_all))
+    return Study(
+        program=lanes.program(
+            module, lambda lane: tx, dataset.train, config.batch_size, plan.chunk_steps
+        ),
+        keys=lanes.seed_keys(config.seed, config.seeds),
+        forks=forks_of(config, plan.steps),
+        steps=plan.steps,
+        measure=measures.measure_of(config, module, dataset),
+    )
+
+
+def untrained(s: Study) -> Trunks:
+    """Trunks at step 0."""
+    network = lanes.initial(s.program, s.keys)
+    first = lanes.begin(s.program, network, Lane(s.keys))
+    return Trunks({str(fork): lanes.copied(first) for fork in s.forks}, network)
+
+
+def one_phase(
+    config: Config, s: Study, journal: Journal, phase: int, trunks: Trunks
+) -> tuple[Trunks, dict[str, Any] | None]:
+    """Trains the trunks, of which there is nothing to log; later the children of each fork."""
+    if phase == 0:
+        return grow(config, s, journal), None
+    return trunks, compare(config, s, journal, s.forks[phase - 1], trunks)
+
+
+def grow(config: Config, s: Study, journal: Journal) -> Trunks:
+    """The trunks as they were at each fork, and at the end."""
+
+    def train(course: Any, start: int, at: At) -> Any:
+        state, stored = course
+        for fork in sorted({*s.forks, s.steps}):
+            if fork < start:
+                continue
+            between = lambda step, state, stored=stored: at(step, (state, stored))
+            state = lanes.train(s.program, state, Lane(s.keys), fork, between, start)
+            start = fork
+            if fork in s.forks:
+                stored = {**stored, str(fork): lanes.copied(state)}
+        return state, stored
+
+    stored, network = untrained(s)
+    course = lanes.begin(s.program, network, Lane(s.keys)), stored
+    state, stored = journal.once("trunks", s.steps, course, train, f"{config.seeds} networks")
+    masks = sparse_masks(config, s.keys, state.params)
+    return Trunks(stored, state.network._replace(masks=masks))
+
+
+def sparse_masks(config: Config, keys: jax.Array, params: Any) -> Any:
+    """Of each trunk's sparse children: its largest weights when trained, or random ones."""
+
+    @jax.jit
+    @jax.vmap
+    def masks(key, params):
+        kernels = jp.kernels(params)
+        if config.mask == "magnitude":  # a lottery ticket of one round
+            return jp.select(jp.magnitude(kernels), jp.global_threshold, config.sparsity)
+        scores = jp.random(jax.random.fold_in(key, 2))(kernels)
+        return jp.select(scores, jp.erk, config.sparsity)
+
+    return masks(keys, params)
+
+
+def fork(s: Study, state: State, masks: Any, children: int) -> tuple[State, Lane]:
+    """Children (arms * seeds * children,) of trunks (seeds,): dense ones, then those under masks.
+
+    A child has the weights, moments and counts of its trunk. Dense and sparse ones have the same
+    orders of their examples.
+    """
+    masks = lanes.repeat(masks, children)
+    both = lanes.join(jax.tree.map(jnp.ones_like, masks), masks)
+    state = lanes.under(lanes.tile(lanes.repeat(state, children), len(ARMS)), both)
+    noise = jax.vmap(lambda key, i: jax.random.fold_in(key, 3 + i), in_axes=(None, 0))
+    keys = jax.vmap(noise, in_axes=(0, None))(s.keys, jnp.arange(children)).reshape(-1)
+    return state, Lane(lanes.tile(keys, len(ARMS)))
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def compare(
+    config: Config, s: Study, journal: Journal, step: int, trunks: Trunks
+) -> dict[str, Any]:
+    """Trains the children of the fork at this step; how far apart they are."""
+    began = time.perf_counter()
+    first, lane = fork(s, trunks.at[str(step)], trunks.end.masks, config.children)
+
+    def train(state: State, start: int, at: At) -> State:
+        between = lambda now, state: at(now - step, state)
+        return lanes.train(s.program, state, lane, s.steps, between, step + start)
+
+    words = f"{len(lane.order)} networks"
+    children = journal.once(f"fork at {step:,}", s.steps - step, first, train, words)
+    values = between_siblings(s, children, config.children, config.points)
+    record: dict[str, Any] = {"step": step, "seconds": round(time.perf_counter() - began, 2)}
+    return record | {arm: heights(values, i, config.children) for i, arm in enumerate(ARMS)}
+
+
+def between_siblings(s: Study, state: State, children: int, points: int) -> dict[str, np.ndarray]:
+    """Errors and losses along the paths between siblings: (arms, seeds, pairs, points).
+
+    A path leads from the earlier child to the later; pairs are in the order of `np.triu_indices`.
+    """
+    families = lanes.split(state.network.variables, -1, children)
+    stacked = measures.between_siblings(s.measure, families, points)
+    return {
+        name: v.reshape(len(ARMS), -1, *v.shape[1:]).astype(np.float64)
+        for name, v in stacked.items()
+    }
+
+
+def heights(values: dict[str, np.ndarray], arm: int, children: int) -> dict[str, Any]:
+    """What `between_siblings` says of one arm: lists (seeds, pairs) and (seeds, children)."""
+    record: dict[str, Any] = {}
+    for name in values:
+        paths = values[name][arm]  # (seeds, pairs, points)
+        record[f"{name}_instability"] = measures.above_ends(paths).tolist()
+        record[f"{name}_barrier"] = measures.above_chord(paths).tolist()
+        # the pairs of the first child come first: the first ends of one, the last ends of the rest
+        ends = np.concatenate([paths[:, :1, 0], paths[:, : children - 1, -1]], axis=1)
+        record[f"test_{name}"] = ends.tolist()
+    return record
+
+
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def check(config: Config) -> None:
@@ -135,169 +247,6 @@ def forks_of(config: Config, steps: int | None) -> list[int]:
     if steps is not None and forks[-1] > steps:
         raise RecipeError(f"--forks must be at most the {steps} steps; got {forks[-1]}")
     return forks
-
-
-def grow(config: Config, f: Forking, forks: list[int], steps: int, journal: Journal) -> Trunks:
-    """The trunks as they were at each fork, and at the end."""
-    first = forking.trunks(f)
-    at = {str(fork): jax.tree.map(jnp.copy, first) for fork in forks}
-    like = Trunks(at, first.params, forking.random_masks(f, first.params, config.sparsity))
-    if grown := journal.last(like):
-        return grown
-
-    def train(course: Any, start: int, at: At) -> Any:
-        state, stored = course
-        for fork in sorted({*forks, steps}):
-            if fork < start:
-                continue
-            between = lambda step, state, stored=stored: at(step, (state, stored))
-            state, start = forking.advance(f, state, f.keys, start, fork, between), fork
-            if fork in forks:
-                stored = {**stored, str(fork): jax.tree.map(jnp.copy, state)}
-        return state, stored
-
-    words = f"{config.seeds} networks"
-    state, at = journal.once("trunks", steps, (first, at), train, words)
-    end = state.params
-    if config.mask == "magnitude":
-        masks = forking.magnitude_masks(end, config.sparsity)
-    else:
-        masks = forking.random_masks(f, end, config.sparsity)
-    grown = Trunks(at, end, masks)
-    journal.settle(grown)
-    return grown
-
-
-def fork_all(
-    config: Config,
-    f: Forking,
-    trunks: Trunks,
-    steps: int,
-    measure: measures.Measure,
-    journal: Journal,
-) -> Records:
-    """Trains and compares the children of every fork that the journal does not hold yet."""
-    known = {record["step"] for record in journal.records}
-    for fork in sorted(set(map(int, trunks.at)) - known):
-        began = time.perf_counter()
-        first, keys = forking.fork(f, trunks.at[str(fork)], trunks.masks, config.children)
-
-        def train(state: TrainState, start: int, at: At, fork: int = fork, keys: Any = keys) -> Any:
-            between = lambda step, state: at(step - fork, state)
-            return forking.advance(f, state, keys, fork + start, steps, between)
-
-        words = f"{len(ARMS) * config.seeds * config.children} networks"
-        children = journal.once(f"fork at {fork:,}", steps - fork, first, train, words)
-        values = forking.between_siblings(
-            children, config.seeds, config.children, measure, config.points
-        )
-        record: dict[str, Any] = {"step": fork, "seconds": round(time.perf_counter() - began, 2)}
-        record |= {arm: forking.heights(values, i, config.children) for i, arm in enumerate(ARMS)}
-        journal.log(record)
-        journal.settle(trunks)
-    return journal.records
-
-
-def summarise(
-    config: Config, trunks: Trunks, records: Records, steps: int, rule: str | None, seconds: float
-) -> dict[str, Any]:
-    """The content of summary.json."""
-    kept, weights = results.kept_weights(trunks.masks)
-
-    def of(arm: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "step": record["step"],
-                "test_accuracy": results.over_seeds(
-                    [1 - np.mean(errors) for errors in record[arm]["test_error"]]
-                ),
-                **{
-                    f"{name}_{height}": measures.over_siblings(
-                        record[arm][f"{name}_{height}"], config.children
-                    )
-                    for name in QUANTITIES
-                    for height in ("instability", "barrier")
-                },
-            }
-            for record in records
-        ]
-
-    return {
-        "recipe": "stability",
-        "studies": "instability to SGD noise against the step of the fork, dense and pruned",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "children": config.children,
-        "points": config.points,
-        "steps": steps,
-        "mask": config.mask,
-        "sparsity": float(np.mean((weights - kept) / weights)),
-        "threshold_points": config.threshold,
-        "running_statistics": rule,
-        "seconds": round(seconds, 2),
-        **{arm: of(arm) for arm in ARMS},
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
-    }
-
-
-def save(
-    config: Config, trunks: Trunks, records: Records, summary: dict[str, Any], writeup: Writeup
-) -> None:
-    """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
-    pruned = jp.apply_masks(trunks.end, trunks.masks)
-    checkpoint.save_model(config.out / run.MODEL, pruned, {}, trunks.masks)
-    steps = [record["step"] for record in records]
-    arms = {
-        arm: Forks(
-            [np.ravel(record[arm]["error_instability"]) for record in records],
-            [1 - np.ravel(record[arm]["test_error"]) for record in records],
-        )
-        for arm in ARMS
-    }
-    figure = heatmaps.over_forks(steps, arms, config.threshold)
-    finish(config.out, writeup, summary, {PICTURE: figure})
-
-
-def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
-    """The result, for people: a row for each fork."""
-    rows = [
-        (
-            f"{fork['step']:,}, {arm}",
-            results.plus_minus(fork["error_instability"], 2, 100),
-            results.plus_minus(fork["error_barrier"], 2, 100),
-            results.plus_minus(fork["loss_instability"], 3),
-            results.percent(fork["test_accuracy"]),
-        )
-        for pair in zip(summary["dense"], summary["sparse"], strict=True)
-        for arm, fork in zip(ARMS, pair, strict=True)
-    ]
-    rule, peak = summary["running_statistics"], summary["peak_memory_bytes"] / 1e9
-    what = "seeds" if config.seeds > 1 else "children, by the jackknife"
-    return Writeup(
-        title="Stability to the noise of SGD",
-        headline=(
-            f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
-            f"children a fork, {summary['steps']:,} steps, sparsity "
-            f"{100 * summary['sparsity']:.4g} % ({config.mask}), {config.points} points a path on "
-            f"test data{measures.in_words(rule)}, by the step of the fork: instability I and "
-            f"barrier B, of the error in points, with standard error over {what}; accuracy with "
-            "standard deviation over seeds"
-        ),
-        columns=("error I", "error B", "loss I", "test accuracy"),
-        rows=rows,
-        footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=run.again(PROGRAM, config.out),
-        pictures={
-            PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
-            "means. Below the dashed line training is stable. The "
-            "forks are evenly spaced, not to scale."
-        },
-        layers={"sparse": layers},
-        models=[run.MODEL],
-        environment=summary["environment"],
-    )
 
 
 if __name__ == "__main__":

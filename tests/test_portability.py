@@ -9,10 +9,9 @@ from jax import export
 from jax.sharding import AxisType
 
 import jaxprune as jp
-from jaxprune.masks import all_kept
 from jaxprune.structured.kept import Removal
-from recipes import dynamic, gates, relaxation
-from recipes.common import decoder, forking, models, phases, relaxing, settings, training
+from recipes import dynamic, gates, relaxation, soup
+from recipes.common import decoder, lanes, models, relaxing, settings, training
 from recipes.common.data import Dataset, Split
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 
@@ -69,9 +68,6 @@ STEPS = {  # what recipes train, by recipe and arm
     **{f"gmp {name}": arm for name, arm in of_models()},
     **{f"dynamic {name}": arm for name, arm in dynamic.arms(DYNAMIC, digits(), 100).items()},
     **{f"gates {name}": arm for name, arm in gates.arms(GATES, digits(), 100).items()},
-    "stability": forking.forking(
-        models.model("mlp", 10), optax.sgd(0.1), digits().train, training.seed_keys(0, 2), 4, 3
-    ).arm,
 }
 
 
@@ -84,20 +80,15 @@ def test_a_step_of_a_recipe(name):
     lower(training.make_chunk(arm), state, digits().train, order, keys)
 
 
-def test_a_step_of_a_phase():
-    """What tickets, soups and structured pruning train, with running statistics."""
-    images, module = digits().train.images, models.model("conv", 10, "batch", 0.25)
-    program = phases.phases(module, settings.OPTIMIZERS["sgd"], digits().train, 4, 3)
-    lanes = phases.Lane(jnp.ones((2, 5)), jnp.zeros(2))
-
-    def begun():
-        keys = training.seed_keys(0, 2)
-        variables = training.init_variables(module, keys, jnp.asarray(images[:1]))
-        masks = all_kept(jp.kernels(variables["params"]))
-        return phases.begin(program, variables["params"], variables["batch_stats"], masks, lanes)
-
+def test_a_step_of_lanes():
+    """What soups, forks, tickets and structured pruning train, with running statistics."""
+    by_rates = soup.optimizer_of(soup.Config(optimizer="sgd"))
+    module = models.model("conv", 10, "batch", 0.25)
+    program = lanes.program(module, by_rates, digits().train, 4, 3)
+    lane = lanes.Lane(lanes.seed_keys(0, 2), jnp.ones((2, 5)), jnp.zeros(2))
+    begun = lambda: lanes.begin(program, lanes.initial(program, lane.order), lane)
     order = jnp.zeros((3, 2, 4), jnp.int32)
-    lower(program.chunk, jax.eval_shape(begun), digits().train, order, lanes)
+    lower(lanes.chunk(program.step), jax.eval_shape(begun), digits().train, order, lane)
 
 
 def test_a_step_with_relaxed_widths():

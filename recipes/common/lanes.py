@@ -42,11 +42,15 @@ class Network(NamedTuple):
 
 
 class Lane(NamedTuple):
-    """How a stack of networks trains. A program may have lanes of another type, with an `order`."""
+    """How a stack of networks trains.
+
+    An optimizer with a schedule of its own needs neither rates nor decay. A program may have lanes
+    of another type, with an `order`.
+    """
 
     order: jax.Array  # keys (lanes,): the order of the examples
-    rates: jax.Array  # (lanes, steps): the learning rate of every step; after the last, 0
-    decay: jax.Array  # (lanes,): added to the gradient, times the weights
+    rates: Any = ()  # (lanes, steps): the learning rate of every step; after the last, 0
+    decay: Any = ()  # (lanes,): added to the gradient, times the weights
 
 
 class State(NamedTuple):

@@ -1,14 +1,18 @@
 """The recipe end to end, in this process: what it writes, refuses, and survives."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from recipes import stability
-from recipes.common import checkpoint, run
+from recipes.common import checkpoint, data, lanes, models, run
+from recipes.common.lanes import Lane
 from tests.recipes import running
 
 SHORT = [
@@ -118,6 +122,100 @@ def test_one_seed_with_random_masks(tmp_path):
     fork = json.loads((out / "summary.json").read_text())["dense"][0]
     assert fork["step"] == 12 and fork["loss_instability"]["error"] > 0  # the jackknife's
     assert "standard error over children, by the jackknife" in (out / "report.md").read_text()
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+SEEDS, CHILDREN, STEPS = 2, 2, 6
+
+
+@pytest.fixture(scope="module")
+def study():
+    """Of a small network, with Adam by a schedule; two seeds."""
+    config = stability.Config(seeds=SEEDS, steps=STEPS, batch_size=16, forks=(3,), log_every=2)
+    config = replace(config, learning_rate=1e-2, schedule="cosine", sparsity=0.5)
+    digits = data.load("digits", train_examples=96)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "model", lambda *args: models.MLP((8,), 10))
+        return config, stability.study_of(config, digits)
+
+
+def trunk_at(study, step):
+    _, s = study
+    state = lanes.begin(s.program, lanes.initial(s.program, s.keys), Lane(s.keys))
+    return lanes.train(s.program, state, Lane(s.keys), step, lambda step, state: None)
+
+
+@pytest.fixture(scope="module")
+def trunk(study):
+    return trunk_at(study, 3)
+
+
+@pytest.fixture(scope="module")
+def masks(study, trunk):
+    config, s = study
+    return stability.sparse_masks(config, s.keys, trunk.params)
+
+
+def kernels_of(children):
+    """(arms, seeds, children, ...)."""
+    return children.params["Dense_0"]["kernel"].reshape(2, SEEDS, CHILDREN, 64, 8)
+
+
+def test_children_start_as_their_trunk(study, trunk, masks):
+    children, lane = stability.fork(study[1], trunk, masks, CHILDREN)
+    keys = jax.random.key_data(lane.order)
+    assert len(np.unique(keys, axis=0)) == 4
+    np.testing.assert_array_equal(*keys.reshape(2, 4, -1))  # noise is paired
+    kernel, own = kernels_of(children), trunk.params["Dense_0"]["kernel"]
+    for child in range(CHILDREN):
+        np.testing.assert_array_equal(kernel[0, :, child], own)
+        sparse = jnp.where(masks["Dense_0"]["kernel"], own, 0)
+        np.testing.assert_array_equal(kernel[1, :, child], sparse)
+    assert children.opt_state.step.tolist() == [3] * 8
+    assert children.opt_state.inner_state[0].count.tolist() == [3] * 8
+    held = children.network.masks["Dense_0"]["kernel"]
+    assert held[:4].all() and float(held[4:].mean()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_children_end_at_the_same_position_under_their_masks(study, trunk, masks):
+    _, s = study
+    children, lane = stability.fork(s, trunk, masks, CHILDREN)
+    seen = []
+    see = lambda step, state: seen.append(step)
+    children = lanes.train(s.program, children, lane, STEPS, see, 3)
+    assert seen == [5, 6]
+    assert children.opt_state.inner_state[0].count.tolist() == [STEPS] * 8
+    kernel, pruned = kernels_of(children), ~masks["Dense_0"]["kernel"]
+    for child in range(CHILDREN):
+        assert not kernel[1, :, child][pruned].any()
+    assert not np.allclose(kernel[1, 0, 0], kernel[1, 0, 1])
+
+
+def test_a_dense_child_with_the_order_of_its_trunk_is_its_trunk(study, trunk, masks):
+    _, s = study
+    children, _ = stability.fork(s, trunk, masks, CHILDREN)
+    same = Lane(lanes.tile(lanes.repeat(s.keys, CHILDREN), 2))
+    children = lanes.train(s.program, children, same, STEPS, lambda step, state: None, 3)
+    whole = trunk_at(study, STEPS).params["Dense_0"]["kernel"]
+    for child in range(CHILDREN):
+        np.testing.assert_allclose(kernels_of(children)[0, :, child], whole, rtol=1e-4, atol=1e-6)
+    # the same noise: exactly no instability
+    measure = lambda variables: {"x": jnp.sum(variables["params"]["Dense_0"]["kernel"] ** 2)}
+    paths = stability.between_siblings(s._replace(measure=measure), children, CHILDREN, 5)["x"]
+    assert paths.shape == (2, SEEDS, 1, 5) and not np.ptp(paths, axis=-1).any()
+
+
+def test_random_masks_differ_from_trunk_to_trunk(study, trunk):
+    config, s = study
+    config = replace(config, mask="random", sparsity=0.8)
+    masks = stability.sparse_masks(config, s.keys, trunk.params)
+    assert masks["Dense_0"]["bias"] is None
+    assert jax.vmap(jp.sparsity)(masks) == pytest.approx([0.8, 0.8], abs=2e-3)
+    assert float(jp.pairwise(jp.overlap, masks)[0, 1]) < 0.5
+
+
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def test_forks_unless_given():

@@ -1,0 +1,136 @@
+"""What `recipes.stability` tells: its numbers, its report and its figure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import jaxprune as jp
+from recipes.common import checkpoint, heatmaps, lanes, measures, results, run
+from recipes.common.heatmaps import Forks
+from recipes.common.lanes import Network
+from recipes.common.writeup import Writeup, finish
+
+if TYPE_CHECKING:
+    from recipes.stability import Config
+
+PROGRAM = "python -m recipes.stability"
+PICTURE = "plots/stability.png"
+ARMS = ("dense", "sparse")
+QUANTITIES = ("error", "loss")
+
+Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a fork
+
+
+def write(
+    config: Config, end: Network, records: Records, steps: int, rule: str | None, seconds: float
+) -> dict[str, Any]:
+    """Writes the folder of the run; returns what summary.json holds."""
+    summary = summarise(config, end.masks, records, steps, rule, seconds)
+    pruned = end._replace(params=jp.apply_masks(end.params, end.masks))
+    params, _, masks = lanes.lane_of(pruned, 0)
+    writeup = write_up(config, summary, results.layers(params, masks))
+    save(config, pruned, records, summary, writeup)
+    return summary
+
+
+def summarise(
+    config: Config, masks: Any, records: Records, steps: int, rule: str | None, seconds: float
+) -> dict[str, Any]:
+    """The content of summary.json."""
+    kept, weights = results.kept_weights(masks)
+
+    def of(arm: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "step": record["step"],
+                "test_accuracy": results.over_seeds(
+                    [1 - np.mean(errors) for errors in record[arm]["test_error"]]
+                ),
+                **{
+                    f"{name}_{height}": measures.over_siblings(
+                        record[arm][f"{name}_{height}"], config.children
+                    )
+                    for name in QUANTITIES
+                    for height in ("instability", "barrier")
+                },
+            }
+            for record in records
+        ]
+
+    return {
+        "recipe": "stability",
+        "studies": "instability to SGD noise against the step of the fork, dense and pruned",
+        "dataset": config.dataset,
+        "model": config.model,
+        "seeds": config.seeds,
+        "children": config.children,
+        "points": config.points,
+        "steps": steps,
+        "mask": config.mask,
+        "sparsity": float(np.mean((weights - kept) / weights)),
+        "threshold_points": config.threshold,
+        "running_statistics": rule,
+        "seconds": round(seconds, 2),
+        **{arm: of(arm) for arm in ARMS},
+        "peak_memory_bytes": results.peak_memory_bytes(),
+        "environment": results.environment(),
+    }
+
+
+def save(
+    config: Config, pruned: Network, records: Records, summary: dict[str, Any], writeup: Writeup
+) -> None:
+    """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
+    checkpoint.save_model(config.out / run.MODEL, *pruned)
+    steps = [record["step"] for record in records]
+    arms = {
+        arm: Forks(
+            [np.ravel(record[arm]["error_instability"]) for record in records],
+            [1 - np.ravel(record[arm]["test_error"]) for record in records],
+        )
+        for arm in ARMS
+    }
+    figure = heatmaps.over_forks(steps, arms, config.threshold)
+    finish(config.out, writeup, summary, {PICTURE: figure})
+
+
+def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+    """The result, for people: a row for each fork."""
+    rows = [
+        (
+            f"{fork['step']:,}, {arm}",
+            results.plus_minus(fork["error_instability"], 2, 100),
+            results.plus_minus(fork["error_barrier"], 2, 100),
+            results.plus_minus(fork["loss_instability"], 3),
+            results.percent(fork["test_accuracy"]),
+        )
+        for pair in zip(summary["dense"], summary["sparse"], strict=True)
+        for arm, fork in zip(ARMS, pair, strict=True)
+    ]
+    rule, peak = summary["running_statistics"], summary["peak_memory_bytes"] / 1e9
+    what = "seeds" if config.seeds > 1 else "children, by the jackknife"
+    return Writeup(
+        title="Stability to the noise of SGD",
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
+            f"children a fork, {summary['steps']:,} steps, sparsity "
+            f"{100 * summary['sparsity']:.4g} % ({config.mask}), {config.points} points a path on "
+            f"test data{measures.in_words(rule)}, by the step of the fork: instability I and "
+            f"barrier B, of the error in points, with standard error over {what}; accuracy with "
+            "standard deviation over seeds"
+        ),
+        columns=("error I", "error B", "loss I", "test accuracy"),
+        rows=rows,
+        footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
+        command=run.again(PROGRAM, config.out),
+        pictures={
+            PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
+            "means. Below the dashed line training is stable. The "
+            "forks are evenly spaced, not to scale."
+        },
+        layers={"sparse": layers},
+        models=[run.MODEL],
+        environment=summary["environment"],
+    )

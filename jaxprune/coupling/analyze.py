@@ -34,7 +34,7 @@ def analyze(
     outputs can't be pruned, nor those that a primitive without a rule reads: these freeze, and the
     table says why, with the line of the program.
 
-    Analyse the function as it is evaluated: without dropout, with running statistics.
+    Analyze the function as it is evaluated: without dropout, with running statistics.
 
     Args:
       fn: `(params, *args) -> Any`, such as `module.apply` of linen, or for nnx

@@ -15,7 +15,7 @@ from jaxprune.coupling.expressions import Atom, Expr, places
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves
-from jaxprune.structured.check import check_params
+from jaxprune.structured.check import part_of
 
 GroupGates = Mapping[str, Any]  # float (size,) by group; of a group that is not there all are 1
 
@@ -64,7 +64,6 @@ def apply_gates(structure: Structure, params: Params, gates: GroupGates) -> Para
     Relaxation in Structured Pruning.
     """
     gates = check_gates(structure, gates)
-    check_params("apply_gates", structure, params)
     ranks = {path: len(axes) for path, axes in structure.axes.items()}
     factors: dict[str, Any] = {}
     for name, members in gated(structure).items():
@@ -75,7 +74,8 @@ def apply_gates(structure: Structure, params: Params, gates: GroupGates) -> Para
             factors[path] = factors[path] * own if path in factors else own
     leaves = [factors.get(path) for path, _ in named_leaves(structure.shapes)]
     treedef = jax.tree.structure(structure.shapes, is_leaf=is_none)
-    return apply_masks(params, jax.tree.unflatten(treedef, leaves))
+    folded = jax.tree.unflatten(treedef, leaves)
+    return apply_masks(params, part_of(structure, folded, params, "apply_gates"))
 
 
 def gated(structure: Structure) -> dict[str, tuple[tuple[str, int], ...]]:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxprune.base import Masks, is_known, is_none
 from jaxprune.coupling.expressions import kept_entries
 from jaxprune.coupling.structure import Structure
-from jaxprune.masks import like
 from jaxprune.rules import named_leaves, quoted
+from jaxprune.structured.check import check_params
 from jaxprune.structured.slices import slices
 
 
@@ -46,7 +46,7 @@ def check_kept(structure: Structure, kept: Kept) -> dict[str, Any]:
     if isinstance(kept, Removal):
         unknown = [(path, None) for path in kept.removed if path not in structure.axes]
         if unknown:
-            raise ValueError(f"removed names {quoted(unknown)}, no leaves that were analysed.")
+            raise ValueError(f"removed names {quoted(unknown)}, no leaves that were analyzed.")
         kept = kept.kept
     if not isinstance(kept, Mapping):
         raise TypeError(
@@ -100,7 +100,8 @@ def group_masks(structure: Structure, kept: Kept) -> Masks:
     """Masks of the params: an entry is kept if every neuron that it belongs to is.
 
     An ordinary tree of masks, for `fixed`, `apply_masks` and all else; leaves without a neuron of
-    any group are None. Traced `kept` work too.
+    any group are None. Traced `kept` work too. They are like what was analyzed: of Flax's variables
+    an optimizer of the params takes `group_masks(structure, kept)["params"]`.
 
     Args:
       kept: bool (size,) by group; of a group that is not named all are kept. Or a `Removal`, of
@@ -141,13 +142,17 @@ def kept_neurons(structure: Structure, masks: Masks) -> dict[str, jax.Array]:
 
     Of masks that prune single weights too, those neurons are not kept that are masked altogether.
 
+    Args:
+      masks: like the params, or a part of them, such as those without `batch_stats`.
+
     Raises:
       ValueError: if the masks do not fit the params.
     """
-    leaves = named_leaves(like(masks, structure.shapes))
-    traced = not is_known(leaves)
+    prefix = check_params("kept_neurons", structure, masks)
+    leaves = named_leaves(masks)
+    traced = not is_known(masks)
     xp: Any = jnp if traced else np  # numpy compiles nothing
-    masks_of = {path: None if mask is None else xp.asarray(mask) for path, mask in leaves}
+    masks_of = {prefix + path: None if m is None else xp.asarray(m) for path, m in leaves}
     found = {}
     for name, group in structure.groups.items():
         some = [own.any(1) for own in slices(structure, name, masks_of).values()]

@@ -21,9 +21,10 @@ from jaxprune.base import (
     value_at,
 )
 from jaxprune.coupling.structure import Structure
-from jaxprune.masks import like, with_own
+from jaxprune.masks import with_own
 from jaxprune.methods.combine import once
 from jaxprune.sharding import automatic, sharded_like
+from jaxprune.structured.check import part_of
 from jaxprune.structured.choose import choose
 from jaxprune.structured.kept import group_masks, kept_neurons
 
@@ -44,7 +45,8 @@ def prune_neurons(
     network.
 
     Args:
-      structure: of `analyze(fn, params, ...)`, for the params that the optimizer trains.
+      structure: of `analyze(fn, params, ...)`; the optimizer trains all of these params or a part,
+        such as Flax's params without their `batch_stats`.
       score: of groups, such as `per_group(structure)`.
       allocation: how many of each group; see `pick`.
       sparsity: the fraction of all neurons that is pruned, in [0, 1), or a function of the step.
@@ -52,7 +54,7 @@ def prune_neurons(
 
     Raises:
       ValueError: if the sparsity, or either end of its schedule, is outside [0, 1); (in init) if
-        these are not the params that were analysed.
+        these are not the params that were analyzed.
     """
     if callable(sparsity):
         check_schedule(sparsity)
@@ -65,7 +67,7 @@ def prune_neurons(
         )
 
     def init(params: Params) -> MaskState:
-        masks = like(group_masks(structure, {}), params)
+        masks = part_of(structure, group_masks(structure, {}), params, "prune_neurons")
         return MaskState(map_scored(sharded_like, masks, params))
 
     def update(
@@ -77,6 +79,7 @@ def prune_neurons(
             own = {n: jnp.where(before[n], s, -jnp.inf) for n, s in scores.items()}
             kept = choose(own, allocation, asked, round_to)
             masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
+            masks = part_of(structure, masks, old, "prune_neurons")
             return with_own(old, map_scored(jnp.logical_and, old, masks))
 
         # the members of a group may lie on different axes of a mesh

@@ -38,7 +38,7 @@ def replay(
     Args:
       kept: bool (size,) by group, True = kept, not traced; or a `Removal`.
       fn: another function of the same params, such as the one that trains them and returns new
-        running statistics; None for the one that was analysed. Where it returns something at the
+        running statistics; None for the one that was analyzed. Where it returns something at the
         path of a leaf that was removed (its gradient, new statistics) that is None.
 
     Raises:
@@ -134,7 +134,7 @@ def _read_again(
             if not (transfer(axis, old, keep.kept, kept) or infer(axis, keep.of(old), kept)):
                 raise ValueError(
                     f"replay: in this function the entries of {path}[{i}] are tied in other ways "
-                    "than in the one that was analysed: analyse this one."
+                    "than in the one that was analyzed: analyze this one."
                 )
     for why, members in again.frozen.items():
         if why == "not read by the function":
@@ -156,7 +156,7 @@ def _check_small(structure: Structure, params: Params, shapes: dict[str, tuple])
     wanted: Any = jax.tree.structure(jax.tree.unflatten(treedef, left))
     if jax.tree.structure(params) != wanted:
         raise ValueError(
-            "this function takes the small params, a tree like those that were analysed; got the "
+            "this function takes the small params, a tree like those that were analyzed; got the "
             f"leaves {quoted([(path, x) for path, x in named_leaves(params)])}."
         )
     for path, leaf in named_leaves(params):

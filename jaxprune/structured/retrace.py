@@ -45,7 +45,7 @@ def retrace(structure: Structure, kept: Kept, fn: Callable[..., Any] | None = No
       structure: of `analyze`.
       kept: bool (size,) by group, not traced; no `Removal`.
       fn: code with the small widths, such as `Net(widths=(3, 5)).apply`; None for what was
-        analysed.
+        analyzed.
 
     Raises:
       ValueError: if the code can't run on the small shapes, has side effects, or takes another

@@ -72,6 +72,8 @@ def per_group(
         scale of the norm  per_group(structure, prunable=matching('*/scale'))
         geometric median   per_group(structure, weight, of=distances)
 
+    The params may be a part of what was analyzed, such as those without `batch_stats`.
+
     Args:
       structure: of `analyze`.
       score: what each weight is worth; see `jaxprune.scores`.
@@ -81,16 +83,17 @@ def per_group(
 
     Raises:
       ValueError: (when used) if of a group no leaf is prunable, or the params are not those that
-        were analysed.
+        were analyzed.
 
     Reference: Fang et al., 2023, DepGraph: Towards Any Structural Pruning (the mean of sums).
     """
 
     def scores(params: Params, *, grads: Params = None, **context: Any) -> Scores:
-        check_params("per_group", structure, params)
+        prefix = check_params("per_group", structure, params)
         chosen = prunable(params)
         slopes = None if grads is None else map_scored(lambda _, g: g, chosen, grads)
-        of_leaves = dict(named_leaves(score(chosen, grads=slopes, **context)))
+        of_weights = named_leaves(score(chosen, grads=slopes, **context))
+        of_leaves = {prefix + path: s for path, s in of_weights}
         found = {}
         for name, group in structure.groups.items():
             own = slices(structure, name, of_leaves)

@@ -54,7 +54,7 @@ def test_compacted_is_masked(name):
     assert jp.cost(structure, kept).flops == sum(flops.leaves.values()) + flops.other
 
 
-def test_the_small_function_is_analysed_like_the_large_one():
+def test_the_small_function_is_analyzed_like_the_large_one():
     fn = NETWORKS["batch norm"].module.apply
     variables, x = built("batch norm")
     structure = jp.analyze(fn, variables, x)
@@ -279,6 +279,41 @@ def test_moments_are_those_of_the_small_run():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), own, shrunk)
 
 
+def test_every_part_of_a_tree_that_is_like_the_params_is_shrunk(residual):
+    """With batch norm, variables are analyzed: params alone, their moments, holes of `masked`."""
+    _, structure, variables, _, kept, small = residual
+    params, wanted = variables["params"], jax.tree.map(jnp.shape, small.params)
+    shapes = lambda tree: jax.tree.map(jnp.shape, jp.shrink(structure, tree, kept))
+    assert shapes(params) == wanted["params"]
+    assert shapes(variables["batch_stats"]) == wanted["batch_stats"]
+    assert shapes({"new": variables, "step": jnp.ones(8)}) == {"new": wanted, "step": (8,)}
+    assert shapes(jax.eval_shape(lambda: params)) == wanted["params"]
+    (adam, _), _ = shapes((optax.adam(0.1).init(params), optax.EmptyState()))
+    assert adam.mu == adam.nu == wanted["params"] and adam.count == ()
+    kernels = jax.tree.map(lambda w: w.ndim > 1, params)
+    part = shapes(optax.masked(optax.trace(0.9), kernels).init(params)).inner_state.trace
+    assert part["Conv_1"] == wanted["params"]["Conv_1"] and not jax.tree.leaves(part["BatchNorm_0"])
+
+
+def test_moments_of_nnx_params_are_shrunk_without_the_statistics():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.last = nnx.Linear(4, 6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs)
+            self.norm = nnx.BatchNorm(6, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(nnx.relu(self.norm(self.first(x))))
+
+    model = Net(nnx.Rngs(0))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    structure = jp.analyze(lambda s, x: nnx.merge(graphdef, s)(x), state, jnp.ones((2, 4)))
+    moments = optax.adam(0.1).init(nnx.state(model, nnx.Param))
+    mu = jp.shrink(structure, moments, {"first": np.arange(6) < 2})[0].mu
+    assert mu["first"]["kernel"].get_value().shape == (4, 2)
+    assert mu["norm"]["scale"].get_value().shape == (2,)
+
+
 def test_sliceable_inputs_are_given_sliced():
     params = weights(a=(4, 6), b=(6, 4))
     fn = lambda p, x: (x + jnp.tanh(x @ p["a"]) @ p["b"]) @ jnp.ones((4, 1))
@@ -365,6 +400,12 @@ def test_bad_input(residual):
     assert "nothing in this tree is like the params" in raised(
         lambda: jp.shrink(structure, {"w": x}, kept)
     )
+    said = raised(lambda: jp.compact(structure, variables["params"], kept))
+    assert "'batch_stats/BatchNorm_0/mean', " in said and "are not there" in said
+    sums = jax.tree.map(lambda w: w.sum(-1), variables["params"])  # adafactor's
+    said = raised(lambda: jp.shrink(structure, {"v_row": sums}, kept))
+    assert "'BatchNorm_0/scale' has shape ()" not in said  # a single number is left as it is
+    assert "'Conv_0/kernel' has shape (3, 3, 3) in it, and had (3, 3, 3, 8)" in said
     traced = lambda own: jp.compact(structure, variables, {"params/Conv_0": own})
     said = raised(lambda: jax.jit(lambda own: traced(own).params)(jnp.ones(8, bool)), TypeError)
     assert "pick and compact outside of jit" in said

@@ -15,7 +15,7 @@ from tests.structured import test_random_networks as parts
 from tests.structured.test_compact import some
 
 
-def analysed(name):
+def analyzed(name):
     variables, x = built(name)
     return jp.analyze(NETWORKS[name].module.apply, variables, x), variables, x
 
@@ -36,7 +36,7 @@ def half_open(structure, seed=0):
 
 
 def test_the_norm_of_each_producer():
-    structure, *_ = analysed("batch norm")
+    structure, *_ = analyzed("batch norm")
     assert at(structure, "params/Conv_1") == ["BatchNorm_1/scale[0]", "BatchNorm_1/bias[0]"]
     # two layers add to the stream, and share its gates
     stream = [f"BatchNorm_{i}/{leaf}[0]" for i in (0, 2) for leaf in ("scale", "bias")]
@@ -44,28 +44,28 @@ def test_the_norm_of_each_producer():
 
 
 def test_kernel_and_bias_where_there_is_no_norm():
-    structure, *_ = analysed("concat")
+    structure, *_ = analyzed("concat")
     for i in range(3):
         assert at(structure, f"params/Conv_{i}") == [f"Conv_{i}/kernel[3]", f"Conv_{i}/bias[0]"]
 
 
 def test_the_last_of_two_layers_of_the_same_channels():
-    structure, *_ = analysed("separable")  # a depthwise convolution has the channels of its input
+    structure, *_ = analyzed("separable")  # a depthwise convolution has the channels of its input
     assert at(structure, "params/Conv_0") == ["Conv_1/kernel[3]", "Conv_1/bias[0]"]
 
 
 def test_what_reads_where_f_of_0_is_not_0():
-    structure, *_ = analysed("mlp")  # softplus
+    structure, *_ = analyzed("mlp")  # softplus
     assert at(structure, "params/Dense_0") == ["Dense_1/kernel[0]"]
 
 
 def test_pooling_of_zeros_is_zero():
-    structure, *_ = analysed("flattened")
+    structure, *_ = analyzed("flattened")
     assert at(structure, "params/Conv_1") == ["Conv_1/kernel[3]", "Conv_1/bias[0]"]
 
 
 def test_both_sides_of_a_norm_over_the_neurons():
-    structure, *_ = analysed("layer norm")
+    structure, *_ = analyzed("layer norm")
     own = ["Conv_1/kernel[3]", "LayerNorm_1/scale[0]", "LayerNorm_1/bias[0]"]
     assert sorted(at(structure, "params/Conv_1")) == sorted(own)
 
@@ -108,7 +108,7 @@ def gated_and_cut(structure, variables, x):
 
 @pytest.mark.parametrize("name", [name for name in EXACT if name not in ALIKE])
 def test_folded_and_cut_is_gated_with_zeros(name):
-    gated_, sliced = gated_and_cut(*analysed(name))
+    gated_, sliced = gated_and_cut(*analyzed(name))
     np.testing.assert_allclose(sliced, gated_, atol=2e-5)
 
 
@@ -149,7 +149,7 @@ def test_a_gate_after_the_norm_and_before_the_nonlinearity():
 @pytest.fixture(scope="module")
 def training():
     """A residual network with batch norm, and its outputs in training, by gates of its branch."""
-    structure, variables, x = analysed("batch norm")
+    structure, variables, x = analyzed("batch norm")
     train = Residual(lambda: nn.BatchNorm(use_running_average=False))
 
     def outputs(variables, gates):
@@ -178,7 +178,7 @@ def test_the_next_norm_hides_a_layer_that_dies_as_a_whole(training):
 
 
 def test_gates_of_1_change_nothing_and_keep_the_dtype():
-    structure, variables, _ = analysed("attention")
+    structure, variables, _ = analyzed("attention")
     half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), variables)
     ones = jp.group_logits(structure, 1.0)
     same = jp.apply_gates(structure, half, ones)
@@ -200,7 +200,7 @@ def test_under_jit_grad_and_vmap():
 
 
 def test_groups_that_are_not_named_are_open():
-    structure, variables, _ = analysed("concat")
+    structure, variables, _ = analyzed("concat")
     soft = jp.apply_gates(structure, variables, {"params/Conv_1": jnp.full(3, 0.5)})["params"]
     before = variables["params"]
     np.testing.assert_array_equal(soft["Conv_0"]["kernel"], before["Conv_0"]["kernel"])
@@ -212,7 +212,7 @@ def test_groups_that_are_not_named_are_open():
 
 
 def test_bad_input():
-    structure, variables, x = analysed("concat")
+    structure, variables, x = analyzed("concat")
     apply = lambda gates: jp.apply_gates(structure, variables, gates)
     said = raised(lambda: apply({"Conv_0": jnp.ones(4)}))
     assert "no group 'Conv_0'; the groups are 'params/Conv_0'" in said

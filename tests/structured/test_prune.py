@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from tests.coupling.networks import NETWORKS, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
 from tests.structured.test_pick import FN, PARAMS, STRUCTURE
@@ -50,10 +51,56 @@ def test_with_a_number_it_prunes_once():
     assert left.tolist() == [[4, 32]] * 3
 
 
+def test_of_params_whose_statistics_were_analyzed_too():
+    """With batch norm variables are analyzed, and the optimizer holds the params alone."""
+    variables, x = built("batch norm")
+    fn = NETWORKS["batch norm"].module.apply
+    structure = jp.analyze(fn, variables, x)
+    transform = jp.prune_neurons(structure, jp.per_group(structure), jp.uniform, 0.5)
+    tx = jp.sparsify(optax.adam(1e-2), transform)
+    params, stats = variables["params"], variables["batch_stats"]
+    state = tx.init(params)
+    loss = lambda p: (fn({"params": p, "batch_stats": stats}, x) ** 2).mean()
+    updates, state = tx.update(jax.grad(loss)(params), state, params)
+    params = optax.apply_updates(params, updates)
+    kept = jp.kept_neurons(structure, jp.get_masks(state))
+    assert [int(own.sum()) for own in kept.values()] == [4, 2]
+    masks = jp.group_masks(structure, kept)["params"]
+    jax.tree.map(np.testing.assert_array_equal, jp.get_masks(state), masks)
+    pruned = {"params": params, "batch_stats": stats}
+    small = jp.compact(structure, pruned, kept)
+    masked = jp.apply_masks(pruned, jp.group_masks(structure, kept))
+    np.testing.assert_allclose(small.fn(small.params, x), fn(masked, x), rtol=1e-4, atol=1e-5)
+    moments = jp.shrink(structure, state, kept)
+    jax.tree.map(
+        lambda w, m: np.testing.assert_equal(w.shape, m.shape),
+        small.params["params"],
+        moments.inner_state[0].mu,
+    )
+
+
+def test_what_is_pruned_stays_pruned_whatever_it_scores_later():
+    """Scores turn round at every step: of what is left the best go next, and none returns."""
+
+    def score(params, *, step, **_):
+        up = {"a": jnp.arange(8.0), "b": jnp.arange(64.0)}
+        return {name: jnp.where(step % 2 == 0, s, -s) for name, s in up.items()}
+
+    sparsity = optax.linear_schedule(0.0, 0.5, 4)  # an eighth of each group a step
+    transform = jp.prune_neurons(STRUCTURE, score, jp.uniform, sparsity)
+    state, gone = transform.init(PARAMS), []
+    for step in range(5):
+        state = transform.update(state, PARAMS, grads=PARAMS, step=step, opt_state=())
+        kept = jp.kept_neurons(STRUCTURE, state.masks)["a"]
+        gone.append(np.flatnonzero(~np.asarray(kept)).tolist())
+    # of eight: nothing, then the highest, the lowest, the highest, the lowest
+    assert gone == [[], [7], [0, 7], [0, 6, 7], [0, 1, 6, 7]]
+
+
 def test_bad_input():
     score = jp.per_group(STRUCTURE)
     assert "in [0, 1)" in raised(lambda: jp.prune_neurons(STRUCTURE, score, sparsity=1.5))
     other = jp.prune_neurons(STRUCTURE, score)
-    assert "belong to other params" in raised(lambda: other.init(weights(z=(2, 2))))
+    assert "prune_neurons: there was no 'z'" in raised(lambda: other.init(weights(z=(2, 2))))
     frozen = jp.analyze(FN, PARAMS, X, freeze=["*"])
     assert "there is no group to prune" in raised(lambda: jp.prune_neurons(frozen, score))

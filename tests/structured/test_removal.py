@@ -229,7 +229,7 @@ def test_blocks_that_can_go():
 
 
 def test_two_stages():
-    """What is small is analysed, pruned and compacted like what is large."""
+    """What is small is analyzed, pruned and compacted like what is large."""
     structure, variables, x = resnet()
     none = lambda block: {f"params/{block}/Conv_0": np.zeros(3, bool)}
     first = jp.compact(structure, variables, jp.remove_emptied(structure, none("block_1")))
@@ -281,7 +281,7 @@ def test_bad_input():
     said = raised(lambda: jp.remove_blocks(structure, ["block"]))
     assert "there is no block 'block'" in said and "'params/block_0/BatchNorm_0'" in said
     said = raised(lambda: jp.group_masks(structure, jp.Removal({}, ("lost",))))
-    assert "removed names 'lost', no leaves that were analysed" in said
+    assert "removed names 'lost', no leaves that were analyzed" in said
     removal = jp.remove_blocks(structure, ["block_1"])
     said = raised(lambda: jp.replay(structure, removal)(variables, x))
     assert "takes the small params" in said

@@ -16,7 +16,7 @@ from tests.structured.test_compact import both, some
 X = jnp.ones((2, 4))
 
 
-def analysed(name):
+def analyzed(name):
     variables, x = built(name)
     structure = jp.analyze(NETWORKS[name].module.apply, variables, x)
     return structure, variables, x
@@ -24,7 +24,7 @@ def analysed(name):
 
 @pytest.mark.parametrize("name", ["batch norm", "separable", "unet", "scan"])
 def test_linen_layers_are_as_wide_as_their_kernels(name):
-    structure, variables, x = analysed(name)
+    structure, variables, x = analyzed(name)
     kept = some(structure)
     small, retraced = jp.compact(structure, variables, kept), jp.retrace(structure, kept)
     assert retraced.differs == ()
@@ -33,7 +33,7 @@ def test_linen_layers_are_as_wide_as_their_kernels(name):
 
 
 def test_numbers_that_follow_the_size_are_listed():
-    structure, variables, x = analysed("layer norm")
+    structure, variables, x = analyzed("layer norm")
     kept = some(structure)
     small, retraced = jp.compact(structure, variables, kept), jp.retrace(structure, kept)
     assert [text.split(" at ")[0] for text in retraced.differs] == ["div 8 -> 4", "div 4 -> 2"]

@@ -98,9 +98,9 @@ def test_params_of_another_network():
     score = jp.per_group(STRUCTURE)
     wider = {**PARAMS, "b": {"kernel": jnp.ones((4, 1))}}
     said = raised(lambda: score(wider))
-    assert "per_group: 'b/kernel' has shape (4, 1), and had (3, 1) when it was analysed" in said
+    assert "per_group: 'b/kernel' has shape (4, 1), and had (3, 1) when it was analyzed" in said
     said = raised(lambda: score({**PARAMS, "d": jnp.ones(2)}))
-    assert "there was no 'd' when the function was analysed; there were 'a/kernel', 'a/s" in said
+    assert "there was no 'd' when the function was analyzed; there were 'a/kernel', 'a/s" in said
     stack = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), PARAMS)
     assert "vmap over seeds" in raised(lambda: score(stack))
     assert jax.vmap(score)(stack)["a"].shape == (2, 3)

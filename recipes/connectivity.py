@@ -25,6 +25,7 @@ import optax
 import jaxprune as jp
 from recipes.common import (
     cli,
+    dead,
     heatmaps,
     measures,
     models,
@@ -168,16 +169,18 @@ def summarise(
     summary = study.summarise(config, outcome)
     for arm, measured in pairs.items():
         error = measured.barrier["error"]
+        at_chance = dead.at_chance(summary["arms"][arm]["test_accuracy"])
+        of_pairs = partial(measures.over_pairs, at_chance=at_chance)
         labels = np.asarray(jp.connected_components(error, config.threshold / 100))
         off = error[np.triu_indices(len(error), k=1)]
         overlap = None if measured.overlap is None else measures.over_pairs(measured.overlap)
         summary["arms"][arm] |= {
-            "error_barrier": measures.over_pairs(error),
-            "loss_barrier": measures.over_pairs(measured.barrier["loss"]),
-            "error_instability": measures.over_pairs(measured.instability["error"]),
-            "loss_instability": measures.over_pairs(measured.instability["loss"]),
-            "connected_pairs": int((off < config.threshold / 100).sum()),
-            "components": labels.tolist(),
+            "error_barrier": of_pairs(error),
+            "loss_barrier": of_pairs(measured.barrier["loss"]),
+            "error_instability": of_pairs(measured.instability["error"]),
+            "loss_instability": of_pairs(measured.instability["loss"]),
+            "connected_pairs": None if at_chance else int((off < config.threshold / 100).sum()),
+            "components": None if at_chance else labels.tolist(),
             "furthest_pair": list(measured.furthest),
             "error_on_the_line": measured.along["error"][measured.furthest].tolist(),
             "error_on_the_curve": None if measured.curve is None else measured.curve.tolist(),
@@ -205,6 +208,9 @@ def save(
     study.save_model(config.out / run.MODEL, outcome, "sparse")
     errors = {arm: 100 * measured.barrier["error"] for arm, measured in pairs.items()}
     highest = max(error.max() for error in errors.values())  # one scale for both
+    for arm in errors:
+        if dead.at_chance(summary["arms"][arm]["test_accuracy"]):
+            errors[arm] = np.full_like(errors[arm], np.nan)
     maps = {
         f"Error barrier (points), {arm}": Matrix(error, high=highest)
         for arm, error in errors.items()
@@ -235,7 +241,16 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     pairs, rule = summary["pairs"], summary["running_statistics"]
 
     def points(numbers: dict[str, Any]) -> str:
-        return f"{results.plus_minus(numbers, 2, 100)} points"
+        said = results.plus_minus(numbers, 2, 100)
+        return said if said == dead.NOT_MEASURED else f"{said} points"
+
+    def joined(arm: dict[str, Any]) -> str:
+        count = arm["connected_pairs"]
+        return dead.NOT_MEASURED if count is None else f"{count} of {pairs}"
+
+    def groups(arm: dict[str, Any]) -> str:
+        labels = arm["components"]
+        return dead.NOT_MEASURED if labels is None else str(len(set(labels)))
 
     def plain(numbers: dict[str, Any]) -> str:
         return results.plus_minus(numbers, 3)
@@ -251,11 +266,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         row("error barrier", lambda arm: points(arm["error_barrier"])),
         row("loss barrier", lambda arm: plain(arm["loss_barrier"])),
         row("error instability", lambda arm: points(arm["error_instability"])),
-        row(
-            f"pairs below {config.threshold:g} points",
-            lambda arm: f"{arm['connected_pairs']} of {pairs}",
-        ),
-        row("groups of connected seeds", lambda arm: str(len(set(arm["components"])))),
+        row(f"pairs below {config.threshold:g} points", joined),
+        row("groups of connected seeds", groups),
         ("mask overlap", "", plain(sparse["mask_overlap"])),
     ]
     if config.curve_steps:
@@ -282,7 +294,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         command=run.again(PROGRAM, config.out),
         pictures={
             MATRICES: "By how many points the test error rises above the chord between every two "
-            "seeds, and the intersection over union of their masks.",
+            "seeds (n/a with a seed at chance), and the intersection over union of their masks.",
             PATHS: "Test error from seed to seed. Each pair is a thin line; the curve is a "
             "quadratic Bezier with its middle trained.",
         },

@@ -31,6 +31,7 @@ from recipes.common import (
     cli,
     contours,
     data,
+    dead,
     hessians,
     matching,
     models,
@@ -313,7 +314,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             for when in ("before", "after"):
                 field = f"{name}_barrier_{when}_matching"
                 say = number if name == "loss" else results.percent
-                own = [say(arm[field]) for arm in (dense, sparse)]
+                own = [
+                    dead.NOT_MEASURED if dead.at_chance(arm["test_accuracy"]) else say(arm[field])
+                    for arm in (dense, sparse)
+                ]
                 rows.append((f"{name} barrier, {when} matching", *own))
         for when in ("before", "after"):
             overlap = number(sparse[f"mask_overlap_{when}_matching"])

@@ -176,16 +176,14 @@ def _all_kept(params: Any) -> Any:
 
 
 def add_collapse(config: Config, outcome: study.Outcome, numbers: dict[str, Any]) -> None:
-    """Adds to each arm which layers are empty, in how many seeds, and how many weights can act."""
+    """Adds to each arm in which seeds a layer is empty, and how many weights can act."""
     module, images = outcome.arms["dense"].module, outcome.dataset.train.images
     forward = at_init.flow(module, images.shape[1:])
     for kind in kinds(config):
         own, state = numbers[name(kind, config)], outcome.states[name(kind, config)]
         masks = jp.get_masks(state.opt_state)
         empty = _collapsed(masks)
-        own["empty_layers"] = {path: int(np.sum(e)) for path, e in empty.items() if np.any(e)}
         own["collapsed"] = np.any(list(empty.values()), axis=0).tolist()
-        forward = at_init.flow(outcome.arms["dense"].module, outcome.dataset.train.images.shape[1:])
         own["on_paths"] = at_init.weights_on_paths(forward, state.params, masks).tolist()
 
 

@@ -33,6 +33,7 @@ from recipes.common import (
     compacted,
     cutting,
     data,
+    dead,
     flops_left,
     latency,
     layer_widths,
@@ -237,6 +238,7 @@ def summarise(
         if config.timings
         else {}
     )
+    chance = dead.chance(dataset.test.labels)
     return {
         "recipe": "relaxation",
         "studies": "test accuracy and speed after continuous relaxation, beside dense training",
@@ -246,7 +248,8 @@ def summarise(
         "steps": records[-1]["step"],
         "stages": [stage._asdict() for stage in s.stages],
         "flops": list(config.flops),
-        "networks": before_after.numbers(sizes, accuracy, times),
+        "chance": chance,
+        "networks": before_after.numbers(sizes, accuracy, times, chance),
         "masked_and_compacted": removed,
         "latency": times,
         "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),

@@ -27,7 +27,7 @@ import optax
 import tyro
 
 import jaxprune as jp
-from recipes.common import cli, data, lanes, measures, models, results, run, settings
+from recipes.common import cli, data, dead, lanes, measures, models, results, run, settings
 from recipes.common.errors import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, Network
@@ -115,7 +115,8 @@ def sparse_model_soups(config: Config) -> dict[str, Any]:
         count = 1 + len(study.sparsities)
         lineages = lanes.phases(kept, count, Lineages(first, first, first), phase)
     seconds = time.perf_counter() - began
-    return report.write(config, study, lineages.soup, kept.records, seconds)
+    chance = dead.chance(dataset.test.labels)
+    return report.write(config, study, lineages, kept.records, seconds, chance)
 
 
 # --- the method -----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 import jaxprune as jp
-from recipes.common import cli, data, lanes, measures, models, run, settings
+from recipes.common import cli, data, dead, lanes, measures, models, run, settings
 from recipes.common.errors import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
@@ -72,7 +72,8 @@ def stability(config: Config) -> dict[str, Any]:
         trunks = lanes.phases(kept, 1 + len(study.forks), untrained(study), phase)
     seconds = time.perf_counter() - began
     rule = measures.rule(config, study.program.module, dataset.train.images)
-    return report.write(config, trunks.end, kept.records, study.steps, rule, seconds)
+    chance = dead.chance(dataset.test.labels[: config.test_examples])
+    return report.write(config, trunks.end, kept.records, study.steps, rule, seconds, chance)
 
 
 # --- the method -----------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from recipes.common import (
     cli,
     compacted,
     data,
+    dead,
     flops_left,
     latency,
     layer_widths,
@@ -200,6 +201,7 @@ def summarise(config: Config, s: Study, records: Records, dataset: data.Dataset)
             accuracy[name] = np.array(own["compacted_accuracy"])
             removed[name] = {key: own[key] for key in ("largest_difference", "answers_that_differ")}
     times = timed(config, s, dataset, records) if config.timings else {}
+    chance = dead.chance(dataset.test.labels)
     return {
         "recipe": "structured",
         "studies": "test accuracy and speed after structured pruning, beside dense training",
@@ -211,7 +213,8 @@ def summarise(config: Config, s: Study, records: Records, dataset: data.Dataset)
         "scores": list(config.score),
         "scope": config.scope,
         "flops": list(config.flops),
-        "networks": before_after.numbers(sizes, accuracy, times),
+        "chance": chance,
+        "networks": before_after.numbers(sizes, accuracy, times, chance),
         "masked_and_compacted": removed,
         "latency": times,
         "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),

@@ -31,6 +31,7 @@ from recipes.common import (
     checkpoint,
     cli,
     data,
+    dead,
     lottery,
     models,
     phases,
@@ -126,7 +127,8 @@ def tickets(config: Config) -> dict[str, Any]:
     with journal(config, PROGRAM) as kept:
         records, ends = go_through(study, config.phases, test, kept)
     seconds = time.perf_counter() - began
-    summary = summarise(config, study, records, ends, held, seconds)
+    chance = dead.chance(dataset.test.labels)
+    summary = summarise(config, study, records, ends, held, seconds, chance)
     save(config, records, ends, summary)
     return summary
 
@@ -245,16 +247,20 @@ def summarise(
     ends: Mapping[str, End],
     held: int,
     seconds: float,
+    chance: float,
 ) -> dict[str, Any]:
     """The content of summary.json."""
     _, weights = results.kept_weights(next(iter(ends.values())).network.masks)
 
     def of(numbers: Mapping[str, Any], phase: int) -> dict[str, Any]:
-        keys = ("test_accuracy", "end_test_accuracy", "validation_accuracy", "early_step")
+        keys = ("end_test_accuracy", "validation_accuracy", "early_step")
         return {
             "phase": phase,
             "weights_left": float(np.mean(numbers["kept_weights"]) / weights),
             "kept_weights": numbers["kept_weights"],
+            "test_accuracy": results.accuracy(
+                numbers["test_accuracy"], chance, numbers["empty_layers"]
+            ),
             **{key: results.over_seeds(numbers[key]) for key in keys},
         }
 
@@ -273,9 +279,13 @@ def summarise(
         "validation_examples": held,
         "prunable_weights": weights,
         "tolerance_points": config.tolerance,
+        "chance": chance,
         "dense": dense,
         "arms": arms,
-        "keeps_up_to": {arm: keeps_up_to(found, least) for arm, found in arms.items()},
+        "keeps_up_to": {
+            arm: None if dead.at_chance(dense["test_accuracy"]) else keeps_up_to(found, least)
+            for arm, found in arms.items()
+        },
         "seconds": round(seconds, 2),
         "peak_memory_bytes": results.peak_memory_bytes(),
         "environment": results.environment(),
@@ -330,7 +340,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
 
     def accuracy(numbers: dict[str, Any]) -> str:
         mean, std = 100 * numbers["mean"], 100 * numbers["std"]
-        return f"{mean:.2f} ± {std:.2f}" if few else f"{mean:.1f}"
+        return (f"{mean:.2f} ± {std:.2f}" if few else f"{mean:.1f}") + dead.mark(numbers)
 
     cells = {arm: [accuracy(n["test_accuracy"]) for n in arms[arm]] for arm in config.method}
     if planned != "sap" and "sap" in arms:  # it keeps as many as it will
@@ -338,7 +348,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
     columns, rows = list(cells), list(zip(left[planned], *cells.values(), strict=True))
     if not few:
         columns, rows = left[planned], [(arm, *row) for arm, row in cells.items()]
-    held = ", ".join(f"{arm} {100 * v:.3g} %" for arm, v in summary["keeps_up_to"].items())
+    held = ", ".join(
+        f"{arm} {dead.NOT_MEASURED if v is None else f'{100 * v:.3g} %'}"
+        for arm, v in summary["keeps_up_to"].items()
+    )
     peak = summary["peak_memory_bytes"] / 1e9
     return Writeup(
         title="Lottery tickets",

@@ -50,6 +50,7 @@ def numbers(
     sizes: Mapping[str, Sequence[Size]],
     accuracy: Mapping[str, np.ndarray],
     latencies: Mapping[str, Mapping[str, Any]],
+    chance: float,
 ) -> dict[str, dict[str, Any]]:
     """For summary.json: by network, lists over seeds.
 
@@ -57,11 +58,12 @@ def numbers(
       sizes: of each network, of all its seeds; the first is the one before.
       accuracy: fractions (seeds,) on test data.
       latencies: those of `latency.latencies`, of the first seed's networks or some of them.
+      chance: that of `dead.chance`, on the same test data.
     """
     before = next(iter(sizes.values()))
     return {
         name: {
-            "test_accuracy": results.over_seeds(accuracy[name]),
+            "test_accuracy": results.accuracy(accuracy[name], chance),
             "weights": [size.weights for size in own],
             "flops": [size.flops for size in own],
             "weights_left": _share(own, before, "weights"),

@@ -11,13 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from recipes.common.dead import NOT_MEASURED
 from recipes.common.plots import COLORS, STYLE, looks, png
 
 MOST_NUMBERS = 12  # seeds up to which each cell says its value
 
 
 class Matrix(NamedTuple):
-    """One heat map: values (seeds, seeds), how to write one, and the ends of its colours."""
+    """One heat map: values (seeds, seeds), how to write one, and the ends of its colours.
+
+    What is nan was not measured.
+    """
 
     values: np.ndarray
     form: str = "{:.1f}"
@@ -39,14 +43,15 @@ def _heat_map(figure: Figure, axes: Axes, title: str, matrix: Matrix) -> None:
     seeds = len(matrix.values)
     own = np.eye(seeds, dtype=bool)
     values = np.where(own, np.nan, matrix.values)
-    high = np.nanmax(values) if matrix.high is None else matrix.high
-    high = max(high, matrix.low + 1e-9)
+    high = np.max(values, initial=0, where=np.isfinite(values))
+    high = max(high if matrix.high is None else matrix.high, matrix.low + 1e-9)
     colors: Any = colormaps["YlGnBu"]
     image = axes.imshow(values, cmap=colors, vmin=matrix.low, vmax=high)
     if seeds <= MOST_NUMBERS:
         for i, j in np.argwhere(~own):
             dark = (values[i, j] - matrix.low) / (high - matrix.low) > 0.55
-            text = matrix.form.format(values[i, j])
+            known = np.isfinite(values[i, j])
+            text = matrix.form.format(values[i, j]) if known else NOT_MEASURED
             axes.text(j, i, text, ha="center", va="center", **_ink(seeds, dark))
     axes.set(title=title, xlabel="Seed", ylabel="Seed")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))

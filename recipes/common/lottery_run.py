@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from recipes.common import lottery, results
+from recipes.common import dead, lottery, results
 from recipes.common.journal import Journal
 from recipes.common.lottery import Accuracy, End, Network, Stored, Study
 
@@ -76,11 +76,12 @@ class Log:
             }
         )
 
-    def measure(self, end: End) -> dict[str, list[Any]]:
+    def measure(self, end: End) -> dict[str, Any]:
         """What there is to say of an arm."""
         accuracies = (self.test(n.params, n.batch_stats).tolist() for n in (end.early, end.network))
         return {
             "kept_weights": results.kept_weights(end.network.masks)[0].tolist(),
+            "empty_layers": dead.empty_layers(end.network.masks),
             "validation_accuracy": end.validation.tolist(),
             "early_step": end.step.tolist(),
             **dict(zip(("test_accuracy", "end_test_accuracy"), accuracies, strict=True)),

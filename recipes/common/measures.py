@@ -166,8 +166,13 @@ def above_ends(values: np.ndarray) -> np.ndarray:
     return v.max(-1) - (v[..., 0] + v[..., -1]) / 2
 
 
-def over_pairs(matrix: np.ndarray) -> dict[str, Any]:
-    """{mean, error, highest, matrix}; the error by the jackknife, None for two seeds."""
+def over_pairs(matrix: np.ndarray, at_chance: bool = False) -> dict[str, Any]:
+    """{mean, error, highest, matrix}; the error by the jackknife, None for two seeds.
+
+    With a network `at_chance` all but the matrix is None: from chance to chance nothing rises.
+    """
+    if at_chance:
+        return {"mean": None, "error": None, "highest": None, "matrix": matrix.tolist()}
     off = matrix[np.triu_indices(len(matrix), k=1)]
     error = float(jp.jackknife(matrix).standard_error) if len(matrix) > 2 else None
     return {
@@ -178,8 +183,10 @@ def over_pairs(matrix: np.ndarray) -> dict[str, Any]:
     }
 
 
-def over_siblings(per_seed: list[list[float]], children: int) -> dict[str, Any]:
-    """{mean, error, per_seed} of pairs of children (seeds, pairs).
+def over_siblings(
+    per_seed: list[list[float]], children: int, at_chance: bool = False
+) -> dict[str, Any]:
+    """{mean, error, per_seed} of pairs of children (seeds, pairs); means are None `at_chance`.
 
     The error is that of the mean over seeds, which are independent; with one seed the jackknife's
     over its children, which are not; None with one seed and two children.
@@ -193,4 +200,6 @@ def over_siblings(per_seed: list[list[float]], children: int) -> dict[str, Any]:
         matrix = np.zeros((children,) * 2)
         matrix[np.triu_indices(children, k=1)] = values[0]
         error = float(jp.jackknife(matrix + matrix.T).standard_error)
+    if at_chance:
+        return {"mean": None, "error": None, "per_seed": means.tolist()}
     return {"mean": float(means.mean()), "error": error, "per_seed": means.tolist()}

@@ -102,7 +102,8 @@ def layer_density(
     """PNG of the percentage of each layer's weights that each arm keeps; path -> (seeds,).
 
     Bars for one arm, dots for several; the line on each is one standard deviation over seeds to
-    either side.
+    either side. Dots are on a logarithmic axis, where a layer that keeps nothing, in one seed at
+    least, is a cross at the left edge.
     """
     density = {arm: {path: 100 * np.asarray(v) for path, v in arms[arm].items()} for arm in arms}
     with rc_context(STYLE):
@@ -128,6 +129,9 @@ def _bars(arms: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look]) -> Figure:
     paths = list(next(iter(arms.values())))
     figure, axes = _layers(paths, max(0.28, 0.1 * len(arms)))
+    every = np.concatenate([values for density in arms.values() for values in density.values()])
+    edge = np.min(every, initial=100.0, where=every > 0) / 2
+    some_empty = False
     for offset, (arm, density) in zip(np.linspace(-0.3, 0.3, len(arms)), arms.items(), strict=True):
         means, spread = [v.mean() for v in density.values()], [_std(v) for v in density.values()]
         axes.errorbar(
@@ -140,12 +144,18 @@ def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look
             color=drawn[arm].color,
             label=arm,
         )
+        empty = np.flatnonzero([(values == 0).any() for values in density.values()])
+        some_empty |= empty.size > 0
+        at = np.full(len(empty), edge)
+        axes.plot(at, empty + offset, "x", color=drawn[arm].color, markersize=7, markeredgewidth=2)
+    if some_empty:
+        axes.plot([], [], "x", color="#333333", markersize=7, markeredgewidth=2, label="keeps none")
     for row in range(1, len(paths)):
         axes.axhline(row - 0.5, color="#e6e6e6", linewidth=0.6)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(paths) - 0.5, -0.5)
-    axes.set_xscale("log", nonpositive="clip")  # an empty layer lies at the left edge
-    axes.set_xlim(right=130)
+    axes.set_xscale("log", nonpositive="mask")  # there is no place for 0: crosses stand for it
+    axes.set_xlim(edge / 1.3, 130)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     figure.legend(loc="outside right upper")
     return figure

@@ -8,13 +8,14 @@ import re
 import resource
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 import jaxprune as jp
+from recipes.common import dead
 
 PACKAGES = ("jaxprune", "jax", "flax", "optax", "numpy")
 
@@ -26,13 +27,25 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     return {"mean": float(per_seed.mean()), "std": float(std), "per_seed": per_seed.tolist()}
 
 
+def accuracy(
+    values: Sequence[float] | np.ndarray, chance: float, empty_layers: Mapping[str, int] = {}
+) -> dict[str, Any]:
+    """`over_seeds` of a test accuracy, with the signs of dead networks: see `dead`."""
+    return over_seeds(values) | dead.signs(values, chance, empty_layers)
+
+
 def percent(numbers: dict[str, Any]) -> str:
-    """`over_seeds` of fractions as "97.81 ± 0.12 %"."""
-    return f"{100 * numbers['mean']:.2f} ± {100 * numbers['std']:.2f} %"
+    """`over_seeds` of fractions as "97.81 ± 0.12 %"; marked if it is the accuracy of the dead."""
+    return f"{100 * numbers['mean']:.2f} ± {100 * numbers['std']:.2f} %{dead.mark(numbers)}"
 
 
 def plus_minus(numbers: dict[str, Any], decimals: int, factor: float = 1) -> str:
-    """A mean and its "error" as "0.12 ± 0.01"; without the latter if it is None."""
+    """A mean and its "error" as "0.12 ± 0.01", without an error that is None.
+
+    "n/a" if the mean is None, as that of barriers between networks at chance.
+    """
+    if numbers["mean"] is None:
+        return dead.NOT_MEASURED
     mean, error = f"{factor * numbers['mean']:.{decimals}f}", numbers["error"]
     return mean if error is None else f"{mean} ± {factor * error:.{decimals}f}"
 

@@ -14,7 +14,7 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import checkpoint, data, plots, results, run, settings, training
+from recipes.common import checkpoint, data, dead, plots, results, run, settings, training
 from recipes.common.errors import RecipeError
 from recipes.common.journal import journal
 from recipes.common.settings import Settings
@@ -88,6 +88,7 @@ def summarise(config: Settings, outcome: Outcome) -> dict[str, Any]:
         "seeds": config.seeds,
         "steps": outcome.history[-1]["step"],
         "seconds": round(outcome.seconds, 2),
+        "chance": dead.chance(outcome.dataset.test.labels),
         "arms": {name: _numbers(outcome, name) for name in outcome.arms},
         "peak_memory_bytes": results.peak_memory_bytes(),
         "environment": results.environment(),
@@ -99,11 +100,14 @@ def _numbers(outcome: Outcome, name: str) -> dict[str, Any]:
     last, state = outcome.history[-1][name], outcome.states[name]
     one = training.seed_of(state.params, 0)
     weights = sum(x.size for x in jax.tree.leaves(jp.kernels(one)))
-    kept = np.full(len(last["loss"]), weights)
+    kept, empty = np.full(len(last["loss"]), weights), {}
     if outcome.arms[name].weights is not Weights.DENSE:
-        kept, weights = results.kept_weights(jp.get_masks(state.opt_state))
-    seen = ("test_accuracy", "overlap_first", "ever_active")
+        masks = jp.get_masks(state.opt_state)
+        (kept, weights), empty = results.kept_weights(masks), dead.empty_layers(masks)
+    chance = dead.chance(outcome.dataset.test.labels)
+    seen = ("overlap_first", "ever_active")
     return {
+        "test_accuracy": results.accuracy(last["test_accuracy"], chance, empty),
         **{key: results.over_seeds(last[key]) for key in seen if key in last},
         "sparsity": float(np.mean((weights - kept) / weights)),
         "prunable_weights": weights,
@@ -195,7 +199,7 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[s
         "test accuracy": lambda n: results.percent(n["test_accuracy"]),
         "sparsity": lambda n: f"{100 * n['sparsity']:.2f} %",
     }
-    collapse = any("collapsed" in numbers for numbers in arms.values())
+    collapse = any("on_paths" in numbers for numbers in arms.values())
     if not collapse:
         cells["kept"] = lambda n: _range(n["kept_weights"])
     if any("ever_active" in numbers for numbers in arms.values()):

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recipes.common import run
+from recipes.common import dead, run
 
 STACK = (
     "The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read "
@@ -38,31 +38,39 @@ class Writeup(NamedTuple):
 def finish(
     out: Path, writeup: Writeup, summary: Mapping[str, Any], figures: Mapping[str, bytes]
 ) -> None:
-    """Writes the figures, summary.json and report.md, and prints the table: the run is finished."""
+    """Writes the figures, summary.json and report.md, and prints the table: the run is finished.
+
+    Both tell of dead networks, where the summary has any.
+    """
+    signs = dead.told(summary)
     for path, png in figures.items():
         run.write(out / path, png)
     run.write_json(out / run.SUMMARY, summary)
-    run.write(out / run.REPORT, to_markdown(writeup))
+    run.write(out / run.REPORT, to_markdown(writeup, signs))
     run.remove(out / run.CHECKPOINT)
     run.unlock(out)
-    to_terminal(writeup)
+    to_terminal(writeup, signs)
     print(f"Everything is in {out}: see {out / run.REPORT}")
 
 
-def to_terminal(writeup: Writeup) -> None:
-    """Prints the table between its headline and its footline."""
+def to_terminal(writeup: Writeup, signs: Sequence[str] = ()) -> None:
+    """Prints the table between its headline and its footline, and under it the first signs."""
     table = Table("", *writeup.columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in writeup.rows:
         table.add_row(*row)
-    Console(highlight=False).print(writeup.headline, table, writeup.footline, sep="\n")
+    more = len(signs) - dead.ON_TERMINAL
+    rest = [f"... and {more} more: see {run.REPORT}"] if more > 0 else []
+    lines = [*signs[: dead.ON_TERMINAL], *rest, writeup.footline]
+    Console(highlight=False, markup=False).print(writeup.headline, table, *lines, sep="\n")
 
 
-def to_markdown(writeup: Writeup) -> str:
+def to_markdown(writeup: Writeup, signs: Sequence[str] = ()) -> str:
     """The content of report.md."""
     table = [("", *writeup.columns), ("---", *("---:" for _ in writeup.columns)), *writeup.rows]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    dead_networks = "\n".join(["\nDead networks:\n", *(f"- {s}" for s in signs), ""])
     pictures = "\n\n".join(
         f"![{text}]({path})\n\n{text}" for path, text in writeup.pictures.items()
     )
@@ -74,7 +82,7 @@ def to_markdown(writeup: Writeup) -> str:
 {writeup.headline}.
 
 {lines}
-
+{dead_networks if signs else ""}
 Run it again: `{writeup.command}`
 
 {pictures}

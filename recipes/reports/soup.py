@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import checkpoint, heatmaps, lanes, measures, plots, results, run, soup_plots
+from recipes.common import (
+    checkpoint,
+    dead,
+    heatmaps,
+    lanes,
+    measures,
+    plots,
+    results,
+    run,
+    soup_plots,
+)
 from recipes.common.heatmaps import Paths
 from recipes.common.lanes import Network
 from recipes.common.writeup import Writeup, finish
 
 if TYPE_CHECKING:
-    from recipes.soup import Config, Study
+    from recipes.soup import Config, Lineages, Study
 
 PROGRAM = "python -m recipes.soup"
 LEAST, MOST = 0.5, 1.5  # what children multiply by what they differ in, evenly spaced
@@ -32,33 +43,45 @@ def longer_name(children: int) -> str:
 
 
 def write(
-    config: Config, s: Study, soups: Network, records: Records, seconds: float
+    config: Config, s: Study, ends: Lineages, records: Records, seconds: float, chance: float
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarise(config, s, records, seconds)
+    summary = summarise(config, s, ends, records, seconds, chance)
+    soups = ends.soup
     params, _, masks = lanes.lane_of(soups, 0)
     writeup = write_up(config, summary, results.layers(params, masks))
     save(config, soups, records, summary, writeup)
     return summary
 
 
-def summarise(config: Config, s: Study, records: Records, seconds: float) -> dict[str, Any]:
+def summarise(
+    config: Config, s: Study, ends: Lineages, records: Records, seconds: float, chance: float
+) -> dict[str, Any]:
     """The content of summary.json."""
-    after = records[1:]
+    first, *after = records
     arms = list(after[0]["test_accuracy"])
+    emptied = dict.fromkeys(arms, dead.empty_layers(ends.soup.masks))  # after the last phase
+    emptied[IMP] = dead.empty_layers(ends.imp.masks)
+    emptied[longer_name(config.children)] = dead.empty_layers(ends.longer.masks)
 
     def of(record: dict[str, Any]) -> dict[str, Any]:
         accuracy = {arm: np.asarray(values) for arm, values in record["test_accuracy"].items()}
+        empty = emptied if record is records[-1] else {}
+        at_chance = bool((np.asarray(record["children_test_accuracy"]) <= chance).any())
+        between = partial(measures.over_siblings, children=config.children, at_chance=at_chance)
         return {
+            "phase": record["phase"],
             "sparsity": record["sparsity"],
             "kept_weights": record["kept_weights"]["soup"],
-            "test_accuracy": {arm: results.over_seeds(accuracy[arm]) for arm in arms},
+            "test_accuracy": {
+                arm: results.accuracy(accuracy[arm], chance, empty.get(arm, {})) for arm in arms
+            },
             "soup_minus": {
                 arm: _difference(accuracy[SOUP] - accuracy[arm]) for arm in arms if arm != SOUP
             },
-            "error_barrier": measures.over_siblings(record["error_barrier"], config.children),
-            "loss_barrier": measures.over_siblings(record["loss_barrier"], config.children),
-            "highest_error_barrier": float(np.max(record["error_barrier"])),
+            "error_barrier": between(record["error_barrier"]),
+            "loss_barrier": between(record["loss_barrier"]),
+            "highest_error_barrier": None if at_chance else float(np.max(record["error_barrier"])),
             "greedily_chosen": np.sum(record["greedily_chosen"], 1).tolist(),
         }
 
@@ -76,7 +99,8 @@ def summarise(config: Config, s: Study, records: Records, seconds: float) -> dic
         "points": config.points,
         "threshold_points": config.threshold,
         "running_statistics": "recalibrated" if config.norm == "batch" else None,
-        "dense_accuracy": results.over_seeds(records[0]["test_accuracy"]["dense"]),
+        "chance": chance,
+        "dense": {"test_accuracy": results.accuracy(first["test_accuracy"]["dense"], chance)},
         "phases": [of(record) for record in after],
         "seconds": round(seconds, 2),
         "phase_seconds": [record["seconds"] for record in records],
@@ -127,7 +151,7 @@ def save(
 
 def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     """The result, for people: a column for each phase."""
-    after = summary["phases"]
+    after, dense = summary["phases"], summary["dense"]["test_accuracy"]
     arms = list(after[0]["test_accuracy"])
 
     def row(name: str, say: Callable[[dict[str, Any]], str]) -> list[str]:
@@ -158,7 +182,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
             f"children that differ in {varied}, {summary['steps']:,} steps, then "
             f"{summary['retraining_steps']:,} in each phase; dense "
-            f"{results.percent(summary['dense_accuracy'])}. Test accuracy with standard deviation "
+            f"{results.percent(dense)}. Test accuracy with standard deviation "
             "over seeds; differences and barriers in points, with standard error over seeds; what "
             f"is chosen, on {100 * config.validation:g} % of train{batch_norm}"
         ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoint, heatmaps, lanes, measures, results, run
+from recipes.common import checkpoint, dead, heatmaps, lanes, measures, results, run
 from recipes.common.heatmaps import Forks
 from recipes.common.lanes import Network
 from recipes.common.writeup import Writeup, finish
@@ -24,10 +24,16 @@ Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a fork
 
 
 def write(
-    config: Config, end: Network, records: Records, steps: int, rule: str | None, seconds: float
+    config: Config,
+    end: Network,
+    records: Records,
+    steps: int,
+    rule: str | None,
+    seconds: float,
+    chance: float,
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarise(config, end.masks, records, steps, rule, seconds)
+    summary = summarise(config, end.masks, records, steps, rule, seconds, chance)
     pruned = end._replace(params=jp.apply_masks(end.params, end.masks))
     params, _, masks = lanes.lane_of(pruned, 0)
     writeup = write_up(config, summary, results.layers(params, masks))
@@ -36,28 +42,33 @@ def write(
 
 
 def summarise(
-    config: Config, masks: Any, records: Records, steps: int, rule: str | None, seconds: float
+    config: Config,
+    masks: Any,
+    records: Records,
+    steps: int,
+    rule: str | None,
+    seconds: float,
+    chance: float,
 ) -> dict[str, Any]:
     """The content of summary.json."""
     kept, weights = results.kept_weights(masks)
 
-    def of(arm: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "step": record["step"],
-                "test_accuracy": results.over_seeds(
-                    [1 - np.mean(errors) for errors in record[arm]["test_error"]]
-                ),
-                **{
-                    f"{name}_{height}": measures.over_siblings(
-                        record[arm][f"{name}_{height}"], config.children
-                    )
-                    for name in QUANTITIES
-                    for height in ("instability", "barrier")
-                },
-            }
-            for record in records
-        ]
+    empty = {"dense": {}, "sparse": dead.empty_layers(masks)}
+
+    def of(record: dict[str, Any], arm: str) -> dict[str, Any]:
+        accuracy = 1 - np.asarray(record[arm]["test_error"])  # (seeds, children)
+        at_chance = bool((accuracy <= chance).any())
+        return {
+            "step": record["step"],
+            "test_accuracy": results.accuracy(accuracy.mean(1), chance, empty[arm]),
+            **{
+                f"{name}_{height}": measures.over_siblings(
+                    record[arm][f"{name}_{height}"], config.children, at_chance
+                )
+                for name in QUANTITIES
+                for height in ("instability", "barrier")
+            },
+        }
 
     return {
         "recipe": "stability",
@@ -73,7 +84,8 @@ def summarise(
         "threshold_points": config.threshold,
         "running_statistics": rule,
         "seconds": round(seconds, 2),
-        **{arm: of(arm) for arm in ARMS},
+        "chance": chance,
+        **{arm: [of(record, arm) for record in records] for arm in ARMS},
         "peak_memory_bytes": results.peak_memory_bytes(),
         "environment": results.environment(),
     }

@@ -1,12 +1,15 @@
 """Short runs of a recipe, in this process: what the tests of all recipes share."""
 
 import itertools
+import json
 import os
 import signal
 
+import jax
 import pytest
+import yaml
 
-from recipes.common import lanes, phases, run
+from recipes.common import checkpoint, data, lanes, models, phases, run
 from recipes.common.journal import Journal
 
 SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
@@ -85,8 +88,38 @@ def interrupted(recipe, monkeypatch, argv, step=None, key="step", call=None):
         return exit_code(recipe, *argv)
 
 
+def test_accuracies(out, model=""):
+    """Those (seeds,) of the networks that a run has saved, computed here, without its code."""
+    config = yaml.safe_load((out / run.CONFIG).read_text())
+    dataset = data.load(config["dataset"], train_examples=config["train_examples"])
+    width = config.get("width", 1.0)
+    module = models.model(config["model"], dataset.classes, config["norm"], width)
+    params, batch_stats, _ = checkpoint.load_model(out / run.MODEL / model)
+
+    def accuracy(params, batch_stats):
+        variables = {"params": params, "batch_stats": batch_stats}
+        return (
+            module.apply(variables, dataset.test.images).argmax(-1) == dataset.test.labels
+        ).mean()
+
+    found = jax.vmap(accuracy)(params, batch_stats).tolist()
+    return pytest.approx(found, abs=1e-4)  # one example more is 1/360
+
+
 def wrote_everything(out, *pictures):
-    """Whether the folder of a finished run has all its files and these plots; its report."""
+    """Whether the folder of a finished run has all its files and these plots; its report.
+
+    Accuracies are on test data: those of the networks that were saved.
+    """
+    arms = json.loads((out / "summary.json").read_text()).get("arms", {})
+    for arm in (own.name for own in (out / run.MODEL).iterdir() if own.name in arms):
+        numbers = arms[arm]
+        if isinstance(numbers, list):  # of phases; the last is saved, at its end
+            assert numbers[-1]["end_test_accuracy"]["per_seed"] == test_accuracies(out, arm), arm
+        else:
+            assert numbers["test_accuracy"]["per_seed"] == test_accuracies(out, arm), arm
+    if "sparse" in arms:
+        assert arms["sparse"]["test_accuracy"]["per_seed"] == test_accuracies(out)
     assert sorted(path.name for path in out.iterdir()) == [
         "config.yaml",
         "metrics.jsonl",

@@ -41,7 +41,7 @@ def test_the_summary_is_exact_numbers(finished):
     assert summary["seconds"] > 0
     for arm in ("dense_accuracy", "sparse_accuracy"):
         numbers = summary[arm]
-        assert set(numbers) == {"mean", "std", "per_seed"}
+        assert set(numbers) == {"mean", "std", "per_seed", "at_chance", "empty_layers"}
         assert len(numbers["per_seed"]) == 2
         assert numbers["mean"] == np.mean(numbers["per_seed"])
 

@@ -155,10 +155,10 @@ def test_controls_keep_what_they_say(controlled):
 def test_collapse_is_told(controlled):
     snip, synflow = (arms(controlled[0])[f"{method} 99.99%"] for method in ("snip", "synflow"))
     assert snip["kept_weights"] == synflow["kept_weights"] == [5, 5]
-    assert synflow["collapsed"] == [False, False] and synflow["empty_layers"] == {}
+    assert synflow["collapsed"] == [False, False] and synflow["test_accuracy"]["empty_layers"] == {}
     assert snip["collapsed"] == [True, True]
     assert snip["on_paths"] == [0, 0] and min(synflow["on_paths"]) > 0
-    assert all(0 < seeds <= 2 for seeds in snip["empty_layers"].values())
+    assert all(0 < seeds <= 2 for seeds in snip["test_accuracy"]["empty_layers"].values())
 
 
 @pytest.mark.slow

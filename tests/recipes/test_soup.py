@@ -59,6 +59,8 @@ def records_of(out):
 def test_it_writes_everything(finished):
     report = running.wrote_everything(finished, "soups", "barriers", "paths", "layers")
     assert "| 50 % sparse | 90 % sparse |" in report
+    last = json.loads((finished / "summary.json").read_text())["phases"][-1]
+    assert last["test_accuracy"]["soup"]["per_seed"] == running.test_accuracies(finished)
     for arm in ARMS:
         assert f"| {arm} |" in report
 

@@ -33,7 +33,7 @@ def numbers(networks):
         "half": [before_after.size_of(structure, KEPT)],
     }
     accuracy = {"dense": np.array([0.9]), "half": np.array([0.8])}
-    return before_after.numbers(sizes, accuracy, times), times
+    return before_after.numbers(sizes, accuracy, times, chance=0.85), times
 
 
 def test_weights_and_flops_are_counted(numbers):
@@ -68,7 +68,7 @@ def test_the_table(numbers):
     assert columns == ["test accuracy", "weights", "FLOPs", "batch 1", "batch 4"]
     dense, half, control = rows
     assert dense[:4] == ["dense", "90.00 ± 0.00 %", "91", "152"] and dense[4].endswith(" ms")
-    assert half[:4] == ["half", "80.00 ± 0.00 %", "60.4 %", "57.9 %"] and half[4].endswith("x")
+    assert half[:4] == ["half", "80.00 ± 0.00 % †", "60.4 %", "57.9 %"] and half[4].endswith("x")
     assert control[:4] == ["A/A", "", "", ""] and "-" in control[4]
     untimed = before_after.table(numbers[0], {})
     assert [row[0] for row in untimed[1]] == ["dense", "half"]

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import jaxprune as jp
-from recipes.common import measures, models
-from recipes.common.data import Split
+from recipes.common import measures, models, results
+from recipes.common.data import Dataset, Split
 
 
 def split(examples, seed=0):
@@ -26,6 +26,20 @@ def test_measure_is_over_all_examples(batch_size):
     measured = jax.jit(measures.measure_on(module, test, batch_size))(variables)
     assert float(measured["error"]) == pytest.approx(np.mean(logits.argmax(-1) != test.labels))
     assert float(measured["loss"]) == pytest.approx(float(losses.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["mlp", "conv"])
+def test_what_lies_between_networks_is_measured_on_test_data(model):
+    """On the first so many examples, and never on those of training."""
+    config = measures.PathSettings(model=model, norm="batch", test_examples=20, batch_size=16)
+    module, dataset = models.model(model, 10, "batch", 0.25), Dataset(split(48, 1), split(30), 10)
+    variables = module.init(jax.random.key(0), dataset.test.images)
+    measured = jax.jit(measures.measure_of(config, module, dataset))(variables)
+    if model == "conv":  # its statistics are those of the first training examples
+        variables = measures.recalibration(module, dataset.train, 16)(variables)
+    logits = module.apply(variables, dataset.test.images[:20])
+    wrong = np.mean(logits.argmax(-1) != dataset.test.labels[:20])
+    assert float(measured["error"]) == pytest.approx(wrong)
 
 
 def test_the_two_rules_for_running_statistics_differ():
@@ -67,6 +81,9 @@ def test_over_pairs():
     assert (said["mean"], said["highest"], said["matrix"]) == (2.0, 3.0, matrix.tolist())
     assert said["error"] == pytest.approx(2 / 3**0.5)  # the jackknife's
     assert measures.over_pairs(matrix[:2, :2])["error"] is None
+    at_chance = measures.over_pairs(matrix, at_chance=True)
+    assert at_chance == dict.fromkeys(("mean", "error", "highest")) | {"matrix": matrix.tolist()}
+    assert results.plus_minus(at_chance, 2) == "n/a"
     siblings = measures.over_siblings([[1.0, 2.0, 3.0]], 3)
     assert siblings["mean"] == 2.0 and siblings["error"] == pytest.approx(said["error"])
 
@@ -76,3 +93,4 @@ def test_over_siblings():
     assert (said["mean"], said["per_seed"]) == (3.0, [2.0, 4.0])
     assert said["error"] == pytest.approx(1.0)  # std sqrt(2) over two seeds
     assert measures.over_siblings([[1.0]], 2)["error"] is None
+    assert measures.over_siblings([[0.0, 0.0, 0.0]] * 2, 3, at_chance=True)["mean"] is None

@@ -29,6 +29,19 @@ def test_layer_density():
     plots.layer_density({"a": empty, "b": empty})
 
 
+def test_an_empty_layer_is_seen_on_a_logarithmic_axis(monkeypatch):
+    """Two arms: all of a's layers live, b's second is empty in one seed and its third in all."""
+    figures = []
+    monkeypatch.setattr(plots, "png", lambda figure: figures.append(figure) or b"")
+    alive = {f"{i}": np.array([0.2, 0.1]) for i in range(3)}
+    plots.layer_density({"a": alive, "b": {**alive, "1": np.array([0.2, 0]), "2": np.zeros(2)}})
+    (axes,) = figures[0].axes
+    crosses = [line.get_xydata() for line in axes.get_lines() if line.get_marker() == "x"]
+    np.testing.assert_allclose(crosses[1], [[5, 1.3], [5, 2.3]])  # half of the fewest, 10 %
+    assert len(crosses[0]) == 0 and axes.get_xlim()[0] < 5
+    assert "keeps none" in [text.get_text() for text in figures[0].legends[0].get_texts()]
+
+
 def test_an_arm_looks_like_no_other():
     arms = [f"{kind}{width}" for width in (" x1", " x2", " x4") for kind in "abcdefgh"]
     drawn = plots.looks(arms)

@@ -89,7 +89,7 @@ def bench(config: Config) -> dict[str, Any]:
     if "barriers" in names:
         cli.at_least("--seeds, with pairs for barriers,", plan.seeds, 2)
     run.check_out(config.out, config.overwrite)
-    run.start(config.out, cli.to_yaml(config))
+    run.start(config.out, cli.to_yaml(config), config.overwrite)
 
     began = time.perf_counter()
     environment = machine()

@@ -254,7 +254,7 @@ def _begin(config: Config) -> None:
             if config.resume:
                 run.lock(config.out)
             else:
-                run.start(config.out, cli.to_yaml(config))
+                run.start(config.out, cli.to_yaml(config), config.overwrite)
         except RecipeError as found:
             error = found
     processes.first_only(error)

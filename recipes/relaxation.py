@@ -69,12 +69,17 @@ class Config(settings.Settings):
     width: float = 1.0
     """What multiplies the sizes of the hidden layers."""
     norm: Annotated[str, cli.choice(models.NORMS)] = "batch"
-    """Normalisation of the convolutional networks; group ties channels of its groups together."""
+    """Normalization of the convolutional networks; group ties channels of its groups together."""
     seeds: int = 3
     """How many networks to train of each kind, each with its own initial weights."""
-    flops: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.5, 0.25)
-    """The shares of the dense FLOPs to come to, in [0, 1): what the relative cost is pulled to, and
-    below which nothing is cut. With 0 the thresholds alone decide, as published."""
+    flops: Annotated[
+        tuple[float, ...],
+        cli.listed(
+            "FLOAT",
+            "The shares of the dense FLOPs to come to, in [0, 1): what the relative cost is pulled "
+            "to, and below which nothing is cut. With 0 the thresholds alone decide, as published.",
+        ),
+    ] = (0.5, 0.25)
     thresholds: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.02, 0.05, 0.1, 0.2)
     """The gates below which neurons are cut, one a stage, after two stages that cut none."""
     final_threshold: float = 0.25

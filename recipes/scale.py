@@ -74,7 +74,7 @@ def scale(config: Config) -> dict[str, Any]:
     """Compiles, prints tables, writes the folder `config.out`; returns what summary.json holds."""
     sizes = check(config)
     run.check_out(config.out, config.overwrite)
-    run.start(config.out, cli.to_yaml(config))
+    run.start(config.out, cli.to_yaml(config), config.overwrite)
     params = decoder.shapes(sizes)
     weights, prunable = (
         sum(x.size for x in jax.tree.leaves(t)) for t in (params, jp.kernels(params))

@@ -65,7 +65,7 @@ class Config(settings.Settings):
     width: float = 1.0
     """What multiplies the sizes of the hidden layers."""
     norm: Annotated[str, cli.choice(models.NORMS)] = "batch"
-    """Normalisation of the convolutional networks; group ties channels of its groups together."""
+    """Normalization of the convolutional networks; group ties channels of its groups together."""
     seeds: int = 3
     """How many networks to prune, each with its own initial weights."""
     score: Annotated[tuple[str, ...], cli.several(neuron_scores.NAMES)] = ("l1", "taylor", "random")

@@ -92,10 +92,14 @@ class Config(settings.Settings):
     allocation: Annotated[str, cli.choice(tuple(ALLOCATIONS))] = "uniform"
     """The same fraction of each layer, or one threshold for all, which may empty a layer."""
     last_layer: Annotated[
-        str | None, cli.choice(LAST, "half of --allocation uniform, exempt of global")
+        str | None,
+        cli.choice(
+            LAST,
+            "half of --allocation uniform, exempt of global",
+            "The layer of the logits: pruned at half the rate of the others, not at all, or as "
+            "they are; --sparsity is that of the others.",
+        ),
     ] = None
-    """The layer of the logits: pruned at half the rate of the others, not at all, or as they are;
-    --sparsity is that of the others."""
     sap_norms: tuple[float, float] = (0.5, 1.0)
     """sap: p and q of the PQ index, 0 < p <= 1 <= q."""
     sap_scope: Annotated[str, cli.choice(tuple(SCOPES))] = "global"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
+from recipes.common import run
 from recipes.common.errors import RecipeError
 
 
@@ -50,11 +52,24 @@ def _is_key(x: Any) -> bool:
     return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def write(path: Path, tree: Any) -> None:
+    """A pytree of arrays as a folder, whole or absent; it replaces what a stopped run left there.
+
+    Raises `RecipeError` where it can't be written, such as on a full disk.
+    """
+    try:
+        with run.writing(path, Exception), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), tree, force=True)
+    except RecipeError:
+        for draft in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
 def save_model(path: Path, params: Any, batch_stats: Any, masks: Any) -> None:
     """A network for use: parameters, running statistics, and masks (bool, None where unpruned)."""
     saved = {"params": params, "batch_stats": batch_stats, "masks": jp.pack(masks)}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), saved, force=True)  # a run may be stopped just after
+    write(path, saved)
 
 
 def load_model(path: Path) -> tuple[Any, Any, Any]:

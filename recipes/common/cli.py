@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
 import tyro
 import yaml
 
@@ -20,13 +21,23 @@ from recipes.common.interrupt import NOTHING_MORE, Stopped, signals_stop
 C = TypeVar("C")
 
 # What concerns one invocation, and not the run that it makes: never in a file.
+DEEPEST = 2  # a list, in the mapping that a file is
+MOST = 2**31 - 1  # of int32, in which steps and seeds are counted
 NOT_SAVED = ("config", "overwrite", "resume", "allow_changes")
 
 
-def choice(names: Sequence[str], default: str | None = None) -> Any:
+def words(help: str) -> Any:
+    """What --help says of a flag, where a docstring of one line is too short.
+
+    tyro breaks a docstring of several lines where they end.
+    """
+    return tyro.conf.arg(help=help)
+
+
+def choice(names: Sequence[str], default: str | None = None, help: str | None = None) -> Any:
     """How --help shows a flag that takes one of `names`; `default` in words, where it is None."""
     hint = None if default is None else f"(default: {default})"
-    return tyro.conf.arg(metavar="{" + ",".join(names) + "}", help_behavior_hint=hint)
+    return tyro.conf.arg(metavar="{" + ",".join(names) + "}", help_behavior_hint=hint, help=help)
 
 
 def several(names: Sequence[str]) -> Any:
@@ -34,14 +45,14 @@ def several(names: Sequence[str]) -> Any:
     return listed("{" + ",".join(names) + "}")
 
 
-def listed(metavar: str) -> Any:
+def listed(metavar: str, help: str | None = None) -> Any:
     """How --help shows a flag that takes one or several values."""
-    return tyro.conf.arg(metavar=f"{metavar} ...")
+    return tyro.conf.arg(metavar=f"{metavar} ...", help=help)
 
 
-def default_is(metavar: str, default: str) -> Any:
+def default_is(metavar: str, default: str, help: str | None = None) -> Any:
     """How --help shows a flag that is None unless given."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})", help=help)
 
 
 def main(
@@ -74,37 +85,66 @@ def parse(cls: type[C], program: str, argv: Sequence[str] | None = None) -> C:
 
     With --resume the file is the one in the folder --out. Raises `RecipeError`.
     """
+    _check_names(cls, sys.argv[1:] if argv is None else argv)
     config = _flags(cls, cls(), program, argv)
     file = getattr(config, "config", None)
     if file is None and getattr(config, "resume", False):
         file = getattr(config, "out") / "config.yaml"  # noqa: B009 (a type checker can't know it)
         if not file.is_file():
             raise RecipeError(f"--resume finds no run: there is no '{file}'")
-    if file is None:
-        return config
-    return _flags(cls, from_yaml(cls, file), program, argv)
+    if file is not None:
+        config = _flags(cls, from_yaml(cls, file), program, argv)
+    _check_sizes(config)
+    return config
 
 
 def from_yaml(cls: type[C], file: Path) -> C:
     """The configuration in a YAML file; raises `RecipeError` for what `cls` has no place for."""
-    try:
-        read = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read --config '{file}': {reason(error)}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--config '{file}' is not YAML: {reason(error)}") from error
-    if not isinstance(read, dict):
-        raise RecipeError(f"--config '{file}' must hold 'key: value' lines")
+    read = read_yaml(file)
     hints = get_type_hints(cls)
     known = [field.name for field in fields(cls) if field.name not in NOT_SAVED]  # type: ignore[arg-type]
     values = {}
     for key, value in read.items():
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+            hint = close(str(key), known) or f"known are {', '.join(known)}"
             raise RecipeError(f"unknown key '{key}' in --config '{file}'; {hint}")
         values[key] = _typed(file, key, value, hints[key])
     return replace(cls(), **values)  # type: ignore[type-var]
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """What a file of 'key: value' lines holds; a value is a number, a text, or a list of these.
+
+    Raises `RecipeError` for anything else: nothing that nests, and no aliases, which can stand for
+    more than any memory holds.
+    """
+    try:
+        text = file.read_text()
+        found = _not_flat(text)
+        read = {} if found else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read --config '{file}': {reason(error)}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a number too long to read
+        raise RecipeError(f"--config '{file}' is not YAML: {reason(error)}") from error
+    if found:
+        raise RecipeError(f"--config '{file}' {found}")
+    if not isinstance(read, dict):
+        raise RecipeError(f"--config '{file}' must hold 'key: value' lines")
+    return read
+
+
+def _not_flat(text: str) -> str:
+    """What makes YAML more than 'key: value' lines with lists as values; "" if nothing does."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):  # this builds nothing
+        if isinstance(event, yaml.AliasEvent):
+            return f"has the alias *{event.anchor}: write out what it stands for"
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            line = event.start_mark.line + 1
+            return f"must hold 'key: value' lines and lists of values; line {line} nests deeper"
+    return ""
 
 
 def to_yaml(config: Any) -> str:
@@ -120,14 +160,25 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def in_range(flag: str, value: float, low: float, high: float, brackets: str = "[]") -> None:
-    """Raises `RecipeError` unless `value` lies between; "[)" leaves the upper end out."""
-    above = value >= low if brackets[0] == "[" else value > low
-    below = value <= high if brackets[1] == "]" else value < high
-    if not (above and below):  # nan is in no range
+    """Raises `RecipeError` unless `value` lies between; "[)" leaves the upper end out.
+
+    It must lie there as a float32 too, since that is what it is trained with.
+    """
+
+    def within(x: float) -> bool:
+        above = x >= low if brackets[0] == "[" else x > low
+        return above and (x <= high if brackets[1] == "]" else x < high)  # nan is in no range
+
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(value))
+    if not (within(value) and within(rounded)):
         bounds = f"{brackets[0]}{low:g}, {high:g}{brackets[1]}"
-        percent = high == 1 and 1 < value <= 100
-        hint = f" (a fraction: did you mean {value / 100:g}?)" if percent else ""
-        raise RecipeError(f"{flag} must be in {bounds}, got {value:g}{hint}")
+        hint = ""
+        if high == 1 and 1 < value <= 100:
+            hint = f" (a fraction: did you mean {value / 100:g}?)"
+        elif within(value):
+            hint = f" (which is {rounded:g} in float32)"
+        raise RecipeError(f"{flag} must be in {bounds}, got {value:.12g}{hint}")
 
 
 def at_least(flag: str, value: int, low: int) -> None:
@@ -146,7 +197,14 @@ def odd(flag: str, value: int, low: int) -> None:
 def one_of(flag: str, value: str, choices: Sequence[str]) -> None:
     """Raises `RecipeError` unless `value` is one of `choices`."""
     if value not in choices:
-        raise RecipeError(f"unknown {flag} '{value}'; choose one of {', '.join(choices)}")
+        hint = close(value, choices) and f"{close(value, choices)} Or "
+        raise RecipeError(f"unknown {flag} '{value}'; {hint}choose one of {', '.join(choices)}")
+
+
+def close(name: str, names: Iterable[str]) -> str:
+    """A question that asks whether another of `names` was meant; "" where none is like `name`."""
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean '{found[0]}'?" if found else ""
 
 
 def some_of(flag: str, values: Sequence[Any], choices: Sequence[Any] | None = None) -> None:
@@ -158,6 +216,30 @@ def some_of(flag: str, values: Sequence[Any], choices: Sequence[Any] | None = No
             one_of(flag, value, choices)
         if list(values).count(value) > 1:
             raise RecipeError(f"{flag} has {value} twice")
+
+
+def _check_names(cls: type[Any], argv: Sequence[str]) -> None:
+    """Raises `RecipeError` for a word that looks like a flag and is none; says what is like it."""
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(cls)} | {"--help"}
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if not name.startswith("-") or name in known or name == "-h" or name.startswith("--tyro"):
+            continue
+        try:
+            float(word)
+        except ValueError:
+            hint = close(name, sorted(known)) or "see --help"
+            raise RecipeError(f"unknown flag '{word}'; {hint}") from None
+
+
+def _check_sizes(config: Any) -> None:
+    """Raises `RecipeError` for an integer that int32 can't hold."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            flag = f"--{field.name.replace('_', '-')}"
+            if isinstance(one, int) and abs(one) > MOST:
+                raise RecipeError(f"{flag} must be at most {MOST:,} (int32), got {one:,}")
 
 
 def _flags(cls: type[C], default: C, program: str, argv: Sequence[str] | None) -> C:
@@ -192,7 +274,7 @@ def _first_paragraph(box: str) -> str:
 def _typed(file: Path, key: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
-            raise RecipeError(f"'{key}' in --config '{file}' must be a list, got {value!r}")
+            raise RecipeError(f"'{key}' in --config '{file}' must be a list, got {_short(value)}")
         return tuple(_typed(file, key, entry, get_args(hint)[0]) for entry in value)
     allowed = get_args(hint) or (hint,)
     if Path in allowed and isinstance(value, str):
@@ -204,5 +286,11 @@ def _typed(file: Path, key: str, value: Any, hint: Any) -> Any:
             pass
     if not any(type(value) is kind for kind in allowed):
         wanted = " or ".join("null" if a is type(None) else a.__name__ for a in allowed)
-        raise RecipeError(f"'{key}' in --config '{file}' must be {wanted}, got {value!r}")
+        raise RecipeError(f"'{key}' in --config '{file}' must be {wanted}, got {_short(value)}")
     return value
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, on a line that is not too long."""
+    said = repr(value)
+    return said if len(said) <= 60 else f"{said[:60]} ..."

@@ -19,7 +19,7 @@ import jaxprune as jp
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Kept, Removal
-from recipes.common import models, run
+from recipes.common import checkpoint, models, run
 from recipes.common.data import Split
 
 KEPT = "kept.json"  # beside the arrays
@@ -44,8 +44,7 @@ def save(
       image: (h, w, c).
       seeds: (kept neurons, or what is removed too, small variables) of each.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), {str(i): own for i, (_, own) in enumerate(seeds)})
+    checkpoint.write(path, {str(i): own for i, (_, own) in enumerate(seeds)})
     removals = [own if isinstance(own, Removal) else Removal(own, ()) for own, _ in seeds]
     kept = [
         {name: np.flatnonzero(own).tolist() for name, own in removal.kept.items()}

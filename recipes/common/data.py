@@ -17,6 +17,7 @@ from rich.progress import track
 from recipes.common.errors import RecipeError
 from recipes.common.progress import console
 
+SHOWN = 5  # folders, where a data set is not in --data-dir
 DATASETS = ("digits", "mnist", "cifar10")
 
 
@@ -125,8 +126,10 @@ def _tfds(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Sp
     if not Path(folder).is_dir():
         raise RecipeError(f"--data-dir '{folder}' is not a folder")
     if not (Path(folder) / name).is_dir():
-        held = ", ".join(sorted(p.name for p in Path(folder).iterdir() if p.is_dir())) or "nothing"
-        raise RecipeError(f"--data-dir '{folder}' has no '{name}'; it holds {held}")
+        held = sorted(p.name for p in Path(folder).iterdir() if p.is_dir())
+        first = ", ".join(held[:SHOWN]) or "no folder"
+        more = f" and {len(held) - SHOWN:,} folders more" if len(held) > SHOWN else ""
+        raise RecipeError(f"--data-dir '{folder}' has no '{name}'; it holds {first}{more}")
     return _read(name, "train", folder), _read(name, "test", folder)
 
 

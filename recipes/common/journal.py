@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from recipes.common import cli, results, run
 from recipes.common.checkpoints import KEPT, Checkpoints, Saved
 from recipes.common.errors import RecipeError
@@ -39,11 +37,12 @@ def journal(config: Settings, program: str) -> Iterator[Journal]:
     Within it, Ctrl-C and SIGTERM end the run at the next point where it can be saved. Raises
     `RecipeError` if another process is at work there, and for another configuration on resume.
     """
-    if config.resume:
-        run.lock(config.out)
-    else:
-        run.start(config.out, cli.to_yaml(config))
     try:
+        if config.resume:
+            run.lock(config.out)
+            run.check_out(config.out, resume=True)
+        else:
+            run.start(config.out, cli.to_yaml(config), config.overwrite)
         with ExitStack() as stack:
             folders = {run.CHECKPOINT: KEPT} | ({run.BEST: 1} if config.keep_best else {})
             checkpoints = [
@@ -176,7 +175,7 @@ class Journal:
             self.settled = saved.about["settled"]
             _warn_of_versions(saved)
         else:
-            before = yaml.safe_load((config.out / run.CONFIG).read_text())
+            before = cli.read_yaml(config.out / run.CONFIG)
             print(f"'{config.out}' has no checkpoint yet: it begins again", file=sys.stderr)
         if changes := _changes(before, self._about["config"]):
             if not config.allow_changes:

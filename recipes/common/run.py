@@ -50,11 +50,16 @@ def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
             )
 
 
-def start(out: Path, config: str) -> None:
-    """Makes the folder, locks it, and replaces the files of an earlier run by config.yaml."""
+def start(out: Path, config: str, overwrite: bool = False) -> None:
+    """Makes the folder, locks it, and replaces the files of an earlier run by config.yaml.
+
+    Raises `RecipeError` for what `check_out` refuses: since it was asked, another process may have
+    made a run there and finished it.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock(out)
+        check_out(out, overwrite)
         with _draft(out / CONFIG, config) as draft:  # where there is no room, nothing is removed
             for path in filter(_is_draft, out.iterdir()):
                 if path != draft:
@@ -98,7 +103,8 @@ def unlock(out: Path) -> None:
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a whole file: at no time is there half of one under its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with _draft(path, content):
         pass
 
@@ -108,7 +114,7 @@ def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
     """The content beside `path`, which it becomes at the end."""
     draft = _draft_of(path)
     try:
-        with _writing(path):
+        with writing(path):
             draft.write_bytes(content.encode() if isinstance(content, str) else content)
         yield draft
         os.replace(draft, path)
@@ -117,11 +123,15 @@ def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path, raised: type[Exception] = OSError) -> Iterator[None]:
+    """Within it what is `raised` becomes a `RecipeError` that names the file, and the way out."""
     try:
         yield
-    except OSError as error:  # it names no file where the disk is full
-        raise RecipeError(f"can't write '{path}': {reason(error)}") from error
+    except raised as error:  # it names no file where the disk is full
+        raise RecipeError(
+            f"can't write '{path}': {reason(error)}; a run that has begun goes on with --resume "
+            "when that is put right"
+        ) from error
 
 
 def _draft_of(path: Path) -> Path:
@@ -139,7 +149,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Adds one JSON line, at once: what has been logged survives whatever comes next."""
-    with _writing(path), path.open("a") as file:
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 

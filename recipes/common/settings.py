@@ -42,7 +42,7 @@ class Settings:
     model: Annotated[str, cli.choice(models.MODELS)] = "mlp"
     """The network; lenet is LeNet-300-100."""
     norm: Annotated[str, cli.choice(models.NORMS)] = "group"
-    """Normalisation of the convolutional networks."""
+    """Normalization of the convolutional networks."""
 
     seeds: int = 8
     """How many seeds to train at once."""
@@ -73,17 +73,29 @@ class Settings:
     """The folder to write to."""
     overwrite: bool = False
     """Replace the run in --out."""
-    resume: bool = False
-    """Go on with the run in --out, to the same bits: it was killed, or stopped by Ctrl-C (exit code
-    130) or SIGTERM (143)."""
-    allow_changes: bool = False
-    """With --resume: it may go on with other settings than it began with. What is trained and
-    logged stays as it was; config.yaml tells what changed when."""
+    resume: Annotated[
+        bool,
+        cli.words(
+            "Go on with the run in --out, to the same bits: it was killed, or stopped by Ctrl-C "
+            "(exit code 130) or SIGTERM (143)."
+        ),
+    ] = False
+    allow_changes: Annotated[
+        bool,
+        cli.words(
+            "With --resume: it may go on with other settings than it began with. What is trained "
+            "and logged stays as it was; config.yaml tells what changed when."
+        ),
+    ] = False
     checkpoint_every: float = 60.0
     """Seconds between checkpoints: more than that no kill can undo. Ctrl-C undoes nothing."""
-    keep_best: bool = False
-    """Keep a checkpoint of the best test accuracy in best/; of the sparsest states, means over arms
-    with masks. Studies in phases have none."""
+    keep_best: Annotated[
+        bool,
+        cli.words(
+            "Keep a checkpoint of the best test accuracy in best/; of the sparsest states, means "
+            "over arms with masks. Studies in phases have none."
+        ),
+    ] = False
     config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
     """Read all of these from a config.yaml; flags given beside it win."""
 
@@ -99,6 +111,11 @@ def check(settings: Settings) -> None:
     epochs = EPOCHS["digits"] if settings.epochs is None else settings.epochs
     cli.in_range("--epochs", epochs, 0, 1e6)
     cli.at_least("--seed", settings.seed, 0)
+    if settings.seed + settings.seeds - 1 > cli.MOST:  # each has a number of its own
+        raise RecipeError(
+            f"--seed must be at most {cli.MOST - settings.seeds + 1:,} with --seeds "
+            f"{settings.seeds}, got {settings.seed:,}"
+        )
     cli.in_range("--checkpoint-every", settings.checkpoint_every, 0, math.inf)
     for flag in ("seeds", "batch_size", "evaluations", "log_every"):
         value = getattr(settings, flag)

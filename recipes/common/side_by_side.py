@@ -147,6 +147,6 @@ def _in_words(record: Mapping[str, Any]) -> str:
             words.append(
                 f"{arm} {accuracy:.1f}%"
                 if many
-                else f"{arm}{at}: loss {loss:.3f} acc {accuracy:.1f}%"
+                else f"{arm}{at}: loss {loss:.3f}, train acc {accuracy:.1f}%"
             )
-    return "  ".join(words)
+    return ("train acc: " if len(record) > 4 else "") + "  ".join(words)

@@ -1,5 +1,7 @@
 """Trees and models come back as they were, and masks take one bit a weight."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,23 @@ def test_model(tmp_path):
     batch_stats = {"norm": {"mean": jnp.arange(3.0)}}
     checkpoint.save_model(tmp_path / "model", params, batch_stats, masks)
     assert_equal(checkpoint.load_model(tmp_path / "model"), (params, batch_stats, masks))
+
+
+def test_a_model_on_a_full_disk_is_told_in_a_line(tmp_path):
+    """What was there before is left, and nothing beside it."""
+    noise = {"kernel": np.random.default_rng(0).standard_normal(100_000)}  # nothing to compress
+    masks = {"kernel": noise["kernel"] > 0}
+    checkpoint.save_model(tmp_path / "model", masks, {}, masks)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(
+            RecipeError, match=r"^can't write '.*other': File too large; .*--resume"
+        ):
+            checkpoint.save_model(tmp_path / "other", noise, {}, masks)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_model_without_running_statistics_replaces_another(tmp_path):

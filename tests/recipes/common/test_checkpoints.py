@@ -118,6 +118,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capfd, two, 
     assert load(tmp_path).step == 4
 
 
+def test_what_a_checkpoint_says_of_itself_has_a_checksum_too(tmp_path, capsys, two):
+    """Another step, in JSON that can be read: a run that goes on would train from there."""
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "4" / "about" / "metadata"
+    file.write_text(file.read_text().replace("a line", "a lime", 1))
+    assert load(tmp_path).step == 3
+    assert "'about' is not what was written" in capsys.readouterr().err
+
+
 def test_all_are_damaged(tmp_path, two, capsys):
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     for step in ("3", "4"):

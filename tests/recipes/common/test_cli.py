@@ -1,5 +1,6 @@
 """Configurations from flags and files; mistakes are one line and exit code 2."""
 
+import ast
 import errno
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import pytest
 
+import recipes
 from recipes.common import cli
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped, deferred_signals
@@ -58,6 +60,16 @@ def test_help_shows_every_flag_and_default(capsys):
         assert text in said
 
 
+def test_help_is_not_broken_within_a_sentence():
+    """Tyro breaks a docstring of several lines where they end: `cli.words` takes a longer one."""
+    for path in Path(recipes.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.decorator_list:  # a dataclass
+                for said in node.body[1:]:
+                    if isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant):
+                        assert "\n" not in said.value.value, f"{path}:{said.lineno}"
+
+
 def test_a_file_gives_back_the_configuration(tmp_path):
     config = Config(
         dataset="mnist", data_dir=Path("d"), steps=7, learning_rate=3e-5, methods=("rigl", "set")
@@ -97,6 +109,12 @@ def test_numbers_as_people_write_them(tmp_path):
         ("methods: [1]", "must be str, got 1"),
         ("dataset: null", "must be str, got None"),
         ("- 5", "must hold 'key: value' lines"),
+        ("steps: " + "[" * 2000, "must hold 'key: value' lines and lists of values; line 1 nests"),
+        ("methods:\n- [set]", "line 2 nests deeper"),
+        ("methods: &a [set]\ndataset: *a", "has the alias \\*a: write out what it stands for"),
+        ("steps: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("dataset: 2001-99-99", "is not YAML: month must be in"),
+        ("steps: " + "x" * 5000, "must be int or null, got '" + "x" * 59 + r" \.\.\.$"),
         ("a: [", "is not YAML"),
     ],
 )
@@ -112,7 +130,11 @@ def test_mistakes_in_a_file(tmp_path, content, message):
     ("argv", "message"),
     [
         (["--steps", "five"], "--steps"),
-        (["--stepz", "5"], "--stepz"),
+        (["--stepz", "5"], "unknown flag '--stepz'; did you mean '--steps'?"),
+        (["--data_dri=x"], "unknown flag '--data_dri=x'; did you mean '--data-dir'?"),
+        (["-steps", "5"], "unknown flag '-steps'; did you mean '--steps'?"),
+        (["--zebra"], "unknown flag '--zebra'; see --help"),
+        (["--steps", "99999999999"], "--steps must be at most 2,147,483,647 (int32), got 99,"),
         (["--config", "/nowhere.yaml"], "cannot read --config '/nowhere.yaml': No such file"),
         (["--config"], "--config"),
         (["stray"], "stray"),
@@ -132,6 +154,12 @@ def test_in_range():
     cli.in_range("--sparsity", 0.0, 0, 1, "[)")
     with pytest.raises(RecipeError, match=r"must be in \[0, 1\), got 90 .*did you mean 0\.9\?"):
         cli.in_range("--sparsity", 90.0, 0, 1, "[)")
+    with pytest.raises(RecipeError, match=r"got 0.99999999999 \(which is 1 in float32\)"):
+        cli.in_range("--sparsity", 0.99999999999, 0, 1, "[)")
+    cli.in_range("--pull", 1e-45, 0, 1, "(]")
+    for value, range_ in ((1e39, (0, float("inf"), "[)")), (1e-50, (0, 1, "(]"))):
+        with pytest.raises(RecipeError, match="in float32"):
+            cli.in_range("--pull", value, *range_)
     for value in (1.0, -0.1, float("nan")):
         with pytest.raises(RecipeError, match=r"--sparsity must be in \[0, 1\), got [^(]*$"):
             cli.in_range("--sparsity", value, 0, 1, "[)")
@@ -144,6 +172,7 @@ def test_some_of():
         ((), "--methods needs at least one value"),
         (("set", "set"), "--methods has set twice"),
         (("set", "prune"), "unknown --methods 'prune'; choose one of set, rigl"),
+        (("set", "rigll"), "unknown --methods 'rigll'; did you mean 'rigl'\\? Or choose one of"),
     ):
         with pytest.raises(RecipeError, match=message):
             cli.some_of("--methods", values, ("set", "rigl"))

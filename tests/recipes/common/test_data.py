@@ -85,7 +85,10 @@ def test_data_dir_does_not_exist(monkeypatch):
 
 def test_data_dir_without_the_dataset(tmp_path):
     (tmp_path / "cifar10").mkdir()
-    with pytest.raises(RecipeError, match="has no 'mnist'; it holds cifar10"):
+    for i in range(40):
+        (tmp_path / f"z{i:02}").mkdir()
+    shown = r"it holds cifar10, z00, z01, z02, z03 and 36 folders more$"
+    with pytest.raises(RecipeError, match=f"has no 'mnist'; {shown}"):
         data.load("mnist", tmp_path)
 
 

@@ -27,6 +27,7 @@ class Config:
     out: Path
     sparsity: float = 0.9
     optimizer: str = "adam"
+    overwrite: bool = False
     resume: bool = False
     allow_changes: bool = False
     checkpoint_every: float = 1e9
@@ -166,7 +167,7 @@ def test_a_second_process_is_refused(tmp_path, resume):
     with pytest.raises(RecipeError, match="another process is writing to --out"):
         toy(Config(tmp_path, resume=resume))
     os.close(other)
-    toy(Config(tmp_path, resume=resume))
+    toy(Config(tmp_path, resume=resume, overwrite=not resume))
 
 
 def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch, alone):
@@ -194,6 +195,6 @@ def test_a_full_disk_replaces_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(RecipeError, match=r"can't write '.*config.yaml': No space left"):
-            run.start(config.out, "other: 1\n")
+            run.start(config.out, "other: 1\n", overwrite=True)
     assert (config.out / run.METRICS).read_text() == before
     assert "sparsity: 0.9" in (config.out / run.CONFIG).read_text()

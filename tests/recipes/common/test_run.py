@@ -27,9 +27,23 @@ def test_overwrite_replaces_the_run_and_nothing_else(tmp_path):
     run.append(tmp_path / run.METRICS, {"step": 1})
     run.write(tmp_path / run.PLOTS / "x.png", b"png")
     (tmp_path / "notes.txt").write_text("mine")
-    run.start(tmp_path, "seed: 1\n")
+    for folder in (run.MODEL, run.CHECKPOINT, run.BEST):  # what --resume would go on from
+        (tmp_path / folder / "7").mkdir(parents=True)
+    run.write_json(tmp_path / run.SUMMARY, {})
+    run.write(tmp_path / run.REPORT, "")
+    run.start(tmp_path, "seed: 1\n", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == [run.CONFIG, "notes.txt"]
     assert (tmp_path / run.CONFIG).read_text() == "seed: 1\n"
+
+
+def test_a_run_that_was_made_in_the_meantime_is_not_overwritten(tmp_path):
+    """Two begin together; one reads its data, while the other makes its run and finishes it."""
+    run.check_out(tmp_path)
+    run.start(tmp_path, "run: fast\n")
+    run.unlock(tmp_path)
+    with pytest.raises(RecipeError, match=r"already holds a run.*--overwrite"):
+        run.start(tmp_path, "run: slow\n")
+    assert (tmp_path / run.CONFIG).read_text() == "run: fast\n"
 
 
 def test_a_folder_with_other_things_is_never_taken(tmp_path):

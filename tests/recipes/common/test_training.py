@@ -99,8 +99,27 @@ def test_data_order_is_a_permutation_per_epoch_and_seed():
             assert len(set(order.tolist())) == 9
     assert (epochs[0, 0] != epochs[0, 1]).any()
     assert (epochs[0, 0] != epochs[1, 0]).any()
-    later = next(training.data_order(keys, examples=11, batch_size=3, start=6))
-    np.testing.assert_array_equal(later, steps[6])
+    for start, wanted in enumerate(steps):  # within an epoch too
+        later = next(training.data_order(keys, examples=11, batch_size=3, start=start))
+        np.testing.assert_array_equal(later, wanted)
+
+
+class _ShowsItsKey:
+    """What `init_variables` asks of a network; its weights are the key that they are drawn with."""
+
+    def init(self, key, image):
+        return {"params": jax.random.key_data(key)}
+
+
+def test_weights_data_and_optimizers_have_keys_of_their_own(monkeypatch):
+    """Masks at random, drawn with the key of the weights, would say something of the weights."""
+    keys = training.seed_keys(0, 3)
+    weights = training.init_variables(_ShowsItsKey(), keys, np.zeros((1, 2)))["params"]
+    data = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)  # of `data_order`
+    order = jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, 0), 9))(data)
+    np.testing.assert_array_equal(next(training.data_order(keys, 9, 9)), np.asarray(order))
+    every = [weights, *map(jax.random.key_data, (keys, data, training.own_keys(keys)))]
+    assert len(np.unique(np.concatenate(every), axis=0)) == 12
 
 
 def test_evaluate_counts_every_example_once(digits):

@@ -188,12 +188,11 @@ from jaxprune.coupling import analyze as analyze
 from jaxprune.coupling import register_rule as register_rule
 from jaxprune.structured.scores import abs_of_sum as abs_of_sum
 from jaxprune.structured.scores import contribution as contribution
-from jaxprune.structured.scores import distances as distances
+from jaxprune.structured.scores import geometric_median as geometric_median
 from jaxprune.structured.scores import normalised as normalised
 from jaxprune.structured.scores import per_group as per_group
 from jaxprune.structured.scores import random_neurons as random_neurons
 from jaxprune.structured.scores import square as square
-from jaxprune.structured.scores import weight as weight
 from jaxprune.structured.isomorphic import isomorphic as isomorphic
 from jaxprune.structured.pick import pick as pick
 from jaxprune.structured.cost import cost as cost

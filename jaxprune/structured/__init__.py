@@ -7,3 +7,5 @@
 
 `kept` is bool (size,) by group, True = kept.
 """
+
+from jaxprune.structured.scores import geometric_median as geometric_median

@@ -18,6 +18,7 @@ from jaxprune.rules import kernels, named_leaves, quoted
 from jaxprune.scores import check_key, magnitude
 from jaxprune.scores import random as random_like
 from jaxprune.structured.check import check_params
+from jaxprune.structured.makers import makers
 from jaxprune.structured.slices import slices
 
 Slices = dict[Member, jax.Array]
@@ -33,16 +34,12 @@ def abs_of_sum(own: Slices) -> jax.Array:
     return jnp.abs(jnp.stack([x.sum(1, dtype=jnp.float32) for x in own.values()]).sum(0))
 
 
-def distances(own: Slices) -> jax.Array:
-    """(size,): the sum of the Euclidean distances from a neuron's entries to all others'.
+def distances(x: jax.Array) -> jax.Array:
+    """(size,): the sum of the Euclidean distances from each row of `x` to all others.
 
-    Small is near the geometric median, which the others can stand in for. Neurons whose entries
-    are all zero are pruned, and none of the others.
-
-    Reference: He et al., 2019, Filter Pruning via Geometric Median for Deep Convolutional Neural
-    Networks Acceleration.
+    Rows that are all zero are pruned neurons, and none of the others.
     """
-    x = jnp.concatenate([x.astype(jnp.float32) for x in own.values()], 1)
+    x = x.astype(jnp.float32)
     others = (x != 0).any(1)
     x = x - x.mean(0, keepdims=True)  # nearer to zero, where squares are exact
     norms = (x * x).sum(1)
@@ -70,7 +67,10 @@ def per_group(
         Taylor, signed     per_group(structure, contribution, of=abs_of_sum)
         Fisher             per_group(structure, fisher)
         scale of the norm  per_group(structure, prunable=matching('*/scale'))
-        geometric median   per_group(structure, weight, of=distances)
+        norms with scales  per_group(structure, square, matching('*/kernel', '*/scale'))
+
+    The last counts scales of norms as Torch-Pruning's `GroupMagnitudeImportance` does. For the
+    geometric median, which is of one layer's filters, see `geometric_median`.
 
     The params may be a part of what was analyzed, such as those without `batch_stats`.
 
@@ -115,11 +115,6 @@ def square(params: Params, **_: Any) -> Scores:
     return map_scored(jnp.square, params)
 
 
-def weight(params: Params, **_: Any) -> Scores:
-    """W itself, like `params`: for `per_group(..., of=distances)`."""
-    return params
-
-
 def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     """W dL/dw, like `params`, signed: for `per_group(..., of=abs_of_sum)`.
 
@@ -131,6 +126,56 @@ def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     if grads is None:
         raise ValueError("contribution needs gradients: call its score with grads=grads.")
     return map_scored(lambda w, g: w * g, params, grads)
+
+
+def geometric_median(structure: Structure, prunable: Callable[[Params], Params] = kernels) -> Score:
+    """How far each neuron's filter is from those of its neighbors: `params -> {group: (size,)}`.
+
+        I_k = sum_j |F_k - F_j|_2        F_k: the weights of the layer that makes neuron k
+
+    Small is near the geometric median, which the other filters can stand in for. Only layers that
+    make the neurons count, not those that read them. Where several layers make them (all that add
+    to one residual stream) it is the mean over these layers. A filter that is all zero is pruned,
+    and no neighbor.
+
+    Args:
+      structure: of `analyze`.
+      prunable: `params -> params` with None in place of leaves that have no filters; by default
+        kernels have.
+
+    Raises:
+      ValueError: (when used) if a group is made by no prunable leaf, or the params are not those
+        that were analyzed.
+
+    Reference: He et al., 2019, Filter Pruning via Geometric Median for Deep Convolutional Neural
+    Networks Acceleration. The mean over several layers is ours.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> params = {'a': jnp.array([[0., 3., 0.], [0., 0., 4.]]), 'b': jnp.ones((3, 1))}
+    >>> structure = jp.analyze(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((1, 2)))
+    >>> jp.structured.geometric_median(structure)(params)['a']  # of (0, 0), (3, 0), (0, 4)
+    Array([7., 5., 5.], dtype=float32)
+    """
+    made = makers(structure)
+
+    def scores(params: Params, **_: Any) -> Scores:
+        prefix = check_params("geometric_median", structure, params)
+        leaves = {prefix + path: w for path, w in named_leaves(prunable(params))}
+        found = {}
+        for name in structure.groups:
+            own = slices(structure, name, {path: leaves.get(path) for path, _ in made[name]})
+            filters = [own[member] for member in made[name] if member in own]
+            if not filters:
+                have = [(str(member), None) for member in made[name]]
+                raise ValueError(
+                    f"geometric_median: group '{name}' is made by {quoted(have)}, and none of "
+                    "these is prunable: it has no filters. Choose with prunable=matching(...), or "
+                    "exclude the group with analyze(..., freeze=...)."
+                )
+            found[name] = jnp.stack([distances(x) for x in filters]).mean(0)
+        return found
+
+    return scores
 
 
 def random_neurons(key: jax.Array, structure: Structure) -> Score:

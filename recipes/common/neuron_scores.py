@@ -42,7 +42,7 @@ def score(
         "l2": lambda key: jp.per_group(structure, jp.square),
         "taylor": lambda key: jp.per_group(structure, jp.saliency),
         "scale": lambda key: jp.per_group(structure, prunable=jp.matching("*/scale")),
-        "median": lambda key: jp.per_group(structure, jp.weight, of=jp.distances),
+        "median": lambda key: jp.geometric_median(structure),
         "random": lambda key: jp.random_neurons(key, structure),
     }[name]
     batches = jax.device_put(in_batches(examples, batch_size))

@@ -153,6 +153,9 @@ from jaxprune.analysis.pairs import pairwise as pairwise
 from jaxprune.analysis.stability import fork as fork
 from jaxprune.analysis.stability import instability_at as instability_at
 
+# convolutions of many seeds at once, fast on CPU
+from jaxprune.convolution import conv_general_dilated as conv_general_dilated
+
 # several networks into one
 from jaxprune.soups import soup as soup
 from jaxprune.greedy import GreedySoup as GreedySoup

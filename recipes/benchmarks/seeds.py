@@ -19,6 +19,7 @@ from recipes.common import models, training
 from recipes.common.timing import Cell, measure, ratio
 
 CONV_ROUNDS, VMAP_ROUNDS, MAP_ROUNDS = 8, 3, 1  # at most: a step takes up to ten seconds
+SCANNED = 2  # steps of a loop: XLA unrolls a loop of one
 OverSeeds = Callable[[Callable[..., Any]], Callable[..., Any]]  # such as jax.vmap
 
 
@@ -59,6 +60,7 @@ def _of_conv(plan: Plan) -> Section:
     n, adam = plan.seeds, optax.adam(1e-3)
     singly, together = f"{n} runs", "1 program"
     xla_singly, xla_together = f"{singly}, XLA's", f"{together}, XLA's"
+    scanned = f"{together}, scan"
     cells = [  # samples of equal length: a step of all seeds, or so many of one
         _cell(singly, module, adam, plan, period=n),
         _cell(f"{singly} (A/A)", module, adam, plan, period=n),
@@ -66,13 +68,23 @@ def _of_conv(plan: Plan) -> Section:
         _cell(xla_singly, xla, adam, plan, period=n),
         _cell(f"{xla_together}, vmap", xla, adam, plan, jax.vmap, at_most=VMAP_ROUNDS),
         _cell(f"{xla_together}, lax.map", xla, adam, plan, _in_turns, at_most=MAP_ROUNDS),
+        _cell(scanned, module, adam, plan, _in_a_scan, times=1 / SCANNED),
+        _cell(
+            f"{xla_together}, vmap, scan",
+            xla,
+            adam,
+            plan,
+            _in_a_scan,
+            at_most=MAP_ROUNDS,
+            times=1 / SCANNED,
+        ),
     ]
     rounds = min(plan.repeats, CONV_ROUNDS)
     return comparison(
         name="seeds_conv",
         headline=f"Conv net, {n} seeds: training step, and with XLA's convolution",
         measured=measure("seeds conv", cells, rounds, plan.seed, plan.least_seconds),
-        baselines=[singly, xla_singly],
+        baselines=[singly, xla_singly, scanned],
         control=f"{singly} (A/A)",
         targets={together: Target(1.2)},
     )
@@ -89,6 +101,15 @@ def _in_turns(step: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: lax.map(lambda own: step(*own), args)
 
 
+def _in_a_scan(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Steps of all seeds, one after the other in a loop."""
+
+    def steps(state: Any, *args: Any) -> Any:
+        return lax.scan(lambda own, _: (jax.vmap(step)(own, *args), None), state, length=SCANNED)[0]
+
+    return steps
+
+
 def _cell(
     name: str,
     module: nn.Module,
@@ -97,6 +118,7 @@ def _cell(
     over_seeds: OverSeeds | None = None,
     period: int = 1,
     at_most: int | None = None,
+    times: float = 1,
 ) -> Cell:
     """A step of all seeds in one program; or of one, counted as often as there are seeds."""
     seeds = 1 if over_seeds is None else plan.seeds
@@ -113,4 +135,6 @@ def _cell(
 
     if over_seeds is None:
         return Cell(name, step, state, (images[0], labels[0]), period=period, times=plan.seeds)
-    return Cell(name, over_seeds(step), state, (images, labels), at_most=at_most, period=period)
+    return Cell(
+        name, over_seeds(step), state, (images, labels), at_most=at_most, period=period, times=times
+    )

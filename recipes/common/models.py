@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from recipes.common.convolution import conv_general_dilated
+import jaxprune as jp
 from recipes.common.errors import RecipeError
 
 MODELS = ("mlp", "lenet", "conv", "resnet20")
@@ -33,7 +33,7 @@ Conv = partial(
     nn.Conv,
     use_bias=False,  # a norm follows each convolution, and has one
     kernel_init=nn.initializers.he_normal(),
-    conv_general_dilated=conv_general_dilated,
+    conv_general_dilated=jp.conv_general_dilated,
 )
 
 

@@ -49,7 +49,7 @@ class Cell:
       at_most: rounds that it takes part in, the first ones; None for all.
       period: a sample is a multiple of so many steps.
       lifetime: after so many steps there is a new first state, outside the clock; None for never.
-      times: one step counts as so many.
+      times: one step counts as so many; as 1/n if it takes n steps in a loop.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Cell:
     at_most: int | None = None
     period: int = 1
     lifetime: int | None = None
-    times: int = 1
+    times: float = 1
 
 
 class Measured(NamedTuple):

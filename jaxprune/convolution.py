@@ -3,8 +3,8 @@
 XLA's CPU backend has fast convolutions for one form only (NHWC x HWIO -> NHWC, one group), and it
 rewrites other forms to that one only at the top level of a program: not inside a loop. The
 gradient of a convolution, and a convolution vmapped over its kernels, are such other forms, so that
-training crawls (10 to 60 times slower) inside `lax.scan`. Here every convolution, those of the
-gradient too, is asked for in the fast form, and `vmap` becomes one convolution per lane.
+training crawls inside `lax.scan`. Here every convolution, those of the gradient too, is asked for
+in the fast form, and `vmap` becomes one convolution per lane.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxprune import register_rule
+from jaxprune.coupling.rules.registry import register_rule
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -48,13 +48,52 @@ def conv_general_dilated(
     batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
+    out_sharding: Any = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, for `nn.Conv(conv_general_dilated=...)`: (n, h, w, out).
+    """`lax.conv_general_dilated`, fast on CPU under `vmap`, in loops and in gradients.
 
-    Takes 2-D NHWC inputs (n, h, w, in) and HWIO kernels (kh, kw, in, out), with any strides,
-    padding and dilations, the fast way; leaves all else, and every other backend, to `lax`.
-    It differentiates in forward and reverse mode, to any order.
+    It stands in for it in flax, linen and nnx: `nn.Conv(..., conv_general_dilated=
+    jp.conv_general_dilated)`. The 2-D NHWC convolution with HWIO kernels and one group, with any
+    strides, padding and dilations, goes the fast way; all else (1-D, 3-D, grouped, depthwise,
+    other layouts), and every other backend, is left to `lax`. It differentiates in forward and
+    reverse mode, to any order. Values are those of `lax`, up to rounding.
+
+    Under `vmap` over kernels it becomes one convolution a lane, laid out one after the other: the
+    program grows with the number of lanes.
+
+    Args:
+      lhs: inputs, (n, h, w, in).
+      rhs: the kernel, (kh, kw, in, out), of the inputs' dtype.
+      window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+        batch_group_count, precision, preferred_element_type, out_sharding: as for `lax`.
+
+    Returns:
+      (n, h', w', out), of the inputs' dtype.
+
+    Raises:
+      TypeError, ValueError, RuntimeError: where `lax.conv_general_dilated` does.
+
+    >>> x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+    >>> layouts = 'NHWC', 'HWIO', 'NHWC'
+    >>> conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=layouts)[0, :, :, 0]
+    Array([[4., 6., 6., 4.],
+           [6., 9., 9., 6.],
+           [6., 9., 9., 6.],
+           [4., 6., 6., 4.]], dtype=float32)
     """
+    native = partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=out_sharding,
+    )
     ours = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NHWC)
     covered = (
         jax.default_backend() == "cpu"
@@ -62,22 +101,12 @@ def conv_general_dilated(
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == ours
         and feature_group_count == batch_group_count == 1
         and preferred_element_type is None
+        and out_sharding is None
         and not (isinstance(padding, str) and lhs_dilation and set(lhs_dilation) != {1})
     )
     if not covered:
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation=lhs_dilation,
-            rhs_dilation=rhs_dilation,
-            dimension_numbers=dimension_numbers,
-            feature_group_count=feature_group_count,
-            batch_group_count=batch_group_count,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-        )
+        return native(lhs, rhs)
+    jax.eval_shape(native, lhs, rhs)  # raises what lax raises
     spread, dilation = _pair(lhs_dilation or (1, 1)), _pair(rhs_dilation or (1, 1))
     if isinstance(padding, str):
         window = [_extent(n, d) for n, d in zip(rhs.shape[:2], dilation, strict=True)]

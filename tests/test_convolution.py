@@ -1,15 +1,18 @@
 """The drop-in convolution equals `lax.conv_general_dilated`, its gradients and its lanes too."""
 
+import inspect
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 import jaxprune as jp
+from jaxprune.convolution import NHWC, conv_general_dilated
 from jaxprune.flops import count_flops
-from recipes.common.convolution import NHWC, conv_general_dilated
 
 HWIO = {"dimension_numbers": NHWC}
 
@@ -184,9 +187,42 @@ def test_what_it_does_not_cover_goes_to_lax():
     )
 
 
-def test_drops_into_flax():
+def test_it_takes_what_lax_takes():
+    assert inspect.signature(conv_general_dilated).parameters.keys() == (
+        inspect.signature(lax.conv_general_dilated).parameters.keys()
+    )
+
+
+def test_drops_into_linen_and_nnx():
     x, _ = arrays(3)
     native = nn.Conv(4, (3, 3), strides=2, kernel_dilation=1)
-    ours = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=conv_general_dilated)
+    ours = nn.Conv(4, (3, 3), strides=2, conv_general_dilated=jp.conv_general_dilated)
     params = native.init(jax.random.key(0), x)
     assert_close(ours.apply(params, x), native.apply(params, x))
+    layers = [
+        nnx.Conv(3, 4, (3, 3), strides=2, conv_general_dilated=conv, rngs=nnx.Rngs(0))
+        for conv in (jp.conv_general_dilated, lax.conv_general_dilated)
+    ]
+    assert_close(*(layer(x) for layer in layers))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rhs": jnp.ones((3, 3, 2, 4))},  # channels
+        {"rhs": jnp.ones((3, 3, 3, 4), jnp.bfloat16)},
+        {"window_strides": (1,)},
+        {"window_strides": (1, 1, 1)},
+        {"padding": "NEAR"},
+        {"padding": ((1, 1),)},
+        {"rhs_dilation": (1, 1, 1)},
+        {"feature_group_count": 2},
+    ],
+)
+def test_what_lax_refuses_is_refused(wrong):
+    lhs, rhs = arrays(3)
+    call = {"lhs": lhs, "rhs": rhs, "window_strides": (1, 1), "padding": "SAME", **HWIO, **wrong}
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as theirs:
+        lax.conv_general_dilated(**call)
+    with pytest.raises(type(theirs.value)):
+        conv_general_dilated(**call)

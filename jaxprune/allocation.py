@@ -1,38 +1,56 @@
 """Allocations: how much of each leaf is pruned so that the whole reaches the asked sparsity.
 
 An allocation is a function `(scores, sparsity) -> sparsities`. Most read shapes only;
-`global_threshold` reads values. A float is a fraction, an integer a number of weights
-(`jaxprune.base.Sparsity`). Where the sparsity is a Python number so are those of the layers, even
-under `jit`; where it is traced (a schedule), so are they.
+`global_threshold` reads values. A float is a fraction, an integer a number of weights, of all
+leaves together where it is asked for (`jaxprune.base.Sparsity`): `global_threshold` prunes exactly
+as many, others round their leaves. Where the sparsity is a Python number so are those of the
+layers, even under `jit`; where it is traced (a schedule), so are they, and those of `er` and `erk`
+are integers, the ones that the number would give.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.affine import rounded
 from jaxprune.base import (
+    END,
     Allocation,
     Scores,
     Sparsities,
     Sparsity,
     check_sparsity,
+    is_count,
     is_none,
     map_scored,
 )
-from jaxprune.counting import left, n_true
+from jaxprune.counting import left, n_true, numerator
 from jaxprune.rules import Rule, by_keys, check_all_match, matches, named_leaves
 from jaxprune.selection import largest
 
+_NEAR = 1e-9  # a density so near to a limit is at it
+
 
 def uniform(scores: Scores, sparsity: Sparsity) -> Sparsities:
-    """The same sparsity for every leaf."""
-    return map_scored(lambda _: sparsity, scores)
+    """The same sparsity for every leaf: of a number of weights its share, rounded."""
+    if not is_count(sparsity):
+        return map_scored(lambda _: sparsity, scores)
+    total = sum(x.size for x in jax.tree.leaves(scores))
+    if _is_number(sparsity):
+        share = int(sparsity) / max(total, 1)
+        return map_scored(lambda _: share, scores)
+    leaves, treedef = jax.tree.flatten(scores)
+    n, whole = numerator(jnp.asarray(sparsity), total)
+    sizes = [x.size for x in leaves]
+    counts = rounded(n, [[(Fraction(size, whole), 0) for size in sizes]], sizes)
+    return jax.tree.unflatten(treedef, list(counts))
 
 
 def er(scores: Scores, sparsity: Sparsity) -> Sparsities:
@@ -81,7 +99,8 @@ def per_layer(
 
     Args:
       rules: from an exact path, glob, compiled regular expression or `(path, leaf) -> bool` to a
-        fixed sparsity, or to a function of the overall sparsity, which may be a schedule's.
+        fixed sparsity (an integer is the number of weights pruned of each leaf that matches), or
+        to a function of the overall sparsity, a fraction that may be a schedule's.
       rest: the allocation of the leaves that no rule matches, among themselves.
       compensate: whether these make up for the others, so that the whole reaches the asked
         sparsity; by default they are pruned as if they were alone.
@@ -99,9 +118,9 @@ def per_layer(
     >>> jp.per_layer({'head': 0.5}, compensate=True)(scores, 0.7)
     {'body': 0.9, 'head': 0.5}
     """
-    for sparsity in rules.values():
-        if not callable(sparsity):
-            check_sparsity(sparsity)
+    for own in rules.values():
+        if not callable(own):
+            check_sparsity(own)
 
     def allocation(scores: Scores, sparsity: Sparsity) -> Sparsities:
         check_all_match(rules, scores)
@@ -109,10 +128,11 @@ def per_layer(
         def ruled(leaf_name: str, leaf: Any) -> Any:
             for rule, own in rules.items():
                 if leaf is not None and matches(rule, leaf_name, leaf):
-                    return check_sparsity(own(sparsity)) if callable(own) else own
+                    return check_sparsity(own(overall) if callable(own) else own, leaf.size)
             return None
 
         named = named_leaves(scores)
+        overall = _fraction(sparsity, sum(x.size for x in jax.tree.leaves(scores)))
         own = [ruled(leaf_name, leaf) for leaf_name, leaf in named]
         treedef = jax.tree.structure(scores, is_leaf=is_none)
         left = [leaf if s is None else None for s, (_, leaf) in zip(own, named, strict=True)]
@@ -183,15 +203,22 @@ def borrowed(scores: Scores, allocation: Allocation = global_threshold) -> Alloc
     return ratios
 
 
+def _fraction(sparsity: Sparsity, total: int) -> Sparsity:
+    """A number of weights as the fraction of all; a fraction as it is."""
+    return sparsity / max(total, 1) if is_count(sparsity) else sparsity
+
+
 def _compensated(sparsity: Sparsity, own: list[Any], leaves: list[Any]) -> Sparsity:
     """What leaves without an `own` sparsity must have, for the whole to have `sparsity`."""
     pairs = [(s, leaf.size) for s, leaf in zip(own, leaves, strict=True) if leaf is not None]
     total = sum(size for _, size in pairs)
     rest = sum(size for s, size in pairs if s is None)
-    pruned = sum(s * size for s, size in pairs if s is not None)
-    needed = (sparsity * total - pruned) / max(rest, 1)
-    if isinstance(needed, jax.Array):
-        return jnp.clip(needed, 0.0, 1.0)
+    ruled = [(s, size) for s, size in pairs if s is not None]
+    if not all(map(_is_number, (sparsity, *(s for s, _ in ruled)))):
+        return _compensated_in_trace(sparsity, ruled, total, rest)
+    pruned = sum(s if is_count(s) else s * size for s, size in ruled)
+    asked = sparsity if is_count(sparsity) else sparsity * total
+    needed = (asked - pruned) / max(rest, 1)
     if not -1e-9 <= needed < 1:
         raise ValueError(
             f"per_layer: with {pruned:,.0f} of {total - rest:,} weights pruned by rules, the other "
@@ -199,6 +226,15 @@ def _compensated(sparsity: Sparsity, own: list[Any], leaves: list[Any]) -> Spars
             f"{needed:.4g}. Change the rules, the sparsity, or compensate=False."
         )
     return round(max(needed, 0.0), 15)  # 0.9, not 0.8999999999999999
+
+
+def _compensated_in_trace(
+    sparsity: Sparsity, ruled: list[tuple[Any, int]], total: int, rest: int
+) -> jax.Array:
+    """The same of sparsities that are traced, clipped to [0, 1]: float32."""
+    share = lambda s, n: s.astype(jnp.float32) / total if is_count(s) else s * (n / total)
+    needed = share(jnp.asarray(sparsity), total) - sum(share(jnp.asarray(s), n) for s, n in ruled)
+    return jnp.clip(needed * (total / max(rest, 1)), 0.0, 1.0)
 
 
 def _proportional(
@@ -221,11 +257,33 @@ def _proportional(
     rest = (~is_dense * raws) @ sizes
     limits = (rest / np.where(distinct > 0, distinct, 1.0) + n_dense) / sizes.sum()
 
-    xp = np if isinstance(sparsity, (int, float)) else jnp
-    density = 1 - sparsity
-    j = xp.minimum(xp.sum(density > xp.asarray(limits + 1e-9)), len(limits) - 1)
-    numerator = density * sizes.sum() - xp.asarray(n_dense)[j]
-    eps = numerator / xp.asarray(np.where(rest > 0, rest, 1.0))[j]
-    densities = xp.where(xp.asarray(is_dense)[j], 1.0, xp.minimum(eps * raws, 1.0))
-    sparsities = xp.maximum(1 - densities, 0.0)
-    return jax.tree.unflatten(treedef, [float(s) if xp is np else s for s in sparsities])
+    total = sum(x.size for x in leaves)
+    if _is_number(sparsity):
+        density = 1 - (int(sparsity) / total if is_count(sparsity) else sparsity)
+        j = min(np.sum(density > limits + _NEAR), len(limits) - 1)
+        eps = (density * sizes.sum() - n_dense[j]) / (rest[j] if rest[j] > 0 else 1.0)
+        densities = np.where(is_dense[j], 1.0, np.minimum(eps * raws, 1.0))
+        return jax.tree.unflatten(treedef, np.maximum(1 - densities, 0.0).tolist())
+
+    # the same of a sparsity n / whole that is traced: what each leaf loses is a line in n
+    n, whole = numerator(jnp.asarray(sparsity), total)
+
+    def line(size: int, own: float, dense: bool, full: float, others: float) -> tuple[Any, Any]:
+        """Slope and offset of `size (1 - eps own)`."""
+        share = Fraction(0) if dense or not own else size * Fraction(own) / Fraction(others)
+        return share * total / whole, 0 if dense else size - share * (total - int(full))
+
+    whole_sizes = [x.size for x in leaves]
+    lines = [
+        [line(*leaf, full, others) for leaf in zip(whole_sizes, raws, dense, strict=True)]
+        for dense, full, others in zip(is_dense, n_dense, rest, strict=True)
+    ]
+    ends = [math.ceil(whole * (1 - limit - _NEAR)) for limit in limits.tolist()]
+    j = (n < jnp.asarray(np.clip(ends, 0, END), jnp.int32)).sum(dtype=jnp.int32)
+    counts = rounded(n, lines, whole_sizes, jnp.minimum(j, len(lines) - 1))
+    return jax.tree.unflatten(treedef, list(counts))
+
+
+def _is_number(sparsity: Any) -> bool:
+    """Whether a sparsity is one of Python, or of numpy's that count as such."""
+    return isinstance(sparsity, (int, float, np.integer))

@@ -22,8 +22,9 @@ Scores = Any
 Masks = Any
 
 # A Python float, a float scalar array, or an integer. A *float* is the fraction that is pruned, in
-# [0, 1); an *integer* is the number of weights that are pruned. Only allocations hand out
-# integers: a fraction in float32 can't name one weight among 25 million.
+# [0, 1); an *integer* is the number of weights that are pruned: of all leaves together where it is
+# asked of an allocation, of a leaf where an allocation hands it out. A fraction in float32 can't
+# name one weight among 25 million.
 Sparsity = Any
 Sparsities = Any
 
@@ -99,15 +100,46 @@ def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     )
 
 
-def check_sparsity(sparsity: Any) -> Any:
+def is_count(sparsity: Any) -> bool:
+    """Whether a sparsity is an integer, and so a number of weights; it may be traced."""
+    if isinstance(sparsity, bool):
+        return False
+    kind = getattr(sparsity, "dtype", None)
+    return isinstance(sparsity, int) or (kind is not None and jnp.issubdtype(kind, jnp.integer))
+
+
+def check_sparsity(sparsity: Any, size: int | None = None) -> Any:
+    """`sparsity` itself, or ValueError where it is known and neither a fraction nor a count.
+
+    Args:
+      size: how many weights there are, all of which no count may prune; None where not known.
+    """
+    if not is_count(sparsity) or not is_known(sparsity) or np.ndim(sparsity):
+        return check_fraction(sparsity)
+    n = int(sparsity)
+    if n < 0 or (size is not None and n >= max(size, 1)):
+        of = "" if size is None else f" of {size:,}"
+        hint = f" For {n}% write {n / 100:g}." if 1 < n < 100 else ""
+        raise ValueError(
+            f"an integer sparsity is how many weights{of} are pruned, and leaves some; a float is "
+            f"the fraction pruned, in [0, 1); got {n:,}.{hint}"
+        )
+    return sparsity
+
+
+def check_fraction(sparsity: Any) -> Any:
     """`sparsity` itself, or ValueError where it is known and not a fraction in [0, 1)."""
-    if not is_known(sparsity):
-        return sparsity
-    if isinstance(sparsity, bool) or not isinstance(
-        sparsity, (int, float, np.ndarray, np.generic, jax.Array)
-    ):
+    if is_mask(sparsity) or isinstance(sparsity, bool):
         raise TypeError(
             f"sparsity must be a number in [0, 1), the fraction pruned; got {sparsity!r} of type "
+            f"{type(sparsity).__name__}."
+        )
+    if not is_known(sparsity):
+        return sparsity
+    if not isinstance(sparsity, (int, float, np.ndarray, np.generic, jax.Array)):
+        seen = repr(sparsity) if isinstance(sparsity, (str, list, type(None))) else "one"
+        raise TypeError(
+            f"sparsity must be a number in [0, 1), the fraction pruned; got {seen} of type "
             f"{type(sparsity).__name__}."
         )
     if np.ndim(sparsity) != 0:

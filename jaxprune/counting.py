@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.base import is_count
 from jaxprune.wide import Wide, minus, plus, times, wide
 
 MOST = 2**31 - 2**24 - 1  # entries of a leaf that can be counted and ranked
@@ -29,7 +30,7 @@ def count(sparsity: Any, size: int) -> Any:
         return min(int(sparsity), size)
     if isinstance(sparsity, float):  # np.float64 too
         # fifteen digits first: 0.145 * 100 is 14.499999999999998 in binary
-        return round(round(sparsity * size, 15 - len(str(size))))
+        return round(round(sparsity * size, _digits(size)))
     if size > MOST:
         raise ValueError(
             f"the weights of a leaf are counted in int32, at most {MOST:,}; got a leaf of "
@@ -58,6 +59,18 @@ def left(sparsity: Any, size: int) -> Wide:
     pruned = plus(times(decimal, whole), wide(quotient))
     rounds_up = (remainder > _GRID // 2) | ((remainder == _GRID // 2) & (pruned.low % 2 == 1))
     return minus(wide(size), plus(pruned, wide(rounds_up.astype(jnp.int32))))
+
+
+def numerator(sparsity: jax.Array, size: int) -> tuple[jax.Array, int]:
+    """A traced sparsity as an integer, and what to divide it by for the fraction of `size`."""
+    if is_count(sparsity):
+        return jnp.maximum(sparsity.astype(jnp.int32), 0), max(size, 1)
+    return _decimal(sparsity.astype(jnp.float32)), _GRID
+
+
+def _digits(size: int) -> int:
+    """How many decimals of a number up to `size` are exact, of fifteen digits."""
+    return 15 - len(str(size))
 
 
 def portion(fraction: Any, n: jax.Array, up: bool = False) -> jax.Array:

@@ -19,7 +19,7 @@ from jaxprune.base import (
     Score,
     Scores,
     Sparsities,
-    check_sparsity,
+    check_fraction,
     is_known,
     map_scored,
     schedule_ends,
@@ -54,7 +54,7 @@ def random_start(
         all, where that is known, for it could never grow one.
     """
     score = random(key)
-    check_sparsity(sparsity)
+    check_fraction(sparsity)
 
     def init(params: Params) -> MaskState:
         chosen = prunable(params)

@@ -22,6 +22,7 @@ from jaxprune.base import (
     Scores,
     Sparsity,
     check_sparsity,
+    is_count,
     is_known,
     is_mask,
 )
@@ -134,7 +135,8 @@ def select(
     Args:
       scores: pytree of floats, higher = keep; None where a leaf is never pruned.
       allocation: how much of each leaf, such as `uniform`, `erk` or `global_threshold`.
-      sparsity: the fraction pruned, in [0, 1): a number, or a traced scalar.
+      sparsity: the fraction pruned, in [0, 1); or, as an integer, how many weights, of all leaves
+        together. It may be a traced scalar.
       pattern: which entries of a leaf.
 
     Raises:
@@ -150,7 +152,7 @@ def select(
     Array([1, 0, 1, 0, 0, 1, 1, 0], dtype=int32)
     """
     check_callables(allocation, pattern)
-    check_sparsity(sparsity)
+    check_sparsity(sparsity, sum(x.size for x in jax.tree.leaves(scores)) or None)
     if not jax.tree.leaves(scores):
         raise ValueError(
             "there is nothing to prune: all scores are None. prunable=kernels chooses leaves of "
@@ -249,7 +251,7 @@ def _check_nm(n: int, m: int, axis: int, shape: tuple[int, ...], sparsity: Spars
             f"argument of jit). Use uniform and sparsity={1 - n / m:g}; every(..., start=...) "
             "says when."
         )
-    if isinstance(sparsity, int) or jnp.issubdtype(jnp.asarray(sparsity).dtype, jnp.integer):
+    if is_count(sparsity):
         asked = int(sparsity) / math.prod(shape)
     else:
         asked = float(sparsity)
@@ -265,8 +267,8 @@ def _whole(group_scores: jax.Array, sparsity: Sparsity, size: int) -> jax.Array:
     the leaf's `size` entries.
     """
     groups = group_scores.size
-    if isinstance(sparsity, int):
-        pruned: Any = round(sparsity * groups / size)
+    if isinstance(sparsity, (int, np.integer)):
+        pruned: Any = round(int(sparsity) * groups / size)
     elif isinstance(sparsity, jax.Array) and jnp.issubdtype(sparsity.dtype, jnp.integer):
         pruned = jnp.round(sparsity.astype(jnp.float32) * (groups / size)).astype(jnp.int32)
     else:

@@ -17,7 +17,7 @@ from jaxprune.base import (
     Params,
     Pattern,
     Score,
-    check_sparsity,
+    check_fraction,
     is_known,
     map_scored,
 )
@@ -118,7 +118,7 @@ def soup_phase(
     Reference: Zimmer et al., 2024, Sparse Model Soups: A Recipe for Improved Pruning via Model
     Averaging.
     """
-    check_sparsity(sparsity)
+    check_fraction(sparsity)
     masks = all_kept(prunable(params)) if masks is None else like(masks, params)
     _check_denser(masks, sparsity)
     own = map_scored(lambda _, w: w, masks, params)
@@ -192,7 +192,7 @@ def _sparsities(sparsities: Any) -> jax.Array:
         )
     if known:
         for sparsity in values.tolist():
-            check_sparsity(sparsity)
+            check_fraction(sparsity)
         if (np.diff(values) < 0).any():
             raise ValueError(
                 "sparse_model_soups: sparsities rise from phase to phase, for what is pruned "

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, Sparsities, Sparsity, check_sparsity, is_known, is_mask
+from jaxprune.base import Masks, Sparsities, Sparsity, check_fraction, is_known, is_mask
 from jaxprune.counting import count
 from jaxprune.rules import named_leaves, quoted
 
@@ -180,6 +180,6 @@ def _pruned_of_one(what: str, sparsity: Sparsity, size: int) -> int:
             "of weights; write a fraction as a float in [0, 1)."
         )
     try:
-        return int(count(check_sparsity(sparsity), size))
+        return int(count(check_fraction(sparsity), size))
     except (TypeError, ValueError) as error:
         raise type(error)(f"the target of {what}: {error}") from error

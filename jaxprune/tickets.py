@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, MaskTransform, Params, check_sparsity, copied, is_known
+from jaxprune.base import Masks, MaskTransform, Params, check_fraction, copied, is_known
 from jaxprune.counting import n_true
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves, quoted
@@ -43,7 +43,7 @@ def phase_rate(sparsity: Any, phases: int, start: Any = 0.0) -> Any:
     """
     _check_phases("phase_rate", phases)
     for value in (sparsity, start):
-        check_sparsity(value)
+        check_fraction(value)
     if is_known(sparsity) and is_known(start) and float(sparsity) < float(start):
         raise ValueError(
             f"phase_rate: the sparsity {float(sparsity):g} is below {float(start):g}, where the "

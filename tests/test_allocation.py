@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.counting import count
 from jaxprune.deferred import defer
 
 
@@ -230,21 +231,63 @@ def test_python_in_python_out_also_under_jit():
 @pytest.mark.parametrize("allocation", [jp.er, jp.erk])
 def test_traced_equals_static(allocation, name):
     scores = shapes_as_scores(*NETWORKS[name])
-    grid = jnp.array([0.0, 0.1, 0.35, 0.5, 0.8, 0.9, 0.95, 0.98])
+    grid = jnp.array([0.0, 0.1, 0.35, 0.5, 0.8, 0.9, 0.95, 0.98, *np.linspace(0.0035, 0.9965, 332)])
     # a schedule of sparsities in one call
     traced = jax.jit(jax.vmap(lambda s: allocation(scores, s)))(grid)
     for i, sparsity in enumerate(grid.tolist()):
-        static = allocation(scores, round(sparsity, 6))
+        static = allocation(scores, round(sparsity, 7))  # float32 is read so
         for key, value in static.items():
-            if math.prod(scores[key].shape):
-                assert float(traced[key][i]) == pytest.approx(value, abs=3e-6), (key, sparsity)
+            n = count(value, math.prod(scores[key].shape))
+            assert int(jnp.asarray(traced[key])[i]) == n, (key, sparsity)
 
 
 def test_a_concrete_array_equals_a_python_number():
     scores = shapes_as_scores(*TOY)
     for sparsity in (jnp.float32(0.7), np.float32(0.7)):
         for key, value in jp.erk(scores, 0.7).items():
-            assert float(jp.erk(scores, sparsity)[key]) == pytest.approx(value, abs=1e-6)
+            n = count(value, math.prod(scores[key].shape))
+            assert int(jp.erk(scores, sparsity)[key]) == n
+
+
+SQUARES = {
+    "a": jnp.arange(100.0).reshape(10, 10),
+    "b": jnp.arange(300.0).reshape(30, 10),
+    "c": None,
+}
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.int32, jnp.int32, lambda n: jnp.array(n)])
+def test_an_integer_is_a_number_of_weights_of_all_leaves_together(kind):
+    pruned = lambda allocation, n: {
+        path: int((~mask).sum())
+        for path, mask in jp.select(SQUARES, allocation, kind(n)).items()
+        if mask is not None
+    }
+    assert pruned(jp.uniform, 20) == {"a": 5, "b": 15}
+    assert pruned(jp.global_threshold, 21) == {"a": 10, "b": 11}  # of 0 to 10 one is kept in a
+    # densities 0.2 and 40/300 times eps: of 400 weights 40 kept = eps * (20 + 40)
+    assert pruned(jp.erk, 360) == {"a": 87, "b": 273}
+    assert pruned(jp.per_layer({"a": kind(7)}), 30) == {"a": 7, "b": 30}
+    assert pruned(jp.per_layer({"a": kind(7)}, compensate=True), 30) == {"a": 7, "b": 23}
+    assert pruned(jp.per_layer({"a": 0.07}, compensate=True), 30) == {"a": 7, "b": 23}
+    assert pruned(jp.per_layer({"a": lambda s: s / 2}), 40) == {"a": 5, "b": 40}  # s = 0.1
+
+
+def test_a_traced_integer_is_the_number_that_it_is():
+    for allocation in (jp.uniform, jp.erk, jp.global_threshold, jp.erk_plus("b")):
+        traced = jax.jit(lambda n, a=allocation: jp.select(SQUARES, a, n))
+        for n in (0, 1, 37, 99):
+            static = jp.select(SQUARES, allocation, n)
+            assert all(map(np.array_equal, jax.tree.leaves(traced(n)), jax.tree.leaves(static)))
+
+
+def test_an_integer_that_leaves_nothing_is_refused():
+    for n, fragment in ((400, "how many weights of 400 are pruned"), (-1, "got -1.")):
+        with pytest.raises(ValueError) as error:
+            jp.select(SQUARES, jp.uniform, n)
+        assert fragment in str(error.value)
+    with pytest.raises(ValueError, match="how many weights of 100 are pruned"):
+        jp.per_layer({"a": 100})(SQUARES, 0.5)
 
 
 def test_holes_stay_holes():
@@ -369,7 +412,8 @@ def test_per_layer_an_unmatched_rule_is_named_with_the_leaves(rule):
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "kind"), [(90, ValueError), (1.0, ValueError), ("x", TypeError)]
+    ("sparsity", "kind"),
+    [(-90, ValueError), (1.0, ValueError), ("x", TypeError), (True, TypeError)],
 )
 def test_per_layer_checks_its_numbers_at_once(sparsity, kind):
     with pytest.raises(kind, match="sparsity"):
@@ -441,7 +485,16 @@ def test_compensation_of_a_traced_sparsity_equals_that_of_a_number(sparsity):
     for allocation in (jp.uniform_plus("conv1", "fc"), jp.erk_plus("fc")):
         traced = jax.jit(lambda s, allocation=allocation: allocation(params, s))(sparsity)
         for path, own in allocation(params, sparsity).items():
-            assert float(traced[path]) == pytest.approx(own, abs=2e-6)
+            size = params[path].size
+            assert int(count(traced[path], size)) == count(own, size)
+
+
+def test_compensation_of_a_traced_sparsity_is_clipped():
+    """What the rest can't make up for is refused where it is known, and clipped where it is not."""
+    scores = {"big": jnp.ones(90), "small": jnp.ones(10)}
+    for own, sparsity, small in ((0.0, 0.9, 1.0), (0.9, 0.1, 0.0)):
+        traced = jax.jit(jp.per_layer({"big": own}, compensate=True))(scores, sparsity)
+        assert float(traced["small"]) == small
 
 
 @pytest.mark.parametrize(

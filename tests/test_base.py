@@ -5,17 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.base import END, MaskState, check_sparsity, is_mask, is_none, map_scored
+from jaxprune.base import (
+    END,
+    MaskState,
+    check_fraction,
+    check_sparsity,
+    is_mask,
+    is_none,
+    map_scored,
+)
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.0, 0.5, 0.999, np.float32(0.9), np.float64(0.25)])
 def test_a_fraction_passes_unchanged(sparsity):
-    assert check_sparsity(sparsity) is sparsity
+    assert check_fraction(sparsity) is sparsity
 
 
 def test_a_scalar_array_passes_unchanged():
     for sparsity in (jnp.float32(0.5), np.array(0.5)):
-        assert check_sparsity(sparsity) is sparsity
+        assert check_fraction(sparsity) is sparsity
 
 
 def test_a_traced_sparsity_passes_unchanged():
@@ -23,7 +31,7 @@ def test_a_traced_sparsity_passes_unchanged():
 
     @jax.jit
     def f(sparsity):
-        passed.append(check_sparsity(sparsity) is sparsity)
+        passed.append(check_fraction(sparsity) is sparsity)
         return sparsity
 
     f(90.0)  # unknown while it is traced
@@ -48,7 +56,7 @@ def test_a_traced_sparsity_passes_unchanged():
 )
 def test_no_fraction_is_refused(sparsity, fragments):
     with pytest.raises(ValueError) as error:
-        check_sparsity(sparsity)
+        check_fraction(sparsity)
     for fragment in fragments:
         assert fragment in str(error.value)
 
@@ -56,7 +64,7 @@ def test_no_fraction_is_refused(sparsity, fragments):
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, 100, float("nan")])
 def test_percent_is_suggested_only_for_percents(sparsity):
     with pytest.raises(ValueError) as error:
-        check_sparsity(sparsity)
+        check_fraction(sparsity)
     assert "%" not in str(error.value)
 
 
@@ -66,14 +74,14 @@ def test_percent_is_suggested_only_for_percents(sparsity):
 )
 def test_no_number_is_refused_by_its_type(sparsity, kind):
     with pytest.raises(TypeError, match="sparsity must be a number in") as error:
-        check_sparsity(sparsity)
+        check_fraction(sparsity)
     assert repr(sparsity) in str(error.value) and f"of type {kind}" in str(error.value)
 
 
 @pytest.mark.parametrize("array", [np.array([0.5, 0.9]), jnp.array([0.5])])
 def test_an_array_of_sparsities_is_sent_to_per_layer(array):
     with pytest.raises(ValueError, match="must be one number") as error:
-        check_sparsity(array)
+        check_fraction(array)
     assert f"shape {array.shape}" in str(error.value)
     assert "allocation=per_layer({path: sparsity})" in str(error.value)
 
@@ -111,3 +119,15 @@ def test_mask_state_is_a_pytree_of_its_masks():
 
 def test_end_is_the_last_int32():
     assert int(jnp.int32(END)) == END == 2**31 - 1
+
+
+@pytest.mark.parametrize("sparsity", [np.bool_(True), jnp.array(True), np.array(False)])
+def test_a_bool_is_no_sparsity(sparsity):
+    for check in (check_sparsity, check_fraction):
+        with pytest.raises(TypeError, match="sparsity must be a number in"):
+            check(sparsity)
+
+
+@pytest.mark.parametrize("sparsity", [0, 20, np.int64(20), jnp.int32(99), np.array(3), 0.5])
+def test_a_number_of_weights_passes_unchanged(sparsity):
+    assert check_sparsity(sparsity, 100) is sparsity

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from jaxprune.analysis.landscape import check_loss
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, Scores, check_sparsity, is_known
+from jaxprune.base import Masks, Params, Scores, check_fraction, is_known
 from jaxprune.counting import count
 from jaxprune.drop_grow import among
 from jaxprune.masks import all_kept, apply_masks, with_own
@@ -56,7 +56,7 @@ def in_rounds(
     """
     if isinstance(rounds, bool) or not hasattr(rounds, "__index__") or rounds < 1:
         raise ValueError(f"{what}: rounds is how many times to prune, at least 1; got {rounds!r}.")
-    check_sparsity(sparsity)
+    check_fraction(sparsity)
     _, own = context
     kept = schedule(sparsity, rounds, sum(w.size for w in jax.tree.leaves(own)))
     masks, _ = scan(one_round, context, all_kept(own), kept, unroll)

@@ -15,8 +15,8 @@ from jaxprune.base import (
     MaskTransform,
     Params,
     Pattern,
+    check_fraction,
     check_schedule,
-    check_sparsity,
     value_at,
 )
 from jaxprune.masks import with_own
@@ -70,7 +70,7 @@ def dpf(
     if callable(sparsity):
         check_schedule(sparsity)
     else:
-        check_sparsity(sparsity)
+        check_fraction(sparsity)
 
     def masks(params: Params, step: Any, at_end: Any) -> Masks:
         asked = value_at(sparsity, step, at_end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -49,7 +50,7 @@ def prune(
       score: what each weight is worth; see `jaxprune.scores`.
       allocation: how much of each leaf; see `jaxprune.allocation`.
       sparsity: the fraction pruned, in [0, 1), or a function of the step (int32) to it. Should a
-        schedule fall, the masks stay as they are.
+        schedule fall, the masks stay as they are. An integer is how many weights are pruned.
       pattern: which entries of a leaf; see `jaxprune.pattern`.
       prunable: `params -> params` with None in place of what is never pruned.
 
@@ -71,6 +72,8 @@ def prune(
     def init(params: Params) -> MaskState:
         chosen = prunable(params)
         check_any(chosen, params)
+        if not callable(sparsity):
+            check_sparsity(sparsity, sum(w.size for w in jax.tree.leaves(chosen)))
         return MaskState(all_kept(chosen))
 
     def update(

@@ -15,7 +15,7 @@ from jaxprune.base import (
     Masks,
     MaskTransform,
     Params,
-    check_sparsity,
+    check_fraction,
     is_known,
     map_scored,
 )
@@ -67,8 +67,8 @@ def top_kast(
 
     Reference: Jayakumar et al., 2020, Top-KAST: Top-K Always Sparse Training.
     """
-    check_sparsity(sparsity)
-    check_sparsity(backward_sparsity)
+    check_fraction(sparsity)
+    check_fraction(backward_sparsity)
     if is_known(sparsity) and backward_sparsity > sparsity:
         raise ValueError(
             "top_kast trains all that the forward pass uses, and more: backward_sparsity must be "

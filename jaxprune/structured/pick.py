@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.allocation import global_threshold
-from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity, is_known
+from jaxprune.base import Allocation, Scores, Sparsity, check_fraction, is_known
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.budget import within_measured, within_share
 from jaxprune.structured.choose import choose
@@ -69,7 +69,7 @@ def pick(
             f"{'at_most' if measure is None else 'measure'}."
         )
     if given == ["sparsity"]:
-        return choose(scores, allocation, check_sparsity(sparsity), round_to)
+        return choose(scores, allocation, check_fraction(sparsity), round_to)
     how = structure, scores, allocation
     if measure is not None and at_most is not None:
         found = within_measured(*how, measure, at_most, round_to)

@@ -15,8 +15,8 @@ from jaxprune.base import (
     MaskTransform,
     Params,
     Score,
+    check_fraction,
     check_schedule,
-    check_sparsity,
     map_scored,
     value_at,
 )
@@ -59,7 +59,7 @@ def prune_neurons(
     if callable(sparsity):
         check_schedule(sparsity)
     else:
-        check_sparsity(sparsity)
+        check_fraction(sparsity)
     if not structure.groups:
         raise ValueError(
             "prune_neurons: there is no group to prune; print the structure to see what freezes "

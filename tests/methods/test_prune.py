@@ -352,7 +352,7 @@ def test_masks_are_born_with_the_sharding_of_their_params():
 @pytest.mark.parametrize(
     ("sparsity", "kind", "fragment"),
     [
-        (90, ValueError, "got 90. For 90% write 0.9."),
+        (-90, ValueError, "got -90."),
         (1.0, ValueError, "in [0, 1); got 1."),
         (-0.1, ValueError, "got -0.1."),
         (float("nan"), ValueError, "got nan."),
@@ -366,6 +366,15 @@ def test_a_sparsity_that_is_none(sparsity, kind, fragment):
     with pytest.raises(kind) as error:
         jp.prune(jp.magnitude, jp.uniform, sparsity)
     assert fragment in str(error.value)
+
+
+def test_an_integer_is_how_many_weights_are_pruned():
+    params = {"kernel": jnp.arange(1.0, 101).reshape(10, 10), "bias": jnp.ones(10)}
+    tx = jp.sparsify(optax.sgd(0.0), jp.prune(jp.magnitude, jp.uniform, 20))
+    state = tx.update(params, tx.init(params), params)[1]
+    assert int((~jp.get_masks(state)["kernel"]).sum()) == 20
+    with pytest.raises(ValueError, match="how many weights of 100 are pruned"):
+        jp.prune(jp.magnitude, jp.uniform, 100).init(params)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ def test_rounding():
     assert counts(jp.pick(STRUCTURE, SCORES, 0.5, jp.uniform, round_to=3)) == [3, 30]
 
 
+def test_a_group_that_loses_none_keeps_its_size():
+    """64 is no multiple of 5, nor 8; of b a quarter goes, 48 are left, and 45 of them kept."""
+    rules = jp.per_layer({"a": 0.0, "b": 0.25})
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.25, rules, round_to=5)) == [8, 45]
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.0, round_to=5)) == [8, 64]
+
+
 def test_nan_scores_are_kept_and_seen():
     scores = {**SCORES, "a": SCORES["a"].at[2].set(jnp.nan)}
     assert jp.pick(STRUCTURE, scores, 0.5)["a"].tolist() == [False, False, True] + [False] * 5
@@ -71,6 +78,21 @@ def test_budgets_are_met_and_no_more(what, budget):
     if budget < 1:
         more = jp.pick(structure, scores, one_less)
         assert getattr(jp.cost(structure, more), what) > budget * dense
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+def test_what_rounding_left_over_goes_to_the_best_of_all(flip):
+    """Twins of 16, in multiples of 4: the better gets what is left over, and its next best."""
+    params = weights(u=(4, 16), v=(4, 16), x=(16, 2), y=(16, 2))
+    fn = lambda p, x: jnp.tanh(x @ p["u"]) @ p["x"] + jnp.tanh(x @ p["v"]) @ p["y"]
+    structure = jp.analyze(fn, params, jnp.ones((1, 4)))
+    for better in "uv":
+        scores = {name: flip * jnp.arange(16.0) + (name == better) * 1e-3 for name in "uv"}
+        kept = jp.pick(structure, scores, None, jp.uniform, weights=22 / 32, round_to=4)
+        # 22 neurons may be left: 8 and 8, and a multiple for the better
+        for name, own in kept.items():
+            best = np.arange(16)[::-flip][: 12 if name == better else 8]
+            assert np.flatnonzero(own).tolist() == sorted(best.tolist())
 
 
 def test_a_rounded_budget_is_filled():

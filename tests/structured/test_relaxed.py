@@ -43,6 +43,49 @@ def test_open_and_closed_gates_cost_what_neurons_do(name):
     np.testing.assert_allclose(jp.relaxed_cost(structure, {}), jp.cost(structure), rtol=1e-6)
 
 
+def branches(params, x):
+    """A product of 4 x 8, then a cheap branch, 8 x 2, or a dear one, 8 x 6 and 6 x 2."""
+    dear = lambda h: h @ params["c"] @ params["d"]
+    return jax.lax.cond(x[0, 0] > 0, lambda h: h @ params["b"], dear, x @ params["a"])
+
+
+def test_the_dearest_branch_counts():
+    params = weights(a=(4, 8), b=(8, 2), c=(8, 6), d=(6, 2))
+    structure = jp.analyze(branches, params, jnp.ones((1, 4)))
+    assert jp.cost(structure).flops == 2 * (32 + 48 + 12)
+    assert jp.relaxed_cost(structure, {}).flops == 2 * (32 + 48 + 12)
+    kept = {"c": np.arange(6) < 1}  # now the other branch is the dearer: 16 against 8 + 2
+    assert jp.cost(structure, kept).flops == 2 * (32 + 16)
+    gates = {"c": jnp.full(6, 1 / 6)}
+    np.testing.assert_allclose(jp.relaxed_cost(structure, gates).flops, 2 * (32 + 16))
+    slope = jax.grad(lambda f: jp.relaxed_cost(structure, {"c": f}).flops)
+    assert (slope(jnp.ones(6)) == 2 * (8 + 2)).all() and not slope(gates["c"]).any()
+
+
+def test_derivatives_do_not_count():
+    """Of a function with a derivative of its own the function counts, not the derivative."""
+
+    @jax.custom_jvp
+    def square(h, w):
+        return h @ w
+
+    @square.defjvp
+    def square_jvp(primals, tangents):
+        (h, w), (dh, dw) = primals, tangents
+        return h @ w, dh @ w + h @ dw
+
+    @jax.custom_vjp
+    def other(h, w):
+        return h @ w
+
+    other.defvjp(lambda h, w: (h @ w, (h, w)), lambda kept, g: (g @ kept[1].T, kept[0].T @ g))
+    params = weights(a=(4, 8), b=(8, 2))
+    for product in (square, other):
+        fn = lambda p, x, product=product: product(jnp.tanh(x @ p["a"]), p["b"])
+        structure = jp.analyze(fn, params, jnp.ones((1, 4)))
+        assert jp.cost(structure).flops == jp.relaxed_cost(structure, {}).flops == 2 * (32 + 16)
+
+
 def test_halved_gates_halve_each_side():
     """As after cutting: both sides of a layer shrink, and a target of 1/2 gives a quarter."""
     params = weights(a=(4, 8), b=(8, 8), c=(8, 2))

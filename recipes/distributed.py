@@ -33,7 +33,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from recipes.common import cli, data, layout, models, processes, run, settings, sharded
+from recipes.common import (
+    cli,
+    data,
+    dead,
+    layout,
+    models,
+    processes,
+    results,
+    run,
+    settings,
+    sharded,
+)
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped, deferred_signals
 from recipes.common.training import classification
@@ -131,7 +142,8 @@ def check(config: Config) -> None:
 def train(config: Config) -> dict[str, Any]:
     """Trains as one of the processes; returns what summary.json holds. All of them call it."""
     mesh = mesh_of(config)
-    digits = data.load("digits").train
+    dataset = data.load("digits")
+    digits = dataset.train
     if config.batch_size > len(digits.labels):
         raise RecipeError(
             f"--batch-size {config.batch_size} is more than all {len(digits.labels):,} examples"
@@ -163,7 +175,7 @@ def train(config: Config) -> dict[str, Any]:
                     sys.exit(128 + signal.SIGTERM)
                 raise Stopped(signal.SIGTERM, f"stopped after step {done}; go on with --resume")
         checkpoints.wait_until_finished()
-        return _finish(config, mesh, state, loss)
+        return _finish(config, mesh, state, loss, dataset.test)
 
 
 def mesh_of(config: Config) -> Mesh:
@@ -289,7 +301,24 @@ def _stops(
     return checkpoints.reached_preemption(step) if received is None else received() is not None
 
 
-def _finish(config: Config, mesh: Mesh, state: State, loss: jax.Array) -> dict[str, Any]:
+def _tested(config: Config, mesh: Mesh, state: State, test: data.Split) -> dict[str, Any]:
+    """The test accuracy of the model, as of one seed; every process computes it."""
+    module = models.model("mlp", 10, width=config.width)
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
+    def look(params: Any, masks: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits: Any = module.apply({"params": params}, test.images)
+        return jnp.mean(logits.argmax(-1) == test.labels, keepdims=True), jp.collapsed(masks)
+
+    found = look(state.params, jp.get_masks(state.opt_state))
+    accuracy, collapsed = jax.tree.map(np.asarray, found)
+    empty = {path: 1 for path, empty in collapsed.items() if empty}
+    return results.accuracy(accuracy, dead.chance(test.labels), empty)
+
+
+def _finish(
+    config: Config, mesh: Mesh, state: State, loss: jax.Array, test: data.Split
+) -> dict[str, Any]:
     masks = jp.get_masks(state.opt_state)
     summary = {
         "recipe": "distributed",
@@ -299,6 +328,8 @@ def _finish(config: Config, mesh: Mesh, state: State, loss: jax.Array) -> dict[s
         "mesh": dict(mesh.shape),
         "steps": config.steps,
         "loss": float(loss),
+        "chance": dead.chance(test.labels),
+        "test_accuracy": _tested(config, mesh, state, test),
         "sparsity": round(float(jp.sparsity(masks)), 7),
         "params_sha256": digest(state.params),
         "masks_sha256": digest(masks),
@@ -308,6 +339,9 @@ def _finish(config: Config, mesh: Mesh, state: State, loss: jax.Array) -> dict[s
         run.unlock(config.out)
         for key in ("processes", "devices", "loss", "sparsity", "params_sha256", "masks_sha256"):
             print(f"{key:14} {summary[key]}")
+        print(f"{'test accuracy':14} {results.percent(summary['test_accuracy'])}")
+        for sign in dead.told(summary):
+            print(sign)
         print(f"Everything is in {config.out}: see {config.out / run.SUMMARY}")
     return summary
 

@@ -1,7 +1,7 @@
 """The loss between and around seeds, dense and pruned: `python -m recipes.landscape --help`.
 
 Trains a few seeds in one program, each twice, dense and pruned gradually to --sparsity. Then it
-draws the training loss on the plane through three seeds and on a filter-normalised plane around
+draws the training loss on the plane through three seeds and on a filter-normalized plane around
 the first, before and after one seed's neurons are matched to another's, and measures curvature:
 the largest eigenvalues of the Hessian, its trace, and the density of its spectrum.
 

@@ -1,4 +1,4 @@
-"""Pruning at initialisation, methods side by side: `python -m recipes.prune_at_init --help`.
+"""Pruning at initialization, methods side by side: `python -m recipes.prune_at_init --help`.
 
 Each method makes its masks of the first weights, before any training, at one sparsity or several;
 then all train alike, from the same weights and on the same batches. With --controls each method has
@@ -33,12 +33,13 @@ from recipes.common.training import Arm, Weights
 
 PROGRAM = "python -m recipes.prune_at_init"
 ACCURACY, CONTROLS = "plots/weights_left.png", "plots/controls.png"
+PER_CLASS = 10  # examples that masks are made from, but for `at_init.PER_CLASS`
 SHUFFLED, REDRAWN = "shuffled", "redrawn"
 
 
 @dataclass(frozen=True)
 class Config(settings.Settings):
-    """Pruning at initialisation, methods side by side, several seeds in one program."""
+    """Pruning at initialization, methods side by side, several seeds in one program."""
 
     out: Path = Path("runs/prune_at_init")
     """The folder to write to."""
@@ -54,7 +55,9 @@ class Config(settings.Settings):
     """Beside each method its masks shuffled within layers, and redrawn weights under its masks."""
     rounds: Annotated[int | None, cli.default_is("INT", "synflow 100; force, iter_snip 60")] = None
     """synflow, force, iter_snip: in how many rounds to prune."""
-    per_class: int = 10
+    per_class: Annotated[
+        int | None, cli.default_is("INT", "grasp 25, as in its authors' code; the others 10")
+    ] = None
     """snip, grasp, force, iter_snip: training examples of each class that a seed's masks see."""
 
 
@@ -79,7 +82,7 @@ def prune_at_init(config: Config) -> dict[str, Any]:
         outcome = study.train(config, PROGRAM, partial(arms, config))
     summary = {
         "recipe": "prune_at_init",
-        "studies": "test accuracy of networks pruned at initialisation, beside dense training",
+        "studies": "test accuracy of networks pruned at initialization, beside dense training",
         "methods": list(config.method),
         "sparsities": list(config.sparsity),
         "controls": config.controls,
@@ -88,7 +91,7 @@ def prune_at_init(config: Config) -> dict[str, Any]:
     add_collapse(config, outcome, summary["arms"])
     figures = pictures(config, outcome, summary["arms"])
     told = [name(kind, config) for kind in highest(config)]
-    study.publish(config, outcome, summary, "Pruning at initialisation", PROGRAM, figures, told)
+    study.publish(config, outcome, summary, "Pruning at initialization", PROGRAM, figures, told)
     return summary
 
 
@@ -101,7 +104,7 @@ def check(config: Config) -> None:
     for sparsity in config.sparsity:
         cli.in_range("--sparsity", sparsity, 0, 1, "[)")
     cli.at_least("--rounds", 1 if config.rounds is None else config.rounds, 1)
-    cli.at_least("--per-class", config.per_class, 1)
+    cli.at_least("--per-class", 1 if config.per_class is None else config.per_class, 1)
 
 
 def kinds(config: Config) -> list[Kind]:
@@ -128,8 +131,11 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     sparse = jp.sparsify(dense, jp.fixed(_all_kept))
     data = jax.device_put(dataset.train)
     labels, classes = dataset.train.labels, dataset.classes
-    rows = lambda key: balanced.balanced_rows(key, labels, classes, config.per_class)
-    make = {m: maker(at_init.masks_of(m, module, rows, config.rounds)) for m in config.method}
+    make = {}
+    for method in config.method:
+        of_each = config.per_class or at_init.PER_CLASS.get(method, PER_CLASS)
+        rows = partial(balanced.balanced_rows, labels=labels, classes=classes, of_each=of_each)
+        make[method] = maker(at_init.masks_of(method, module, rows, config.rounds))
     draw = redraw(module, dataset.train.images)
     begin = jax.jit(jax.vmap(lambda params, m: jp.sparsify(dense, jp.fixed(m)).init(params)))
     optimizer = lambda key: sparse

@@ -1,4 +1,4 @@
-"""Random pruning at initialisation beside dense training: `python -m recipes.random_erk --help`.
+"""Random pruning at initialization beside dense training: `python -m recipes.random_erk --help`.
 
 Masks are drawn before the first step and kept. What matters then is how much of each layer is kept
 (--allocation), and how wide the network is (--widths): networks of all widths keep as many weights
@@ -36,7 +36,7 @@ ALLOCATIONS = ("uniform", "uniform_plus", "er", "erk", "erk_plus", "snip")
 
 @dataclass(frozen=True)
 class Config(settings.Settings):
-    """Random pruning at initialisation beside dense training, several seeds in one program."""
+    """Random pruning at initialization beside dense training, several seeds in one program."""
 
     out: Path = Path("runs/random_erk")
     """The folder to write to."""
@@ -61,7 +61,7 @@ def random_pruning(config: Config) -> dict[str, Any]:
     outcome = study.train(config, PROGRAM, partial(arms, config))
     summary = {
         "recipe": "random_erk",
-        "studies": "test accuracy of random pruning at initialisation, beside dense training",
+        "studies": "test accuracy of random pruning at initialization, beside dense training",
         "allocations": list(config.allocation),
         "widths": list(config.widths),
         **study.summarise(config, outcome),
@@ -70,7 +70,7 @@ def random_pruning(config: Config) -> dict[str, Any]:
     figures = study.pictures(outcome)
     if len(config.widths) > 1:
         figures[WIDTHS] = widths_picture(config, summary["arms"])
-    study.publish(config, outcome, summary, "Random pruning at initialisation", PROGRAM, figures)
+    study.publish(config, outcome, summary, "Random pruning at initialization", PROGRAM, figures)
     return summary
 
 

@@ -17,6 +17,7 @@ from recipes.common.training import LossFn, classification
 
 METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random")
 ROUNDS = {"synflow": 100, "force": 60, "iter_snip": 60}
+PER_CLASS = {"grasp": 25}  # examples of each class that its authors take
 TEMPERATURE = 200  # of GraSP
 
 Forward = Callable[[Any], jax.Array]

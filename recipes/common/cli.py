@@ -197,8 +197,9 @@ def odd(flag: str, value: int, low: int) -> None:
 def one_of(flag: str, value: str, choices: Sequence[str]) -> None:
     """Raises `RecipeError` unless `value` is one of `choices`."""
     if value not in choices:
-        hint = close(value, choices) and f"{close(value, choices)} Or "
-        raise RecipeError(f"unknown {flag} '{value}'; {hint}choose one of {', '.join(choices)}")
+        hint = close(value, choices)
+        known = ", ".join(choices) + (f"; {hint}" if hint else "")
+        raise RecipeError(f"unknown {flag} '{value}'; choose one of {known}")
 
 
 def close(name: str, names: Iterable[str]) -> str:

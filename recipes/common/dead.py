@@ -78,7 +78,7 @@ def _accuracies(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Ma
         if "per_seed" in node:
             if "test_accuracy" in path:
                 words = [p for p in path if p not in ("arms", "networks", "test_accuracy")]
-                yield ", ".join(words), node
+                yield ", ".join(words) or "the network", node
             return
         for key, value in node.items():
             yield from _accuracies(value, (*path, key))

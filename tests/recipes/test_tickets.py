@@ -71,6 +71,12 @@ def test_it_writes_everything(finished):
         assert f"\n| {arm} | " in report
 
 
+def test_a_phase_prunes_as_published_unless_told():
+    """20 % of what is left, Frankle and Carbin, 2019."""
+    config = tickets.Config()
+    assert jp.phase_rate(config.sparsity, config.phases) == pytest.approx(0.2, abs=0.005)
+
+
 def test_every_phase_prunes_as_much_as_it_should(finished):
     records = records_of(finished[0])
     assert [record["phase"] for record in records] == [0, 1, 2, 3]

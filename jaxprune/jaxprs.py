@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -28,3 +28,14 @@ def leading_experts(eqn: Any) -> int:
     ragged = eqn.params.get("ragged_dot_dimension_numbers")
     (contracted, _), _ = dot_numbers(eqn)
     return 0 if ragged is None else int({*ragged.lhs_ragged_dimensions} <= {*contracted})
+
+
+def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """The results of an equation of these operands.
+
+    Until JAX 0.10 functions inside an equation were handed to it apart from its parameters.
+    """
+    params = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = params if isinstance(params, tuple) else ((), params)
+    results = eqn.primitive.bind(*functions, *operands, **params)
+    return list(results) if eqn.primitive.multiple_results else [results]

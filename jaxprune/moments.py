@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from jaxprune.base import Masks, Params, is_none
+from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves
-from jaxprune.zero_flow import keeps_zeros
+from jaxprune.zero_flow import follow, run
 
 
 def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> optax.OptState:
@@ -26,30 +27,43 @@ def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> opta
     return jax.tree.unflatten(treedef, map(_zero_where_pruned, leaves, own))
 
 
-def zero_again(
+def sparse_update(
     inner: optax.GradientTransformationExtraArgs,
-    inner_state: optax.OptState,
-    sparse: tuple[optax.Updates, optax.OptState, Params],
+    grads: optax.Updates,
+    opt_state: optax.OptState,
+    params: Params,
     masks: Masks,
     extra: dict[str, Any],
-) -> optax.OptState:
-    """The new `inner_state`, zeroed where `inner` may write although it saw only zeros there.
+    dense: bool = False,
+) -> tuple[optax.Updates, optax.OptState]:
+    """`inner.update` in a sparse world: what it is given and what it returns is zero where pruned.
 
-    Adafactor adds 1e-30 to its moments, others add noise; `zero_flow` says why not all are
-    zeroed again.
+    Gradients and moments are masked, and the params unless they are `dense`. Updates are not masked
+    again. Moments are, where `inner` may write although it saw only zeros there: adafactor adds
+    1e-30, others add noise. `zero_flow` says why not all are, and what 0 / 0 would do.
     """
-    _, old_state, params = sparse
-    of_params = _masks_of_leaves(masks, params)
-    own = (*of_params, *_leaf_masks(old_state, masks, params), *of_params)
-    proven = keeps_zeros(
-        lambda *args: inner.update(*args, **extra)[1], [mask is not None for mask in own], *sparse
+    rested = zero_pruned(opt_state, masks, params)
+    given = (apply_masks(grads, masks), rested, params if dense else apply_masks(params, masks))
+    updates, inner_state = inner.update(*given, **extra)
+
+    of_params, of_state = _masks_of_leaves(masks, params), _leaf_masks(rested, masks, params)
+    leaf_of = {id(mask): leaf for leaf, mask in enumerate(of_params) if mask is not None}
+    known = [*of_params, *of_state, *([None] * len(of_params) if dense else of_params)]
+    flow = follow(
+        lambda *args: inner.update(*args, **extra),
+        [leaf_of.get(id(mask)) for mask in known],
+        *given,
     )
+    if flow.plan:
+        updates, inner_state = run(flow, of_params, *given)
+
     leaves, treedef = jax.tree.flatten(inner_state)
-    masked = zip(leaves, _leaf_masks(inner_state, masks, params), proven, strict=True)
-    return jax.tree.unflatten(
-        treedef,
-        [leaf if done else _zero_where_pruned(leaf, mask) for leaf, mask, done in masked],
-    )
+    own, zero = _leaf_masks(inner_state, masks, params), flow.zero[len(flow.zero) - len(leaves) :]
+    masked = [
+        leaf if mask is None or leaf_of[id(mask)] == at else _zero_where_pruned(leaf, mask)
+        for leaf, mask, at in zip(leaves, own, zero, strict=True)
+    ]
+    return updates, jax.tree.unflatten(treedef, masked)
 
 
 def where_kept(

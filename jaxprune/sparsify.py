@@ -12,7 +12,7 @@ import optax
 from jaxprune.base import MaskTransform, Params
 from jaxprune.given import check_given, first_masks
 from jaxprune.masks import apply_masks, like, mask_states
-from jaxprune.moments import where_kept, zero_again, zero_pruned
+from jaxprune.moments import sparse_update, where_kept, zero_pruned
 
 
 class SparsifyState(NamedTuple):
@@ -48,6 +48,10 @@ def sparsify(
     `params + updates` exactly zero there. Nothing else is to be called.
 
     Put it last in an `optax.chain`: what scales or adds to the updates after it breaks the zeros.
+    What measures gradients goes inside, so that it counts no pruned weight:
+    `sparsify(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)), transform)`.
+
+    No update makes a zero of a weight that is nan or inf: `apply_masks` does, once.
 
     Args:
       inner: any optax optimizer. Every part of its state that is shaped like the params (moments,
@@ -101,13 +105,11 @@ def sparsify(
         check_given("sparsify", grads, state, params, SparsifyState)
         mask_state = _updated_masks(transform, grads, state, params, extra)
         masks = like(mask_state.masks, params)
-        rested = zero_pruned(state.inner_state, masks, params)
-        sparse = (apply_masks(grads, masks), rested, apply_masks(params, masks))
-        updates, inner_state = inner.update(*sparse, **extra)
-        inner_state = zero_again(inner, inner_state, sparse, masks, extra)
+        updates, inner_state = sparse_update(inner, grads, state.inner_state, params, masks, extra)
         if update_replaces_step and transform.due is not None:
             due = transform.due(state.mask_state, step=state.step)
             updates = _where(due, optax.tree.zeros_like(updates), updates)
+            rested = zero_pruned(state.inner_state, masks, params)
             inner_state = _where(due, rested, inner_state)
         updates = jax.tree.map(
             lambda w, m, u: u if m is None else jnp.where(m, u, -w), params, masks, updates
@@ -262,8 +264,9 @@ def freeze(
             else _updated_masks(transform, grads, state, params, extra)
         )
         trained = like(optax.tree.get(mask_state, "trained", mask_state.masks), params)
-        updates, inner_state = inner.update(
-            apply_masks(grads, trained), state.inner_state, params, mask_state=mask_state, **extra
+        told = {"mask_state": mask_state, **extra}
+        updates, inner_state = sparse_update(
+            inner, grads, state.inner_state, params, trained, told, dense=True
         )
         inner_state = where_kept(inner_state, state.inner_state, trained, params)
         updates = apply_masks(updates, trained)

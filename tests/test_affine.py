@@ -27,7 +27,7 @@ def test_any_line_equals_that_of_fractions():
                 [(Fraction(size - s, whole), s) for size, s in zip(sizes, starts, strict=True)]
             )
         of_row = jax.jit(lambda n, row, rows=rows: rounded(n, rows, sizes, row))
-        for n in [*rng.integers(0, min(whole, 2 ** 31 - 1), 40).tolist(), 0, whole // 2]:
+        for n in [*rng.integers(0, min(whole, 2**31 - 1), 40).tolist(), 0, whole // 2]:
             for row in (0, 1):
                 exact = [round(a * n + b) for a, b in rows[row]]
                 wanted = [min(max(x, 0), size) for x, size in zip(exact, sizes, strict=True)]

@@ -39,8 +39,8 @@ OPTIMIZERS = {
         optax.scale(-0.05),
     ),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(
-        optax.linear_schedule(0.05, 0.01, 5)
-    ),
+        optax.linear_schedule(0.05, 0.01, 5), b2=0.99
+    ),  # its numbers have the dtype of the params, and 0.999 would be 1 in bfloat16
     "noise_and_momentum": lambda: optax.chain(
         optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(0.05, momentum=0.9)
     ),
@@ -132,16 +132,27 @@ def test_pruned_weights_gradients_and_moments_are_exactly_zero(transform, optimi
     assert sparsity[-1] > 0.4  # the law is not kept by pruning nothing
 
 
+LOW = [
+    (t, o) for t in TRANSFORMS for o in OPTIMIZERS if o in TWO or t in ("gradual_global", "rigl")
+]
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@two_optimizers
-@transform_names
+@pytest.mark.parametrize(("transform", "optimizer"), LOW)
 def test_low_precision_keeps_exact_zeros_and_dtypes(transform, optimizer, dtype):
+    """And makes no nan, though an eps of 1e-8 is zero in float16."""
     params = tiny_params(dtype)
     tx = make(transform, optimizer, params)
-    new, _, (outside, sparsity) = jax.jit(functools.partial(train, tx))(params, tx.init(params))
+    new, state, (outside, sparsity) = jax.jit(functools.partial(train, tx))(params, tx.init(params))
     np.testing.assert_array_equal(outside, 0)
     assert sparsity[-1] > 0.4
     assert all(w.dtype == dtype for w in jax.tree.leaves(new))
+    assert is_finite((new, state))
+
+
+def is_finite(tree):
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return all(np.isfinite(np.asarray(x, np.float32)).all() for x in floats)
 
 
 # --- law 2: exact counts -------------------------------------------------------------------------

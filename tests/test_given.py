@@ -14,6 +14,7 @@ MASKS = {"kernel": jnp.array([[True, False], [False, True]]), "bias": None}
 WRAPPED = {
     "sparsify": lambda t: jp.sparsify(optax.sgd(0.1), t),
     "freeze": lambda t: jp.freeze(optax.sgd(0.1), t),
+    "keep_dense": lambda t: jp.keep_dense(optax.sgd(0.1), t),
     "track_masks": jp.track_masks,
 }
 wrappers = pytest.mark.parametrize("name", WRAPPED)

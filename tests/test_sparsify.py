@@ -92,6 +92,25 @@ def test_momentum_does_not_move_a_pruned_weight():
     assert state.inner_state[0].trace["kernel"].tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_weight_that_is_not_finite_is_healed_by_apply_masks(bad):
+    """No number that is added to it makes it zero: once is enough, and it is counted until then."""
+    tx = jp.sparsify(optax.adam(0.1), jp.fixed(MASKS))
+    params = {**PARAMS, "kernel": PARAMS["kernel"].at[0, 1].set(bad)}
+    grads, state = PARAMS, tx.init(PARAMS)
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    assert np.isnan(params["kernel"][0, 1]) and params["kernel"][1, 0] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))  # nothing else is hurt
+    with pytest.warns(UserWarning, match="1 weights are not zero where their mask is False"):
+        assert jp.report(params, MASKS).prunable.outside == 1
+    params = jp.apply_masks(params, jp.get_masks(state))
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_array_equal(params["kernel"] == 0, ~MASKS["kernel"])
+
+
 def test_steps_count_updates():
     _, state = run(jp.sparsify(optax.sgd(0.1), one_shot()), steps=4)
     assert int(state.step) == 4
@@ -247,13 +266,14 @@ SPECS = {"kernel": "rows", "bias": "whole"}
 
 
 @pytest.mark.parametrize("name", MAPPED)
-@pytest.mark.parametrize("masked", ["sparsify", "freeze", "track_masks"])
+@pytest.mark.parametrize("masked", ["sparsify", "freeze", "keep_dense", "track_masks"])
 def test_tree_map_params_maps_moments_as_it_does_without_masks(name, masked):
     """So are shardings of optimizer states made. Masks are no params there: they have holes."""
     inner = lambda: optax.adam(0.1)
     tx = {
         "sparsify": lambda: jp.sparsify(inner(), one_shot()),
         "freeze": lambda: jp.freeze(inner(), one_shot()),
+        "keep_dense": lambda: jp.keep_dense(inner(), jp.dpf(0.5, jp.uniform)),
         "track_masks": lambda: optax.chain(jp.track_masks(one_shot()), inner()),
     }[masked]
     own, plain = MAPPED[name](tx()), MAPPED[name](inner())

@@ -22,20 +22,20 @@ from jax.extend.core import Literal
 from jaxprune.coupling.expressions import Atom, Axes, atoms
 from jaxprune.coupling.reader import Program, Step
 from jaxprune.jaxprs import dot_numbers, scan_ends
-from jaxprune.zero_flow import ALL_ZERO
 
 Atoms = frozenset[Atom]
 Place = tuple[str, int]  # the path of a leaf, and an axis of it
 Zero = dict[Atom, frozenset[Place]]
 
 # f(0) = 0 entry by entry, or entries only move
-KEEPS_ZERO = ALL_ZERO | {
-    "asin", "asinh", "atan", "atanh", "broadcast_in_dim", "ceil", "concatenate", "conj", "cumsum",
-    "dynamic_update_slice", "erf", "erf_inv", "floor", "imag", "log1p",
-    "name", "optimization_barrier", "real", "reduce_window_max", "reduce_window_min",
-    "reduce_window_sum", "reshape", "rev", "round",
-    "sharding_constraint", "sinh", "slice", "split", "squeeze", "stack", "tile",
-    "transpose", "unstack",
+KEEPS_ZERO = {
+    "abs", "add", "add_any", "asin", "asinh", "atan", "atanh", "broadcast_in_dim", "cbrt", "ceil",
+    "concatenate", "conj", "convert_element_type", "copy", "copy_p", "cumsum",
+    "dynamic_update_slice", "erf", "erf_inv", "expm1", "floor", "imag", "log1p", "max", "min",
+    "name", "neg", "optimization_barrier", "real", "reduce_precision", "reduce_window_max",
+    "reduce_window_min", "reduce_window_sum", "reshape", "rev", "round", "sharding_constraint",
+    "sign", "sin", "sinh", "slice", "split", "sqrt", "square", "squeeze", "stack",
+    "stop_gradient", "sub", "tan", "tanh", "tile", "transpose", "unstack",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ sparsification); Zhi et al., 2023 (consensus); Zhu and Gupta, 2017 (gradual magn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -186,7 +187,8 @@ def families(harden: int) -> dict[str, tuple[Callable[[jax.Array], jp.Gate], flo
         "binary_concrete": (lambda step: jp.binary_concrete(2 / 3), 0.5),
         "bernoulli": (lambda step: jp.bernoulli(), 0.5),
         "straight_through": (lambda step: jp.straight_through(), 0.5),
-        "continuous": (lambda step: jp.continuous_sparsification(slope(step)), 0.5),
+        # plain sigmoids: gates harden to masks, which are 1 where open
+        "continuous": (lambda step: jp.continuous_sparsification(slope(step), math.inf), 0.5),
     }
 
 

@@ -6,46 +6,88 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxprune.base import map_scored
+from jaxprune.base import is_known, map_scored
 from jaxprune.gates.gate import Gate, Logits, check_positive
 
 
-def continuous_sparsification(slope: Any) -> Gate:
-    """Gates that are sigmoid(slope s). Without chance: it takes any key.
+def continuous_sparsification(slope: Any, initial: Any) -> Gate:
+    """Gates that are sigmoid(slope s) / sigmoid(initial). Without chance: it takes any key.
 
-    Raise the slope as training goes on, and the gates become the mask s > 0:
+    At slope 1, with logits that start at `initial`, every gate starts at 1 and no weight is scaled.
+    Raise the slope as training goes on, and the gates become steps: 0 where s < 0, and
+    1 / sigmoid(initial) where s > 0:
 
         slope = optax.exponential_decay(1.0, steps, 200.0)   # from 1 to 200
-        gates = continuous_sparsification(slope(step)).sample(None, logits)
+        logits = gate_logits(kernels(params), logit=0.05)
+        gates = continuous_sparsification(slope(step), 0.05).sample(None, logits)
+
+    The masks are `open_gates(logits)`, s > 0; the weights under them keep their factor
+    1 / sigmoid(initial). `p_open` is sigmoid(slope s), without the factor.
 
     Args:
       slope: one over the temperature; above 0; may be traced.
+      initial: the value at which all logits start, a scalar; may be traced. The lower, the more
+        gates close. `math.inf` for plain sigmoids, with a factor of 1.
 
     Raises:
-      ValueError: if the slope is not above 0.
+      ValueError: if the slope is not above 0, or 1 / sigmoid(initial) is not finite.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> gate = jp.continuous_sparsification(200.0)
-    >>> gate.deterministic({'kernel': jnp.array([.1, 0., -.1])})['kernel'].round(3)
-    Array([1. , 0.5, 0. ], dtype=float32)
+    >>> logits = {'kernel': jnp.array([.1, 0., -.1])}
+    >>> gates = jp.continuous_sparsification(1.0, initial=0.0).deterministic(logits)
+    >>> [round(gate, 2) for gate in gates['kernel'].tolist()]
+    [1.05, 1.0, 0.95]
+    >>> jp.continuous_sparsification(200.0, initial=0.0).deterministic(logits)['kernel'].round(3)
+    Array([2., 1., 0.], dtype=float32)
 
     Reference: Savarese, Silva and Maire, 2020, Winning the Lottery with Continuous Sparsification.
     """
     check_positive("continuous_sparsification", "slope", slope)
-    gates = lambda logits: map_scored(lambda s: jax.nn.sigmoid(slope * s), logits)
-    return Gate(lambda key, logits: gates(logits), gates, gates)
+    _check_initial("continuous_sparsification", initial)
+    factor = 1 + jnp.exp(-jnp.asarray(initial, jnp.float32))  # 1 / sigmoid(initial)
+    if is_known(factor) and not np.isfinite(factor):
+        raise ValueError(
+            "continuous_sparsification: gates are divided by sigmoid(initial), which is 0 for "
+            f"initial={initial}. Start logits near 0, such as gate_logits(params, logit=0.05)."
+        )
+    p_open = lambda logits: map_scored(lambda s: jax.nn.sigmoid(slope * s), logits)
+    gates = lambda logits: map_scored(lambda p: factor * p, p_open(logits))
+    return Gate(lambda key, logits: gates(logits), gates, p_open)
 
 
-def rewound_logits(logits: Logits, slope: Any, first: Logits) -> Logits:
-    """Logits for another round at slope 1: min(slope s, first s). Closed gates stay closed.
+def rewound_logits(logits: Logits, slope: Any, initial: Any) -> Logits:
+    """Logits for another round at slope 1: min(slope s, initial).
+
+    Open gates start anew, from where all gates once started. Closed gates start closed; while the
+    slope is low they may open again.
 
     Args:
       logits: at the end of a round.
       slope: that at the end of the round.
-      first: the logits at its start.
+      initial: the value at which all logits started in the first round, a scalar.
+
+    Raises:
+      TypeError: if `initial` is a tree or an array; with logits of one round as a bound, gates
+        that this round began with closed could never open.
+      ValueError: if the slope is not above 0.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> jp.rewound_logits({'kernel': jnp.array([.1, -.1])}, slope=200.0, initial=0.05)
+    {'kernel': Array([  0.05, -20.  ], dtype=float32)}
 
     Reference: Savarese, Silva and Maire, 2020, Winning the Lottery with Continuous Sparsification.
     """
     check_positive("rewound_logits", "slope", slope)
-    return map_scored(lambda s, s0: jnp.minimum(slope * s, s0), logits, first)
+    _check_initial("rewound_logits", initial)
+    return map_scored(lambda s: jnp.minimum(slope * s, initial), logits)
+
+
+def _check_initial(what: str, initial: Any) -> None:
+    if not (hasattr(initial, "dtype") or isinstance(initial, (int, float))) or np.ndim(initial):
+        kind = f"shape {np.shape(initial)}" if hasattr(initial, "dtype") else repr(type(initial))
+        raise TypeError(
+            f"{what}: initial is the value at which all logits start, one number, such as the "
+            f"logit=0.05 given to gate_logits; got {kind}."
+        )

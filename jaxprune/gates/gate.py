@@ -20,10 +20,11 @@ class Gate(NamedTuple):
     """A family of gates: pure functions of a pytree of logits, None where nothing is gated.
 
     Attributes:
-      sample: `(key, logits) -> gates` in [0, 1], for training; each key draws anew, so fold it with
+      sample: `(key, logits) -> gates` in [0, 1] (of `continuous_sparsification` up to its factor),
+        for training; each key draws anew, so fold it with
         the step. What is drawn has a gradient with respect to the logits. Families without
         randomness take any key, None too.
-      deterministic: `logits -> gates` in [0, 1], for testing.
+      deterministic: `logits -> gates`, as these, for testing.
       p_open: `logits -> probabilities` that a gate is not 0. Their sum is the expected number of
         open gates, and differentiable: what budgets read.
     """

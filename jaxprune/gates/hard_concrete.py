@@ -20,8 +20,14 @@ def hard_concrete(temperature: Any = 2 / 3, low: float = -0.1, high: float = 1.1
         P(gate > 0) = sigmoid(s - temperature log(-low / high))
 
     The logits s are the paper's log alpha. For testing it is clip(sigmoid(s) (high - low) + low,
-    0, 1). Its code starts s at log((1 - p) / p), p the fraction dropped, 0.5 (0.2 for the input),
-    and keeps s in [log 0.01, log 100] (`keep_between`).
+    0, 1). Its authors start with most gates open, at s = log((1 - p) / p) with p the fraction
+    dropped, 0.2 or 0.5; they keep s in a box, and test with averages of the params:
+
+        logits = gate_logits(kernels(params), logit=math.log(0.8 / 0.2))   # P(gate > 0) = 0.95
+        gates_tx = optax.chain(optax.adam(1e-3), keep_between(math.log(0.01), math.log(100)))
+        average = optax.incremental_update(learned, average, 1 - 0.999)    # after each step
+
+    where `learned` is all that is trained, logits too, and `average` starts as it.
 
     Args:
       temperature: above 0; may be traced, as of a schedule.

@@ -1,6 +1,6 @@
 """Continuous relaxation: what makes gates of channels leave the middle, and none of them all close.
 
-The gates are sigmoids, `continuous_sparsification(5.0)` of logits that start at 1. A stage of
+The gates are sigmoids, `continuous_sparsification(5.0, inf)` of logits that start at 1. A stage of
 training pulls them down by their relative cost (`relaxed_cost`), then drives those that have come
 down away from 1/2 (`ejector`). The next stage cuts those under a threshold, a little higher each
 time, and trains on.

@@ -7,6 +7,7 @@ computes for each what a smaller network would.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -116,7 +117,7 @@ def begin(s: Study, params: Any, batch_stats: Any, lanes: Lane) -> State:
 def gates_of(s: Study, logits: Sequence[jax.Array], lane: Lane) -> dict[str, jax.Array]:
     """The gates of one network: 0 where a neuron was cut, 1 where there are none any more."""
     kept = {name: own.astype(jnp.float32) for name, own in named(s, lane.kept).items()}
-    soft = jp.continuous_sparsification(SLOPE).deterministic(named(s, logits))
+    soft = jp.continuous_sparsification(SLOPE, math.inf).deterministic(named(s, logits))
     soft = jp.prevent_collapse({name: soft[name] * kept[name] for name in kept}, only=s.held)
     return {name: jnp.where(lane.gating, soft[name], kept[name]) for name in kept}
 

@@ -1,8 +1,11 @@
 """Families of gates: laws of them all, then the worked numbers of each, then bad input."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
@@ -14,7 +17,7 @@ FAMILIES = {
     "binary_concrete_hard": jp.binary_concrete(0.5, hard=True),
     "bernoulli": jp.bernoulli(),
     "straight_through": jp.straight_through(),
-    "continuous_sparsification": jp.continuous_sparsification(3.0),
+    "continuous_sparsification": jp.continuous_sparsification(3.0, float("inf")),
     "gumbel_softmax": jp.gumbel_softmax(0.5),
     "gumbel_softmax_hard": jp.gumbel_softmax(0.5, hard=True),
 }
@@ -184,13 +187,56 @@ def test_gumbel_softmax_chooses_by_softmax_at_any_temperature():
     np.testing.assert_allclose(kept, [0.758, 0.242, 0.242, 0.758], atol=5e-4)
 
 
+def test_hard_concrete_gates_start_open_and_stay_in_their_box_as_the_authors_have_it():
+    params = {"kernel": jnp.ones((2, 3)), "bias": None}
+    logits = jp.gate_logits(params, logit=math.log(0.8 / 0.2))
+    np.testing.assert_allclose(jp.hard_concrete().p_open(logits)["kernel"], 0.952, atol=5e-4)
+    tx = optax.chain(optax.sgd(1.0), jp.keep_between(math.log(0.01), math.log(100)))
+    state, average = tx.init(logits), logits
+    for sign in (-1.0, 1.0):
+        updates, state = tx.update(
+            jax.tree.map(lambda s, g=sign: jnp.full_like(s, 99 * g), logits), state, logits
+        )
+        logits = optax.apply_updates(logits, updates)
+        average = optax.incremental_update(logits, average, 0.5)
+        np.testing.assert_allclose(logits["kernel"], -sign * math.log(100), rtol=1e-6)
+    expected = (math.log(4) / 2 + math.log(100) / 2) / 2 - math.log(100) / 2
+    np.testing.assert_allclose(average["kernel"], expected, rtol=1e-5)
+
+
 def test_continuous_sparsification_ends_in_a_step_and_rewinds():
     s = {"w": jnp.array([0.1, -0.1, 2.0])}
-    gate = jp.continuous_sparsification(200.0)
-    np.testing.assert_allclose(gate.sample(None, s)["w"], [1, 0, 1], atol=1e-6)
+    gate = jp.continuous_sparsification(200.0, 0.0)
+    np.testing.assert_allclose(gate.sample(None, s)["w"], [2, 0, 2], atol=1e-6)
+    np.testing.assert_allclose(gate.p_open(s)["w"], [1, 0, 1], atol=1e-6)
+    again = jp.rewound_logits(s, 200.0, 0.05)
+    np.testing.assert_allclose(again["w"], [0.05, -20, 0.05])  # what was closed starts closed
+
+    # a gate that the second round began with closed, and opened, is open in the third
+    reopened = {"w": again["w"] + jnp.array([0.0, 20.5, -0.1])}
+    third = jp.rewound_logits(reopened, 200.0, 0.05)["w"]
+    np.testing.assert_allclose(third, [0.05, 0.05, -10], rtol=1e-4)
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.05, -0.2])
+def test_continuous_sparsification_starts_with_every_weight_at_its_value(initial):
+    params = {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}
+    logits = jp.gate_logits(jp.kernels(params), logit=initial)
+    gates = jp.continuous_sparsification(1.0, initial).sample(None, logits)
+    np.testing.assert_allclose(gates["kernel"], 1, rtol=1e-6)
+    traced = jax.jit(lambda s0: jp.continuous_sparsification(1.0, s0).sample(None, logits))
+    np.testing.assert_allclose(traced(initial)["kernel"], 1, rtol=1e-6)
+
+
+def test_the_initial_logit_is_one_number():
     first = {"w": jnp.zeros(3)}
-    again = jp.rewound_logits(s, 200.0, first)["w"]
-    np.testing.assert_allclose(again, [0, -20, 0])  # what was closed stays closed
+    for wrong in (first, jnp.zeros(3), None, "0"):
+        with pytest.raises(TypeError, match="initial is the value at which all logits start, one"):
+            jp.rewound_logits(first, 200.0, wrong)
+        with pytest.raises(TypeError, match="initial is the value at which all logits start, one"):
+            jp.continuous_sparsification(1.0, wrong)
+    with pytest.raises(ValueError, match=r"which is 0 for initial=-200\.0"):
+        jp.continuous_sparsification(1.0, -200.0)
 
 
 def test_a_temperature_may_be_a_schedule():
@@ -227,8 +273,9 @@ def test_logits_have_an_entry_for_each_gate(axes, shape):
     [jp.hard_concrete, jp.binary_concrete, jp.gumbel_softmax, jp.continuous_sparsification],
 )
 def test_a_temperature_is_above_0(family, value):
+    rest = (0.0,) if family is jp.continuous_sparsification else ()
     with pytest.raises(ValueError, match=rf"{family.__name__}: .* must be above 0; got"):
-        family(value)
+        family(value, *rest)
 
 
 @pytest.mark.parametrize("stretch", [{"low": 0.0}, {"high": 1.0}])

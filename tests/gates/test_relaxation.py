@@ -1,5 +1,7 @@
 """Continuous relaxation: the worked numbers, the ramp, what may not collapse, bad input."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import jaxprune as jp
 
 S = {"a": jnp.array([1.0, 0.2]), "b": jnp.array([-0.4, -0.9])}
 FLAT = jnp.array([1.0, 0.2, -0.4, -0.9])
-GATE = jp.continuous_sparsification(5.0)
+GATE = jp.continuous_sparsification(5.0, math.inf)
 
 
 # --- the numbers ----------------------------------------------------------------------------------

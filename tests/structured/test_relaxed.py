@@ -26,7 +26,8 @@ def test_two_convolutions_by_the_numbers():
     dense = jp.cost(structure).flops
     assert dense == 2 * (11_520 + 2)
     s = {"a": jnp.array([1, 0.2, -0.4, -0.9]), "b": jnp.ones(2)}
-    relaxed = jp.relaxed_cost(structure, jp.continuous_sparsification(5.0).deterministic(s)).flops
+    gates = jp.continuous_sparsification(5.0, float("inf")).deterministic(s)
+    relaxed = jp.relaxed_cost(structure, gates).flops
     of_two = float(relaxed) / 2 - float(2 * jax.nn.sigmoid(5.0))
     assert of_two == pytest.approx(5326.8, abs=0.1)
     assert of_two / 11_520 == pytest.approx(0.4624, abs=5e-5)

@@ -172,6 +172,7 @@ def iterative(
     With `rewind_to=early`, the weights at step k of the first training, it is iterative magnitude
     pruning with rewinding, and with the initial weights (k = 0) the original lottery ticket;
     `train` then goes on from step k, in the order of the data and in the schedule of its rates.
+    Its authors prune 20 % of what is left in each phase: `sparsity_after(0.2, phases)` at the end.
     Without, the schedule that `train` uses makes it learning-rate rewinding (`lrr`), fine-tuning
     (`ft`) or a restart (`slr`, `clr`, `llr`, `allr`).
 

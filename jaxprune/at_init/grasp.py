@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jaxprune.analysis.hessian import hvp
-from jaxprune.at_init.rounds import Loss, Prunable, of_prunable, slopes
+from jaxprune.at_init.rounds import Loss, Prunable, check_some, of_prunable, slopes
 from jaxprune.base import Params, Scores, map_scored
 from jaxprune.rules import kernels
 
@@ -28,7 +28,8 @@ def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
       prunable: `params -> params` with None in place of what is never pruned.
 
     Raises:
-      ValueError: if the loss returns no scalar, or a weight has no derivative.
+      ValueError: if the loss returns no scalar, or a weight has no derivative; or, where that is
+        known (not under `jit`), if all scores are 0, so that there is nothing to rank by.
 
     Reference: Wang et al., 2020, Picking Winning Tickets Before Training by Preserving Gradient
     Flow.
@@ -39,4 +40,6 @@ def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
     [[32.0, 2.0]]
     """
     on_own, own = of_prunable("grasp", loss, params, prunable)
-    return map_scored(jnp.multiply, own, hvp(on_own, own, slopes(on_own, own)))
+    scores = map_scored(jnp.multiply, own, hvp(on_own, own, slopes(on_own, own)))
+    check_some("grasp", scores)
+    return scores

@@ -58,12 +58,25 @@ def in_rounds(
         raise ValueError(f"{what}: rounds is how many times to prune, at least 1; got {rounds!r}.")
     check_fraction(sparsity)
     _, own = context
+    check_some(what, saliency(own, grads=slopes(*context)))
     kept = schedule(sparsity, rounds, sum(w.size for w in jax.tree.leaves(own)))
     masks, _ = scan(one_round, context, all_kept(own), kept, unroll)
     for path, mask in named_leaves(masks):
         if mask is not None and mask.size and is_known(mask) and not mask.any():
             warn_that_empty(path, stacklevel=4)
     return masks
+
+
+def check_some(what: str, scores: Scores) -> None:
+    """ValueError where all scores are known to be 0: masks would follow the order of indices."""
+    leaves = jax.tree.leaves(scores)
+    if is_known(leaves) and not any((score != 0).any() for score in leaves):
+        raise ValueError(
+            f"{what}: all scores are 0, and would be ranked by the order of their indices alone: no "
+            "weight has an effect on the result. A layer of zeros, or of units that are all dead, "
+            "cuts every path: draw its weights before, and mask nothing. An input of zeros, or one "
+            "that underflows, does so too."
+        )
 
 
 def schedule(sparsity: Any, rounds: int, size: int) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxprune.at_init.rounds import Loss, Prunable, of_prunable, slopes
+from jaxprune.at_init.rounds import Loss, Prunable, check_some, of_prunable, slopes
 from jaxprune.base import Params, Scores
 from jaxprune.rules import kernels
 from jaxprune.scores import saliency
@@ -24,7 +24,8 @@ def snip(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
       prunable: `params -> params` with None in place of what is never pruned.
 
     Raises:
-      ValueError: if the loss returns no scalar.
+      ValueError: if the loss returns no scalar; or, where that is known (not under `jit`), if all
+        scores are 0, so that there is nothing to rank by.
 
     Reference: Lee et al., 2019, SNIP: Single-shot Network Pruning based on Connection Sensitivity.
 
@@ -34,4 +35,6 @@ def snip(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
     [[4.0, 1.0], [0.25, 9.0]]
     """
     on_own, own = of_prunable("snip", loss, params, prunable)
-    return saliency(own, grads=slopes(on_own, own))
+    scores = saliency(own, grads=slopes(on_own, own))
+    check_some("snip", scores)
+    return scores

@@ -56,7 +56,8 @@ def synflow(
 
     Raises:
       ValueError: if the sparsity or the rounds are out of range, or nothing is prunable; or, where
-        it is known (not under `jit`), if R is not finite, or falls as some |w| grows.
+        it is known (not under `jit`), if R is not finite, or falls as some |w| grows; or if no
+        weight has a share in a path, so that there is nothing to rank by.
 
     Warns:
       UserWarning: if a layer is left with no weight, where that is known; see `collapsed`.

@@ -52,9 +52,9 @@ def dpf(
         tx = keep_dense(optax.sgd(0.1, 0.9), every(16, dpf(sparsity)))
         grads = jax.grad(loss)(apply_masks(params, get_masks(opt_state)))
 
-    The masks of a step are those of the weights that it starts with, from the first step on. Before
-    the first update of an `every` they are the first ones, at the sparsity of step 0: for a dense
-    start give a schedule.
+    Its authors update the masks every 16 steps. The masks of a step are those of the weights that
+    it starts with, from the first step on. Before the first update of an `every` they are the first
+    ones, at the sparsity of step 0: for a dense start give a schedule.
 
     Args:
       sparsity: the fraction pruned, in [0, 1), or a schedule of it over steps.

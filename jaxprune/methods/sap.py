@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.rules import check_any, kernels, map_named
 from jaxprune.scores import magnitude
 from jaxprune.selection import largest
+from jaxprune.two_floats import TwoFloats, ceiling, over, plus, power, times, total, two_floats
 
-_DIGITS = 1e-5  # relative: so well does float32 know a mean over many weights
+# Relative: a bound that is whole may come out a little higher. Powers in float32 are right to 6e-8
+# each, and what they miss cancels out over many weights; their sum has 46 bits.
+_TOLERANCE = 2.0**-30
 
 
 def pq_index(weights: Any, p: float = 0.5, q: float = 1.0, masks: Any = None) -> jax.Array:
@@ -61,6 +65,7 @@ def sap(
     """Prunes the smallest weights, as many as the PQ index of those that are left allows.
 
         m = ceil(d (1 + eta)^(-q / (q - p)) (1 - I)^(p q / (q - p)))   to be kept, at least
+          = ceil(  (1 + eta)^(-q / (q - p)) S_p (S_p / S_q)^(p / (q - p))),   S_p = sum |w|^p
         c = floor(d min(max(gamma (1 - m / d), 0), beta))              to be pruned, of d
 
     Each leaf decides for itself; with `axis` each slice along it, such as the weights into a
@@ -81,7 +86,8 @@ def sap(
         if a leaf has no such axis.
 
     Reference: Diao et al., 2023, Pruning Deep Neural Networks from a Sparsity Perspective. Its code
-    compares with the value of a pivot, so that ties change the count; here counts are exact.
+    compares with the value of a pivot, so that ties change the count; here counts are exact, where
+    p / (q - p) is whole, as in the paper's two pairs; else m is right to 1e-7.
     """
     _check_norms(p, q)
     if not (eta > -1 and gamma >= 0 and 0 <= beta <= 1):
@@ -97,10 +103,18 @@ def sap(
         check_any(chosen, params)
         return MaskState(all_kept(chosen))
 
-    def count(index: jax.Array, d: jax.Array) -> jax.Array:
+    factor = two_floats(float((1 + eta) ** (-q / (q - p))))
+
+    def count(weights: list[Any], kept: list[Any], d: jax.Array) -> jax.Array:
         """c, int32, in integers from m on."""
-        share = (1 + eta) ** (-q / (q - p)) * (1 - index) ** (p * q / (q - p))
-        m = jnp.clip(jnp.ceil(d * share * (1 - _DIGITS)).astype(jnp.int32), 1, jnp.maximum(d, 1))
+        of_p, of_q = _sums(weights, kept, p, q)
+        some = of_q.high > 0
+        ratio = over(of_p, TwoFloats(jnp.where(some, of_q.high, 1.0), of_q.low))
+        bound = times(factor, times(of_p, power(ratio, p / (q - p))))
+        # where all are zero they are alike, and I = 0
+        alike = times(factor, two_floats(d.astype(jnp.float32)))
+        bound = TwoFloats(*(jnp.where(some, a, b) for a, b in zip(bound, alike, strict=True)))
+        m = jnp.clip(ceiling(bound, _TOLERANCE), 1, jnp.maximum(d, 1))
         spare, whole = jnp.maximum(d - m, 0), int(gamma)
         # no product reaches 2**31: more than that many are never pruned
         wanted = whole * jnp.minimum(spare, (2**31 - 1) // max(whole, 1))
@@ -108,7 +122,7 @@ def sap(
         return jnp.minimum(jnp.minimum(wanted, most) + portion(gamma - whole, spare), most)
 
     def of_leaf(w: jax.Array, mask: jax.Array) -> jax.Array:
-        return count(_index([w], [mask], p, q), n_true(mask)[0])
+        return count([w], [mask], n_true(mask)[0])
 
     def along_axis(leaf_name: str, w: jax.Array, mask: jax.Array) -> jax.Array:
         assert axis is not None
@@ -130,7 +144,7 @@ def sap(
         elif together:
             ws, ms = jax.tree.leaves(own), jax.tree.leaves(masks)
             d = jnp.stack([n_true(m)[0] for m in ms]).sum()
-            left = d - count(_index(ws, ms, p, q), d)
+            left = d - count(ws, ms, d)
             scores, treedef = jax.tree.flatten(
                 defer(lambda own, masks: among(masks, magnitude(own)), own, masks)
             )
@@ -144,19 +158,25 @@ def sap(
 
 def _index(weights: list[Any], kept: list[Any], p: float, q: float) -> jax.Array:
     """The PQ index of all kept weights together; 0 where there are none, or all are zero."""
+    d = jnp.stack([n_true(m)[0] for m in kept]).sum().astype(jnp.float32)
+    of_p, of_q = (
+        (sums.high / jnp.maximum(d, 1)) ** (1 / norm)
+        for sums, norm in zip(_sums(weights, kept, p, q), (p, q), strict=True)
+    )
+    return jnp.where(of_q == 0, 0.0, 1 - of_p / jnp.where(of_q == 0, 1.0, of_q))  # a nan stays one
+
+
+def _sums(weights: list[Any], kept: list[Any], *norms: float) -> list[TwoFloats]:
+    """Of each norm the sum of |w / unit|^norm over all kept weights together.
+
+    The unit is the largest, so that no power leaves float32; the index knows none.
+    """
     sizes = [
         jnp.where(m, jnp.abs(w).astype(jnp.float32), 0) for w, m in zip(weights, kept, strict=True)
     ]
     largest_of_all = jnp.stack([x.max(initial=0.0) for x in sizes]).max()
-    unit = jnp.where(largest_of_all > 0, largest_of_all, 1.0)  # so that no power leaves float32
-    d = jnp.stack([n_true(m)[0] for m in kept]).sum().astype(jnp.float32)
-
-    def mean(power: float) -> jax.Array:
-        total = jnp.stack([((x / unit) ** power).sum() for x in sizes]).sum()
-        return (total / jnp.maximum(d, 1)) ** (1 / power)
-
-    m_q = mean(q)
-    return jnp.where(m_q > 0, 1 - mean(p) / jnp.where(m_q > 0, m_q, 1.0), 0.0)
+    unit = jnp.where(largest_of_all > 0, largest_of_all, 1.0)
+    return [reduce(plus, [total((x / unit) ** norm) for x in sizes]) for norm in norms]
 
 
 def _check_norms(p: Any, q: Any) -> None:

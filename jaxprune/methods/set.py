@@ -32,7 +32,8 @@ def set(
         drop the k smallest |w|, grow k others at random
 
     Use it as `rigl`. Its paper has `er` for the allocation, the output layer dense
-    (`per_layer({'head/*': 0.0}, rest=er)`), and an update after every epoch.
+    (`per_layer({'head/*': 0.0}, rest=er)`), 0.3 for the fraction, and an update after every epoch,
+    the first too: `every(epoch, set(...), start=epoch)`.
 
     Args:
       key: a key of `jax.random`, for the first masks and for growth; under `vmap`, one a seed.

@@ -128,3 +128,14 @@ def test_an_empty_layer_is_told_of(method):
     with pytest.warns(UserWarning, match="keeps none of its weights"):
         masks = METHODS[method](PARAMS, 1 - 2 / toy.WEIGHTS, 3)
     assert any(jp.collapsed(masks).values())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [jp.snip, jp.grasp, partial(jp.force, sparsity=0.5), partial(jp.iter_snip, sparsity=0.5)],
+    ids=["snip", "grasp", "force", "iter_snip"],
+)
+def test_scores_that_are_all_zero_rank_nothing(method):
+    cut = jax.tree.map(jnp.zeros_like, toy.W)  # both layers: no gradient gets past either
+    with pytest.raises(ValueError, match="all scores are 0, and would be ranked by the order"):
+        method(toy.loss, cut)

@@ -59,8 +59,9 @@ def test_it_empties_no_layer_where_one_shot_methods_do():
 def test_a_network_that_fell_apart_has_no_flow():
     cut = toy.W | {"last": jnp.zeros((1, 2))}
     assert toy.flat(jp.flow_shares(toy.ones, cut)).tolist() == [0] * 6
-    with pytest.warns(UserWarning, match="'last' keeps none of its weights"):
-        masks = jp.synflow(toy.ones, cut, 0.5, rounds=3)
+    with pytest.raises(ValueError, match=r"synflow: all scores are 0.*the order of their indices"):
+        jp.synflow(toy.ones, cut, 0.5, rounds=3)
+    masks = jax.jit(lambda p: jp.synflow(toy.ones, p, 0.5, rounds=3))(cut)  # nothing is known
     assert toy.kept(masks) == [0, 1, 2]  # all are worth nothing: ties
 
 

@@ -99,6 +99,18 @@ def test_equal_weights_are_never_pruned_however_many():
         assert pruned({"kernel": jnp.full(size, 0.1)})[0] == {"kernel": 0}
 
 
+@pytest.mark.parametrize("norms", [HALF, ONE, (0.8, 1.0), (1.0, 1.8)])
+@pytest.mark.parametrize("scope", [{}, {"together": True}])
+def test_of_millions_as_many_are_kept_as_the_bound_asks_for(norms, scope):
+    """As float64 counts them: float32 would be off by some twenty."""
+    (p, q), w = norms, np.random.default_rng(0).standard_normal(2_000_000, np.float32)
+    x = np.abs(w.astype(np.float64))
+    bound = (x**p).sum() ** (q / (q - p)) / (x**q).sum() ** (p / (q - p))
+    count, _ = pruned({"kernel": jnp.asarray(w)}, p=p, q=q, **scope)
+    off = abs(2_000_000 - count["kernel"] - np.ceil(bound))
+    assert off <= (1 if norms == (1.0, 1.8) else 0)  # p / (q - p) is 1, 1, 4, and 1.25
+
+
 def test_the_smallest_go_and_the_higher_index_first():
     w = jnp.array([3.0, 0.01, 0.01, 3.0, 0.01, 3.0, 3.0, 3.0, 3.0])
     count, masks = pruned({"kernel": w}, p=1, q=2)

@@ -44,7 +44,7 @@ def force(
 
     Raises:
       ValueError: if the loss returns no scalar, the sparsity or the rounds are out of range, or
-        nothing is prunable; or, where that is known (not under `jit`), if all scores are 0 at first.
+        nothing is prunable; or, where that is known (not under `jit`), if all scores are 0.
 
     Warns:
       UserWarning: if a layer is left with no weight, where that is known; see `collapsed`.

@@ -72,7 +72,7 @@ def check_some(what: str, scores: Scores) -> None:
     leaves = jax.tree.leaves(scores)
     if is_known(leaves) and not any((score != 0).any() for score in leaves):
         raise ValueError(
-            f"{what}: all scores are 0, and would be ranked by the order of their indices alone: no "
+            f"{what}: all scores are 0, and would be ranked by the order of their indices: no "
             "weight has an effect on the result. A layer of zeros, or of units that are all dead, "
             "cuts every path: draw its weights before, and mask nothing. An input of zeros, or one "
             "that underflows, does so too."

@@ -16,46 +16,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxprune as jp
-from jaxprune.masks import all_kept
-from recipes.common import (
-    checkpoint,
-    cli,
-    data,
-    dead,
-    lottery,
-    models,
-    phases,
-    plots,
-    results,
-    run,
-    settings,
-    training,
-    weights_left,
-)
+from recipes.common import cli, data, dead, lanes, measures, models, results, run, settings
 from recipes.common.errors import RecipeError
-from recipes.common.journal import journal
-from recipes.common.lottery import CONTROLS, METHODS, End, Study
-from recipes.common.lottery_run import Records, go_through
-from recipes.common.writeup import Writeup, finish
+from recipes.common.journal import At, Journal, journal
+from recipes.common.lanes import Lane, Network, State
+from recipes.reports import tickets as report
+from recipes.reports.tickets import CONTROLS, METHODS, PROGRAM, RETRAINING, REWINDING, End
 
-PROGRAM = "python -m recipes.tickets"
-PICTURE, LAYERS = "plots/tickets.png", "plots/layers.png"
 ARMS = (*METHODS, *CONTROLS)
 ALLOCATIONS: dict[str, Any] = {"uniform": jp.uniform, "global": jp.global_threshold}
 LAST = ("half", "exempt", "pruned")
 SCOPES: dict[str, Any] = {"neuron": {"axis": -1}, "layer": {}, "global": {"together": True}}
 EPOCHS = {"digits": 20, "mnist": 2, "cifar10": 10}
-MOST_WITH_SPREAD = 4  # arms: there is no room for more on 80 columns
 HELD_OUT = 0.1  # of the training examples, unless said
 
 
@@ -123,18 +107,266 @@ def tickets(config: Config) -> dict[str, Any]:
     held = config.validation
     held = round(HELD_OUT * len(dataset.train.labels)) if held is None else held
     train, validation = data.hold_out(dataset.train, held)
-    module = models.model(config.model, dataset.classes, config.norm)
-    study = make(config, module, train, training.make_evaluate(module, validation))
-
+    study = study_of(config, dataset._replace(train=train), validation)
     began = time.perf_counter()
-    test = training.make_evaluate(module, dataset.test)
     with journal(config, PROGRAM) as kept:
-        records, ends = go_through(study, config.phases, test, kept)
+        phase = partial(one_phase, study, kept)
+        settled = lanes.phases(kept, 1 + config.phases, untrained(study), phase)
     seconds = time.perf_counter() - began
     chance = dead.chance(dataset.test.labels)
-    summary = summarise(config, study, records, ends, held, seconds, chance)
-    save(config, records, ends, summary)
-    return summary
+    return report.write(config, study, kept.records, settled.ends, held, seconds, chance)
+
+
+# --- the methods ----------------------------------------------------------------------------------
+
+
+def transforms(config: Config) -> dict[str, jp.MaskTransform]:
+    """Method -> what each phase prunes; what is exempt has masks too."""
+    first_last, n, p_q = models.FIRST_LAST[config.model], config.phases, config.sap_norms
+    sparsity, last, how = sparsity_of(config), first_last[1], last_layer(config)
+    allocation = ALLOCATIONS[config.allocation]
+    if how == "half":
+        rate = jp.phase_rate(sparsity, n)
+        slower = math.log1p(-rate / 2) / math.log1p(-rate)
+        allocation = jp.per_layer({last: lambda s: 1 - (1 - s) ** slower}, jp.uniform)
+    prunable = jp.matching(exclude=last) if how == "exempt" else jp.kernels
+
+    by_phase = jp.phase_schedule(sparsity, n)
+    smallest = jp.prune(jp.magnitude, allocation, by_phase, prunable=prunable)
+    adaptive = jp.sap(*p_q, **SCOPES[config.sap_scope], prunable=prunable)
+    made = {method: adaptive if method == "sap" else smallest for method in METHODS}
+    return {name: jp.chain(jp.fixed(lanes.keep_all), own) for name, own in made.items()}
+
+
+def rates_of(s: Study, method: str, phase: jp.Phase) -> jax.Array:
+    """The learning rates of a phase (replicates, length)."""
+    n = s.length_of(method)
+    if method == "allr":
+        return _adaptive(phase, s.peak, n, s.steps, s.length)
+    rewound: optax.Schedule = lambda count: s.schedule(count + s.rewind)
+    schedules: dict[str, Callable[[], optax.Schedule]] = {
+        "ltr": lambda: rewound,
+        "sap": lambda: rewound,
+        "lrr": lambda: jp.lrr(s.schedule, s.steps, n),
+        "ft": lambda: jp.ft(s.schedule, s.steps),
+        "slr": lambda: jp.slr(s.schedule, s.steps, n),
+        "clr": lambda: jp.clr(s.schedule, s.steps, n),
+        "llr": lambda: jp.llr(s.peak, n),
+    }
+    return lanes.alike(s.keys, lanes.table(schedules[method](), n, s.length)).rates
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _adaptive(phase: jp.Phase, peak: float, n: int, steps: int, length: int) -> jax.Array:
+    """Those of `allr`, by what the prune of each replicate took away."""
+
+    def of_one(phase: jp.Phase) -> jax.Array:
+        taken = phase.before, phase.params, phase.pruned
+        return lanes.table(jp.allr(peak, n, *taken, steps), n, length)
+
+    return jax.vmap(of_one)(phase)
+
+
+def starts_of(s: Study, settled: Settled, index: int) -> dict[str, Start]:
+    """What the arms train phase `index` from, given what they came to in the one before."""
+    early, seeds = settled.early, len(s.keys)
+    starts = {}
+    for method in (arm for arm in s.arms if arm in METHODS):
+        network, rewinds = settled.ends[method].network, method in REWINDING
+        back = early.params if rewinds else None
+        phase = _pruned(s.transforms[method], network.params, network.masks, jnp.int32(index), back)
+        stats = early.batch_stats if rewinds else network.batch_stats
+        # a ticket sees again what it saw from the rewind step on; others go on with new orders
+        keys = s.keys if rewinds else _folded(s.keys, 4 + index)
+        lane = Lane(keys, rates_of(s, method, phase), jnp.zeros(seeds))
+        starts[method] = Start(Network(phase.params, stats, phase.masks), lane)
+    if "reinit" in s.arms:
+        masks = starts["ltr"].network.masks
+        rates = lanes.table(s.schedule, s.steps, s.length)
+        new = lanes.initial(s.program, _folded(s.keys, 3))
+        starts["reinit"] = Start(_under(new, masks), lanes.alike(s.keys, rates))
+    if "random" in s.arms:
+        masks = _shuffled(_folded(s.keys, 4 + index), starts["ltr"].network.masks)
+        starts["random"] = Start(_under(early, masks), starts["ltr"].lane)
+    return {arm: starts[arm] for arm in s.arms}
+
+
+@partial(jax.jit, static_argnums=0)
+def _pruned(
+    transform: jp.MaskTransform, params: Any, masks: Any, index: Any, rewind_to: Any
+) -> jp.Phase:
+    """The next phase of every replicate; one program for all phases."""
+
+    @jax.vmap
+    def of_one(params: Any, masks: Any, rewind_to: Any) -> jp.Phase:
+        state = transform.init(params)._replace(masks=masks)
+        return jp.next_phase(transform, state, params, index, rewind_to)
+
+    return of_one(params, masks, rewind_to)
+
+
+@jax.jit
+@jax.vmap
+def _shuffled(key: jax.Array, masks: Any) -> Any:
+    return jp.shuffle(key, masks)
+
+
+def _folded(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def _under(network: Network, masks: Any) -> Network:
+    return network._replace(params=jp.apply_masks(network.params, masks), masks=masks)
+
+
+# --- the phases -----------------------------------------------------------------------------------
+
+
+class Start(NamedTuple):
+    """What an arm trains a phase from: stacks over replicates."""
+
+    network: Network
+    lane: Lane
+
+
+class Settled(NamedTuple):
+    """What goes from phase to phase."""
+
+    early: Network  # dense, at the step to rewind to
+    ends: dict[str, End]  # by arm, what its last phase came to; at first the dense networks
+
+
+class Study(NamedTuple):
+    """What all phases share."""
+
+    program: lanes.Program
+    arms: tuple[str, ...]
+    transforms: Mapping[str, jp.MaskTransform]  # of each method: what a phase prunes
+    keys: jax.Array  # of the replicates
+    schedule: optax.Schedule  # of the first training
+    peak: float
+    steps: int
+    rewind: int
+    retrain_steps: int
+    phases: int
+    evaluations: int  # of validation accuracy, in a phase
+    validate: measures.Accuracy
+    test: measures.Accuracy
+
+    @property
+    def length(self) -> int:
+        """Steps of a phase: of the arm that trains longest."""
+        return max(self.length_of(arm) for arm in self.arms)
+
+    def length_of(self, arm: str) -> int:
+        """Steps that an arm trains in a phase; after them its rates are zero."""
+        if arm == "reinit":  # new weights have trained no step yet
+            return self.steps
+        return self.retrain_steps if arm in RETRAINING else self.steps - self.rewind
+
+
+def untrained(s: Study) -> Settled:
+    """Before the first phase."""
+    first = lanes.initial(s.program, s.keys)
+    none = np.zeros(len(s.keys), int), first, np.zeros(len(s.keys))
+    return Settled(first, dict.fromkeys(s.arms, End(first, *none)))
+
+
+def one_phase(
+    s: Study, journal: Journal, phase: int, settled: Settled
+) -> tuple[Settled, dict[str, Any]]:
+    """Trains dense networks, of which the early ones are stored; later prunes and trains again."""
+    if phase == 0:
+        lane = lanes.alike(s.keys, lanes.table(s.schedule, s.steps))
+        looks = sorted({*looks_at(s.steps, s.program.chunk_steps, s.evaluations), s.rewind} - {0})
+        start = {"dense": Start(settled.early, lane)}
+        ends, early = train(s, start, looks, "dense", journal, store=s.rewind)
+        settled = Settled(early, dict.fromkeys(s.arms, ends["dense"]))
+    else:
+        starts = starts_of(s, settled, phase - 1)
+        looks = looks_at(s.length, s.program.chunk_steps, s.evaluations)
+        ends, _ = train(s, starts, looks, f"phase {phase} of {s.phases}", journal, first=s.rewind)
+        settled = settled._replace(ends=ends)
+    step = (journal.records[-1]["step"] if journal.records else 0) + looks[-1]
+    record = {"phase": phase, "step": step, "seconds": journal.seconds()}
+    return settled, record | {arm: told(s, end) for arm, end in ends.items()}
+
+
+def looks_at(steps: int, chunk_steps: int, evaluations: int) -> list[int]:
+    """Evenly spread steps, whole chunks where there are several, and the last."""
+    chunks = [round(steps * i / evaluations / chunk_steps) for i in range(1, evaluations)]
+    return sorted({n * chunk_steps for n in chunks if 0 < n * chunk_steps < steps} | {steps})
+
+
+class Course(NamedTuple):
+    """All that changes as lanes train, beside the step."""
+
+    state: State
+    best: Network  # of the step of best validation accuracy
+    step: np.ndarray
+    accuracy: np.ndarray
+    stored: Network  # to rewind to
+
+
+def train(
+    s: Study,
+    starts: Mapping[str, Start],
+    looks: Sequence[int],
+    name: str,
+    journal: Journal,
+    first: int = 0,
+    store: int | None = None,
+) -> tuple[dict[str, End], Network]:
+    """Trains all arms up to the last of `looks`, steps at which validation accuracy is measured.
+
+    `first` is where in the order of the examples they begin. Also the networks of the step `store`.
+    """
+    network, lane = lanes.join(*starts.values())
+    count = len(lane.order)
+
+    def go_on(course: Course, start: int, at: At) -> Course:
+        for look in (look for look in looks if look >= start):
+            between = lambda now, state, c=course: at(now, c._replace(state=state))
+            state = lanes.train(s.program, course.state, lane, look, between, start, first)
+            now, start = s.validate(state.network.variables), look
+            better = now > course.accuracy
+            course = Course(
+                state,
+                _where(jnp.asarray(better), state.network, course.best),
+                np.where(better, look, course.step),
+                np.where(better, now, course.accuracy),
+                lanes.copied(state.network) if look == store else course.stored,
+            )
+        return course
+
+    none = np.zeros(count, int), np.full(count, -1.0)
+    stored = network if store is not None else Network((), (), ())
+    course = Course(lanes.begin(s.program, network, lane), network, *none, stored)
+    course = journal.once(name, looks[-1], course, go_on, f"{count} networks")
+    n, end = len(s.keys), End(course.state.network, course.step, course.best, course.accuracy)
+    ends = {arm: lanes.part(end, i * n, (i + 1) * n) for i, arm in enumerate(starts)}
+    return ends, course.stored
+
+
+@jax.jit
+def _where(lane: jax.Array, a: Any, b: Any) -> Any:
+    """`a` in the lanes that are True, else `b`."""
+    return jax.tree.map(lambda x, y: jax.vmap(jnp.where)(lane, x, y), a, b)
+
+
+def told(s: Study, end: End) -> dict[str, list[Any]]:
+    """What there is to say of an arm; lists are over replicates."""
+    return {
+        "kept_weights": results.kept_weights(end.network.masks)[0].tolist(),
+        "empty_layers": dead.empty_layers(end.network.masks),
+        "validation_accuracy": end.validation.tolist(),
+        "early_step": end.step.tolist(),
+        "test_accuracy": s.test(end.early.variables).tolist(),
+        "end_test_accuracy": s.test(end.network.variables).tolist(),
+    }
+
+
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def check(config: Config) -> None:
@@ -170,12 +402,10 @@ def check(config: Config) -> None:
         )
 
 
-def make(
-    config: Config, module: nn.Module, train: data.Split, validation: lottery.Accuracy
-) -> Study:
+def study_of(config: Config, dataset: data.Dataset, validation: data.Split) -> Study:
     """What all phases share; raises `RecipeError` for steps that do not fit one another."""
     epochs = EPOCHS[config.dataset] if config.epochs is None else config.epochs
-    plan = settings.plan_of(replace(config, epochs=epochs), len(train.labels))
+    plan = settings.plan_of(replace(config, epochs=epochs), len(dataset.train.labels))
     retrain = plan.steps if config.retrain_steps is None else config.retrain_steps
     if config.rewind >= plan.steps:
         raise RecipeError(
@@ -188,19 +418,22 @@ def make(
             "--retrain-steps must be at most the steps of the first training"
         )
     optimizer = settings.OPTIMIZERS[config.optimizer]
-    program = phases.phases(module, optimizer, train, plan.batch_size, plan.chunk_steps)
+    module = models.model(config.model, dataset.classes, config.norm)
+    by_lane = lambda lane: jp.sparsify(lanes.by_rates(optimizer, lane), jp.fixed(lanes.keep_all))
     return Study(
-        program=program,
+        program=lanes.program(module, by_lane, dataset.train, plan.batch_size, plan.chunk_steps),
         arms=config.method,
-        transforms=transforms(config, module, train.images[:1]),
-        keys=training.seed_keys(config.seed, config.seeds),
+        transforms=transforms(config),
+        keys=lanes.seed_keys(config.seed, config.seeds),
         schedule=settings.rates(config, plan.steps),
         peak=config.learning_rate,
         steps=plan.steps,
         rewind=config.rewind,
         retrain_steps=retrain,
+        phases=config.phases,
         evaluations=config.evaluations,
-        validation=validation,
+        validate=measures.accuracy(module, validation),
+        test=measures.accuracy(module, dataset.test),
     )
 
 
@@ -214,174 +447,6 @@ def sparsity_of(config: Config) -> float:
     if config.rate is None:
         return config.sparsity
     return float(jp.sparsity_after(config.rate, config.phases))
-
-
-def transforms(config: Config, module: nn.Module, image: Any) -> dict[str, jp.MaskTransform]:
-    """Method -> what each phase prunes."""
-    last = models.FIRST_LAST[config.model][1]
-    sparsity, n = sparsity_of(config), config.phases
-    allocation = ALLOCATIONS[config.allocation]
-    if last_layer(config) == "half":
-        rate = jp.phase_rate(sparsity, n)
-        slower = math.log1p(-rate / 2) / math.log1p(-rate)
-        allocation = jp.per_layer({last: lambda s: 1 - (1 - s) ** slower}, jp.uniform)
-    exempt = last_layer(config) == "exempt"
-    prunable = jp.matching(exclude=last) if exempt else jp.kernels
-    params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    everything = all_kept(jp.kernels(params))
-
-    def of_all(transform: jp.MaskTransform) -> jp.MaskTransform:
-        return jp.chain(jp.fixed(everything), transform)  # what is exempt has masks too
-
-    p, q = config.sap_norms
-    smallest = of_all(
-        jp.prune(jp.magnitude, allocation, jp.phase_schedule(sparsity, n), prunable=prunable)
-    )
-    adaptive = of_all(jp.sap(p, q, **SCOPES[config.sap_scope], prunable=prunable))
-    return {m: adaptive if m == "sap" else smallest for m in METHODS}
-
-
-# --- what came of it ------------------------------------------------------------------------------
-
-
-def summarise(
-    config: Config,
-    study: Study,
-    records: Records,
-    ends: Mapping[str, End],
-    held: int,
-    seconds: float,
-    chance: float,
-) -> dict[str, Any]:
-    """The content of summary.json."""
-    _, weights = results.kept_weights(next(iter(ends.values())).network.masks)
-
-    def of(numbers: Mapping[str, Any], phase: int) -> dict[str, Any]:
-        keys = ("end_test_accuracy", "validation_accuracy", "early_step")
-        return {
-            "phase": phase,
-            "weights_left": float(np.mean(numbers["kept_weights"]) / weights),
-            "kept_weights": numbers["kept_weights"],
-            "test_accuracy": results.accuracy(
-                numbers["test_accuracy"], chance, numbers["empty_layers"]
-            ),
-            **{key: results.over_seeds(numbers[key]) for key in keys},
-        }
-
-    dense = of(records[0]["dense"], 0)
-    arms = {arm: [of(r[arm], r["phase"]) for r in records[1:]] for arm in config.method}
-    least = dense["test_accuracy"]["mean"] - config.tolerance / 100
-    return {
-        "recipe": "tickets",
-        "studies": "test accuracy against the weights left, phase after phase of pruning",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "steps": study.steps,
-        "phase_steps": {arm: study.length_of(arm) for arm in config.method},
-        "rewind": study.rewind,
-        "validation_examples": held,
-        "prunable_weights": weights,
-        "tolerance_points": config.tolerance,
-        "chance": chance,
-        "dense": dense,
-        "arms": arms,
-        "keeps_up_to": {
-            arm: None if dead.at_chance(dense["test_accuracy"]) else keeps_up_to(found, least)
-            for arm, found in arms.items()
-        },
-        "seconds": round(seconds, 2),
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
-    }
-
-
-def keeps_up_to(found: Sequence[Mapping[str, Any]], least: float) -> float:
-    """The fewest weights left, as a fraction, down to which an arm is at least so accurate."""
-    reached = 1.0
-    for numbers in found:
-        if numbers["test_accuracy"]["mean"] < least:
-            break
-        reached = numbers["weights_left"]
-    return reached
-
-
-def save(
-    config: Config, records: Records, ends: Mapping[str, End], summary: dict[str, Any]
-) -> None:
-    """Writes the networks of the last phase, the plots, summary.json and report.md."""
-    for arm, end in ends.items():
-        checkpoint.save_model(config.out / run.MODEL / arm, *end.network)
-    weights = summary["prunable_weights"]
-    curves = {
-        arm: (
-            [np.mean(r[arm]["kept_weights"]) / weights for r in records[1:]],
-            np.array([r[arm]["test_accuracy"] for r in records[1:]]),
-        )
-        for arm in config.method
-    }
-    methods = [arm for arm in config.method if arm in METHODS]
-    density = {arm: results.layer_density(ends[arm].network.masks) for arm in methods}
-    drawn = plots.looks(["dense", *config.method])
-    figures = {
-        PICTURE: weights_left.picture(curves, np.array(records[0]["dense"]["test_accuracy"])),
-        LAYERS: plots.layer_density(density, drawn),
-    }
-    layers = {}
-    for arm in methods:
-        params, _, masks = training.seed_of(ends[arm].network, 0)
-        layers[arm] = results.layers(params, masks)
-    finish(config.out, write_up(config, summary, layers), summary, figures)
-
-
-def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str]) -> Writeup:
-    """The result, for people: a row for each phase, or with many arms for each arm."""
-    arms, dense = summary["arms"], summary["dense"]["test_accuracy"]
-    planned = next((arm for arm in config.method if arm != "sap"), "sap")
-
-    left = {arm: [f"{100 * n['weights_left']:.3g}" for n in arms[arm]] for arm in arms}
-    few = len(arms) <= MOST_WITH_SPREAD
-
-    def accuracy(numbers: dict[str, Any]) -> str:
-        mean, std = 100 * numbers["mean"], 100 * numbers["std"]
-        return (f"{mean:.2f} ± {std:.2f}" if few else f"{mean:.1f}") + dead.mark(numbers)
-
-    cells = {arm: [accuracy(n["test_accuracy"]) for n in arms[arm]] for arm in config.method}
-    if planned != "sap" and "sap" in arms:  # it keeps as many as it will
-        cells["sap keeps"] = left["sap"]
-    columns, rows = list(cells), list(zip(left[planned], *cells.values(), strict=True))
-    if not few:
-        columns, rows = left[planned], [(arm, *row) for arm, row in cells.items()]
-    held = ", ".join(
-        f"{arm} {dead.NOT_MEASURED if v is None else f'{100 * v:.3g} %'}"
-        for arm, v in summary["keeps_up_to"].items()
-    )
-    peak = summary["peak_memory_bytes"] / 1e9
-    return Writeup(
-        title="Lottery tickets",
-        headline=(
-            f"{config.model} on {config.dataset}, {config.seeds} replicates, "
-            f"{summary['steps']:,} steps of first training, rewind step {summary['rewind']}: dense "
-            f"{results.percent(dense)}; by the weights left (%), test accuracy (%) at the step of "
-            f"best validation accuracy, mean{' ± deviation' if few else ''} over replicates"
-        ),
-        columns=columns,
-        rows=rows,
-        footline=(
-            f"Within {config.tolerance:g} points of dense down to: {held}. "
-            f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
-        ),
-        command=run.again(PROGRAM, config.out),
-        pictures={
-            PICTURE: "Means over replicates; bands from the worst to the best, the grey one of the "
-            "dense networks.",
-            LAYERS: "Weights kept in each layer after the last phase: mean and standard deviation "
-            "over replicates. Controls keep as many as ltr.",
-        },
-        layers=layers,
-        models=[f"{run.MODEL}/{arm}" for arm in config.method],
-        environment=summary["environment"],
-    )
 
 
 if __name__ == "__main__":

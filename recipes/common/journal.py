@@ -83,6 +83,12 @@ class Journal:
         self._trained: dict[str, Any] = {}
         self._saved = self._resumed(config) if config.resume else None
         self._saved_at = time.monotonic()
+        spent = self.records[-1].get("seconds", 0.0) if self.records else 0.0
+        self._began = time.perf_counter() - spent
+
+    def seconds(self) -> float:
+        """Since the run began; one that is resumed goes on from the "seconds" of its last line."""
+        return round(time.perf_counter() - self._began, 2)
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""

@@ -8,7 +8,8 @@ import pytest
 
 import jaxprune as jp
 from recipes import tickets
-from recipes.common import checkpoint, data, lottery, models, run
+from recipes.common import checkpoint, data, lanes, run
+from recipes.reports import tickets as report
 from tests.recipes import running
 
 ARMS = (*tickets.METHODS, *tickets.CONTROLS)
@@ -123,8 +124,8 @@ def test_the_summary_says_down_to_where_an_arm_keeps_up(finished):
         {"weights_left": left, "test_accuracy": {"mean": mean}}
         for left, mean in ((0.5, 0.97), (0.25, 0.98), (0.1, 0.9), (0.05, 0.99))
     ]
-    assert tickets.keeps_up_to(found, 0.96) == 0.25
-    assert tickets.keeps_up_to(found, 0.975) == 1.0
+    assert report.keeps_up_to(found, 0.96) == 0.25
+    assert report.keeps_up_to(found, 0.975) == 1.0
 
 
 def test_an_interrupted_study_goes_on_with_the_next_phase(finished, tmp_path, monkeypatch, capsys):
@@ -145,42 +146,42 @@ def test_an_interrupted_study_goes_on_with_the_next_phase(finished, tmp_path, mo
 
 
 def starts(network_of, index=1, **changes):
-    """A study, and what its arms begin a phase from if the methods came to `network_of(stored)`."""
+    """A study, what is settled if methods came to `network_of(later)`, and what arms begin from."""
     config = tickets.Config(
         seeds=2, steps=12, batch_size=32, rewind=3, method=("ltr", "lrr", "reinit", "random"),
         **changes,
     )  # fmt: skip
-    train = data.load("digits", train_examples=256).train
-    study = tickets.make(config, models.model("mlp", 10), train, lambda p, s: np.zeros(2))
-    initial = lottery.first(study)
-    later = jax.tree.map(lambda x: x + 0.1 if x.dtype != bool else x, initial)
-    stored = lottery.Stored({0: initial, 3: later}, later)
-    last = dict.fromkeys(("ltr", "lrr"), network_of(stored))
-    return study, stored, lottery.begin(study, last, stored, index)
+    digits = data.load("digits", train_examples=256)
+    study = tickets.study_of(config, digits, digits.test)
+    first = tickets.untrained(study)
+    later = jax.tree.map(lambda x: x + 0.1 if x.dtype != bool else x, first.early)
+    ends = {arm: end._replace(network=network_of(later)) for arm, end in first.ends.items()}
+    settled = tickets.Settled(later, ends)
+    return study, settled, tickets.starts_of(study, settled, index)
 
 
 def test_what_each_arm_begins_a_phase_from():
-    trained = lambda stored: stored.trained._replace(
-        params=jax.tree.map(lambda w: 2 * w, stored.trained.params)
-    )
-    study, stored, begun = starts(trained)
-    weights = {"ltr": stored.at[3], "random": stored.at[3], "lrr": trained(stored)}
+    twice = lambda later: later._replace(params=jax.tree.map(lambda w: 2 * w, later.params))
+    study, settled, begun = starts(twice)
+    weights = {"ltr": settled.early, "random": settled.early, "lrr": twice(settled.early)}
     for arm, source in weights.items():
         network = begun[arm].network
         expected = jp.apply_masks(source.params, network.masks)
         jax.tree.map(np.testing.assert_array_equal, network.params, expected)
     fresh = begun["reinit"].network.params["Dense_0"]["kernel"]
-    others = stored.at[0].params["Dense_0"]["kernel"], stored.at[3].params["Dense_0"]["kernel"]
+    first = lanes.initial(study.program, study.keys)
+    others = (first.params["Dense_0"]["kernel"], settled.early.params["Dense_0"]["kernel"])
     assert all((fresh != other)[fresh != 0].mean() > 0.99 for other in others)
     # tickets see the data again in their order, from the rewind step on; others in a new one
-    same = lambda a, b: bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
-    assert same(begun["ltr"].keys, study.keys) and not same(begun["lrr"].keys, study.keys)
-    assert begun["ltr"].rates.shape == begun["reinit"].rates.shape == (2, 12)
-    assert not begun["ltr"].rates[:, 9:].any() and begun["ltr"].rates[:, :9].all()
+    same = lambda a: bool((jax.random.key_data(a) == jax.random.key_data(study.keys)).all())
+    assert same(begun["ltr"].lane.order) and not same(begun["lrr"].lane.order)
+    rates = begun["ltr"].lane.rates
+    assert rates.shape == begun["reinit"].lane.rates.shape == (2, 12)
+    assert not rates[:, 9:].any() and rates[:, :9].all()
 
 
 def test_the_global_threshold_and_the_exempt_layer():
-    _, _, begun = starts(lambda stored: stored.trained, 0, allocation="global")
+    _, _, begun = starts(lambda later: later, 0, allocation="global")
     masks = begun["ltr"].network.masks
     assert masks["Dense_2"]["kernel"].all()
     kept = [int(masks[name]["kernel"][0].sum()) for name in LAYERS[:2]]
@@ -190,9 +191,9 @@ def test_the_global_threshold_and_the_exempt_layer():
 
 
 def test_looks_are_at_whole_chunks_and_the_last_step():
-    assert lottery.looks_at(200, 20, 5) == [40, 80, 120, 160, 200]
-    assert lottery.looks_at(205, 20, 3) == [60, 140, 205]
-    assert lottery.looks_at(5, 20, 5) == [5]
+    assert tickets.looks_at(200, 20, 5) == [40, 80, 120, 160, 200]
+    assert tickets.looks_at(205, 20, 3) == [60, 140, 205]
+    assert tickets.looks_at(5, 20, 5) == [5]
 
 
 def test_ten_phases_of_a_fifth():

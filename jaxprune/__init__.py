@@ -230,6 +230,7 @@ from jaxprune.controls import shuffle as shuffle
 
 # what it came to
 from jaxprune.report import report as report
+from jaxprune import plots as plots
 
 # into files and other formats
 from jaxprune.export.bits import pack as pack

@@ -64,8 +64,9 @@ def conv_general_dilated(
     Args:
       lhs: inputs, (n, h, w, in).
       rhs: the kernel, (kh, kw, in, out), of the inputs' dtype.
-      window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
-        batch_group_count, precision, preferred_element_type, out_sharding: as for `lax`.
+      window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers: as for `lax`.
+      feature_group_count, batch_group_count: as for `lax`.
+      precision, preferred_element_type, out_sharding: as for `lax`.
 
     Returns:
       (n, h', w', out), of the inputs' dtype.

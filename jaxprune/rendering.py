@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxprune.canvas import COLORS, drawing
+
 if TYPE_CHECKING:
     from jaxprune.report import Report
     from jaxprune.tally import Layer
@@ -89,49 +91,52 @@ def _short(flops: int | None) -> str:
     return f"{value:#.4g} {units[0]}"
 
 
-def density_bars(report: Report, ax: Any = None) -> Any:
-    """The density of each layer as a bar, top to bottom: the matplotlib figure.
+def density_by_layer(report: Report, ax: Any = None) -> Any:
+    """The density of each layer, top to bottom: the matplotlib figure.
 
-    The axis is logarithmic if densities differ more than tenfold.
+    Bars from zero; or, where densities differ more than tenfold, dots on a logarithmic axis, which
+    has no zero that a bar could begin at.
     """
-    try:
+    with drawing("report.plot"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullLocator
-    except ImportError as error:
-        raise ImportError(
-            "plot needs matplotlib: pip install 'jaxprune[recipes]'. Without it, print the report, "
-            "or draw from its to_dict()."
-        ) from error
-    layers, everything = report.layers, 1 - report.prunable.sparsity
-    if ax is None:  # no pyplot: it would keep every figure, and is not safe in threads
-        longest = max(len(layer.path) for layer in layers)
-        size = (5.0 + 0.065 * longest, 1.0 + 0.22 * len(layers))
-        ax = Figure(figsize=size, layout="constrained").add_subplot()
-    densities = [1 - layer.sparsity for layer in layers]
-    targets = {y: 1 - row.target for y, row in enumerate(layers) if row.target not in (None, 1.0)}
-    positive = [d for d in (*densities, *targets.values()) if d > 0] or [1.0]
-    low, high = min(positive), max(positive)
-    if high > 10 * low:
-        steps = (1, 2, 5) if high < 1000 * low else (1,)
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=steps))
-        ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(low / 2 if high > 10 * low else 0, min(1.15 * high, 1.0))
-    ax.barh(range(len(layers)), densities, height=0.7, color="#4878a8")
-    ax.axvline(everything, color="0.35", lw=1, ls="--", label=f"all prunable: {everything:.2%}")
-    if targets:
-        mark = {"marker": "|", "ms": 9, "mew": 2, "ls": "none", "color": "#e07b39"}
-        ax.plot(list(targets.values()), list(targets), label="target", clip_on=False, **mark)
-    for y, density in enumerate(densities):
-        note, color = (f"{density:.2%}", "black") if density > 0 else ("none kept", "#c0392b")
-        edge = ((1, y), (46, 0), ax.get_yaxis_transform(), "offset points")
-        ax.annotate(note, *edge, ha="right", va="center", fontsize=8, color=color)
-    ax.set_yticks(range(len(layers)), [layer.path for layer in layers], fontsize=8)
-    ax.set_ylim(len(layers) - 0.5, -0.5)  # the first layer on top
-    ax.xaxis.set_major_formatter(lambda density, _: f"{100 * density:g}%")
-    ax.set_xlabel("weights kept", fontsize=9)
-    ax.tick_params(axis="x", labelsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=8)
-    return ax.figure
+
+        layers, everything = report.layers, 1 - report.prunable.sparsity
+        if ax is None:  # no pyplot: it would keep every figure, and is not safe in threads
+            longest = max(len(layer.path) for layer in layers)
+            size = (5.0 + 0.065 * longest, 1.0 + 0.22 * len(layers))
+            ax = Figure(figsize=size, layout="constrained").add_subplot()
+        densities = [1 - layer.sparsity for layer in layers]
+        wanted = [(y, row.target) for y, row in enumerate(layers) if row.target not in (None, 1.0)]
+        targets = {y: 1 - target for y, target in wanted}
+        positive = [d for d in (*densities, *targets.values()) if d > 0] or [1.0]
+        low, high = min(positive), max(positive)
+        logarithmic = high > 10 * low
+        if logarithmic:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+            ax.xaxis.set_minor_locator(NullLocator())
+            alive = [(density, y) for y, density in enumerate(densities) if density > 0]
+            ax.plot(*zip(*alive, strict=True), "o", color=COLORS[2], ms=5, label="kept")
+        else:
+            ax.barh(range(len(layers)), densities, height=0.7, color=COLORS[2])
+        ax.set_xlim(low / 2 if logarithmic else 0, min(1.15 * high, 1.0))
+        label = f"all prunable: {everything:.2%}"
+        ax.axvline(everything, color="0.35", lw=1, ls="--", label=label)
+        if targets:
+            mark = {"marker": "|", "ms": 9, "mew": 2, "ls": "none", "color": COLORS[1]}
+            ax.plot(list(targets.values()), list(targets), label="target", clip_on=False, **mark)
+        for y, density in enumerate(densities):
+            note, color = (f"{density:.2%}", "black") if density > 0 else ("none kept", "#c0392b")
+            edge = ((1, y), (46, 0), ax.get_yaxis_transform(), "offset points")
+            ax.annotate(note, *edge, ha="right", va="center", fontsize=8, color=color)
+        ax.set_yticks(range(len(layers)), [layer.path for layer in layers], fontsize=8)
+        ax.set_ylim(len(layers) - 0.5, -0.5)  # the first layer on top
+        ax.xaxis.set_major_formatter(lambda density, _: f"{100 * density:g}%")
+        ax.set_xlabel("weights kept", fontsize=9)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", visible=logarithmic)  # a dot is read along its row
+        ax.tick_params(axis="y", length=0)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
+        return ax.figure

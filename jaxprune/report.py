@@ -71,7 +71,9 @@ class Report:
         }
 
     def plot(self, ax: Any = None) -> Any:
-        """The density of each layer as a bar, its target as a mark: a matplotlib `Figure`.
+        """The density of each layer, its target as a mark: a matplotlib `Figure`.
+
+        Bars from zero; dots on a logarithmic axis where densities differ more than tenfold.
 
         Args:
           ax: matplotlib axes to draw into; None for a figure of its own.
@@ -79,7 +81,7 @@ class Report:
         Raises:
           ImportError: without matplotlib.
         """
-        return rendering.density_bars(self, ax)
+        return rendering.density_by_layer(self, ax)
 
     def __repr__(self) -> str:
         return rendering.table(self)

@@ -343,22 +343,38 @@ def test_long_paths_get_headings_and_the_table_fits():
     assert lines[6].startswith("conv_init/kernel   7x7x3x64  ")
 
 
-def test_the_plot_has_a_bar_a_layer_and_marks_its_target(lenet):
+def test_the_plot_has_a_bar_a_layer_from_zero_and_marks_its_target(lenet):
     from matplotlib.figure import Figure
 
-    params, masks = pruned(lenet, jp.erk, 0.95)
-    sparsities = jp.erk(jp.magnitude(jp.kernels(lenet)), 0.95)
-    result = jp.report(params, masks, target=sparsities)
+    params, masks = pruned(lenet, jp.uniform, 0.95)
+    result = jp.report(params, masks, target=jp.uniform(jp.magnitude(jp.kernels(lenet)), 0.95))
     figure = result.plot()
     (ax,) = figure.axes
     assert isinstance(figure, Figure)
     widths = [bar.get_width() for bar in ax.patches]
     assert widths == pytest.approx([1 - layer.sparsity for layer in result.layers])
+    assert ax.get_xscale() == "linear" and ax.get_xlim()[0] == 0
+    assert {bar.get_x() for bar in ax.patches} == {0}
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"{d}/kernel" for d in LENET]
     marks = next(line for line in ax.lines if line.get_label() == "target")
-    assert list(marks.get_xdata()) == pytest.approx(widths)
-    assert ax.get_xscale() == "log"  # 3% to 70%
-    assert jp.report(*pruned(lenet)).plot().axes[0].get_xscale() == "linear"
+    assert list(marks.get_xdata()) == pytest.approx([0.05] * len(LENET))
+
+
+def test_the_plot_has_dots_on_a_logarithmic_axis(lenet):
+    """Which has no zero that a bar could begin at; a dead layer has no dot, and a note."""
+    params, masks = pruned(lenet, jp.erk, 0.95)  # 3 % to 70 %
+    masks["Dense_1"]["kernel"] &= False
+    params = jp.apply_masks(params, masks)
+    with pytest.warns(match="no weight at all"):
+        result = jp.report(params, masks, target=jp.erk(jp.magnitude(jp.kernels(lenet)), 0.95))
+    (ax,) = result.plot().axes
+    assert ax.get_xscale() == "log" and not ax.patches
+    dots = next(line for line in ax.lines if line.get_label() == "kept")
+    alive = [i for i, layer in enumerate(result.layers) if layer.kept]
+    assert list(dots.get_ydata()) == alive == [0, 2]
+    kept = [1 - result.layers[i].sparsity for i in alive]
+    assert list(dots.get_xdata()) == pytest.approx(kept)
+    assert ax.texts[1].get_text() == "none kept"
 
 
 @pytest.mark.filterwarnings("ignore:.*no weight at all")
@@ -386,7 +402,7 @@ def test_without_matplotlib_the_plot_names_the_extra(params, monkeypatch):
 
     result = jp.report(*pruned(params))
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(ImportError, match=re.escape("pip install 'jaxprune[recipes]'")):
+    with pytest.raises(ImportError, match=r"report\.plot needs matplotlib: pip install matplotlib"):
         result.plot()
 
 

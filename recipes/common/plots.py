@@ -3,63 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.edgecolor": "#808080",
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-}
-# From the palette of Okabe and Ito (2008): told apart by all eyes, and in print.
-COLORS = ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
+import jaxprune as jp
+from jaxprune.canvas import COLORS as COLORS
+from jaxprune.canvas import STROKES as STROKES
+from jaxprune.canvas import STYLE as STYLE
+from jaxprune.canvas import Curve as Curve
+from jaxprune.canvas import Look as Look
+from jaxprune.canvas import band as band
+from jaxprune.canvas import looks as looks
+from jaxprune.canvas import steps_locator as steps_locator
 
-STROKES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # lines, markers
 MANY = 3  # more arms than this have their legend beside the axes
-
-Curve = tuple[Sequence[float], np.ndarray]  # steps (points,), values (points, seeds)
-
-
-class Look(NamedTuple):
-    """How an arm is drawn."""
-
-    color: str
-    line: str
-    marker: str
-
-
-def looks(arms: Iterable[str]) -> dict[str, Look]:
-    """The look of each arm, the same in all figures of a run.
-
-    The first word of its name has a colour; what follows, such as a width, a dash and a marker. So
-    have the words that come after the last colour.
-    """
-    arms = list(arms)
-    kinds, variants = (list(dict.fromkeys(arm.partition(" ")[i] for arm in arms)) for i in (0, 2))
-
-    def look(arm: str) -> Look:
-        kind, variant = kinds.index(arm.partition(" ")[0]), variants.index(arm.partition(" ")[2])
-        again, color = divmod(kind, len(COLORS))
-        return Look(COLORS[color], *STROKES[(variant + again) % len(STROKES)])
-
-    return {arm: look(arm) for arm in arms}
 
 
 def training_curves(
@@ -67,33 +30,8 @@ def training_curves(
     sparsity: Mapping[str, Curve],
     pruned_between: tuple[int, int] | None = None,
 ) -> bytes:
-    """PNG of test accuracy and of sparsity over steps, each arm's mean and its range over seeds.
-
-    Sparsity has its axes only if it changes. `pruned_between` shades the steps in which masks do.
-    """
-    panels = [(accuracy, "Test accuracy (%)")]
-    if any(np.ptp(values, 0).any() for _, values in sparsity.values()):
-        panels.append((sparsity, "Sparsity (%)"))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 2.7), layout="constrained")
-        left, *right = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (curves, title) in zip((left, *right), panels, strict=True):
-            for label, look in looks(accuracy).items():
-                if label in curves:
-                    band(axes, curves[label], label, look)
-            if pruned_between:
-                axes.axvspan(*pruned_between, color="#efefef", zorder=0, label="pruning")
-            axes.set(title=title, xlabel="Step")
-            axes.set_xlim(0, max(max(steps) for steps, _ in accuracy.values()))
-            axes.xaxis.set_major_locator(steps_locator(5))
-        left.set_ylim(*_accuracy_limits(accuracy))
-        for axes in right:
-            axes.set_ylim(-2, 102)
-        if len(accuracy) > MANY:
-            figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
-        else:
-            left.legend(loc="best")
-        return png(figure)
+    """PNG of `jp.plots.training`."""
+    return png(jp.plots.training(accuracy, sparsity, pruned_between))
 
 
 def layer_density(
@@ -177,32 +115,11 @@ def _std(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
-def band(axes: Axes, curve: Curve, label: str, look: Look, points: bool = False) -> None:
-    """Draws the mean over seeds in percent, and the range from the worst seed to the best."""
-    steps, values = np.asarray(curve[0]), 100 * np.asarray(curve[1])
-    style = look.line + (look.marker if points else "")
-    axes.plot(steps, values.mean(1), style, color=look.color, label=label, markersize=4)
-    low, high = values.min(1), values.max(1)
-    axes.fill_between(steps, low, high, color=look.color, alpha=0.18, linewidth=0)
-
-
-def _accuracy_limits(curves: Mapping[str, Curve]) -> tuple[float, float]:
-    """Room for all but the first fifth, where accuracy climbs from chance and would dwarf it."""
-    settled = [100 * np.asarray(values)[len(steps) // 5 :] for steps, values in curves.values()]
-    low, high = min(v.min() for v in settled), max(v.max() for v in settled)
-    margin = max(0.1 * (high - low), 0.5)
-    return max(0.0, low - margin), min(100.5, high + margin)
-
-
-def steps_locator(most: int) -> MaxNLocator:
-    """Round numbers of steps, at most so many."""
-    return MaxNLocator(most, steps=[1, 2, 2.5, 4, 5, 10], integer=True)
-
-
 def png(figure: Figure) -> bytes:
     """The content of a file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with rc_context(STYLE):
+        figure.savefig(file, format="png")
     return file.getvalue()
 
 

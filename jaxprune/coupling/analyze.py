@@ -11,9 +11,10 @@ import jaxprune.coupling.rules as _rules  # noqa: F401  the table of primitives
 from jaxprune.base import Params
 from jaxprune.coupling.exactness import differences
 from jaxprune.coupling.expressions import Atom, Axes, freeze
-from jaxprune.coupling.groups import grouped, reasons
+from jaxprune.coupling.groups import grouped, matches_group, named, reasons
 from jaxprune.coupling.reader import Reader
-from jaxprune.coupling.structure import Structure
+from jaxprune.coupling.structure import Member, Structure
+from jaxprune.coupling.uses import Uses
 from jaxprune.flops import shape_only
 from jaxprune.rules import check_all_match, matches, named_leaves, quoted
 
@@ -42,8 +43,9 @@ def analyze(
       params: pytree of arrays or `jax.ShapeDtypeStruct`; for batch norm with the running
         statistics, which are pruned with the rest.
       *example_args: pytrees of the same; only shapes and dtypes matter.
-      freeze: leaves that shall stay as they are: rules as in `matching`, and `(rule, axis)` for one
-        axis only.
+      freeze: what shall stay as it is: rules for leaves, as in `matching`, or for groups by the
+        names that are printed (`"*.heads"`), an axis as it is printed (`"a[1]"`), or
+        `(rule, axis)` for one axis of leaves.
       sliceable_inputs: axes of inputs that may be pruned, `(path, axis)`; the first input is "0".
 
     Raises:
@@ -101,11 +103,13 @@ def read(
     for axes in of_params.values():
         for axis in axes if id(axes) not in reader.first_use else ():
             freeze(axis, "not read by the function")
-    _freeze_asked(frozen, shapes, of_params)
-
     used = lambda path: reader.first_use.get(id(of_params[path]), len(reader.first_use))
     order = sorted(of_params, key=used)
-    names, groups = grouped({path: of_params[path] for path in order} | _as_inputs(of_inputs))
+    ordered = {path: of_params[path] for path in order} | _as_inputs(of_inputs)
+    names = named(ordered, Uses(program, list(of_params)))
+    _freeze_asked(frozen, shapes, of_params, names)
+    groups = grouped(ordered, names)
+    names = {name: names[name] for name in groups}
     name_of = {atom: name for name, atom in names.items()}
     inexact = differences(program, of_params, name_of)
     return Structure(
@@ -137,12 +141,22 @@ def _as_inputs(of_inputs: dict[str, Axes]) -> dict[str, Axes]:
     return {f"input {path}": axes for path, axes in of_inputs.items()}
 
 
-def _freeze_asked(asked: Any, shapes: Params, leaves: Mapping[str, Axes]) -> None:
+def _freeze_asked(
+    asked: Any, shapes: Params, leaves: Mapping[str, Axes], names: Mapping[str, Atom]
+) -> None:
+    """Freezes the leaves, axes and groups that `asked` names."""
+    printed = {str(Member(path, i)): e for path, axes in leaves.items() for i, e in enumerate(axes)}
     if isinstance(asked, str) or not isinstance(asked, Iterable):
         raise TypeError(f"analyze: freeze is a list of rules; got {asked!r}. Write [{asked!r}].")
     for entry in asked:
         rule, axis = entry if isinstance(entry, tuple) else (entry, None)
-        check_all_match([rule], shapes)
+        by_name = [a for name, a in names.items() if entry == rule and matches_group(rule, name)]
+        if isinstance(entry, str) and entry in printed:
+            by_name.append(printed[entry])
+        for e in by_name:
+            freeze(e, f"frozen by {entry!r}")
+        if not by_name:
+            check_all_match([rule], shapes)
         for path, leaf in named_leaves(shapes):
             if leaf is None or not matches(rule, path, leaf):
                 continue

@@ -3,40 +3,106 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
 from jaxprune.coupling.structure import Member, Neurons
+from jaxprune.coupling.uses import Uses
+from jaxprune.rules import matches, quoted
 
 
-def grouped(leaves: dict[str, Axes]) -> tuple[dict[str, Atom], dict[str, Neurons]]:
-    """The atoms that can be pruned by name, and what they are on. `leaves` in the order of data."""
+def named(leaves: dict[str, Axes], uses: Uses) -> dict[str, Atom]:
+    """The atoms that can be pruned, by name; `leaves` in the order of data.
+
+    A name is that of the layer which is first to have them, with their role if they have one
+    ("attention/query.heads"); where a layer has several, with the axis, and on one axis with the
+    place: "qkv.axis1", "qkv.axis1.part0". It has no character that a glob reads in another way.
+    """
+    members = _members(leaves)
+    roles = _roles({atom: len(own) for atom, own in members.items()}, uses)
+
+    def layer(path: str) -> str:
+        parent = path.rpartition("/")[0]
+        return path if parent in ("", "params") else parent
+
+    def ways(atom: Atom) -> list[str]:
+        (path, axis), place = next(iter(members[atom].items()))
+        role = f".{roles[atom]}" if atom in roles else ""
+        return [
+            f"{layer(path)}{role}",
+            f"{layer(path)}{role or f'.axis{axis}'}",
+            f"{layer(path)}{role}.axis{axis}.part{place}",
+            f"{path}{role}.axis{axis}",
+            f"{path}{role}.axis{axis}.part{place}",
+        ]
+
+    levels = {atom: ways(atom) for atom in members}
+    taken = [Counter(own[i] for own in levels.values()) for i in range(5)]
+    return {
+        next(way for way, n in zip(own, taken, strict=True) if n[way] == 1): atom
+        for atom, own in levels.items()
+    }
+
+
+def grouped(leaves: dict[str, Axes], names: Mapping[str, Atom]) -> dict[str, Neurons]:
+    """What the neurons of each name are on; without those that were frozen since."""
+    members = _members(leaves)
+    return {
+        name: Neurons(atom.size, tuple(members[atom]))
+        for name, atom in names.items()
+        if atom in members
+    }
+
+
+def matches_group(rule: Any, name: str) -> bool:
+    """Whether a rule, a name or a glob, means the group called `name`."""
+    return isinstance(rule, str) and matches(rule, name, None)
+
+
+def chosen(rules: Any, names: Iterable[str]) -> list[str]:
+    """Those names of groups that one of the rules matches, in their order.
+
+    Raises:
+      TypeError: if the rules are no list of strings.
+      ValueError: if one of them matches no group.
+    """
+    if isinstance(rules, str) or not all(isinstance(rule, str) for rule in rules):
+        raise TypeError(f'groups is a list of names or globs, such as ["*.heads"]; got {rules!r}.')
+    names = list(names)
+    for rule in rules:
+        if not any(matches_group(rule, name) for name in names):
+            have = [(name, None) for name in names]
+            raise ValueError(f"the rule {rule!r} matches no group; the groups are {quoted(have)}.")
+    return [name for name in names if any(matches_group(rule, name) for rule in rules)]
+
+
+def _members(leaves: dict[str, Axes]) -> dict[Atom, dict[Member, int]]:
+    """By atom that can be pruned the axes that it is on, and its place among the atoms there."""
     members: dict[Atom, dict[Member, int]] = {}
     for path, axes in leaves.items():
         for i, e in enumerate(axes):
             free = dict.fromkeys(atom for atom in atoms(e) if not atom.frozen)
             for place, atom in enumerate(free):
                 members.setdefault(atom, {})[Member(path, i)] = place
-    members = {
+    return {
         atom: own
         for atom, own in members.items()
         if not all(path.startswith("input ") for path, _ in own)
     }
-    firsts = {atom: next(iter(own.items())) for atom, own in members.items()}
-    levels = [
-        {atom: form(*first) for atom, first in firsts.items()}
-        for form in (
-            lambda member, _: member.path.rpartition("/")[0] or member.path,
-            lambda member, _: f"{member.path.rpartition('/')[0] or member.path}[{member.axis}]",
-            lambda member, _: str(member),
-            lambda member, place: f"{member}.{place}",
-        )
-    ]
-    taken = [Counter(level.values()) for level in levels]
-    names: dict[str, Atom] = {}
-    for atom in members:
-        ways = zip(levels, taken, strict=True)
-        names[next(level[atom] for level, n in ways if n[level[atom]] == 1)] = atom
-    return names, {name: Neurons(a.size, tuple(members[a])) for name, a in names.items()}
+
+
+def _roles(members: Mapping[Atom, int], uses: Uses) -> dict[Atom, str]:
+    """Of attention: heads, the queries that share one, and the dimensions of queries and keys.
+
+    Heads are on queries and on keys; queries that share a head are on fewer leaves than heads.
+    """
+    found = {atom: "dims" for atom in uses.dims if atom in members}
+    for product in uses.heads:
+        own = {atom: members[atom] for atom in product if atom in members}
+        most = max(own.values(), default=0)
+        found |= {atom: "heads" if n == most else "queries" for atom, n in own.items()}
+    return found
 
 
 def reasons(leaves: dict[str, Axes]) -> dict[str, tuple[Member, ...]]:

@@ -43,7 +43,8 @@ class Structure:
 
     Attributes:
       groups: the neurons that can be pruned, by name, in the order of the data. A group is named
-        after the layer that is first to have it; where a layer has several, with the axis.
+        after the layer that is first to have it, and its role in attention ("query.heads",
+        "query.dims"); where a layer has several, with the axis ("qkv.axis1").
       frozen: the reasons for which axes can't be pruned, and these axes.
       inexact: where a masked network and a compacted one may differ, and the groups that make it
         so; empty if they compute the same. See `jaxprune.coupling.exactness`.

@@ -37,7 +37,7 @@ def within_share(
     def cannot(fewest: Kepts) -> str:
         return (
             f"pick: {what}={budget:g} can't be met: with {_units(round_to)} left in each of the "
-            f"{len(structure.groups)} groups, {share(fewest):.4g} of the {what} are. "
+            f"{len(scores)} groups, {share(fewest):.4g} of the {what} are. "
             + _bound_by(structure, share, fewest)
         )
 
@@ -66,7 +66,7 @@ def within_measured(
         return (
             f"pick: at_most={at_most:g} can't be met: measure gave {least:.4g} at the least, with "
             f"{left}; and was asked down to {_units(round_to)} in each of the "
-            f"{len(structure.groups)} groups. Freeze less, or allow more."
+            f"{len(scores)} groups. Freeze less, or allow more."
         )
 
     return _within(structure, scores, allocation, fits, round_to, cannot)
@@ -81,13 +81,13 @@ def _within(
     cannot: Callable[[Kepts], str],
 ) -> Kepts:
     """The fewest neurons pruned that fit: the more are, the less is left."""
-    total = sum(group.size for group in structure.groups.values())
+    total = sum(own.size for own in scores.values())
 
     def kept(n: int) -> Kepts:
         found = _of_count(n, scores, allocation, round_to)
         return {name: np.asarray(found[name]) for name in scores}  # jit sorts them
 
-    most = total - len(structure.groups)
+    most = total - len(scores)
     n = _first(lambda n: fits(kept(n)), most)
     if n is None:
         raise ValueError(cannot(kept(most)))

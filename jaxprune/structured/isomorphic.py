@@ -38,14 +38,15 @@ def isomorphic(structure: Structure) -> Allocation:
         pools.setdefault(own, []).append(name)
 
     def allocation(scores: Scores, sparsity: Sparsity) -> Sparsities:
-        if not isinstance(scores, dict) or set(scores) != set(structure.groups):
+        if not isinstance(scores, dict) or not set(scores) <= set(structure.groups):
             raise ValueError(
                 "isomorphic(structure) allocates among the groups of its structure, "
                 f"{list(structure.groups)}; got scores of {list(scores)}."
             )
         pruned: Sparsities = {}
         for names in pools.values():
-            pruned |= global_threshold({name: scores[name] for name in names}, sparsity)
+            own = {name: scores[name] for name in names if name in scores}
+            pruned |= global_threshold(own, sparsity) if own else {}
         return {name: pruned[name] for name in scores}
 
     return allocation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxprune.allocation import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsity, check_fraction, is_known
+from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.budget import within_measured, within_share
 from jaxprune.structured.choose import choose
@@ -27,12 +28,15 @@ def pick(
     measure: Callable[[dict[str, np.ndarray]], Any] | None = None,
     at_most: float | None = None,
     round_to: int = 1,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, jax.Array]:
     """The neurons of the highest scores: bool (size,) by group, True = kept.
 
     Asked for a sparsity it prunes `round(sparsity * neurons)`, exactly; given a budget, as few as
-    that allows. The best neuron of each group is always kept. Among equals the
-    lower index is, and the earlier group.
+    that allows. The best neuron of each group is always kept. Among equals the lower index is, and
+    the earlier group.
+
+        pick(structure, scores, 0.5, groups=["*.heads"])      # half of the attention heads
 
     Args:
       structure: of `analyze`.
@@ -50,12 +54,15 @@ def pick(
       round_to: kept neurons of a group are a multiple of it, rounded down and at least one
         multiple; a group that loses none keeps its size. Counts of neurons are then not exact;
         of a budget, what rounding left over goes to the best multiples that still fit.
+      groups: names or globs of the groups that may lose neurons; None for all. A sparsity is that
+        of these groups, a budget that of the network; all other groups are kept.
 
     Raises:
       ValueError: unless just one of sparsity, weights, flops and measure is given, and in its
-        range; if scores do not fit the groups, or a budget can't be met.
+        range; if scores do not fit the groups, a rule matches no group, or a budget can't be met.
+      TypeError: if `groups` is no list of names.
     """
-    scores = _checked(structure, scores, round_to)
+    scores = _checked(structure, scores, round_to, groups)
     asked = {"sparsity": sparsity, "weights": weights, "flops": flops, "measure": measure}
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
@@ -69,7 +76,7 @@ def pick(
             f"{'at_most' if measure is None else 'measure'}."
         )
     if given == ["sparsity"]:
-        return choose(scores, allocation, check_fraction(sparsity), round_to)
+        return _all(structure, choose(scores, allocation, check_fraction(sparsity), round_to))
     how = structure, scores, allocation
     if measure is not None and at_most is not None:
         found = within_measured(*how, measure, at_most, round_to)
@@ -81,21 +88,30 @@ def pick(
                 f"not traced; got {budget}."
             )
         found = within_share(*how, given[0], budget, round_to)
-    return {name: jnp.asarray(own) for name, own in found.items()}
+    return _all(structure, found)
 
 
-def _checked(structure: Structure, scores: Scores, round_to: Any) -> Scores:
+def _all(structure: Structure, found: dict[str, Any]) -> dict[str, jax.Array]:
+    """What is kept of every group: all neurons of those that were not asked for."""
+    every = {name: np.ones(group.size, bool) for name, group in structure.groups.items()}
+    return {name: jnp.asarray(own) for name, own in {**every, **found}.items()}
+
+
+def _checked(
+    structure: Structure, scores: Scores, round_to: Any, groups: Sequence[str] | None
+) -> Scores:
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"pick: round_to is an integer of at least 1; got {round_to!r}.")
     if not structure.groups:
         raise ValueError(
             "pick: there is no group to pick from; print the structure to see what freezes them."
         )
-    wanted = {name: (group.size,) for name, group in structure.groups.items()}
+    names = structure.groups if groups is None else chosen(groups, structure.groups)
+    wanted = {name: (structure.groups[name].size,) for name in names}
     got = {name: np.shape(s) for name, s in scores.items()} if isinstance(scores, dict) else {}
-    if got != wanted:
-        differ = {n: s for n, s in wanted.items() if got.get(n) != s}
-        extra = [name for name in got if name not in wanted]
+    differ = {n: shape for n, shape in wanted.items() if got.get(n) != shape}
+    extra = [name for name in got if name not in structure.groups]
+    if differ or extra or not isinstance(scores, dict):
         raise ValueError(
             "pick: scores are {group: (size,)}, such as per_group(structure)(params); "
             + (f"wanted {differ}, got { ({n: got.get(n) for n in differ}) }" if differ else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jaxprune.base import (
     map_scored,
     value_at,
 )
+from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import with_own
 from jaxprune.methods.combine import once
@@ -35,6 +37,7 @@ def prune_neurons(
     allocation: Allocation = global_threshold,
     sparsity: float | optax.Schedule = 0.5,
     round_to: int = 1,
+    groups: Sequence[str] | None = None,
 ) -> MaskTransform:
     """Prunes the neurons of the lowest scores, whole. What is pruned stays pruned, at zero.
 
@@ -50,7 +53,7 @@ def prune_neurons(
       score: of groups, such as `per_group(structure)`.
       allocation: how many of each group; see `pick`.
       sparsity: the fraction of all neurons that is pruned, in [0, 1), or a function of the step.
-      round_to: see `pick`.
+      round_to, groups: see `pick`.
 
     Raises:
       ValueError: if the sparsity, or either end of its schedule, is outside [0, 1); (in init) if
@@ -66,6 +69,8 @@ def prune_neurons(
             "them."
         )
 
+    names = list(structure.groups) if groups is None else chosen(groups, structure.groups)
+
     def init(params: Params) -> MaskState:
         masks = part_of(structure, group_masks(structure, {}), params, "prune_neurons")
         return MaskState(map_scored(sharded_like, masks, params))
@@ -76,7 +81,7 @@ def prune_neurons(
         def updated(old: Masks, params: Params, asked: Any, context: dict[str, Any]) -> Masks:
             before = kept_neurons(structure, old)
             scores = score(params, **context)
-            own = {n: jnp.where(before[n], s, -jnp.inf) for n, s in scores.items()}
+            own = {n: jnp.where(before[n], scores[n], -jnp.inf) for n in names}
             kept = choose(own, allocation, asked, round_to)
             masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
             masks = part_of(structure, masks, old, "prune_neurons")

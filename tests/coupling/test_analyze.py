@@ -10,6 +10,7 @@ from jax import lax
 
 import jaxprune as jp
 from jaxprune.coupling import check_coupling, take
+from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.rules.registry import RULES
 from tests.coupling.networks import NETWORKS, built
 from tests.coupling.test_stated import raised
@@ -133,9 +134,9 @@ def test_reshapes_refine_what_came_before():
 
     structure = jp.analyze(fn, params, X)
     assert groups_of(structure) == {
-        "a[1].0": (3, ["a[1]", "b[0]"]),
-        "a[1].1": (2, ["a[1]"]),
-        "a[1].2": (2, ["a[1]", "b[1]"]),
+        "a.axis1.part0": (3, ["a[1]", "b[0]"]),
+        "a.axis1.part1": (2, ["a[1]"]),
+        "a.axis1.part2": (2, ["a[1]", "b[1]"]),
     }
 
 
@@ -177,7 +178,7 @@ def test_a_residual_onto_the_input_freezes_the_stream_unless_it_may_be_sliced():
     fn = lambda p, x: (x + jnp.tanh(x @ p["a"]) @ p["b"]).sum(-1)
     assert list(jp.analyze(fn, params, X).groups) == ["a"]
     structure = jp.analyze(fn, params, X, sliceable_inputs=[("0", -1)])
-    assert groups_of(structure)["a[0]"] == (4, ["a[0]", "b[1]", "input 0[1]"])
+    assert groups_of(structure)["a.axis0"] == (4, ["a[0]", "b[1]", "input 0[1]"])
 
 
 def test_a_parameter_used_twice_is_in_one_group():
@@ -237,7 +238,7 @@ def test_frozen_by(through, why):
     params = weights(a=(4, 6), b=(6, 2))
     structure = jp.analyze(lambda p, x: through(x @ p["a"]) @ p["b"], params, X)
     assert "a[1]" in {str(m) for w, ms in structure.frozen.items() if why in w for m in ms}
-    assert "a" not in structure.groups and "a[1]" not in structure.groups
+    assert "a" not in structure.groups and "a.axis1" not in structure.groups
     assert why in repr(structure)
 
 
@@ -372,6 +373,57 @@ def test_frozen_by_the_caller_or_for_want_of_use():
     assert list(jp.analyze(fn, params, X, freeze=["a"]).groups) == ["b"]
     assert list(jp.analyze(fn, params, X, freeze=[("b", -1)]).groups) == ["a"]
     assert "frozen by ('b', -1): b[1] c[0]" in repr(jp.analyze(fn, params, X, freeze=[("b", -1)]))
+
+
+HEADS = {
+    "attention": {"heads": 4, "dims": 4},
+    "grouped queries": {"heads": 2, "queries": 2, "dims": 4},
+    "rotary": {"heads": 2, "queries": 2},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_are_called_heads(name):
+    """And the queries that share one, and the dimensions of queries and keys; of fused ones too."""
+    variables, x = built(name)
+    structure = jp.analyze(NETWORKS[name].module.apply, variables, x)
+    layer = "params/CheckpointBlock_1/DenseGeneral_0"
+    roles = {role: structure.groups[f"{layer}.{role}"].size for role in HEADS[name]}
+    assert roles == HEADS[name]
+    assert structure.groups["params/CheckpointBlock_1/DenseGeneral_2"].size == 4  # of values
+
+
+def test_fused_heads_are_called_heads():
+    variables, x = built("fused heads")
+    structure = jp.analyze(NETWORKS["fused heads"].module.apply, variables, x)
+    sizes = {name: group.size for name, group in structure.groups.items()}
+    assert sizes == {"params/Dense_0.heads": 2, "params/Dense_0.dims": 4, "params/Dense_0": 4}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_printed_names_are_rules(name):
+    """Of groups, and of axes; no name is a glob that means something else."""
+    variables, x = built(name)
+    structure = jp.analyze(NETWORKS[name].module.apply, variables, x)
+    names = list(structure.groups)
+    assert [own for own in names if set(own) & set("*?[]")] == []
+    for group in names:
+        assert chosen([group], names) == [group]
+    again = jp.analyze(NETWORKS[name].module.apply, variables, x, freeze=[names[-1]])
+    if names[-1] not in structure.axes:  # a leaf of that name stays with all of its groups
+        assert list(again.groups) == names[:-1]  # and names stay what they were
+    assert set(again.frozen[f"frozen by {names[-1]!r}"]) >= set(structure.groups[names[-1]].members)
+    axis = str(structure.groups[names[-1]].members[0])
+    assert (
+        names[-1] not in jp.analyze(NETWORKS[name].module.apply, variables, x, freeze=[axis]).groups
+    )
+
+
+def test_frozen_by_a_glob_of_groups():
+    variables, x = built("grouped queries")
+    fn = NETWORKS["grouped queries"].module.apply
+    every, left = (list(jp.analyze(fn, variables, x, freeze=f).groups) for f in ([], ["*.heads"]))
+    assert left == [name for name in every if not name.endswith(".heads")] and len(left) == 9
 
 
 # --- couplings for alignment ----------------------------------------------------------------------

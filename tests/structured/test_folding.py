@@ -74,7 +74,7 @@ def test_inputs_are_gated_where_they_are_read():
     params = weights(a=(4, 6), b=(6, 2))
     fn = lambda p, x: jnp.maximum(x @ p["a"], 0) @ p["b"]
     structure = jp.analyze(fn, params, jnp.ones((2, 4)), sliceable_inputs=[("0", 1)])
-    assert gated(structure) == {"a[0]": (("a", 0),), "a[1]": (("a", 1),)}
+    assert gated(structure) == {"a.axis0": (("a", 0),), "a.axis1": (("a", 1),)}
 
 
 def test_a_kernel_that_reads_its_own_group_is_gated_on_one_side():

@@ -67,5 +67,11 @@ def test_under_jit_and_vmap():
 
 
 def test_scores_of_other_groups():
-    said = raised(lambda: jp.isomorphic(STRUCTURE)({"a": jnp.ones(8)}, 0.5))
-    assert "among the groups of its structure, ['k', 'l', 'a', 'b']; got scores of ['a']" in said
+    said = raised(lambda: jp.isomorphic(STRUCTURE)({"z": jnp.ones(8)}, 0.5))
+    assert "among the groups of its structure, ['k', 'l', 'a', 'b']; got scores of ['z']" in said
+
+
+def test_scores_of_some_groups():
+    """Those that `pick` was told: each pool loses its share of what is scored."""
+    pruned = jp.isomorphic(STRUCTURE)({"a": jnp.arange(8.0)}, 0.5)
+    assert {name: int(n) for name, n in pruned.items()} == {"a": 4}

@@ -44,6 +44,38 @@ def test_locally_each_group_loses_its_share():
     assert counts(jp.pick(STRUCTURE, SCORES, 0.99, jp.uniform)) == [1, 1]
 
 
+def test_only_the_groups_that_are_named_lose_neurons():
+    """A sparsity is theirs, a budget the network's; scores of the others are not asked for."""
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.5, groups=["b"])) == [8, 32]
+    assert counts(jp.pick(STRUCTURE, {"b": SCORES["b"]}, 0.5, groups=["b*"])) == [8, 32]
+    kept = jp.pick(STRUCTURE, SCORES, None, groups=["b"], weights=0.5)  # 32 + 8 b + 2 b <= 336
+    assert counts(kept) == [8, 30]
+    kept = jp.pick(STRUCTURE, SCORES, measure=lambda k: k["b"].sum(), at_most=9, groups=["b"])
+    assert counts(kept) == [8, 9]
+    pools = jp.isomorphic(STRUCTURE)
+    assert counts(jp.pick(STRUCTURE, SCORES, 0.5, pools, groups=["a"])) == [4, 64]
+    said = raised(lambda: jp.pick(STRUCTURE, SCORES, 0.5, groups=["*.heads"]))
+    assert "'*.heads' matches no group; the groups are 'a', 'b'." in said
+    said = raised(lambda: jp.pick(STRUCTURE, SCORES, 0.5, groups="a"), TypeError)
+    assert "groups is a list of names or globs, such as [\"*.heads\"]; got 'a'" in said
+
+
+def test_heads_are_pruned_as_such():
+    variables, x = built("grouped queries")
+    fn = NETWORKS["grouped queries"].module.apply
+    structure = jp.analyze(fn, variables, x)
+    kept = jp.pick(structure, jp.per_group(structure)(variables), 0.5, groups=["*.heads"])
+    heads = {name: int(own.sum()) for name, own in kept.items() if name.endswith(".heads")}
+    assert sum(heads.values()) == 2 and len(heads) == 2
+    assert all(own.all() for name, own in kept.items() if name not in heads)
+    small = jp.compact(structure, variables, kept)
+    assert small.params["params"]["CheckpointBlock_0"]["DenseGeneral_1"]["kernel"].shape == (
+        8,
+        1,
+        4,
+    )
+
+
 def test_rounding():
     # of 64, 27 pruned: 37 are left, and 32 of them kept
     rules = jp.per_layer({"b": 27 / 64, "a": 0.0})

@@ -97,6 +97,15 @@ def test_what_is_pruned_stays_pruned_whatever_it_scores_later():
     assert gone == [[], [7], [0, 7], [0, 6, 7], [0, 1, 6, 7]]
 
 
+def test_only_the_groups_that_are_named_lose_neurons():
+    score = jp.per_group(STRUCTURE)
+    tx = jp.sparsify(optax.sgd(0.1), jp.prune_neurons(STRUCTURE, score, groups=["b"]))
+    _, left = run(tx, PARAMS, 2)
+    assert left.tolist() == [[8, 32]] * 2
+    said = raised(lambda: jp.prune_neurons(STRUCTURE, score, groups=["c"]))
+    assert "the rule 'c' matches no group; the groups are 'a', 'b'." in said
+
+
 def test_bad_input():
     score = jp.per_group(STRUCTURE)
     assert "in [0, 1)" in raised(lambda: jp.prune_neurons(STRUCTURE, score, sparsity=1.5))

@@ -88,7 +88,7 @@ def kinds(fn, *args):
 BRANCHES = [
     ("batch norm", "params/Conv_1", [], 17, (6, 10)),
     ("layer norm", "params/Conv_1", [], 11, (5, 6)),
-    ("group norm", "params/Conv_1/kernel[3].0", ["params/Conv_1/kernel[3].1"], 11, (5, 6)),
+    ("group norm", "params/Conv_1.axis3.part0", ["params/Conv_1.axis3.part1"], 11, (5, 6)),
     ("concat", "params/Conv_1", [], 8, (2, 2)),
     ("unet", "params/Conv_1", ["params/ConvTranspose_0"], 10, (3, 4)),
     ("attention", "params/CheckpointBlock_0/Dense_1", [], 28, (7, 8)),

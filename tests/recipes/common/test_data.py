@@ -1,5 +1,6 @@
 """Data sets: shapes, normalisation, and one clear line for what is not there."""
 
+import hashlib
 import os
 
 import numpy as np
@@ -7,9 +8,20 @@ import pytest
 
 from recipes.common import data
 from recipes.common.errors import RecipeError
+from tests.recipes.common import tfds_folder
 
 FOLDER = os.environ.get("JAXPRUNE_DATA_DIR")
 on_disk = pytest.mark.skipif(not FOLDER, reason="JAXPRUNE_DATA_DIR names no TFDS folder")
+SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+def tiny(name, seed=0):
+    """Split -> (images, labels): 1,001 to train on, which are read in two portions, and 7."""
+    rng = np.random.default_rng(seed)
+    draw = lambda n: (rng.integers(0, 256, (n, *SHAPES[name]), np.uint8), rng.integers(0, 9, n))
+    splits = {"train": draw(1001), "test": draw(7)}
+    splits["train"][1][5] = 9
+    return splits
 
 
 def test_digits():
@@ -25,10 +37,22 @@ def test_digits():
     assert np.bincount(digits.test.labels).tolist() == [36, 36, 35, 37, 36, 37, 36, 36, 35, 36]
 
 
-def test_digits_are_the_same_every_time():
-    np.testing.assert_array_equal(
-        data.load("digits").train.images, data.load("digits").train.images
-    )
+GOLDEN = {  # sha256 of pixels (0 to 16, uint8) and labels (int32), in order
+    "train": "41eb3b4b9ee3310cc4eda4a267e7ef3f08ecc2eae1ad984139167843eb920e7d",
+    "test": "b73ad886c973a728a3983062b04e72cc2f7effc9643c50702683ffd0c5faf323",
+}
+
+
+def test_digits_are_the_same_everywhere():
+    """The same split, in the same order, on every machine: all results of digits rest on it."""
+    digits = data.load("digits")
+    mean, std = 4.8861343, 6.0179067  # of train's pixels
+    for name, golden in GOLDEN.items():
+        images, labels = getattr(digits, name)
+        pixels = np.rint(images * std + mean)
+        np.testing.assert_allclose(images, (pixels - mean) / std, atol=1e-5)
+        content = pixels.astype(np.uint8).tobytes() + labels.tobytes()
+        assert hashlib.sha256(content).hexdigest() == golden
 
 
 def test_train_examples_keeps_the_first():
@@ -95,6 +119,45 @@ def test_data_dir_without_the_dataset(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_data_dir_with_a_broken_dataset(tmp_path):
     (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="cannot read 'mnist'") as caught:
+        data.load("mnist", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("where", ["--data-dir", "TFDS_DATA_DIR"])
+def test_a_folder_of_tfds_is_read_as_it_was_written(tmp_path, monkeypatch, name, where):
+    written = tiny(name)
+    tfds_folder.write(tmp_path, name, written)
+    if where == "--data-dir":
+        monkeypatch.setenv("TFDS_DATA_DIR", "/elsewhere")
+        dataset = data.load(name, tmp_path)
+    else:
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+        dataset = data.load(name)
+    pixels = written["train"][0].astype(np.float64)
+    mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))  # of each channel
+    for split, (images, labels) in written.items():
+        read = getattr(dataset, split)
+        assert (read.images.dtype, read.labels.dtype) == (np.float32, np.int32)
+        np.testing.assert_array_equal(read.labels, labels)  # in order
+        np.testing.assert_allclose(read.images, (images - mean) / std, atol=1e-5)
+    assert dataset.classes == 10
+
+
+def test_train_examples_of_a_folder_are_its_first(tmp_path):
+    written = tiny("mnist")
+    tfds_folder.write(tmp_path, "mnist", written)
+    few = data.load("mnist", tmp_path, train_examples=10)
+    assert few.train.images.shape == (10, 28, 28, 1) and len(few.test.labels) == 7
+    np.testing.assert_array_equal(few.train.labels, written["train"][1][:10])
+    assert abs(few.train.images.mean()) < 1e-5
+
+
+def test_a_folder_whose_records_are_cut_off(tmp_path):
+    tfds_folder.write(tmp_path, "mnist", tiny("mnist"))
+    (shard,) = (tmp_path / "mnist").rglob("*-train.*")
+    shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(RecipeError, match="cannot read 'mnist'") as caught:
         data.load("mnist", tmp_path)
     assert "\n" not in str(caught.value)

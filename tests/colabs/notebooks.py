@@ -18,7 +18,8 @@ REPOSITORY = "jaxprune/jaxprune"  # on GitHub, where Colab opens and installs fr
 COUNT = "xla_force_host_platform_device_count"
 VARIES = "varies"  # the tag of a cell whose output is a machine's own: its devices, its speed
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?")
-TOLERANCE, UNITS = 0.1, 3
+UNITS = 3  # in the last digit
+SPREAD = re.compile(rf"({NUMBER.pattern})(?=(?:\s*±\s*({NUMBER.pattern}))?)")  # 97.8 ± 0.4
 KEPT = ("kernelspec", "language_info", "jaxprune")  # of the metadata of a notebook
 
 
@@ -78,7 +79,7 @@ def differences(stored: NotebookNode, fresh: NotebookNode) -> list[str]:
     """What cells say otherwise than they did, for a person to read; empty if nothing.
 
     Words must be the same, in the same layout, and figures as many. Numbers may differ as much as
-    training does between machines: by a tenth, or by `UNITS` in the last digit.
+    training does between machines, `noise`.
     """
     found = []
     for old, new in zip(code_cells(stored), code_cells(fresh), strict=True):
@@ -97,7 +98,12 @@ def alike(before: str, after: str) -> bool:
     """Whether two texts differ only in numbers, and in these by little."""
     if words(before) != words(after):
         return False
-    return all(map(near, NUMBER.findall(before), NUMBER.findall(after)))
+    numbers = [(match[1], match[2]) for match in SPREAD.finditer(before)]
+    fresh = [match[0] for match in NUMBER.finditer(after)]
+    return all(
+        abs(value_of(old) - value_of(new)) <= noise(old, spread) * (1 + 1e-9)
+        for (old, spread), new in zip(numbers, fresh, strict=True)
+    )
 
 
 def words(text: str) -> list[str]:
@@ -105,10 +111,23 @@ def words(text: str) -> list[str]:
     return re.sub(r"-{3,}", "---", NUMBER.sub("#", text)).split()
 
 
-def near(before: str, after: str) -> bool:
-    a, b = (float(number.replace(",", "")) for number in (before, after))
-    unit = 10.0 ** -len(before.partition(".")[2])
-    return abs(a - b) <= max(TOLERANCE * max(abs(a), abs(b)), UNITS * unit)
+def noise(number: str, spread: str | None = None) -> float:
+    """By how much a number may differ; `spread` is the deviation printed after it, `± 0.4`.
+
+    One of 10 to 100 with a decimal is a percentage: 1 point, or a tenth of what it lacks to 0 or to
+    100 (97.8: 1.0; 72.2: 2.8), or half of its spread. Counts, and fractions of many digits, may be
+    off by a fiftieth, all others by a tenth; any by 3 in the last digit.
+    """
+    value, digits = abs(value_of(number)), len(number.partition(".")[2])
+    least = UNITS * 10.0**-digits
+    if digits == 1 and 10 <= value <= 100:
+        half = value_of(spread) / 2 if spread else 0.0
+        return max(1.0, min(value, 100 - value) / 10, half)
+    return max(least, value / (10 if digits == 1 else 50))
+
+
+def value_of(number: str) -> float:
+    return float(number.replace(",", ""))
 
 
 def shown(cell: NotebookNode) -> str:

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
-from tests.colabs.notebooks import VARIES, alike, differences, digest, tidy
+from tests.colabs.notebooks import VARIES, alike, differences, digest, noise, tidy
 
 SAID = "dense: 97.8 ± 0.4 % right, 17,024 weights\n--------\n"
 
@@ -24,7 +24,9 @@ def test_alike(other):
 @pytest.mark.parametrize(
     "other",
     [
-        "dense: 87.8 ± 0.4 % right, 17,024 weights\n--------\n",
+        "dense: 96.7 ± 0.4 % right, 17,024 weights\n--------\n",  # more than a point
+        "dense: 98.9 ± 0.4 % right, 17,024 weights\n--------\n",
+        "dense: 97.8 ± 0.4 % right, 17,424 weights\n--------\n",
         "dense: 97.8 ± 0.8 % right, 17,024 weights\n--------\n",
         "dense: 97.8 ± 0.4 % right, 12,024 weights\n--------\n",
         "sparse: 97.8 ± 0.4 % right, 17,024 weights\n--------\n",
@@ -34,6 +36,30 @@ def test_alike(other):
 )
 def test_not_alike(other):
     assert not alike(SAID, other)
+
+
+@pytest.mark.parametrize(
+    ("number", "spread", "most"),
+    [
+        ("97.8", None, 1.0),
+        ("98.1", "0.4", 1.0),
+        ("72.2", None, 2.78),  # a tenth of 27.8
+        ("21.9", None, 2.19),
+        ("42.6", "12.0", 6.0),
+        ("9.7", None, 0.97),
+        ("0.4", None, 0.3),
+        ("1,702", None, 34.04),
+        ("26", None, 3),
+        ("0.8798", None, 0.017596),
+        ("-11.1", None, 1.11),
+    ],
+)
+def test_by_how_much_a_number_may_differ(number, spread, most):
+    assert noise(number, spread) == pytest.approx(most)
+    said = f"it is {number}" + (f" ± {spread}" if spread else "")
+    for times, same in ((0.99, True), (1.3, False)):
+        other = said.replace(number, f"{float(number.replace(',', '')) + times * most:.6f}", 1)
+        assert alike(said, other) is same
 
 
 def a_notebook(text, tags=()):

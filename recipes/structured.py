@@ -13,17 +13,20 @@ References: Fang et al., 2023 (DepGraph); Li et al., 2017 (L1 norms); Molchanov 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 
 import jaxprune as jp
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
 from recipes.common import (
     before_after,
@@ -31,29 +34,21 @@ from recipes.common import (
     compacted,
     data,
     dead,
-    flops_left,
-    latency,
-    layer_widths,
-    masked_networks,
+    lanes,
+    measures,
     models,
-    neuron_scores,
-    phases,
-    plots,
-    pruning_rounds,
-    results,
     run,
     settings,
-    training,
 )
+from recipes.common.data import Dataset, Split
 from recipes.common.errors import RecipeError
-from recipes.common.journal import journal
-from recipes.common.masked_networks import Study
-from recipes.common.pruning_rounds import DENSE, Records
-from recipes.common.writeup import Writeup, finish
+from recipes.common.journal import Journal, journal
+from recipes.common.lanes import Network
+from recipes.reports import structured as report
+from recipes.reports.structured import DENSE, PROGRAM, model_path
 
-PROGRAM = "python -m recipes.structured"
-FLOPS, WIDTHS = "plots/flops.png", "plots/widths.png"
-AS_LONG = "dense, as long"
+SCORES = ("l1", "l2", "taylor", "scale", "median", "random")
+SCOPES = ("global", "local", "isomorphic")
 
 
 @dataclass(frozen=True)
@@ -68,9 +63,9 @@ class Config(settings.Settings):
     """Normalization of the convolutional networks; group ties channels of its groups together."""
     seeds: int = 3
     """How many networks to prune, each with its own initial weights."""
-    score: Annotated[tuple[str, ...], cli.several(neuron_scores.NAMES)] = ("l1", "taylor", "random")
+    score: Annotated[tuple[str, ...], cli.several(SCORES)] = ("l1", "taylor", "random")
     """What a neuron is worth: one or several, side by side. scale needs a network with norms."""
-    scope: Annotated[str, cli.choice(neuron_scores.SCOPES)] = "global"
+    scope: Annotated[str, cli.choice(SCOPES)] = "global"
     """What a neuron is ranked among: all, its own group, or the groups on layers of like kinds."""
     flops: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.5, 0.25)
     """The shares of the dense FLOPs to prune to, in (0, 1); each goes on from the one before."""
@@ -106,19 +101,265 @@ def structured_pruning(config: Config) -> dict[str, Any]:
     run.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
-    masked_networks.check_budget(study)
+    check_budget(study)
     with journal(config, PROGRAM) as kept:
-        records = pruning_rounds.all_rounds(study, dataset, kept, config.out)
-    summary = summarise(config, study, records, dataset)
-    finish(config.out, write_up(config, study, summary), summary, pictures(study, records, summary))
-    return summary
+        first = lanes.tile(untrained(study), len(study.arms))
+        round_ = partial(one_round, study, dataset, config.out, kept)
+        lanes.phases(kept, 1 + len(study.shares), first, round_)
+    chance = dead.chance(dataset.test.labels)
+    return report.write(config, study, kept.records, dataset, chance)
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+
+def optimizer_of(config: Config, structure: Structure) -> Any:
+    """How a lane trains: by its rates and its weight decay; what is pruned stays zero."""
+    optimizer = settings.OPTIMIZERS[config.optimizer]
+    everything = jp.group_masks(structure, {})["params"]  # biases and norms of neurons have masks
+    return lambda lane: jp.sparsify(lanes.by_rates(optimizer, lane), jp.fixed(everything))
+
+
+def score_of(name: str, key: jax.Array, structure: Structure) -> Any:
+    """(variables, grads) -> what each neuron is worth, {group: (size,)}.
+
+    References: Li et al., 2017 (l1); Molchanov et al., 2019 (taylor); Liu et al., 2017 (scale); He
+    et al., 2019 (median); Fang et al., 2023 (sums over all that a neuron is on, and their mean).
+    """
+    return {
+        "l1": lambda: jp.per_group(structure),
+        "l2": lambda: jp.per_group(structure, jp.square),
+        "taylor": lambda: jp.per_group(structure, jp.saliency),
+        "scale": lambda: jp.per_group(structure, prunable=jp.matching("*/scale")),
+        "median": lambda: jp.geometric_median(structure),
+        "random": lambda: jp.random_neurons(key, structure),
+    }[name]()
+
+
+def allocation_of(scope: str, structure: Structure) -> Any:
+    """What neurons are ranked among: all, their own group, or the groups of a kind."""
+    return {
+        "global": lambda: jp.global_threshold,
+        "local": lambda: jp.uniform,
+        "isomorphic": lambda: jp.isomorphic(structure),
+    }[scope]()
+
+
+def pick(s: Study, share: float, scores: Any, before: Any) -> dict[str, Any]:
+    """The neurons of one network that are kept: the highest that the share of the FLOPs pays for.
+
+    Raises `RecipeError` if it can't be met.
+    """
+    try:
+        kept = jp.pick(s.structure, scores, None, s.allocation, flops=share, round_to=s.round_to)
+    except ValueError as error:
+        raise RecipeError(f"--flops: {' '.join(str(error).split())}") from error
+    return {group: own & before[group] for group, own in kept.items()}  # what is gone stays gone
+
+
+def check_budget(s: Study) -> None:
+    """Raises `RecipeError` if the networks can't be as small as the last target asks."""
+    alike = {name: np.ones(own.size, np.float32) for name, own in s.structure.groups.items()}
+    pick(s, min(s.targets), alike, {name: own > 0 for name, own in alike.items()})
+
+
+def shares_of(targets: Sequence[float], rounds: int) -> list[float]:
+    """From 1 to each target in so many rounds, each of which leaves the same fraction."""
+    found, before = [], 1.0
+    for target in targets:
+        found += [before * (target / before) ** (i / rounds) for i in range(1, rounds)]
+        found.append(before := target)
+    return found
+
+
+# --- the rounds -----------------------------------------------------------------------------------
+
+
+class Networks(NamedTuple):
+    """What goes from round to round: arms after each other, the seeds of each side by side."""
+
+    network: Network
+    kept: tuple[jax.Array, ...]  # neurons, bool (lanes, size), in the order of the groups
+
+
+def untrained(s: Study) -> Networks:
+    """A network for each seed, with the weights of all recipes."""
+    network = lanes.initial(s.program, s.keys)
+    kept = [jnp.ones((len(s.keys), own.size), bool) for own in s.structure.groups.values()]
+    return Networks(network._replace(masks=s.masks(named(s, kept))), tuple(kept))
+
+
+def one_round(
+    s: Study, dataset: Dataset, out: Path, journal: Journal, index: int, networks: Networks
+) -> tuple[Networks, dict[str, Any]]:
+    """Trains dense networks; later prunes every arm but the dense one, and trains on."""
+    n, first = len(s.keys), s.steps + (index - 1) * s.more
+    if index == 0:
+        dense = lanes.part(networks, 0, n)
+        lane = lanes.alike(s.keys, s.rates, s.decay)
+        trained = lanes.trained(journal, "dense", s.program, dense.network, lane, s.steps)
+        networks = lanes.tile(dense._replace(network=trained), len(s.arms))
+        told = {DENSE: {"test_accuracy": _list(s.test(trained))}, "seconds": journal.seconds()}
+        return networks, {"round": 0, "step": s.steps, **told}
+
+    share = s.shares[index - 1]
+    networks = pruned(s, networks, share, index - 1)
+    at_once = s.test(networks.network)
+    lane = lanes.alike(lanes.tile(s.keys, len(s.arms)), s.more_rates, s.decay)
+    name = f"round {index} of {len(s.shares)}, {100 * share:.3g} % of the FLOPs"
+    trained = lanes.trained(journal, name, s.program, networks.network, lane, s.more, first)
+    networks, accuracy = networks._replace(network=trained), s.test(trained)
+
+    record: dict[str, Any] = {"round": index, "step": first + s.more, "flops_asked": share}
+    for i, arm in enumerate(s.arms):
+        start, stop = i * n, (i + 1) * n
+        record[arm] = {
+            "before_training_on": _list(at_once[start:stop]),
+            "test_accuracy": _list(accuracy[start:stop]),
+        }
+        if arm != DENSE:
+            record[arm] |= sizes(s, lanes.part(networks, start, stop))
+    if share in s.targets:
+        for arm, own in removed(s, networks, share, dataset, out).items():
+            record[arm] |= own
+    return networks, record | {"seconds": journal.seconds()}
+
+
+def pruned(s: Study, networks: Networks, share: float, index: int) -> Networks:
+    """Each score's networks without their lowest neurons; the first arm, of no score, as it is."""
+    n, before = len(s.keys), named(s, networks.kept)
+    kept = {group: [own[:n]] for group, own in before.items()}
+    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 4), index))(s.keys)
+    for i, score in enumerate(s.scores.values(), 1):
+        variables, mine = lanes.part((networks.network.variables, before), i * n, (i + 1) * n)
+        scored = score(variables, mine, keys), mine
+        chosen = [pick(s, share, *lanes.lane_of(scored, k)) for k in range(n)]
+        for group in kept:
+            kept[group].append(jnp.stack([own[group] for own in chosen]))
+    joined = {group: jnp.concatenate(arms) for group, arms in kept.items()}
+    masks = s.masks(joined)
+    params = jp.apply_masks(networks.network.params, masks)
+    network = networks.network._replace(params=params, masks=masks)
+    return Networks(network, tuple(joined.values()))
+
+
+def removed(
+    s: Study, networks: Networks, share: float, dataset: Dataset, out: Path
+) -> dict[str, dict[str, list[Any]]]:
+    """Compacts and saves the networks of each score; how they differ from the masked ones."""
+    image, n, found = dataset.train.images.shape[1:], len(s.keys), {}
+    for i, arm in enumerate(s.scores, 1):
+        seeds, told = [], []
+        for k in range(i * n, (i + 1) * n):
+            variables, kept = lanes.lane_of(networks.network.variables, k), known(s, networks, k)
+            small = jp.compact(s.structure, variables, kept)
+            seeds.append((kept, small.params))
+            masked = Compact(variables, s.program.module.apply)
+            told.append(compacted.compare(masked, small, dataset.test))
+        path = out / model_path(arm, share)
+        run.remove(path)  # of a round that was stopped
+        compacted.save(path, s.network, image, seeds)
+        found[arm] = {key: [own[key] for own in told] for key in told[0]}
+    return found
+
+
+def sizes(s: Study, networks: Networks) -> dict[str, list[Any]]:
+    """Weights, FLOPs and widths of the networks of an arm."""
+    found = [
+        before_after.size_of(s.structure, known(s, networks, k))._asdict()
+        for k in range(len(s.keys))
+    ]
+    return {key: [own[key] for own in found] for key in before_after.Size._fields}
+
+
+def named(s: Study, kept: Sequence[Any]) -> dict[str, Any]:
+    """By group, what comes in their order: names with slashes are none in checkpoints."""
+    return dict(zip(s.structure.groups, kept, strict=True))
+
+
+def known(s: Study, networks: Networks, k: int) -> dict[str, np.ndarray]:
+    """The kept neurons of one network as numpy arrays."""
+    return named(s, [np.asarray(own[k]) for own in networks.kept])
+
+
+def _list(values: np.ndarray) -> list[float]:
+    return values.tolist()
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+# (a stack of variables, the kept neurons of each, keys) -> {group: (lanes, size)}
+Scored = Callable[[Any, dict[str, jax.Array], jax.Array], dict[str, jax.Array]]
+
+
+def scorer(
+    name: str, structure: Structure, module: Any, examples: Split, batch_size: int
+) -> Scored:
+    """The score called `name`; each group's has the mean 1 over its kept neurons.
+
+    What is not kept scores -inf. `examples` are what taylor takes its gradients on. Raises
+    `RecipeError` if it can't score these networks.
+    """
+    batches = jax.device_put(in_batches(examples, batch_size))
+    gradients = partial(mean_gradient, module) if name == "taylor" else None
+
+    def of_one(variables: Any, kept: Any, key: jax.Array, grads: Any) -> dict[str, jax.Array]:
+        found = score_of(name, key, structure)(variables, grads=grads)
+        return {group: normalized(own, kept[group]) for group, own in found.items()}
+
+    try:
+        shapes = {group: jnp.ones(own.size, bool) for group, own in structure.groups.items()}
+        jax.eval_shape(of_one, structure.shapes, shapes, jax.random.key(0), structure.shapes)
+    except ValueError as error:
+        raise RecipeError(f"--score {name}: {' '.join(str(error).split())}") from error
+
+    @jax.jit
+    def scored(stack: Any, kept: dict[str, jax.Array], keys: jax.Array, batches: Split) -> Any:
+        grads = None if gradients is None else gradients(stack, batches)
+        return jax.vmap(of_one)(stack, kept, keys, grads)
+
+    return lambda stack, kept, keys: scored(stack, kept, keys, batches)
+
+
+def normalized(own: jax.Array, kept: jax.Array) -> jax.Array:
+    """Scores (size,) over the mean of those that are kept; -inf where a neuron is not."""
+    mean = jnp.sum(jnp.where(kept, own, 0)) / jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1)
+    return jnp.where(kept, own / jnp.maximum(mean, jnp.finfo(own.dtype).tiny), -jnp.inf)
+
+
+def in_batches(examples: Split, batch_size: int) -> Split:
+    """All that fill a batch, with an axis of batches in front; fewer than one batch make one."""
+    n = min(batch_size, len(examples.labels))
+    whole = len(examples.labels) // n
+    images, labels = (x[: whole * n].reshape(whole, n, *x.shape[1:]) for x in examples)
+    return Split(images, labels)
+
+
+def mean_gradient(module: Any, stack: Any, batches: Split) -> Any:
+    """The gradient of the mean loss by each network's variables; in evaluation mode, as pruned."""
+
+    def loss(variables: Any, batch: Split) -> jax.Array:
+        logits: Any = module.apply(variables, batch.images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses.mean()
+
+    def add(total: Any, batch: Split) -> tuple[Any, None]:
+        grads = jax.vmap(jax.grad(loss), in_axes=(0, None))(stack, batch)
+        return jax.tree.map(jnp.add, total, grads), None
+
+    zeros = jax.tree.map(jnp.zeros_like, stack)
+    total, _ = jax.lax.scan(add, zeros, batches)
+    return jax.tree.map(lambda g: g / len(batches.labels), total)
+
+
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def check(config: Config) -> None:
     """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
     settings.check(config)
-    cli.some_of("--score", config.score, neuron_scores.NAMES)
-    cli.one_of("--scope", config.scope, neuron_scores.SCOPES)
+    cli.some_of("--score", config.score, SCORES)
+    cli.one_of("--scope", config.scope, SCOPES)
     cli.some_of("--flops", config.flops)
     for share in config.flops:
         cli.in_range("--flops", share, 0, 1, "()")
@@ -136,7 +377,33 @@ def check(config: Config) -> None:
     cli.at_least("--timings", config.timings, 0)
 
 
-def study_of(config: Config, dataset: data.Dataset) -> Study:
+class Study(NamedTuple):
+    """What all rounds share."""
+
+    network: Mapping[str, Any]  # what `models.model` was called with
+    structure: Structure
+    program: lanes.Program
+    masks: Callable[[Any], Any]  # the kept neurons of a stack -> masks of its params
+    keys: jax.Array  # (seeds,)
+    scores: Mapping[str, Scored]
+    allocation: Any
+    round_to: int
+    targets: Sequence[float]  # of FLOPs, falling
+    shares: Sequence[float]  # the share of the FLOPs after each round; the targets are among them
+    steps: int  # of training
+    more: int  # and of each round
+    rates: jax.Array  # of training (steps,)
+    more_rates: jax.Array
+    decay: float
+    test: Callable[[Network], np.ndarray]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Dense networks, and those of each score."""
+        return DENSE, *self.scores
+
+
+def study_of(config: Config, dataset: Dataset) -> Study:
     """The programs of all rounds; raises `RecipeError` for what can't be scored."""
     network: dict[str, Any] = {
         "name": config.model,
@@ -147,169 +414,34 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     module = models.model(**network)
     plan = settings.plan_of(config, len(dataset.train.labels))
     structure = compacted.structure_of(module, dataset.train.images.shape[1:])
-    scored_on = data.Split(*(x[: config.examples] for x in dataset.train))
+    scored_on = Split(*(x[: config.examples] for x in dataset.train))
     more = max(round(config.retrain * plan.steps), 1)
     longest = max(plan.steps, more)
     rate = config.learning_rate if config.retrain_rate is None else config.retrain_rate
     again = settings.SCHEDULES[config.schedule](rate, more)
-    decay = jnp.float32(config.weight_decay)
-    lane = lambda schedule, steps: phases.Lane(phases.rates(schedule, steps, longest), decay)
+    optimizer, test = optimizer_of(config, structure), measures.accuracy(module, dataset.test)
     return Study(
         network=network,
-        module=module,
         structure=structure,
-        program=phases.phases(
-            module,
-            settings.OPTIMIZERS[config.optimizer],
-            dataset.train,
-            config.batch_size,
-            plan.chunk_steps,
-            jp.group_masks(structure, {})["params"],
+        program=lanes.program(
+            module, optimizer, dataset.train, config.batch_size, plan.chunk_steps
         ),
-        masks=masked_networks.masks_of(structure),
-        keys=training.seed_keys(config.seed, config.seeds),
+        masks=jax.jit(jax.vmap(lambda kept: jp.group_masks(structure, kept)["params"])),
+        keys=lanes.seed_keys(config.seed, config.seeds),
         scores={
-            name: neuron_scores.score(name, structure, module, scored_on, config.batch_size)
+            name: scorer(name, structure, module, scored_on, config.batch_size)
             for name in config.score
         },
-        allocation=neuron_scores.allocation(config.scope, structure),
+        allocation=allocation_of(config.scope, structure),
         round_to=config.round_to,
         targets=config.flops,
-        shares=pruning_rounds.shares(config.flops, config.rounds),
+        shares=shares_of(config.flops, config.rounds),
         steps=plan.steps,
         more=more,
-        rates=lane(settings.rates(config, plan.steps), plan.steps),
-        more_rates=lane(again, more),
-    )
-
-
-def summarise(config: Config, s: Study, records: Records, dataset: data.Dataset) -> dict[str, Any]:
-    """The content of summary.json; measures latencies."""
-    began = time.perf_counter()
-    whole = before_after.size_of(s.structure, {})
-    sizes = {DENSE: [whole] * config.seeds, AS_LONG: [whole] * config.seeds}
-    accuracy = {
-        DENSE: np.array(records[0][DENSE]["test_accuracy"]),
-        AS_LONG: np.array(records[-1][DENSE]["test_accuracy"]),
-    }
-    removed = {}
-    for record in (r for r in records if r.get("flops_asked") in s.targets):
-        for score in s.scores:
-            own, name = record[score], row_name(score, record["flops_asked"])
-            measured = zip(own["weights"], own["flops"], own["widths"], strict=True)
-            sizes[name] = [before_after.Size(*size) for size in measured]
-            accuracy[name] = np.array(own["compacted_accuracy"])
-            removed[name] = {key: own[key] for key in ("largest_difference", "answers_that_differ")}
-    times = timed(config, s, dataset, records) if config.timings else {}
-    chance = dead.chance(dataset.test.labels)
-    return {
-        "recipe": "structured",
-        "studies": "test accuracy and speed after structured pruning, beside dense training",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "steps": s.steps,
-        "steps_of_a_round": s.more,
-        "scores": list(config.score),
-        "scope": config.scope,
-        "flops": list(config.flops),
-        "chance": chance,
-        "networks": before_after.numbers(sizes, accuracy, times, chance),
-        "masked_and_compacted": removed,
-        "latency": times,
-        "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
-    }
-
-
-def row_name(score: str, share: float) -> str:
-    """That of a score's networks at a target."""
-    return f"{score} {100 * share:g} %"
-
-
-def timed(
-    config: Config, s: Study, dataset: data.Dataset, records: Records
-) -> dict[str, dict[str, Any]]:
-    """Latencies of the first seed's networks, dense and compacted."""
-    image = dataset.train.images.shape[1:]
-    variables = training.seed_of(masked_networks.untrained(s).variables, 0)
-    networks = {DENSE: Compact(variables, s.module.apply)}
-    for share in s.targets:
-        for score in s.scores:
-            path = config.out / pruning_rounds.model_path(score, share)
-            networks[row_name(score, share)] = compacted.load(path)
-    return latency.latencies(networks, image, rounds=config.timings, seed=config.seed)
-
-
-def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, bytes]:
-    """The figures, by their path below the folder of the run."""
-    dense = np.array(records[-1][DENSE]["test_accuracy"])
-    whole = before_after.size_of(s.structure, {})
-    at_once, trained_on = (
-        {score: curve(records[1:], score, key, whole.flops) for score in s.scores}
-        for key in ("before_training_on", "test_accuracy")
-    )
-    panels = {}
-    for share in s.targets:
-        of = {score: summary["networks"][row_name(score, share)]["widths"] for score in s.scores}
-        panels[f"{100 * share:g} % of the FLOPs"] = {
-            score: {group: np.array([own[group] for own in widths]) for group in whole.widths}
-            for score, widths in of.items()
-        }
-    drawn = plots.looks([DENSE, *s.scores])
-    return {
-        FLOPS: flops_left.picture(at_once, trained_on, dense, s.shares),
-        WIDTHS: layer_widths.picture(whole.widths, panels, drawn),
-    }
-
-
-def curve(records: Records, score: str, key: str, flops: int) -> plots.Curve:
-    """What is left of so many FLOPs after each round, and what the networks came to."""
-    own = [record[score] for record in records]
-    left = [float(np.mean(numbers["flops"])) / flops for numbers in own]
-    return left, np.array([numbers[key] for numbers in own])
-
-
-def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
-    """The result, for people."""
-    columns, rows = before_after.table(summary["networks"], summary["latency"])
-    removed = summary["masked_and_compacted"].values()
-    largest = max(max(own["largest_difference"]) for own in removed)
-    differ = sum(sum(own["answers_that_differ"]) for own in removed)
-    peak = summary["peak_memory_bytes"] / 1e9
-    return Writeup(
-        title="Structured pruning",
-        headline=(
-            f"{config.model} on {config.dataset}, {config.seeds} seeds, {s.steps:,} steps, then "
-            f"{len(s.shares)} rounds of {s.more:,}; scope of ranking: {config.scope}. Mean ± "
-            "standard deviation over seeds of the compacted networks"
-            + (f", and {before_after.READING}" if summary["latency"] else "")
-        ),
-        columns=columns,
-        rows=rows,
-        footline=(
-            f"Masked and compacted networks: logits differ by at most {largest:.1e}, {differ} "
-            f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
-        ),
-        command=run.again(PROGRAM, config.out),
-        pictures={
-            FLOPS: "Test accuracy against the FLOPs that are left, right after each pruning and "
-            "after training on: means over seeds; bands from the worst seed to the best. Dashed: "
-            "dense networks that trained as long as all rounds.",
-            WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the "
-            "range from the smallest to the largest.",
-        },
-        layers={"all networks": repr(s.structure)},
-        models=[
-            pruning_rounds.model_path(score, share) for share in s.targets for score in s.scores
-        ],
-        environment=summary["environment"],
-        of_layers="The neurons that can be pruned, and what goes with them",
-        saved=(
-            "The compacted networks of all seeds are in {models}: read one with "
-            "`recipes.common.compacted.load(path, seed)`."
-        ),
+        rates=lanes.table(settings.rates(config, plan.steps), plan.steps, longest),
+        more_rates=lanes.table(again, more, longest),
+        decay=config.weight_decay,
+        test=lambda network: test(network.variables),
     )
 
 

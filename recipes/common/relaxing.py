@@ -21,7 +21,7 @@ import optax
 import jaxprune as jp
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.kept import Removal
-from recipes.common import cutting, phases, training
+from recipes.common import cutting, lanes, training
 from recipes.common.data import Split
 from recipes.common.training import Chunk
 
@@ -208,7 +208,7 @@ def lanes_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:
     length = max(own.steps for own in s.stages)
     ramp = jp.cubic_ramp(0.48 * stage.steps, 0.5 * stage.steps)  # a switch, half-way
     ejection = stage.ejection * jax.vmap(ramp)(jnp.arange(length))
-    rates = phases.rates(s.schedule(stage.steps), stage.steps, length)
+    rates = lanes.table(s.schedule(stage.steps), stage.steps, length)
 
     def lane(budget: float | None, own: Removal) -> Lane:
         relaxed, masks = budget is not None, jp.group_masks(s.structure, own)

@@ -9,20 +9,11 @@ import jax
 import pytest
 import yaml
 
-from recipes.common import checkpoint, data, lanes, models, phases, run
+from recipes.common import checkpoint, data, lanes, models, run
 from recipes.common.journal import Journal
 
 SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
 SHORT += ["--train-examples", "256"]
-
-
-def watched(recipe, out, argv):
-    """The folder of a run in phases, and the function that trained its networks."""
-    made, make = [], phases.phases
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "phases", lambda *args: made.append(make(*args)) or made[-1])
-        recipe.main([*argv, "--out", str(out)])
-    return out, made[0].chunk
 
 
 def with_program(recipe, out, argv):

@@ -9,14 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import structured
-from recipes.common import (
-    compacted,
-    data,
-    masked_networks,
-    neuron_scores,
-    pruning_rounds,
-    run,
-)
+from recipes.common import compacted, data, lanes, run
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--rounds", "1", "--score", "l1"]
@@ -29,8 +22,8 @@ WEIGHTS = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
-    """The folder of a short run, and the function that trained its networks."""
-    return running.watched(structured, tmp_path_factory.mktemp("runs") / "structured", SHORT)
+    """The folder of a short run, and the program that trained its networks."""
+    return running.with_program(structured, tmp_path_factory.mktemp("runs") / "structured", SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +46,7 @@ def records_of(out):
 
 def test_all_rounds_run_the_program_of_the_first(watched):
     # chunks of 8 steps: of 2 networks, and of (2 scores + dense) * 2
-    assert watched[1]._cache_size() == 2
+    assert len(watched[1].compiled) == 2
 
 
 def test_it_writes_everything(finished):
@@ -130,9 +123,9 @@ def test_an_interrupted_run_goes_on_to_the_same(finished, tmp_path, monkeypatch)
 
 
 def test_shares_fall_by_the_same_fraction():
-    assert pruning_rounds.shares([0.5, 0.25], 1) == [0.5, 0.25]
+    assert structured.shares_of([0.5, 0.25], 1) == [0.5, 0.25]
     np.testing.assert_allclose(
-        pruning_rounds.shares([0.5, 0.02], 2), [0.5**0.5, 0.5, 0.1, 0.02], rtol=1e-12
+        structured.shares_of([0.5, 0.02], 2), [0.5**0.5, 0.5, 0.1, 0.02], rtol=1e-12
     )
 
 
@@ -146,29 +139,29 @@ def study(**changes):
 
 
 def test_every_score_has_the_mean_one_over_what_is_kept():
-    of = study(model="conv", score=[n for n in neuron_scores.NAMES if n != "taylor"])
-    networks = masked_networks.untrained(of)
-    kept = {name: own.at[:, 0].set(False) for name, own in networks.kept.items()}
+    of = study(model="conv", score=[n for n in structured.SCORES if n != "taylor"])
+    networks = structured.untrained(of)
+    kept = structured.named(of, [own.at[:, 0].set(False) for own in networks.kept])
     for name, score in of.scores.items():
-        for own in score(networks.variables, kept, of.keys).values():
+        for own in score(networks.network.variables, kept, of.keys).values():
             assert own.shape == (2, 8) and (own[:, 0] == -jnp.inf).all()
             np.testing.assert_allclose(own[:, 1:].mean(1), 1, rtol=1e-4, err_msg=name)
-    drawn = of.scores["random"](networks.variables, kept, of.keys)["params/Conv_0"]
+    drawn = of.scores["random"](networks.network.variables, kept, of.keys)["params/Conv_0"]
     assert (drawn[0] != drawn[1])[1:].all()
 
 
 def test_taylor_takes_the_gradient_of_the_mean_loss():
     of = study(score=("taylor",))
-    networks = masked_networks.untrained(of)
+    variables, module = lanes.initial(of.program, of.keys).variables, of.program.module
     examples = data.load("digits", train_examples=64).train
-    batches = neuron_scores.in_batches(examples, 16)
-    found = neuron_scores.mean_gradient(of.module, networks.variables, batches)
+    batches = structured.in_batches(examples, 16)
+    found = structured.mean_gradient(module, variables, batches)
 
     def loss(variables):
-        logits = jax.nn.log_softmax(of.module.apply(variables, examples.images))
+        logits = jax.nn.log_softmax(module.apply(variables, examples.images))
         return -jnp.mean(logits[jnp.arange(64), examples.labels])
 
-    one = jax.tree.map(lambda x: x[1], networks.variables)
+    one = lanes.lane_of(variables, 1)
     alone, kernel = jax.grad(loss)(one), ("params", "Dense_1", "kernel")
     for key in kernel:
         alone, found = alone[key], found[key]
@@ -177,8 +170,8 @@ def test_taylor_takes_the_gradient_of_the_mean_loss():
 
 def test_a_scope_for_every_name():
     structure = study().structure
-    assert all(callable(neuron_scores.allocation(s, structure)) for s in neuron_scores.SCOPES)
-    assert neuron_scores.allocation("local", structure) is jp.uniform
+    assert all(callable(structured.allocation_of(s, structure)) for s in structured.SCOPES)
+    assert structured.allocation_of("local", structure) is jp.uniform
 
 
 # --- mistakes -------------------------------------------------------------------------------------

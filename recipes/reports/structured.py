@@ -1,0 +1,175 @@
+"""What `recipes.structured` tells: its numbers, its report and its figures."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxprune.structured.compact import Compact
+from recipes.common import (
+    before_after,
+    compacted,
+    flops_left,
+    lanes,
+    latency,
+    layer_widths,
+    plots,
+    results,
+    run,
+)
+from recipes.common.data import Dataset
+from recipes.common.writeup import Writeup, finish
+
+if TYPE_CHECKING:
+    from recipes.structured import Config, Study
+
+PROGRAM = "python -m recipes.structured"
+FLOPS, WIDTHS = "plots/flops.png", "plots/widths.png"
+DENSE, AS_LONG = "dense", "dense, as long"  # the arm that trains on and is not pruned
+
+Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a round
+
+
+def write(
+    config: Config, s: Study, records: Records, dataset: Dataset, chance: float
+) -> dict[str, Any]:
+    """Writes the folder of the run; returns what summary.json holds."""
+    summary = summarise(config, s, records, dataset, chance)
+    finish(config.out, write_up(config, s, summary), summary, pictures(s, records, summary))
+    return summary
+
+
+def model_path(arm: str, share: float) -> str:
+    """Where the compacted networks of a score are, below the folder of the run."""
+    return f"{run.MODEL}/{arm}-{100 * share:g}"
+
+
+def summarise(
+    config: Config, s: Study, records: Records, dataset: Dataset, chance: float
+) -> dict[str, Any]:
+    """The content of summary.json; measures latencies."""
+    began = time.perf_counter()
+    whole = before_after.size_of(s.structure, {})
+    sizes = {DENSE: [whole] * config.seeds, AS_LONG: [whole] * config.seeds}
+    accuracy = {
+        DENSE: np.array(records[0][DENSE]["test_accuracy"]),
+        AS_LONG: np.array(records[-1][DENSE]["test_accuracy"]),
+    }
+    removed = {}
+    for record in (r for r in records if r.get("flops_asked") in s.targets):
+        for score in s.scores:
+            own, name = record[score], row_name(score, record["flops_asked"])
+            measured = zip(own["weights"], own["flops"], own["widths"], strict=True)
+            sizes[name] = [before_after.Size(*size) for size in measured]
+            accuracy[name] = np.array(own["compacted_accuracy"])
+            removed[name] = {key: own[key] for key in ("largest_difference", "answers_that_differ")}
+    times = timed(config, s, dataset, records) if config.timings else {}
+    return {
+        "recipe": "structured",
+        "studies": "test accuracy and speed after structured pruning, beside dense training",
+        "dataset": config.dataset,
+        "model": config.model,
+        "seeds": config.seeds,
+        "steps": s.steps,
+        "steps_of_a_round": s.more,
+        "scores": list(config.score),
+        "scope": config.scope,
+        "flops": list(config.flops),
+        "chance": chance,
+        "networks": before_after.numbers(sizes, accuracy, times, chance),
+        "masked_and_compacted": removed,
+        "latency": times,
+        "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
+        "peak_memory_bytes": results.peak_memory_bytes(),
+        "environment": results.environment(),
+    }
+
+
+def row_name(score: str, share: float) -> str:
+    """That of a score's networks at a target."""
+    return f"{score} {100 * share:g} %"
+
+
+def timed(
+    config: Config, s: Study, dataset: Dataset, records: Records
+) -> dict[str, dict[str, Any]]:
+    """Latencies of the first seed's networks, dense and compacted."""
+    image = dataset.train.images.shape[1:]
+    variables = lanes.lane_of(lanes.initial(s.program, s.keys).variables, 0)
+    networks = {DENSE: Compact(variables, s.program.module.apply)}
+    for share in s.targets:
+        for score in s.scores:
+            path = config.out / model_path(score, share)
+            networks[row_name(score, share)] = compacted.load(path)
+    return latency.latencies(networks, image, rounds=config.timings, seed=config.seed)
+
+
+def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, bytes]:
+    """The figures, by their path below the folder of the run."""
+    dense = np.array(records[-1][DENSE]["test_accuracy"])
+    whole = before_after.size_of(s.structure, {})
+    at_once, trained_on = (
+        {score: curve(records[1:], score, key, whole.flops) for score in s.scores}
+        for key in ("before_training_on", "test_accuracy")
+    )
+    panels = {}
+    for share in s.targets:
+        of = {score: summary["networks"][row_name(score, share)]["widths"] for score in s.scores}
+        panels[f"{100 * share:g} % of the FLOPs"] = {
+            score: {group: np.array([own[group] for own in widths]) for group in whole.widths}
+            for score, widths in of.items()
+        }
+    drawn = plots.looks([DENSE, *s.scores])
+    return {
+        FLOPS: flops_left.picture(at_once, trained_on, dense, s.shares),
+        WIDTHS: layer_widths.picture(whole.widths, panels, drawn),
+    }
+
+
+def curve(records: Records, score: str, key: str, flops: int) -> plots.Curve:
+    """What is left of so many FLOPs after each round, and what the networks came to."""
+    own = [record[score] for record in records]
+    left = [float(np.mean(numbers["flops"])) / flops for numbers in own]
+    return left, np.array([numbers[key] for numbers in own])
+
+
+def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
+    """The result, for people."""
+    columns, rows = before_after.table(summary["networks"], summary["latency"])
+    removed = summary["masked_and_compacted"].values()
+    largest = max(max(own["largest_difference"]) for own in removed)
+    differ = sum(sum(own["answers_that_differ"]) for own in removed)
+    peak = summary["peak_memory_bytes"] / 1e9
+    return Writeup(
+        title="Structured pruning",
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds, {s.steps:,} steps, then "
+            f"{len(s.shares)} rounds of {s.more:,}; scope of ranking: {config.scope}. Mean ± "
+            "standard deviation over seeds of the compacted networks"
+            + (f", and {before_after.READING}" if summary["latency"] else "")
+        ),
+        columns=columns,
+        rows=rows,
+        footline=(
+            f"Masked and compacted networks: logits differ by at most {largest:.1e}, {differ} "
+            f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
+        ),
+        command=run.again(PROGRAM, config.out),
+        pictures={
+            FLOPS: "Test accuracy against the FLOPs that are left, right after each pruning and "
+            "after training on: means over seeds; bands from the worst seed to the best. Dashed: "
+            "dense networks that trained as long as all rounds.",
+            WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the "
+            "range from the smallest to the largest.",
+        },
+        layers={"all networks": repr(s.structure)},
+        models=[model_path(score, share) for share in s.targets for score in s.scores],
+        environment=summary["environment"],
+        of_layers="The neurons that can be pruned, and what goes with them",
+        saved=(
+            "The compacted networks of all seeds are in {models}: read one with "
+            "`recipes.common.compacted.load(path, seed)`."
+        ),
+    )

@@ -90,6 +90,14 @@ def copied(tree: Any) -> Any:
     return jax.tree.map(jnp.copy, tree)
 
 
+def widened(x: Any) -> Any:
+    """`x` as floats that scores can be computed and ranked in: float32, or float64 where it is.
+
+    In float16 a product of two small numbers is zero, and float8 may have no infinity.
+    """
+    return x.astype(jnp.float64 if x.dtype.itemsize == 8 else jnp.float32)
+
+
 def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`f(leaf, *rest_leaves)` where `tree` has a leaf; where it is None it stays None."""
     return jax.tree.map(

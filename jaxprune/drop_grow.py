@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, Scores, is_known, map_scored
+from jaxprune.base import Masks, Scores, is_known, map_scored, widened
 from jaxprune.counting import n_true, portion
 from jaxprune.deferred import defer
 from jaxprune.rules import named_leaves
@@ -62,6 +62,7 @@ def among(masks: Masks, scores: Scores) -> Scores:
     """`scores` that rank what a mask has above all that it has not, whatever their values."""
 
     def leaf(mask: jax.Array, score: jax.Array) -> jax.Array:
+        score = widened(score)
         lowest = jnp.finfo(score.dtype).min
         return jnp.where(mask, jnp.maximum(score, lowest), -jnp.inf)  # a nan stays one
 

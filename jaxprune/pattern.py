@@ -25,6 +25,7 @@ from jaxprune.base import (
     is_count,
     is_known,
     is_mask,
+    widened,
 )
 from jaxprune.counting import count, left
 from jaxprune.rules import map_named, named_leaves
@@ -173,7 +174,8 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         total = sum(x.size for x in leaves)
         masks = largest(leaves, left(sparsity, total), together=True)
         return jax.tree.unflatten(treedef, masks)
-    tree = jax.tree.map(jnp.asarray, scores)  # no one else needs to know of Deferred leaves
+    # no one else needs to know of Deferred leaves, nor of narrow floats
+    tree = jax.tree.map(lambda x: widened(jnp.asarray(x)), scores)
     sparsities = allocation(tree, sparsity)
     if pattern is unstructured:
         # all leaves in one loop: each by itself gives the same masks, and compiles longer

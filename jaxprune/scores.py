@@ -1,7 +1,8 @@
 """Scores: what each weight is worth. Params and gradients in, floats out; higher is kept.
 
 A score is a function `(params, *, grads, opt_state, step, **extra) -> scores`, and takes of these
-what it needs. Where `params` is None, so are the scores.
+what it needs. Where `params` is None, so are the scores. What multiplies does so in float32 at
+least: in float16 half of the products would be zero.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.base import Params, Score, Scores, is_none, map_scored
+from jaxprune.base import Params, Score, Scores, is_none, map_scored, widened
 from jaxprune.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import automatic, explicit_sharding
 
@@ -36,7 +37,7 @@ def saliency(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     Convolutional Neural Networks for Resource Efficient Inference.
     """
     _need_grads("saliency", params, grads)
-    return map_scored(lambda w, g: jnp.abs(w * g), params, grads)
+    return map_scored(lambda w, g: jnp.abs(widened(w) * widened(g)), params, grads)
 
 
 def gradient(params: Params, *, grads: Params = None, **_: Any) -> Scores:
@@ -70,7 +71,7 @@ def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
                 f"fisher needs the optimizer's second moment `nu` of '{path}', shape {w.shape}; "
                 "its state has none. Use adam, adamw, lamb or rmsprop, or another score."
             )
-        return w * w * nus[0]
+        return widened(w) ** 2 * widened(nus[0])
 
     named = zip(named_leaves(params), by_keys(params), strict=True)
     leaves = [None if w is None else score(path, keys, w) for (path, w), keys in named]
@@ -102,21 +103,23 @@ def lamp(score: Score = magnitude) -> Score:
     """A score of a score: s_u^2 / sum of s_v^2 over all v of its leaf with s_v >= s_u.
 
     The largest weight of every leaf scores 1, so that a global threshold empties no layer.
-    Entries that are equal are ranked as in `select`: the lower index is the larger.
+    Entries that are equal are ranked as in `select`: the lower index is the larger. What is inf or
+    nan scores inf, and counts in no sum: one weight that diverged does not prune its layer.
 
     Reference: Lee et al., 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning.
     """
 
     def leaf(s: jax.Array) -> jax.Array:
-        flat = s.astype(jnp.float32).reshape(-1)
+        flat = widened(s).reshape(-1)
         order = jnp.argsort(-flat, stable=True)  # descending; among equals the lower index first
-        largest = jnp.max(
-            jnp.abs(flat), initial=0.0
-        )  # a square of what is far from 1 leaves float32
-        squares = (flat[order] / jnp.where(largest > 0, largest, 1.0)) ** 2
+        finite = jnp.where(jnp.isfinite(flat), flat, 0.0)
+        # a square of what is far from 1 leaves float32
+        largest = jnp.max(jnp.abs(finite), initial=0.0)
+        squares = (finite[order] / jnp.where(largest > 0, largest, 1.0)) ** 2
         tail = jnp.cumsum(squares)
-        scores = jnp.where(tail > 0, squares / tail, 0.0)
-        return jnp.zeros_like(flat).at[order].set(scores, unique_indices=True).reshape(s.shape)
+        scores = jnp.where(tail > 0, squares / jnp.where(tail > 0, tail, 1.0), 0.0)
+        scores = jnp.zeros_like(flat).at[order].set(scores, unique_indices=True)
+        return jnp.where(jnp.isnan(flat) | jnp.isposinf(flat), jnp.inf, scores).reshape(s.shape)
 
     return lambda params, **context: map_scored(
         lambda s: automatic(leaf, s)(s), score(params, **context)

@@ -27,17 +27,40 @@ from jaxprune import wide
 from jaxprune.counting import MOST, n_true
 from jaxprune.deferred import Deferred, read_anew
 
-_LOWEST = np.uint32(0x007FFFFF)  # the key of -inf: below and above the infinities lie the nans
-_NORMAL_BITS = 0x00800000  # the bits of the smallest normal float: CPUs flush what is below
-_FIRST_NORMAL = np.uint32(1 << 31 | _NORMAL_BITS)  # its key
 _BITS = 2  # of a key, found in each pass; three would be a tenth faster, and compile a third longer
-_VALUE_PASSES = -(-32 // _BITS)
 
 
-def _value(key: jax.Array) -> jax.Array:
-    """The float32 of a uint32 key. Keys order like the floats that they stand for."""
-    bits = jnp.where(key >> 31, key ^ jnp.uint32(1 << 31), ~key)
-    return lax.bitcast_convert_type(bits, jnp.float32)
+class _Keys(NamedTuple):
+    """Integers that order like the floats of a width: 32 bits, or 64 if there are float64.
+
+    Attributes:
+      lowest: the key of -inf: below and above the infinities lie the nans.
+      normal: the bits of the smallest normal float: CPUs flush what is below.
+    """
+
+    bits: int
+    float: Any
+    uint: Any
+    lowest: Any
+    normal: Any
+
+    @property
+    def passes(self) -> int:
+        """As many find any value."""
+        return self.bits // _BITS
+
+    @property
+    def sign(self) -> Any:
+        return self.uint(1 << (self.bits - 1))
+
+    def value(self, key: jax.Array) -> jax.Array:
+        """The float of a key."""
+        bits = jnp.where(key >= self.sign, key ^ self.sign, ~key)
+        return lax.bitcast_convert_type(bits, self.float)
+
+
+_NARROW = _Keys(32, np.float32, np.uint32, np.uint32(0x007FFFFF), np.uint32(0x00800000))
+_WIDE = _Keys(64, np.float64, np.uint64, np.uint64((1 << 52) - 1), np.uint64(1 << 52))
 
 
 class _Search(NamedTuple):
@@ -45,7 +68,7 @@ class _Search(NamedTuple):
 
     Attributes:
       passes: how many were made, int32 scalar.
-      low: the largest key, of those tried, with enough entries at or above it.
+      low: the largest key (uint), of those tried, with enough entries at or above it.
       n_low: how many these are, int32.
       n_high: how many are at or above the next key that was tried; None unless ranked together.
       kept: how many the leaf is to keep, int32. Where leaves are ranked together, as many as it
@@ -62,8 +85,10 @@ class _Search(NamedTuple):
     tied: jax.Array
 
 
-def _rankable(x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]) -> jax.Array:
-    """float32 that rank like `x`; or if `tied` is no nan, those that equal it by their places.
+def _rankable(
+    keys: _Keys, x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]
+) -> jax.Array:
+    """Floats that rank like `x`; or if `tied` is no nan, those that equal it by their places.
 
     nan ranks as +inf, so that it is kept and seen, and every count is exact.
 
@@ -71,13 +96,13 @@ def _rankable(x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]) 
       last: the place of the first entry, counted from the back of its group; static.
       strides: of each axis, in entries.
     """
-    x = x.astype(jnp.float32)
+    x = x.astype(keys.float)
     x = jnp.where(jnp.isnan(x), jnp.inf, x)
     # places become the bits of normal floats: one comparison serves values and places
-    place = jnp.full_like(x, np.uint32(last + _NORMAL_BITS), dtype=jnp.uint32)  # sharded like x
+    place = jnp.full_like(x, keys.uint(last) + keys.normal, dtype=keys.uint)  # sharded like x
     for axis, stride in enumerate(strides):
-        place -= lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
-    is_tied = lax.bitcast_convert_type(place, jnp.float32)
+        place -= lax.broadcasted_iota(keys.uint, x.shape, axis) * stride
+    is_tied = lax.bitcast_convert_type(place, keys.float)
     among = jnp.where(x > tied, jnp.inf, jnp.where(x == tied, is_tied, -jnp.inf))
     return jnp.where(jnp.isnan(tied), x, among)
 
@@ -88,18 +113,20 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
     Args:
       k: int32 (leaves,), or if `together` a `Wide` scalar.
     """
+    ranks = _WIDE if any(x.dtype.itemsize == 8 for x in leaves) else _NARROW
     sizes = np.array([x.size for x in leaves], np.int32)
     strides = [
-        [jnp.uint32(math.prod(x.shape[axis + 1 :])) for axis in range(x.ndim)] for x in leaves
+        [jnp.asarray(math.prod(x.shape[axis + 1 :]), ranks.uint) for axis in range(x.ndim)]
+        for x in leaves
     ]
 
     def at_least(keys: jax.Array, tied: jax.Array) -> jax.Array:
         """How many entries of each leaf are at or above each key: int32 (leaves, keys)."""
         # strides are read anew too, or the place of every entry would be written to memory
         arrays, (steps, keys) = read_anew(leaves, (strides, keys))
-        values, n = _value(keys), []
+        values, n = ranks.value(keys), []
         for i, x in enumerate(arrays):
-            ranked = _rankable(x, tied[i], int(sizes[i]), steps[i])
+            ranked = _rankable(ranks, x, tied[i], int(sizes[i]), steps[i])
             n.append(n_true(*(ranked >= value for value in values[i])))
         return jnp.stack(n)
 
@@ -110,14 +137,13 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         return n_high + wide.clipped(wanted, equal)
 
     def one_pass(state: _Search) -> _Search:
-        to_ties = state.passes >= _VALUE_PASSES
+        to_ties = state.passes >= ranks.passes
         places = max(int(sizes.max()).bit_length() - _BITS, 0)
-        done = jnp.where(to_ties, state.passes - _VALUE_PASSES, state.passes)
-        shift = jnp.maximum(jnp.where(to_ties, places, 32 - _BITS) - _BITS * done, 0).astype(
-            jnp.uint32
-        )
-        digits = jnp.arange(1, 1 << _BITS, dtype=jnp.uint32)
-        keys = jnp.maximum(state.low[:, None] + (digits << shift)[None], _LOWEST)
+        done = jnp.where(to_ties, state.passes - ranks.passes, state.passes)
+        shift = jnp.maximum(jnp.where(to_ties, places, ranks.bits - _BITS) - _BITS * done, 0)
+        shift = shift.astype(ranks.uint)
+        digits = jnp.arange(1, 1 << _BITS, dtype=ranks.uint)
+        keys = jnp.maximum(state.low[:, None] + (digits << shift)[None], ranks.lowest)
         n = at_least(keys, state.tied)
         is_open = state.n_low != state.kept  # what is found rests: its keys could overflow
         enough = (n >= state.kept[:, None]) & is_open[:, None]
@@ -125,15 +151,15 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         if together:  # until there are but ties, what counts is the sum
             enough = jnp.where(to_ties, enough, wide.at_least(wide.total(n), k)[None])
             n_high = jnp.where(enough, state.n_high[:, None], n).max(1)
-        low = state.low + (enough.sum(1, dtype=jnp.uint32) << shift)
+        low = state.low + (enough.sum(1, dtype=ranks.uint) << shift)
         n_low = jnp.where(enough, n, state.n_low[:, None]).min(1)
         kept = jnp.where(to_ties, state.kept, shares(n_low, n_high)) if together else k
-        ends = (state.passes == _VALUE_PASSES - 1) & (n_low != kept)
+        ends = (state.passes == ranks.passes - 1) & (n_low != kept)
         if together:  # a leaf that keeps none of its ties has no place to look for
             none = ends & (kept == n_high)
             low, n_low, ends = low + none, jnp.where(none, n_high, n_low), ends & ~none
-        tied = jnp.where(ends, _value(low), state.tied)
-        low = jnp.where(ends, _FIRST_NORMAL, low)
+        tied = jnp.where(ends, ranks.value(low), state.tied)
+        low = jnp.where(ends, ranks.sign | ranks.normal, low)
         return _Search(state.passes + 1, low, n_low, n_high, kept, tied)
 
     zero = _zero(leaves, k)
@@ -143,21 +169,21 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
     zeros, most = jnp.zeros_like(sizes) + zero, jnp.asarray(sizes) + zero
     start = _Search(
         passes=jnp.int32(0),
-        low=zeros.astype(jnp.uint32),
+        low=zeros.astype(ranks.uint),
         n_low=most,
         n_high=zeros if together else None,
         kept=shares(most, zeros) if together else k,
-        tied=zeros + jnp.float32(jnp.nan),
+        tied=zeros + ranks.float(np.nan),
     )
     found = lax.while_loop(
-        lambda state: (state.n_low != state.kept).any() & (state.passes < 2 * _VALUE_PASSES),
+        lambda state: (state.n_low != state.kept).any() & (state.passes < 2 * ranks.passes),
         one_pass,
         start,
     )
-    low = _value(jnp.maximum(found.low, _LOWEST))
+    low = ranks.value(jnp.maximum(found.low, ranks.lowest))
     threshold = jnp.where(none_wanted, jnp.nan, low)  # nothing is at least nan
     return [
-        _rankable(jnp.asarray(x), found.tied[i], int(sizes[i]), strides[i]) >= threshold[i]
+        _rankable(ranks, jnp.asarray(x), found.tied[i], int(sizes[i]), strides[i]) >= threshold[i]
         for i, x in enumerate(leaves)
     ]
 
@@ -178,8 +204,8 @@ def largest(leaves: Sequence[Any], k: Any, together: bool = False) -> list[jax.A
     """Masks of the largest entries: bool, one of the shape of each leaf, exactly `k` True.
 
     Args:
-      leaves: scores, any real dtype, ranked as float32. Among equals the lower flat index is
-        kept, and the earlier leaf.
+      leaves: scores, any real dtype, ranked as float32; as float64 if a leaf is of 64 bits. Among
+        equals the lower flat index is kept, and the earlier leaf.
       k: int32, how many to keep: (leaves,) of each leaf, or a scalar, of all `together`; such a
         scalar may also be a Python integer or a `Wide`, of more than int32 can hold.
       together: whether all leaves are ranked as one.

@@ -37,11 +37,50 @@ def test_the_context_of_a_transform_is_taken(score):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_scores_keep_the_dtype(dtype):
+def test_scores_that_only_read_keep_the_dtype_and_others_are_float32(dtype):
     w = jax.tree.map(lambda x: x.astype(dtype), W)
     g = jax.tree.map(lambda x: x.astype(dtype), G)
-    for score in (jp.magnitude, jp.saliency, jp.gradient):
+    for score in (jp.magnitude, jp.gradient):
         assert score(w, grads=g)["kernel"].dtype == dtype
+    for score in (jp.saliency, jp.lamp()):
+        assert score(w, grads=g)["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_products_of_small_numbers_rank_in_half_precision_too(dtype):
+    """In float16 w^2 nu and w g of usual sizes would all be zero, and kept by place."""
+    w = {"k": (0.05 * jax.random.normal(jax.random.key(0), (32, 32))).astype(dtype)}
+    g = {"k": (1e-5 * jax.random.normal(jax.random.key(1), (32, 32))).astype(dtype)}
+    nu = jax.tree.map(lambda x: jnp.square(x.astype(jnp.float32)), g)
+    state = optax.ScaleByAdamState(jnp.int32(1), g, nu)
+    wide = lambda tree: {"k": np.asarray(tree["k"], np.float64)}
+    saliency = np.abs(wide(w)["k"] * wide(g)["k"])
+    np.testing.assert_allclose(jp.saliency(w, grads=g)["k"], saliency, rtol=1e-6)
+    fisher = wide(w)["k"] ** 2 * wide(nu)["k"]
+    np.testing.assert_allclose(jp.fisher(w, opt_state=state)["k"], fisher, rtol=1e-6)
+    for scores, exact in (
+        (jp.saliency(w, grads=g), saliency),
+        (jp.fisher(w, opt_state=state), fisher),
+    ):
+        kept = np.asarray(jp.select(scores, jp.uniform, 0.5)["k"])
+        assert exact[kept].min() >= exact[~kept].max()
+
+
+@pytest.mark.parametrize("odd", [jnp.inf, -jnp.inf, jnp.nan])
+def test_lamp_of_a_weight_that_diverged_leaves_its_layer_alone(odd):
+    """It is kept, and the others score as they would without it."""
+    a, b = (jax.random.normal(jax.random.key(i), (8, 8)) for i in range(2))
+    scores = jp.lamp()({"a": a, "b": b.at[0, 0].set(odd)})
+    without = jp.lamp()({"b": b.ravel()[1:]})["b"]
+    assert jnp.isposinf(scores["b"][0, 0])
+    np.testing.assert_allclose(scores["b"].ravel()[1:], without, rtol=1e-6)
+    kept = jp.select(scores, jp.global_threshold, 0.5)
+    assert int(kept["b"].sum()) > 20 and bool(kept["b"][0, 0])
+
+
+def test_lamp_of_what_scores_minus_inf_is_zero():
+    scores = jp.lamp(lambda p: p)({"a": jnp.array([1.0, -jnp.inf, 2.0])})["a"]
+    np.testing.assert_allclose(scores, [0.2, 0.0, 1.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("score", "name"), [(jp.saliency, "saliency"), (jp.gradient, "gradient")])

@@ -331,3 +331,42 @@ def test_the_collectives_of_a_sort_are_seen(weights):
     # so that the two tests above can fail
     found, text = collectives(lambda p: jp.lamp()(p), sharded(weights, AxisType.Auto))
     assert max(elements for _, elements in found) >= 1024 and re.search(r" (sort|gather)\(", text)
+
+
+# --- 64 bits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "scale", [lambda x: x, lambda x: 1 + 1e-12 * x, lambda x: 1e-50 * x, lambda x: 1e50 * x]
+)
+def test_float64_are_ranked_as_such(scale):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        w = scale(rng.permutation(np.arange(-30.0, 70.0)))
+        w[5] = w[50] = w[7]
+        leaves = [jnp.asarray(w[:40]), jnp.asarray(w[40:].astype(np.float64))]
+        for k in (0, 1, 37, 99, 100):
+            masks = largest(leaves, k, together=True)
+            order = np.argsort(-w, kind="stable")  # ties to the earlier leaf, and the lower index
+            expected = np.zeros(100, bool)
+            expected[order[:k]] = True
+            np.testing.assert_array_equal(np.concatenate(masks), expected)
+
+
+def test_one_leaf_of_float64_makes_all_be_ranked_so():
+    with jax.enable_x64(True):
+        leaves = [jnp.ones(3, jnp.float32), jnp.asarray([1 + 1e-12, 1 - 1e-12, np.nan])]
+        masks = largest(leaves, 4, together=True)
+        assert [m.tolist() for m in masks] == [[True, True, False], [True, False, True]]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.bfloat16, jnp.float16])
+def test_narrow_floats_are_pruned_gradually(dtype):
+    """Some of float8 have no infinity: what is pruned must rank lowest all the same."""
+    w = {"kernel": jax.random.normal(jax.random.key(0), (16, 16)).astype(dtype)}
+    for pattern in (jp.unstructured, jp.block(2, 2)):
+        gmp = jp.prune(jp.magnitude, jp.uniform, lambda s: 0.25 * (jnp.minimum(s, 2) + 1), pattern)
+        state = gmp.init(w)
+        for step in range(3):
+            state = gmp.update(state, w, step=step, grads=None, opt_state=None)
+            assert float(jp.sparsity(state.masks)) == 0.25 * (step + 1)

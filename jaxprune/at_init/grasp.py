@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
-
 from jaxprune.analysis.hessian import hvp
 from jaxprune.at_init.rounds import Loss, Prunable, check_some, of_prunable, slopes
-from jaxprune.base import Params, Scores, map_scored
+from jaxprune.base import Params, Scores, map_scored, widened
 from jaxprune.rules import kernels
 
 
@@ -40,6 +38,7 @@ def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
     [[32.0, 2.0]]
     """
     on_own, own = of_prunable("grasp", loss, params, prunable)
-    scores = map_scored(jnp.multiply, own, hvp(on_own, own, slopes(on_own, own)))
+    curved = hvp(on_own, own, slopes(on_own, own))
+    scores = map_scored(lambda w, hg: widened(w) * widened(hg), own, curved)
     check_some("grasp", scores)
     return scores

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from jaxprune.analysis.loops import as_partial
 from jaxprune.at_init.rounds import Context, Prunable, in_rounds, of_prunable, shrink, slopes
-from jaxprune.base import Masks, Params, Scores, is_known, map_scored
+from jaxprune.base import Masks, Params, Scores, is_known, map_scored, widened
 from jaxprune.counting import n_true
 from jaxprune.rules import kernels, named_leaves
 
@@ -91,7 +91,7 @@ def flow_shares(forward: Forward, params: Params, prunable: Prunable = kernels) 
 
 def _shares(context: Context) -> Scores:
     flow, own = context
-    return map_scored(jnp.multiply, own, slopes(flow, own))
+    return map_scored(lambda w, s: widened(w) * widened(s), own, slopes(flow, own))
 
 
 def _of_magnitudes(forward: Forward, params: Params, prunable: Prunable) -> Context:

@@ -34,7 +34,8 @@ def pq_index(weights: Any, p: float = 0.5, q: float = 1.0, masks: Any = None) ->
     Args:
       weights: an array, or a pytree whose leaves are taken together; None leaves do not count.
       p, q: 0 < p <= 1 <= q, and not both 1.
-      masks: like the weights, bool; by default all are kept. Weights all zero, or none, give 0.
+      masks: like the weights, bool; by default all are kept. Weights all zero, or none, give 0;
+        a kept one that is inf or nan gives nan.
 
     Raises:
       ValueError: if p and q are out of range.
@@ -67,6 +68,8 @@ def sap(
         m = ceil(d (1 + eta)^(-q / (q - p)) (1 - I)^(p q / (q - p)))   to be kept, at least
           = ceil(  (1 + eta)^(-q / (q - p)) S_p (S_p / S_q)^(p / (q - p))),   S_p = sum |w|^p
         c = floor(d min(max(gamma (1 - m / d), 0), beta))              to be pruned, of d
+
+    Where a kept weight is inf or nan there is no index, and nothing is pruned.
 
     Each leaf decides for itself; with `axis` each slice along it, such as the weights into a
     neuron; or all leaves `together`. Counts are exact, ties go to the lower flat index.
@@ -119,7 +122,8 @@ def sap(
         # no product reaches 2**31: more than that many are never pruned
         wanted = whole * jnp.minimum(spare, (2**31 - 1) // max(whole, 1))
         most = portion(beta, d)
-        return jnp.minimum(jnp.minimum(wanted, most) + portion(gamma - whole, spare), most)
+        c = jnp.minimum(jnp.minimum(wanted, most) + portion(gamma - whole, spare), most)
+        return jnp.where(jnp.isfinite(of_q.high), c, 0)
 
     def of_leaf(w: jax.Array, mask: jax.Array) -> jax.Array:
         return count([w], [mask], n_true(mask)[0])

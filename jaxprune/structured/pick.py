@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.allocation import global_threshold
-from jaxprune.base import Allocation, Scores, Sparsity, check_fraction, is_known
+from jaxprune.base import Allocation, Scores, Sparsity, check_fraction, is_known, widened
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.budget import within_measured, within_share
@@ -108,14 +108,21 @@ def _checked(
         )
     names = structure.groups if groups is None else chosen(groups, structure.groups)
     wanted = {name: (structure.groups[name].size,) for name in names}
-    got = {name: np.shape(s) for name, s in scores.items()} if isinstance(scores, dict) else {}
+    if not isinstance(scores, dict):
+        made = " Call it on the params: it makes scores." if callable(scores) else ""
+        raise TypeError(
+            "pick: scores are {group: (size,)}, such as per_group(structure)(params); got a "
+            f"{type(scores).__name__}.{made}"
+        )
+    got = {name: np.shape(s) for name, s in scores.items()}
     differ = {n: shape for n, shape in wanted.items() if got.get(n) != shape}
     extra = [name for name in got if name not in structure.groups]
-    if differ or extra or not isinstance(scores, dict):
+    if differ or extra:
+        seen = {n: got.get(n, "nothing") for n in differ}
         raise ValueError(
             "pick: scores are {group: (size,)}, such as per_group(structure)(params); "
-            + (f"wanted {differ}, got { ({n: got.get(n) for n in differ}) }" if differ else "")
+            + (f"wanted {differ}, got {seen}" if differ else "")
             + (f"there is no group {extra}" if extra and not differ else "")
             + "."
         )
-    return {name: jnp.asarray(scores[name], jnp.float32) for name in wanted}
+    return {name: widened(jnp.asarray(scores[name])) for name in wanted}

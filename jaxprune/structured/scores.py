@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, Score, Scores, map_scored
+from jaxprune.base import Params, Score, Scores, map_scored, widened
 from jaxprune.coupling.structure import Member, Structure
 from jaxprune.rules import kernels, named_leaves, quoted
 from jaxprune.scores import check_key, magnitude
@@ -26,12 +26,12 @@ Slices = dict[Member, jax.Array]
 
 def mean_of_sums(own: Slices) -> jax.Array:
     """(size,): the sum over a neuron's entries in each member, averaged over members."""
-    return jnp.stack([x.sum(1, dtype=jnp.float32) for x in own.values()]).mean(0)
+    return jnp.stack([widened(x).sum(1) for x in own.values()]).mean(0)
 
 
 def abs_of_sum(own: Slices) -> jax.Array:
     """(size,): |the sum over all of a neuron's entries|."""
-    return jnp.abs(jnp.stack([x.sum(1, dtype=jnp.float32) for x in own.values()]).sum(0))
+    return jnp.abs(jnp.stack([widened(x).sum(1) for x in own.values()]).sum(0))
 
 
 def distances(x: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ def per_group(
 
 def square(params: Params, **_: Any) -> Scores:
     """w^2, like `params`: for the squared L2 norm of slices."""
-    return map_scored(jnp.square, params)
+    return map_scored(lambda w: widened(w) ** 2, params)
 
 
 def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
@@ -125,7 +125,7 @@ def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     """
     if grads is None:
         raise ValueError("contribution needs gradients: call its score with grads=grads.")
-    return map_scored(lambda w, g: w * g, params, grads)
+    return map_scored(lambda w, g: widened(w) * widened(g), params, grads)
 
 
 def geometric_median(structure: Structure, prunable: Callable[[Params], Params] = kernels) -> Score:

@@ -52,6 +52,16 @@ def test_index_of_leaves_taken_together():
     assert got == pytest.approx(float(jp.pq_index(W, masks=flat)), abs=1e-6)
 
 
+@pytest.mark.parametrize("odd", [jnp.nan, jnp.inf])
+def test_what_is_not_finite_has_no_index_and_prunes_nothing(odd):
+    w = W.at[2].set(odd)
+    assert jnp.isnan(jp.pq_index(w)) and jnp.isnan(jp.pq_index(w, *ONE))
+    assert float(jp.pq_index(w, masks=jnp.arange(8) != 2)) == pytest.approx(
+        float(jp.pq_index(jnp.delete(W, 2))), abs=1e-6
+    )
+    assert pruned({"a": w, "b": 4 * W})[0] == {"a": 0, "b": pruned({"b": W})[0]["b"]}
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_index_knows_no_scale(scale):
     for norms in (HALF, ONE):

@@ -10,6 +10,7 @@ from jaxprune.base import MaskState as MaskState
 from jaxprune.base import MaskTransform as MaskTransform
 
 # what may be pruned
+from jaxprune.layout import Layout as Layout
 from jaxprune.rules import kernels as kernels
 from jaxprune.rules import matching as matching
 

@@ -32,7 +32,8 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.counting import left, n_true, numerator
-from jaxprune.rules import Rule, by_keys, check_all_match, matches, named_leaves
+from jaxprune.layout import matrix_shape
+from jaxprune.rules import Rule, by_keys, check_all_match, layouts_of, matches, named_leaves
 from jaxprune.selection import largest
 
 _NEAR = 1e-9  # a density so near to a limit is at it
@@ -57,25 +58,30 @@ def er(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """Erdos-Renyi: the density of a leaf is proportional to (fan_in + fan_out) / (fan_in fan_out).
 
     Leaves that would exceed density 1 are dense, tied ones together, and the others make up for
-    it, so that the sum of density * size is (1 - sparsity) * total. The last two axes of a leaf
-    count as fan_in and fan_out.
+    it, so that the sum of density * size is (1 - sparsity) * total. Heads count with what they
+    belong to: a query kernel (inputs, heads, features) has a fan_out of heads * features.
+
+    Raises:
+      ValueError: if which axes of a leaf are inputs and outputs can't be known (`jaxprune.layout`).
 
     Reference: Mocanu et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive
     Sparse Connectivity inspired by Network Science.
     """
     return _proportional(
-        scores, sparsity, lambda shape: max(sum(shape[-2:]), 1) / math.prod(shape[-2:])
+        "er", scores, sparsity, lambda shape: max(sum(shape[-2:]), 1) / math.prod(shape[-2:])
     )
 
 
 def erk(scores: Scores, sparsity: Sparsity) -> Sparsities:
     """Erdos-Renyi-Kernel: the density of a leaf is proportional to sum(shape) / prod(shape).
 
-    As `er`, with the spatial axes of a convolution counted too.
+    As `er`, with the spatial axes of a convolution counted too: shape is (spatial..., inputs,
+    outputs).
 
     Reference: Evci et al., 2020, Rigging the Lottery: Making All Tickets Winners.
     """
-    return _proportional(scores, sparsity, lambda shape: max(sum(shape), 1) / math.prod(shape))
+    raw = lambda shape: max(sum(shape), 1) / math.prod(shape)
+    return _proportional("erk", scores, sparsity, raw)
 
 
 def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
@@ -92,7 +98,7 @@ def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
 
 def per_layer(
     rules: Mapping[Rule, float | Callable[[Sparsity], Sparsity]],
-    rest: Allocation = uniform,
+    rest: Allocation | float = uniform,
     compensate: bool = False,
 ) -> Allocation:
     """Sparsities by rule: the first rule that matches a leaf's path decides, `rest` the others.
@@ -101,13 +107,15 @@ def per_layer(
       rules: from an exact path, glob, compiled regular expression or `(path, leaf) -> bool` to a
         fixed sparsity (an integer is the number of weights pruned of each leaf that matches), or
         to a function of the overall sparsity, a fraction that may be a schedule's.
-      rest: the allocation of the leaves that no rule matches, among themselves.
+      rest: the allocation of the leaves that no rule matches, among themselves; or a number, the
+        sparsity of each of them, such as 0 for dense.
       compensate: whether these make up for the others, so that the whole reaches the asked
         sparsity; by default they are pruned as if they were alone.
 
     Raises:
       ValueError: if a rule matches no leaf, a sparsity is outside [0, 1), or the rest can't make up
         for the others.
+      TypeError: if `rest` is a number and to compensate.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> scores = {'body': jnp.ones((2, 5)), 'head': jnp.ones((5, 2))}
@@ -118,9 +126,15 @@ def per_layer(
     >>> jp.per_layer({'head': 0.5}, compensate=True)(scores, 0.7)
     {'body': 0.9, 'head': 0.5}
     """
-    for own in rules.values():
+    for own in (*rules.values(), rest):
         if not callable(own):
             check_sparsity(own)
+    if compensate and not callable(rest):
+        raise TypeError(
+            f"per_layer: with compensate=True the rest makes up for the others, so it can't have a "
+            f"sparsity of its own; got rest={rest!r}. Give an allocation, such as uniform."
+        )
+    of_rest = rest if callable(rest) else lambda scores, _: map_scored(lambda _: rest, scores)
 
     def allocation(scores: Scores, sparsity: Sparsity) -> Sparsities:
         check_all_match(rules, scores)
@@ -137,7 +151,7 @@ def per_layer(
         treedef = jax.tree.structure(scores, is_leaf=is_none)
         left = [leaf if s is None else None for s, (_, leaf) in zip(own, named, strict=True)]
         asked = _compensated(sparsity, own, [leaf for _, leaf in named]) if compensate else sparsity
-        others = jax.tree.leaves(rest(jax.tree.unflatten(treedef, left), asked), is_leaf=is_none)
+        others = jax.tree.leaves(of_rest(jax.tree.unflatten(treedef, left), asked), is_leaf=is_none)
         chosen = [other if s is None else s for s, other in zip(own, others, strict=True)]
         return jax.tree.unflatten(treedef, chosen)
 
@@ -238,7 +252,7 @@ def _compensated_in_trace(
 
 
 def _proportional(
-    scores: Scores, sparsity: Sparsity, raw: Callable[[tuple[int, ...]], float]
+    what: str, scores: Scores, sparsity: Sparsity, raw: Callable[[tuple[int, ...]], float]
 ) -> Sparsities:
     """Density of each leaf: min(1, eps * raw(shape)), with eps such that the budget is met.
 
@@ -249,8 +263,10 @@ def _proportional(
     leaves, treedef = jax.tree.flatten(scores)
     if not any(x.size for x in leaves):
         return uniform(scores, sparsity)
+    layouts = layouts_of(what, scores).values()
+    fans = [matrix_shape(layout, x.shape) for layout, x in zip(layouts, leaves, strict=True)]
     sizes = np.array([x.size for x in leaves], np.float64)
-    raws = np.array([raw(x.shape) if x.size else 0.0 for x in leaves], np.float64)
+    raws = np.array([raw(own) if math.prod(own) else 0.0 for own in fans], np.float64)
     distinct = np.unique(raws)[::-1]  # tied maxima go dense together
     is_dense = raws >= np.concatenate([[np.inf], distinct[:-1]])[:, None]  # (j, leaf)
     n_dense = is_dense @ sizes

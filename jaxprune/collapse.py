@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import jax
 
-from jaxprune.base import Masks
+from jaxprune.base import Masks, Params
 from jaxprune.counting import n_true
-from jaxprune.masks import present
+from jaxprune.layers import folded, split_like
+from jaxprune.masks import like, present
 from jaxprune.rules import named_leaves
 
 
-def collapsed(masks: Masks) -> dict[str, jax.Array]:
+def collapsed(masks: Masks, chosen: Params = None) -> dict[str, jax.Array]:
     """Whether each layer keeps nothing: {path: bool scalar}; under `vmap`, (seeds,) of a stack.
 
         [path for path, is_empty in collapsed(masks).items() if is_empty]
@@ -21,6 +22,9 @@ def collapsed(masks: Masks) -> dict[str, jax.Array]:
 
     Args:
       masks: bool, None where never pruned; or gates, closed where they are 0.
+      chosen: what the `prunable` of these masks gives, such as `kernels(params)`: where it has
+        layers in the place of a stack, each of them is one of the layers here. Not needed for masks
+        that `select` made of it.
 
     Raises:
       ValueError: if all masks are None.
@@ -30,5 +34,6 @@ def collapsed(masks: Masks) -> dict[str, jax.Array]:
     {'body': Array(False, dtype=bool), 'head': Array(True, dtype=bool)}
     """
     present(masks)
+    masks = masks if chosen is None else split_like(like(masks, folded(chosen)), chosen)
     named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None and mask.size]
     return {path: n_true(mask != 0)[0] == 0 for path, mask in named}

@@ -28,6 +28,7 @@ from jaxprune.base import (
 from jaxprune.counting import count, n_true
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, grow, portions
+from jaxprune.layers import folded, split_like
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import check_any, named_leaves
@@ -63,7 +64,7 @@ def random_start(
         sparsities = allocation(scores, sparsity)
         _check_none_empty(scores, sparsities)
         masks = select(scores, lambda *_: sparsities, sparsity)
-        return MaskState(map_scored(sharded_like, masks, chosen))
+        return MaskState(folded(map_scored(sharded_like, masks, chosen)))
 
     return init
 
@@ -96,8 +97,8 @@ def regrow(
         **context: Any,
     ) -> Any:
         masks = own_masks(state.masks, params, prunable)
-        weights = map_scored(lambda _, w: w, masks, params)
-        slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
+        weights = split_like(params, masks)
+        slopes = None if grads is None else split_like(grads, masks)
         left = dropped(masks, weights, value_at(schedule, step, at_end))
         gone = map_scored(lambda old, new: n_true(old & ~new)[0], masks, left)
         scores = defer(lambda w, g: promise(w, grads=g, step=step, **context), weights, slopes)

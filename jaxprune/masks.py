@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, Params, is_none, map_scored
+from jaxprune.base import Masks, Params, is_mask, is_none, map_scored
 from jaxprune.counting import n_true
+from jaxprune.layers import folded, has_layers, split_like
 from jaxprune.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import sharded_like
 
@@ -30,6 +31,11 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     Raises:
       ValueError: if the paths or the shapes differ; it names the leaf.
     """
+    in_layers = has_layers(masks) and not has_layers(params)
+    if in_layers and not _are_bool(masks):  # gates may be smaller than the weights of a layer
+        split = split_like(params, masks)
+        masked = map_scored(lambda w, m: _masked("of a layer", w, m), split, masks)
+        return with_own(params, masked)
     aligned, treedef = _aligned(masks, params)
     leaves = [
         leaf if mask is None else _masked(leaf_name, leaf, mask)
@@ -57,12 +63,15 @@ def all_kept(params: Params) -> Masks:
 
 
 def own_masks(masks: Masks, params: Params, prunable: Callable[[Params], Params]) -> Masks:
-    """`masks` of what is prunable, else None: in a chain, other transforms prune other leaves."""
-    return map_scored(lambda _, m: m, prunable(params), like(masks, params))
+    """`masks` of what is prunable, else None: in a chain, other transforms prune other leaves.
+
+    They are like what `prunable` gives, layers in place of stacks; `with_own` is the way back.
+    """
+    return split_like(like(masks, params), prunable(params))
 
 
 def with_own(masks: Masks, own: Masks) -> Masks:
-    """`masks` with those leaves of `own`, matched by path, that are not None."""
+    """`masks` with those leaves of `own`, matched by path, that are not None, stacks folded."""
     return jax.tree.map(
         lambda old, new: old if new is None else new, masks, like(own, masks), is_leaf=is_none
     )
@@ -173,6 +182,10 @@ def _is_bool_or_float(leaf: Any) -> bool:
     return kind == np.bool_ or jnp.issubdtype(kind, jnp.floating)
 
 
+def _are_bool(masks: Masks) -> bool:
+    return all(is_mask(mask) for mask in jax.tree.leaves(masks))
+
+
 def _is_hole(node: Any) -> bool:
     """None, or what `optax.masked` and `optax.partition` leave in the place of a leaf."""
     return node is None or isinstance(node, optax.MaskedNode)
@@ -203,6 +216,10 @@ def _shapes_differ(leaf_name: str, leaf: Any, mask: Any) -> str:
 
 def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], Any]], Any]:
     """((path, leaf), mask) of every leaf of `params`, and the tree structure of `params`."""
+    if not has_layers(params):
+        masks = folded(masks)
+    elif not has_layers(masks):
+        masks = split_like(masks, params)
     leaves, treedef = named_leaves(params), jax.tree.structure(params, is_leaf=is_none)
     keys, found = list(by_keys(params)), by_keys(masks, _is_hole)
     given = {own: None if _is_hole(mask) else mask for own, mask in found.items()}

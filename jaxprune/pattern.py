@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,9 @@ from jaxprune.base import (
     widened,
 )
 from jaxprune.counting import count, left
-from jaxprune.rules import map_named, named_leaves
+from jaxprune.layers import unclear_stacks
+from jaxprune.layout import as_matrix, from_matrix
+from jaxprune.rules import layouts_of, map_named, named_leaves, quoted, unsaid
 from jaxprune.selection import largest
 from jaxprune.sharding import automatic
 
@@ -38,24 +41,31 @@ def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
     return largest([scores], [scores.size - count(sparsity, scores.size)])[0]
 
 
-def nm(n: int, m: int, axis: int = -2) -> Pattern:
-    """N:M: of every `m` consecutive entries along `axis`, the `n` largest are kept.
+def nm(n: int, m: int, axis: int | None = None) -> Pattern:
+    """N:M: of every `m` consecutive inputs, the `n` largest entries are kept.
+
+    Inputs are what a product contracts with, as NVIDIA's sparse tensor cores want it: in `select`
+    and in transforms `jaxprune.layout` finds their axes, also those of attention's kernels.
 
     Args:
       n, m: 1 <= n <= m. The sparsity is 1 - n / m, and no other can be asked for.
-      axis: -2 are the input features of flax's kernels, as in NVIDIA's sparse tensor cores.
+      axis: another axis of each leaf, as it is: -1 are the outputs of a matrix. None: the inputs;
+        -2 where the pattern is called by itself, on (spatial..., inputs, outputs).
 
     Raises:
-      ValueError: (when used) if `m` does not divide the axis, or the sparsity is not 1 - n / m.
+      ValueError: (when used) if `m` does not divide the axis, the sparsity is not 1 - n / m, or
+        which axes are inputs can't be known.
 
     Reference: Mishra et al., 2021, Accelerating Sparse Deep Neural Networks.
     """
     if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m):
         raise ValueError(f"nm(n, m) keeps n of every m, with 1 <= n <= m; got nm({n}, {m}).")
 
+    along = -2 if axis is None else axis
+
     def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
-        _check_nm(n, m, axis, scores.shape, sparsity)
-        last = jnp.moveaxis(jnp.where(jnp.isnan(scores), jnp.inf, scores), axis, -1)
+        _check_nm(n, m, along, scores.shape, sparsity)
+        last = jnp.moveaxis(jnp.where(jnp.isnan(scores), jnp.inf, scores), along, -1)
         groups = last.reshape(*last.shape[:-1], -1, m)
         place = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
         rank = jnp.zeros(groups.shape, jnp.int32)
@@ -63,21 +73,31 @@ def nm(n: int, m: int, axis: int = -2) -> Pattern:
             other = groups[..., j : j + 1]
             before = (other > groups) | ((other == groups) & (j < place))
             rank += before
-        return jnp.moveaxis((rank < n).reshape(last.shape), -1, axis)
+        return jnp.moveaxis((rank < n).reshape(last.shape), -1, along)
 
-    return pattern
+    return _of_matrices(pattern, f"nm({n}, {m})") if axis is None else pattern
 
 
-def block(h: int, w: int) -> Pattern:
-    """Blocks of `h` x `w` entries of the last two axes are kept or pruned whole, by mean score.
+def block(h: int, w: int, by: Callable[..., jax.Array] = jnp.max) -> Pattern:
+    """Blocks of `h` inputs x `w` outputs are kept or pruned whole, by their largest score.
 
     `round(sparsity * blocks)` blocks are pruned. Where h or w does not divide its axis, the last
-    blocks are smaller. What scores -inf, as pruned weights do, counts as zero in a mean.
+    blocks are smaller. A block of which all scores are -inf, as those of pruned weights are, goes
+    first.
+
+    Args:
+      h, w: positive integers.
+      by: `jnp.max`, as the paper has it, or `jnp.mean`: what scores -inf is zero in a mean.
+
+    Raises:
+      ValueError: (when used) if a leaf has one axis, or which axes are inputs can't be known.
 
     Reference: Narang et al., 2017, Block-Sparse Recurrent Neural Networks.
     """
     if not (isinstance(h, int) and isinstance(w, int) and h >= 1 and w >= 1):
         raise ValueError(f"block(h, w) needs positive integers; got block({h}, {w}).")
+    if by not in (jnp.max, jnp.mean):
+        raise ValueError(f"block(h, w, by) ranks blocks by jnp.max or jnp.mean; got by={by!r}.")
 
     def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
         if scores.ndim < 2:
@@ -88,33 +108,41 @@ def block(h: int, w: int) -> Pattern:
         *_, rows, columns = scores.shape
         pad = [(0, 0)] * (scores.ndim - 2) + [(0, -rows % h), (0, -columns % w)]
 
-        def sums(x):
-            x = jnp.pad(x, pad)
-            x = x.reshape(*x.shape[:-2], x.shape[-2] // h, h, x.shape[-1] // w, w)
-            return x.sum((-3, -1))
+        def blocks(x, value):
+            x = jnp.pad(x, pad, constant_values=value)
+            return x.reshape(*x.shape[:-2], x.shape[-2] // h, h, x.shape[-1] // w, w)
 
-        mean = sums(jnp.where(jnp.isneginf(scores), 0.0, scores)) / sums(jnp.ones_like(scores))
-        is_gone = sums(jnp.isneginf(scores)) == sums(jnp.ones_like(scores))
-        kept = _whole(jnp.where(is_gone, -jnp.inf, mean), sparsity, scores.size)
+        worth = blocks(scores, -jnp.inf).max((-3, -1))  # -inf where the block is gone
+        if by is jnp.mean:
+            total = blocks(jnp.where(jnp.isneginf(scores), 0.0, scores), 0.0).sum((-3, -1))
+            mean = total / blocks(jnp.ones_like(scores), 0.0).sum((-3, -1))
+            worth = jnp.where(jnp.isneginf(worth), worth, mean)
+        kept = _whole(worth, sparsity, scores.size)
         whole = jnp.repeat(jnp.repeat(kept, h, -2), w, -1)[..., :rows, :columns]
         return whole & jnp.ones_like(scores, dtype=bool)  # sharded like them
 
-    return pattern
+    return _of_matrices(pattern, f"block({h}, {w})")
 
 
-def channel(axis: int = -1) -> Pattern:
-    """Slices along `axis` are kept or pruned whole, by mean score; -1 are flax's output features.
+def channel(axis: int | None = None) -> Pattern:
+    """Output features are kept or pruned whole, by mean score; or slices along another `axis`.
 
     `round(sparsity * channels)` channels are pruned. A pruned output channel makes the network no
-    smaller by itself: its bias, its norm and the next layer's inputs still stand.
+    smaller by itself: its bias, its norm and the next layer's inputs still stand. What scores -inf,
+    as pruned weights do, is zero in a mean, and a channel of nothing else goes first.
+
+    Args:
+      axis: of each leaf, as it is. None: the outputs, as `jaxprune.layout` finds them; -1 where the
+        pattern is called by itself.
 
     Reference: Li et al., 2017, Pruning Filters for Efficient ConvNets.
     """
-    if not isinstance(axis, int):
+    if not (axis is None or isinstance(axis, int)):
         raise ValueError(f"channel(axis) needs an integer; got channel({axis!r}).")
+    along = -1 if axis is None else axis
 
     def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
-        own = _axis(f"channel({axis})", axis, scores.shape)
+        own = _axis(f"channel({along})", along, scores.shape)
         others = tuple(a for a in range(scores.ndim) if a != own)
         mean = jnp.where(jnp.isneginf(scores), 0.0, scores).mean(others)
         is_gone = jnp.isneginf(scores).all(others)
@@ -122,6 +150,15 @@ def channel(axis: int = -1) -> Pattern:
         whole = jnp.broadcast_to(jnp.expand_dims(kept, others), scores.shape)
         return whole & jnp.ones_like(scores, dtype=bool)  # sharded like them
 
+    return _of_matrices(pattern, "channel()") if axis is None else pattern
+
+
+_OF_MATRICES = "of_matrices"
+
+
+def _of_matrices(pattern: Pattern, what: str) -> Pattern:
+    """`pattern`, which `select` is to give each leaf as (spatial..., inputs, outputs)."""
+    setattr(pattern, _OF_MATRICES, what)
     return pattern
 
 
@@ -132,6 +169,10 @@ def select(
     pattern: Pattern = unstructured,
 ) -> Masks:
     """Masks that keep the highest scores: one-shot pruning. Like `scores`, bool, None where None.
+
+    Layers that are stacked count one by one where `scores` has them so, as those of
+    `kernels(params)` and `matching(stacked=...)(params)`; so have the masks, and `apply_masks`,
+    `fixed` and all else that takes masks takes them.
 
     Args:
       scores: pytree of floats, higher = keep; None where a leaf is never pruned.
@@ -145,7 +186,8 @@ def select(
         the sparsity that the allocation gives a leaf.
 
     Warns:
-      UserWarning: if a layer is left with no weight, where that is known (not under `jit`).
+      UserWarning: if a layer is left with no weight, where that is known (not under `jit`); or if
+        a stack of layers is taken as one.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> w = jnp.array([.5, -.1, .3, -.2, .05, .4, -.35, .15])
@@ -160,6 +202,7 @@ def select(
             "rank 2 or more that are no bias, norm scale or embedding; name others with "
             "prunable=matching(...)."
         )
+    _warn_of_stacks(scores)
     masks = _masks(scores, allocation, sparsity, pattern)
     for leaf_name, mask in named_leaves(masks):
         if mask is not None and mask.size and is_known(mask) and not mask.any():
@@ -188,9 +231,19 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
                 )  # the count is known while tracing, the mask is not
         return masks
 
+    what = getattr(pattern, _OF_MATRICES, None)
+    layouts = {} if what is None else layouts_of(what, tree)
+
     def mask(leaf_name: str, leaf: jax.Array, own: Sparsity) -> jax.Array:
+        layout = layouts.get(leaf_name)
+
+        def run(leaf: jax.Array, own: Sparsity) -> jax.Array:
+            if layout is None:
+                return pattern(leaf, own)
+            return from_matrix(pattern(as_matrix(leaf, layout), own), layout, leaf.shape)
+
         try:
-            kept = automatic(pattern, leaf)(leaf, own)
+            kept = automatic(run, leaf)(leaf, own)
         except ValueError as error:
             raise ValueError(f"'{leaf_name}': {error}") from error
         _check_mask(leaf_name, leaf, kept)
@@ -218,6 +271,18 @@ def _check_mask(leaf_name: str, leaf: jax.Array, mask: Any) -> None:
         raise TypeError(
             f"the pattern must return a bool mask of shape {leaf.shape} for '{leaf_name}'; got "
             f"{getattr(mask, 'dtype', type(mask).__name__)} of shape {np.shape(mask)}."
+        )
+
+
+def _warn_of_stacks(scores: Scores) -> None:
+    shapes = {leaf_name: leaf.shape for leaf_name, leaf in unsaid(scores)}
+    stacks = [(leaf_name, None) for leaf_name in unclear_stacks(shapes)]
+    if stacks:
+        warnings.warn(
+            f"each of {quoted(stacks, most=4)} looks like a stack of layers, and counts as one. "
+            "Score what kernels chooses, as in magnitude(kernels(params)), or say which axis is "
+            "stacked: matching(stacked={'layers/*': 0}).",
+            stacklevel=3,
         )
 
 

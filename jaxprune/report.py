@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxprune import rendering
 from jaxprune.base import Masks, Params, Sparsities
 from jaxprune.flops import count_flops
 from jaxprune.masks import like
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.rules import NO_FLOATS, SMALL, kernels, layers_of, named_leaves, quoted, reasons
 from jaxprune.tally import Layer as Layer
 from jaxprune.tally import check_masks, sum_of, tally, wanted
 
@@ -94,8 +94,11 @@ def report(
     *inputs: Any,
     target: Sparsities = None,
     ever_active: Masks = None,
+    prunable: Callable[[Params], Params] = kernels,
 ) -> Report:
     """What is kept of each layer and of all, against the target, and the FLOPs: a `Report`.
+
+    What has no mask although it is of rank 2 or more is named at the end, with the reason.
 
     FLOPs are those of matrix products and convolutions (`jaxprune.flops`). Sparse FLOPs are what a
     kernel that skips zeros would do: masks simulate, and make nothing faster.
@@ -109,6 +112,7 @@ def report(
         weights); or one number, for all prunable weights together.
       ever_active: which weights were ever kept, as `ever_active(opt_state)` has it: the column
         `ever` is the R_s of ITOP.
+      prunable: that of the masks. Where it has layers in the place of a stack, each is a row.
 
     Raises:
       ValueError: if masks or target belong to other params, a target is no sparsity, or every
@@ -132,13 +136,19 @@ def report(
     check_masks(masks)
     aligned = zip(named_leaves(params), named_leaves(like(masks, params)), strict=True)
     leaves = [(path, leaf, mask) for (path, leaf), (_, mask) in aligned if leaf is not None]
-    masked = {path: (leaf, mask) for path, leaf, mask in leaves if mask is not None}
-    if not masked:
+    whole = {path: (leaf, mask) for path, leaf, mask in leaves if mask is not None}
+    if not whole:
         raise ValueError("there is nothing to report: the mask of every leaf is None.")
+    flops, other, notes = _flops(params, whole, apply_fn, inputs)
+    stacks = layers_of(prunable(params))
+    masked, stack_of = _in_layers(whole, stacks)
+    for path, stack in stack_of.items():
+        if stack in flops:
+            flops[path] = flops[stack] * masked[path][1].size // max(whole[stack][1].size, 1)
     counts = tally(masked)
-    ever = _ever_active(ever_active, params)
-    asked, asked_of_all = wanted(target, {path: m.size for path, (_, m) in masked.items()})
-    flops, other, notes = _flops(params, masked, apply_fn, inputs)
+    ever = _ever_active(ever_active, params, stacks)
+    sizes = {path: m.size for path, (_, m) in masked.items()}
+    asked, asked_of_all = wanted(_of_layers(target, stack_of), sizes)
 
     def layer(path: str, leaf: Any) -> Layer:
         shape, size, dense = np.shape(leaf), np.size(leaf), flops.get(path)
@@ -157,20 +167,54 @@ def report(
         never_pruned=sum_of(f"never pruned ({len(rest)})", rest),
         activations=activations,
         total=sum_of("total", [*layers, *rest, activations]),
-        notes=notes,
+        notes=(*notes, *_left_out(params, {path for path, _ in others})),
     )
     for warning in result.warnings:
         warnings.warn(warning, stacklevel=2)
     return result
 
 
-def _ever_active(masks: Masks, params: Params) -> dict[str, int]:
+def _in_layers(
+    masked: Mapping[str, tuple], stacks: Mapping[str, dict[str, Callable[[Any], Any]]]
+) -> tuple[dict[str, tuple], dict[str, str]]:
+    """What has a mask, layers in place of stacks, by path; and of which stack each layer is."""
+    rows: dict[str, tuple] = {}
+    stack_of: dict[str, str] = {}
+    for path, arrays in masked.items():
+        for layer, take in stacks.get(path, {path: lambda x: x}).items():
+            rows[layer] = tuple(take(x) for x in arrays)
+            stack_of |= {layer: path} if path in stacks else {}
+    return rows, stack_of
+
+
+def _of_layers(target: Sparsities, stack_of: Mapping[str, str]) -> Sparsities:
+    """A target with the sparsity of a stack for each of its layers."""
+    given = {path: own for path, own in named_leaves(target) if own is not None}
+    shared = {layer: given[stack] for layer, stack in stack_of.items() if stack in given}
+    if not any(isinstance(own, float) for own in shared.values()):
+        return target
+    rest = {path: own for path, own in given.items() if path not in stack_of.values()}
+    return rest | shared
+
+
+def _left_out(params: Params, without: Collection[str]) -> list[str]:
+    """A note of what has no mask although it is of rank 2 or more, and why."""
+    by_reason: dict[str, list[tuple[str, None]]] = {}
+    for path, why in reasons(params).items():
+        if path in without and why not in (SMALL, NO_FLOATS):
+            by_reason.setdefault(why or "a kernel, not chosen", []).append((path, None))
+    texts = [f"{quoted(leaves, most=4)} ({why})" for why, leaves in by_reason.items()]
+    return [f"never pruned: {'; '.join(texts)}."] if texts else []
+
+
+def _ever_active(masks: Masks, params: Params, stacks: Mapping) -> dict[str, int]:
     """How many weights are True, by path."""
     if masks is None:
         return {}
     check_masks(masks)
-    counted = [(path, mask) for path, mask in named_leaves(like(masks, params)) if mask is not None]
-    return {path: kept for path, (kept, _) in tally({p: (m, m) for p, m in counted}).items()}
+    counted = {p: (m, m) for p, m in named_leaves(like(masks, params)) if m is not None}
+    rows, _ = _in_layers(counted, stacks)
+    return {path: kept for path, (kept, _) in tally(rows).items()}
 
 
 def _in_order(paths: Iterable[str]) -> list[str]:

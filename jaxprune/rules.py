@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.base import Params, is_none
+from jaxprune.layers import (
+    Stack,
+    is_node,
+    layer_shape,
+    taken,
+    visible_stacks,
+    with_layers,
+)
+from jaxprune.layout import IN_PLACE, Axes, Layout, axes_of, layout_of
 
 Rule = str | re.Pattern | Callable[[str, Any], bool]
 
@@ -54,7 +65,7 @@ def by_keys(tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> dict[tuple[s
 
 
 def _keys(path: tuple) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path if key != IN_PLACE)
 
 
 def _keyed_leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
@@ -114,80 +125,244 @@ def quoted(leaves: Iterable[tuple[str, Any]], most: int = 12) -> str:
 
 # --- what is prunable -----------------------------------------------------------------------------
 
-# Names of leaves that are no kernels, whatever their rank: nn.scan and vmap stack them.
-_NOT_KERNELS = re.compile(
-    r"(.*bias.*|b|scale|offset|gamma|beta|mean|var|.*embed.*|cls(_token)?|count)", re.IGNORECASE
-)
-_NAMED_WEIGHT = re.compile(r"(w|weight|weights)", re.IGNORECASE)
-_NOT_PRUNED_PARENT = re.compile(r"(.*norm.*|.*embed.*|bn\d*|ln\d*)", re.IGNORECASE)
+# Names of leaves that are no kernels, whatever their rank, and what they are.
+_NOT_KERNELS = {
+    "a bias": re.compile(r".*bias.*", re.IGNORECASE),
+    "the scale or shift of a norm": re.compile(r"scale|offset|gamma|beta", re.IGNORECASE),
+    "a statistic": re.compile(r"mean|var|count", re.IGNORECASE),
+    "an embedding": re.compile(
+        r".*embed.*|(.*_)?(emb|embs|wte|wpe|pos|position|positions)(_.*)?|pe", re.IGNORECASE
+    ),
+    "a learned token": re.compile(r"cls|(.*_)?tokens?", re.IGNORECASE),
+}
+_WEIGHT = re.compile(r"w|weights?|g|gain", re.IGNORECASE)
+_NORM = re.compile(r".*norm.*|bn(_?\w)?|ln(_?\w)?", re.IGNORECASE)
+_EMBEDDING = re.compile(r".*embed.*|wte|wpe|(.*_)?emb", re.IGNORECASE)
+SMALL, NO_FLOATS = "of less than two axes", "not of real floats"  # these go without saying
+_BESIDE_A_BIAS = ("w", "W", "weight", "weights", "kernel")
 
 
-def _is_kernel(leaf_name: str, leaf: Any) -> bool:
+def why_not(leaf_name: str, leaf: Any, shape: tuple[int, ...], siblings: Mapping = {}) -> str:
+    """Why a leaf is no kernel, in words; "" if it is one.
+
+    Args:
+      shape: that of one layer of it.
+      siblings: the shapes, of one layer, of the leaves beside it, by their last names.
+    """
     *parents, own = leaf_name.removesuffix("/value").split("/")  # as orbax restores flax.nnx
-    if not hasattr(leaf, "ndim") or leaf.ndim < 2 or not leaf.size:
-        return False
-    if not jnp.issubdtype(leaf.dtype, jnp.floating) or "batch_stats" in parents:
-        return False
-    if _NOT_KERNELS.fullmatch(own):
-        return False
+    parent = parents[-1] if parents else ""
+    if not hasattr(leaf, "ndim") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return NO_FLOATS
+    if not leaf.size:
+        return "empty"
+    if len(shape) < 2:
+        return SMALL
+    if "batch_stats" in parents:
+        return "a statistic, by its name"
+    for what, names in _NOT_KERNELS.items():
+        if names.fullmatch(own):
+            return f"{what}, by its name"
     # equinox and torch call the scale of a norm and the table of an embedding `weight` too
-    is_weight = _NAMED_WEIGHT.fullmatch(own) is not None
-    return not (is_weight and parents and _NOT_PRUNED_PARENT.fullmatch(parents[-1]))
+    if _WEIGHT.fullmatch(own) and _NORM.fullmatch(parent):
+        return "the scale of a norm, by its name"
+    if _WEIGHT.fullmatch(own) and _EMBEDDING.fullmatch(parent):
+        return "an embedding, by its name"
+    # of a product a b it is a matrix, as in low-rank adapters; beside a `w` it is a bias
+    beside_a = "a" in siblings or "A" in siblings
+    if own in ("b", "B") and not (beside_a and not any(s in siblings for s in _BESIDE_A_BIAS)):
+        return "a bias, by its name; no `a` stands beside it"
+    return ""
 
 
-def _only(params: Params, is_wanted: Callable[[str, Any], bool]) -> Params:
-    return map_named(lambda leaf_name, leaf: leaf if is_wanted(leaf_name, leaf) else None, params)
+def _stacks(named: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, ...]]:
+    return visible_stacks({leaf: x.shape for leaf, x in named if hasattr(x, "shape")})
+
+
+def reasons(params: Params, stacked: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, str]:
+    """Of each leaf of `params`, by name, why it is no kernel; "" if it is one."""
+    named = [(leaf_name, leaf) for leaf_name, leaf in named_leaves(params) if leaf is not None]
+    stacked = _stacks(named) if stacked is None else stacked
+    shapes: dict[str, tuple[int, ...]] = {
+        leaf_name: layer_shape(jnp.shape(leaf), stacked.get(leaf_name, ()))
+        for leaf_name, leaf in named
+        if hasattr(leaf, "shape")
+    }
+    beside: dict[str, dict[str, tuple[int, ...]]] = {}
+    for leaf_name, shape in shapes.items():
+        parent, _, own = leaf_name.rpartition("/")
+        beside.setdefault(parent, {})[own] = shape
+    return {
+        leaf_name: why_not(
+            leaf_name, leaf, shapes.get(leaf_name, ()), beside.get(leaf_name.rpartition("/")[0], {})
+        )
+        for leaf_name, leaf in named
+    }
+
+
+def _chosen(params: Params, is_wanted: Callable[[str, Any], bool], layouts: Mapping) -> Params:
+    """`params` with None in place of what is not wanted, and layers in place of stacks."""
+    only = map_named(lambda leaf_name, leaf: leaf if is_wanted(leaf_name, leaf) else None, params)
+    if not layouts:
+        return only
+    stacked, kernels = {}, {}
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(only, is_leaf=is_none)]
+    for path, (leaf_name, leaf) in zip(paths, named_leaves(params), strict=True):
+        layout = layouts.get(leaf_name)
+        if layout is None or not is_wanted(leaf_name, leaf):
+            continue
+        axes = axes_of(layout.stacked, leaf.ndim)
+        if axes:
+            stacked[path] = axes
+        if layout.why is None and (layout.inputs != () or layout.outputs != ()):
+            kernels[path] = _of_one_layer(layout, leaf.ndim)
+    return with_layers(only, stacked, kernels)
+
+
+def layers_of(chosen: Params) -> dict[str, dict[str, Callable[[Any], Any]]]:
+    """Of each stack in what a `prunable` gives, by its name in the params, its layers by theirs.
+
+    A layer is a function that takes it out of an array like the stack.
+    """
+    found: dict[str, dict[str, Callable[[Any], Any]]] = {}
+    for root, stack in jax.tree_util.tree_leaves_with_path(chosen, is_leaf=is_node):
+        if not isinstance(stack, Stack):
+            continue
+        for i, layer in enumerate(stack.layers):
+            for (keys, slot), axes in zip(_keyed_leaves(layer), stack.axes, strict=True):
+                if slot is not None:
+                    whole = "/".join((*_keys(root), *keys))
+                    own = "/".join((*_keys(root), str(i), *keys))
+                    index = np.unravel_index(i, stack.sizes)
+                    found.setdefault(whole, {})[own] = partial(taken, axes=axes, index=index)
+    return found
+
+
+def unsaid(tree: Any) -> list[tuple[str, Any]]:
+    """`(name, leaf)` of the leaves, without None, of which nobody said what their axes are."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_none)]
+    is_said = lambda path: len(path) > 0 and path[-1] == IN_PLACE
+    pairs = zip(paths, named_leaves(tree), strict=True)
+    return [named for path, named in pairs if named[1] is not None and not is_said(path)]
+
+
+def layouts_of(what: str, tree: Any) -> dict[str, Layout]:
+    """The layout of each leaf that is no None, by name; what was said counts.
+
+    Raises:
+      ValueError: if one can't be known. It names the leaf, its shape, and the way out.
+    """
+    of_names = {leaf_name for leaf_name, _ in unsaid(tree)}
+    return {
+        leaf_name: layout_of(what, leaf_name, leaf.shape, is_said=leaf_name not in of_names)
+        for leaf_name, leaf in named_leaves(tree)
+        if leaf is not None
+    }
+
+
+def _of_one_layer(layout: Layout, rank: int) -> Layout:
+    """The axes of one layer, where those of the stack are gone."""
+    stacked = axes_of(layout.stacked, rank)
+    rest = [axis for axis in range(rank) if axis not in stacked]
+    inner = lambda axes: tuple(rest.index(axis) for axis in axes_of(axes, rank))
+    return Layout(inner(layout.inputs), inner(layout.outputs))
 
 
 def kernels(params: Params) -> Params:
     """`params` with None in place of every leaf that is not a kernel: the default `prunable`.
 
     A kernel is a floating-point leaf of rank 2 or more that is not called a bias, the scale or
-    the statistics of a norm, or an embedding; so a bias that `nn.scan` or `vmap` stacked to rank
-    2 is none. For another choice see `matching`.
+    the statistics of a norm, an embedding (of tokens or positions), or a token that is learned. A
+    `b` is a bias, but for that of a product `a b`, as in low-rank adapters. `report` prints what
+    was left out, and why.
+
+    Layers that are stacked, as `nn.scan` does it, count one by one where names and shapes show it:
+    in the place of a stack is a node with each layer as a child. Where they do not, or an axis of
+    inputs is not known, say it: `matching(stacked=...)`. For another choice see `matching`.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> jp.kernels({'kernel': jnp.ones((1, 2)), 'bias': jnp.ones(2)})
     {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
     """
-    return _only(params, _is_kernel)
+    return matching()(params)
 
 
-def matching(*rules: Rule, exclude: Rule | Iterable[Rule] = ()) -> Callable[[Params], Params]:
+def matching(
+    *rules: Rule,
+    exclude: Rule | Iterable[Rule] = (),
+    stacked: Mapping[Rule, Axes] | None = None,
+    layouts: Mapping[Any, Layout] | None = None,
+) -> Callable[[Params], Params]:
     """A `prunable`: None in place of every leaf that no rule matches, or that `exclude` matches.
 
     Args:
       *rules: exact names, globs, compiled regular expressions, or `(name, leaf) -> bool`. With
         no rule, all that `kernels` chooses.
       exclude: one or several rules for leaves to leave out of these.
+      stacked: from rules to the axes of which each index is a layer of its own; () for none. By
+        default those that `kernels` sees.
+      layouts: from rules to a `Layout`, which says inputs and outputs too, or as `layouts(fn,
+        params, ...)` finds them in a program.
 
     Returns:
-      `params -> params` with None holes. It raises ValueError if a rule matches no leaf.
+      `params -> params` with None holes, and layers in the place of stacks. It raises ValueError if
+      a rule matches no leaf, or a leaf has no such axis.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'body': {'kernel': jnp.ones((2, 2))}, 'head': {'kernel': jnp.ones((2, 1))}}
     >>> jp.matching(exclude='head/*')(params)['head']
     {'kernel': None}
+    >>> params = {'layers': {'kernel': jnp.ones((8, 4, 4))}}
+    >>> list(jp.collapsed(jp.matching(stacked={'layers/*': 0})(params)))[:2]
+    ['layers/0/kernel', 'layers/1/kernel']
     """
     if len(rules) == 1 and isinstance(rules[0], (list, tuple, set)):
         rules = tuple(rules[0])
     single = isinstance(exclude, (str, re.Pattern)) or callable(exclude)
     excluded: tuple[Rule, ...] = (exclude,) if single else tuple(exclude)  # type: ignore[assignment,arg-type]
+    said: dict[Rule, Layout] = {**(layouts or {})}
+    said |= {rule: Layout(stacked=axes) for rule, axes in (stacked or {}).items()}
 
     def prunable(params: Params) -> Params:
-        check_all_match((*rules, *excluded), params)
+        check_all_match((*rules, *excluded, *said), params)
+        named = [(leaf_name, leaf) for leaf_name, leaf in named_leaves(params) if leaf is not None]
+        of_leaf = {leaf: Layout(stacked=axes) for leaf, axes in _stacks(named).items()}
+        for leaf_name, leaf in named:
+            for rule, layout in said.items():
+                if matches(rule, leaf_name, leaf):
+                    _check_layout(leaf_name, leaf, layout)
+                    of_leaf[leaf_name] = layout
+        axes = {leaf: axes_of(of.stacked, _rank(dict(named)[leaf])) for leaf, of in of_leaf.items()}
+        why = {} if rules else reasons(params, axes)
 
         def is_wanted(leaf_name: str, leaf: Any) -> bool:
             chosen = (
                 any(matches(rule, leaf_name, leaf) for rule in rules)
                 if rules
-                else _is_kernel(leaf_name, leaf)
+                else not why[leaf_name]
             )
             return chosen and not any(matches(rule, leaf_name, leaf) for rule in excluded)
 
-        return _only(params, is_wanted)
+        return _chosen(params, is_wanted, of_leaf)
 
     return prunable
+
+
+def _rank(leaf: Any) -> int:
+    return max(len(jnp.shape(leaf)), 1)
+
+
+def _check_layout(leaf_name: str, leaf: Any, layout: Layout) -> None:
+    rank = len(jnp.shape(leaf))
+    several = lambda axes: [axes] if isinstance(axes, int) else list(axes)
+    named = [a for axes in layout[:3] for a in several(axes)]
+    if any(not -rank <= axis < rank for axis in named) or len({a % rank for a in named}) < len(
+        named
+    ):
+        raise ValueError(
+            f"'{leaf_name}' has shape {jnp.shape(leaf)}; of its axes got inputs={layout.inputs}, "
+            f"outputs={layout.outputs}, stacked={layout.stacked}. Each axis is one of these, or "
+            "spatial, and counts from 0."
+        )
 
 
 def check_any(own: Params, params: Params) -> None:

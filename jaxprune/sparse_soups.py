@@ -22,7 +22,8 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.drop_grow import among
-from jaxprune.masks import all_kept, apply_masks, like
+from jaxprune.layers import folded, split_like
+from jaxprune.masks import all_kept, apply_masks, like, own_masks, with_own
 from jaxprune.masks import sparsity as sparsity_of
 from jaxprune.pattern import select, unstructured
 from jaxprune.rules import kernels
@@ -107,7 +108,7 @@ def soup_phase(
       score: `params -> scores`; asked once, so that all children have one mask also where it is
         random.
       allocation, pattern: see `select`.
-      prunable: `params -> params` with None in place of what is never pruned; for the first phase.
+      prunable: `params -> params` with None in place of what is not pruned in this phase.
       average: `children -> params`. With batch norm statistics are made anew, as in
         `lambda children: recalibrate(update, soup(children), batches)`; to choose children,
         `lambda children: greedy_soup(children, held_out_score).params`.
@@ -119,11 +120,12 @@ def soup_phase(
     Averaging.
     """
     check_fraction(sparsity)
-    masks = all_kept(prunable(params)) if masks is None else like(masks, params)
+    masks = folded(all_kept(prunable(params))) if masks is None else like(masks, params)
     _check_denser(masks, sparsity)
-    own = map_scored(lambda _, w: w, masks, params)
-    kept = select(among(masks, score(own)), allocation, sparsity, pattern)
-    masks = map_scored(jnp.logical_and, masks, kept)  # should the sparsity fall, nothing revives
+    left = own_masks(masks, params, prunable)
+    kept = select(among(left, score(split_like(params, left))), allocation, sparsity, pattern)
+    # should the sparsity fall, nothing revives
+    masks = with_own(masks, map_scored(jnp.logical_and, left, kept))
     children = branch(train, params, masks, variations)
     return SoupPhase(average(children), masks, children)
 
@@ -160,7 +162,7 @@ def sparse_model_soups(
             f"sparse_model_soups: variations are (phases, children, ...), and there are "
             f"{len(sparsities)} sparsities; got {phases} phases of variations."
         )
-    masks = all_kept(how.get("prunable", kernels)(params))
+    masks = folded(all_kept(how.get("prunable", kernels)(params)))
 
     def phase(carry: tuple, own: tuple) -> tuple:
         done = soup_phase(train, carry[0], own[0], own[1], masks=carry[1], **how)

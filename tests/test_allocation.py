@@ -171,6 +171,34 @@ def test_erk_of_resnet50(density, expected):
         assert found[name] == pytest.approx(value, abs=5e-5), name
 
 
+def test_er_and_erk_of_attention_are_those_of_its_matrices():
+    # 64 inputs, 4 heads of 16; the MLP is four times as wide
+    attn = {k: {"kernel": jnp.ones((64, 4, 16))} for k in ("query", "key", "value")}
+    attn["out"] = {"kernel": jnp.ones((4, 16, 64))}
+    mlp = [jnp.ones((64, 256)), jnp.ones((256, 64))]
+    # raw densities (64 + 64) / 64^2 = 1/32 and (64 + 256) / (64 * 256) = 5/256; a tenth of 49,152
+    # weights is eps * (4 * 128 + 2 * 320), so that eps = 4.2667
+    eps = 4915.2 / 1152
+    for allocation in (jp.er, jp.erk):
+        found = allocation({"attn": attn, "mlp": mlp}, 0.9)
+        assert found["attn"]["query"]["kernel"] == pytest.approx(1 - eps / 32)  # .867
+        assert found["attn"]["out"]["kernel"] == pytest.approx(1 - eps / 32)
+        assert found["mlp"][0] == pytest.approx(1 - eps * 5 / 256)  # .917
+
+
+@pytest.mark.parametrize("allocation", [jp.er, jp.erk])
+def test_er_of_a_kernel_whose_inputs_can_not_be_known_names_it(allocation):
+    scores = {"stem": {"kernel": jnp.ones((3, 8, 16))}, "head": jnp.ones((16, 4))}
+    with pytest.raises(ValueError, match=r"which axes of 'stem/kernel', shape \(3, 8, 16\)"):
+        allocation(scores, 0.5)
+    said = jp.matching(layouts={"stem/kernel": jp.Layout(inputs=1, outputs=2)})(scores)
+    by_name = {"Conv_0": scores["stem"], "head": scores["head"]}
+    assert jax.tree.leaves(allocation(said, 0.5)) == pytest.approx(
+        [allocation(by_name, 0.5)[k] for k in ("head",)]
+        + [allocation(by_name, 0.5)["Conv_0"]["kernel"]]
+    )
+
+
 # --- laws of er and erk --------------------------------------------------------------------------
 
 NETWORKS = {
@@ -541,3 +569,17 @@ def test_borrowing_from_scores_of_more_leaves():
 def test_borrowing_from_scores_of_other_params(other, said):
     with pytest.raises(ValueError, match=rf"borrowed: 'a' has shape \(2, 5\).*have {said}"):
         jp.borrowed(other)({"a": jnp.ones((2, 5))}, 0.5)
+
+
+def test_the_rest_may_be_a_number():
+    scores = {"a": jnp.ones((2, 5)), "b": jnp.ones((5, 2)), "c": None}
+    allocation = jp.per_layer({"a": 0.5}, rest=0)
+    assert allocation(scores, 0.9) == {"a": 0.5, "b": 0, "c": None}
+    assert float(jp.sparsity({"b": jp.select(scores, allocation, 0.9)["b"]})) == 0
+
+
+def test_a_rest_that_is_no_sparsity():
+    with pytest.raises(ValueError, match=r"in \[0, 1\); got 2"):
+        jp.per_layer({"a": 0.5}, rest=2)
+    with pytest.raises(TypeError, match="can't have a sparsity of its own"):
+        jp.per_layer({"a": 0.5}, rest=0.5, compensate=True)

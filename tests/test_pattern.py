@@ -167,25 +167,55 @@ def test_nm_and_global_threshold_under_jit():
 # --- blocks --------------------------------------------------------------------------------------
 
 
-def test_block_keeps_the_largest_means():
+def test_block_keeps_the_largest_entries_or_the_largest_means():
     s = jnp.array([[1.0, 1, 9, 0], [1, 1, 0, 0], [4, 4, 2, 2], [4, 4, 2, 3]])
-    # means 1, 2.25; 4, 2.25
-    assert kept(masked(jp.block(2, 2), s, 0.25)) == [[0, 0, 1, 1], [0, 0, 1, 1], [1] * 4, [1] * 4]
-    assert kept(masked(jp.block(2, 2), s, 0.5)) == [
-        [0, 0, 1, 1],
-        [0, 0, 1, 1],
+    # largest 1, 9; 4, 3, means 1, 2.25; 4, 2.25
+    for by in (jnp.max, jnp.mean):
+        three = [[0, 0, 1, 1], [0, 0, 1, 1], [1] * 4, [1] * 4]
+        assert kept(masked(jp.block(2, 2, by), s, 0.25)) == three
+        two = [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+        assert kept(masked(jp.block(2, 2, by), s, 0.5)) == two
+    top = [[0, 0, 1, 1], [0, 0, 1, 1], [0] * 4, [0] * 4]
+    assert kept(masked(jp.block(2, 2), s, 0.75)) == top
+    assert kept(masked(jp.block(2, 2, jnp.mean), s, 0.75)) == [
+        [0] * 4,
+        [0] * 4,
         [1, 1, 0, 0],
         [1, 1, 0, 0],
     ]
-    assert kept(masked(jp.block(1, 4), s, 0.5)) == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+    # rows: the largest are 9, 1, 4, 4, the means 2.75, 0.5, 3, 3.25
+    assert kept(masked(jp.block(1, 4), s, 0.5)) == [[1] * 4, [0] * 4, [1] * 4, [0] * 4]
+    by_mean = jp.block(1, 4, jnp.mean)
+    assert kept(masked(by_mean, s, 0.5)) == [[0] * 4, [0] * 4, [1] * 4, [1] * 4]
+
+
+def test_block_by_another_worth():
+    with pytest.raises(ValueError, match=r"by jnp.max or jnp.mean; got by=<.*min"):
+        jp.block(2, 2, jnp.min)
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+@pytest.mark.parametrize("by", [jnp.max, jnp.mean])
+def test_a_block_that_is_gone_goes_before_one_that_scores_nothing(by, low):
+    # gone, worth `low`, worth 5: a mean of nothing is not 0
+    s = jnp.array([[-INF, -INF, low, low, 5, 5]])
+    assert kept(masked(jp.block(1, 2, by), s, 1 / 3)) == [[0, 0, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_a_channel_that_is_gone_goes_before_one_that_scores_nothing(low):
+    s = jnp.array([[-INF, low, 5], [-INF, low, -INF]])
+    assert kept(masked(jp.channel(), s, 1 / 3)) == [[0, 1, 1], [0, 1, 1]]
 
 
 def test_block_that_does_not_divide_has_smaller_blocks_at_the_end():
     # 3 x 5 in blocks of 2 x 2: six blocks, of 4, 4, 2 and 2, 2, 1 entries
     s = jnp.zeros((3, 5)).at[2, 4].set(5.0).at[:2, 4].set(3.0)
-    assert kept(masked(jp.block(2, 2), s, 5 / 6)) == [[0] * 5, [0] * 5, [0, 0, 0, 0, 1]]
-    assert kept(masked(jp.block(2, 2), s, 4 / 6)) == [[0, 0, 0, 0, 1]] * 3
-    assert kept(masked(jp.block(2, 2), s, 3 / 6)) == [[1, 1, 0, 0, 1]] * 2 + [[0, 0, 0, 0, 1]]
+    by_mean = jp.block(2, 2, jnp.mean)
+    assert kept(masked(jp.block(2, 2), s - 9, 5 / 6)) == [[0] * 5, [0] * 5, [0, 0, 0, 0, 1]]
+    assert kept(masked(by_mean, s, 5 / 6)) == [[0] * 5, [0] * 5, [0, 0, 0, 0, 1]]
+    assert kept(masked(by_mean, s, 4 / 6)) == [[0, 0, 0, 0, 1]] * 3
+    assert kept(masked(by_mean, s, 3 / 6)) == [[1, 1, 0, 0, 1]] * 2 + [[0, 0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -244,7 +274,9 @@ def test_block_of_no_size(h, w):
 def test_block_ranks_what_is_left_of_a_pruned_block():
     # one entry of each block is pruned already, which scores -inf: the others still count
     s = jnp.array([[-INF, 1, -INF, 2], [1, 1, 2, 2], [-INF, 3, -INF, 9], [3, 3, 9, 9]])
-    assert kept(masked(jp.block(2, 2), s, 0.75)) == [[0] * 4, [0] * 4, [0, 0, 1, 1], [0, 0, 1, 1]]
+    for by in (jnp.max, jnp.mean):
+        last = [[0] * 4, [0] * 4, [0, 0, 1, 1], [0, 0, 1, 1]]
+        assert kept(masked(jp.block(2, 2, by), s, 0.75)) == last
 
 
 # --- channels ------------------------------------------------------------------------------------
@@ -277,10 +309,54 @@ def test_channel_without_the_axis():
         jp.select({"a": jnp.ones((4, 4))}, jp.uniform, 0.5, jp.channel(2))
 
 
-@pytest.mark.parametrize("axis", [None, 1.0, "out"])
+@pytest.mark.parametrize("axis", [1.0, "out"])
 def test_channel_of_no_axis(axis):
     with pytest.raises(ValueError, match="needs an integer"):
         jp.channel(axis)
+
+
+# --- kernels of attention ------------------------------------------------------------------------
+
+
+def attention(seed=0):
+    """The kernels of flax's attention with 4 heads of 2 features, as they are and as matrices."""
+    keys = jax.random.split(jax.random.key(seed))
+    query = jax.random.uniform(keys[0], (8, 4, 2))
+    out = jax.random.uniform(keys[1], (4, 2, 6))
+    whole = {"query": {"kernel": query}, "out": {"kernel": out}}
+    return whole, {"a": query.reshape(8, 8), "b": out.reshape(8, 6)}
+
+
+@pytest.mark.parametrize("pattern", [jp.nm(2, 4), jp.block(2, 4), jp.channel()])
+def test_patterns_mean_inputs_and_outputs_also_in_attention(pattern):
+    whole, matrices = attention()
+    masks = jp.select(whole, jp.uniform, 0.5, pattern)
+    wanted = jp.select(matrices, jp.uniform, 0.5, pattern)
+    np.testing.assert_array_equal(masks["query"]["kernel"], wanted["a"].reshape(8, 4, 2))
+    np.testing.assert_array_equal(masks["out"]["kernel"], wanted["b"].reshape(4, 2, 6))
+    if "nm" in pattern.of_matrices:  # two of four consecutive inputs: by eye
+        groups = np.asarray(masks["query"]["kernel"]).reshape(2, 4, 8).sum(1)
+        np.testing.assert_array_equal(groups, 2)
+        groups = np.asarray(masks["out"]["kernel"]).reshape(2, 4, 6).sum(1)
+        np.testing.assert_array_equal(groups, 2)
+
+
+def test_an_axis_that_is_named_is_that_of_the_leaf():
+    whole, _ = attention()
+    mask = jp.select(whole, jp.uniform, 0.5, jp.nm(1, 2, axis=-2))["query"]["kernel"]
+    np.testing.assert_array_equal(mask.reshape(8, 2, 2, 2).sum(2), 1)
+
+
+@pytest.mark.parametrize("pattern", [jp.nm(2, 4), jp.block(2, 4), jp.channel()])
+def test_a_kernel_whose_inputs_can_not_be_known_is_named(pattern):
+    scores = {"mixer": {"kernel": jnp.ones((4, 4, 4))}}
+    with pytest.raises(ValueError, match="needs to know which axes of 'mixer/kernel'") as error:
+        jp.select(scores, jp.uniform, 0.5, pattern)
+    said = str(error.value)
+    assert pattern.of_matrices in said and "(4, 4, 4)" in said
+    assert "layouts={'mixer/kernel': jp.Layout(inputs=" in said
+    prunable = jp.matching(layouts={"mixer/kernel": jp.Layout(inputs=2, outputs=(0, 1))})
+    assert float(jp.sparsity(jp.select(prunable(scores), jp.uniform, 0.5, pattern))) == 0.5
 
 
 # --- select --------------------------------------------------------------------------------------

@@ -201,6 +201,34 @@ def test_kernels_leaves_out_although_of_rank_two(path):
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "pos_emb", "wte", "wpe", "wte/weight", "pos_embedding", "position", "mask_token",
+        "class_token", "register_tokens", "ln_1/weight", "ln_f/g", "bn_a/weight", "b",
+    ],
+)  # fmt: skip
+def test_kernels_leaves_out_embeddings_tokens_and_norms_by_other_names(path):
+    assert chosen(jp.kernels(nested(path, W))) == []
+
+
+@pytest.mark.parametrize(
+    ("params", "wanted"),
+    [
+        ({"a": W, "b": W}, ["a", "b"]),
+        ({"a": W, "b": W, "c": W}, ["a", "b", "c"]),
+        ({"lora": {"a": W, "b": W}}, ["lora/a", "lora/b"]),
+        ({"lora": {"A": W, "B": W}}, ["lora/A", "lora/B"]),
+        ({"w": jnp.ones((2, 3, 3)), "b": W}, ["w"]),  # a stack of biases
+        ({"w": W, "b": jnp.ones((1, 3))}, ["w"]),
+        ({"w": W, "b": W}, ["w"]),
+        ({"w": W, "a": W, "b": W}, ["a", "w"]),
+    ],
+)
+def test_a_leaf_called_b_is_a_matrix_in_a_product_with_a(params, wanted):
+    assert chosen(jp.kernels(params)) == wanted
+
+
+@pytest.mark.parametrize(
     "leaf",
     [
         jnp.ones(3),
@@ -257,7 +285,7 @@ def test_kernels_of_a_linen_network_stacked_by_scan():
         "params/MultiHeadDotProductAttention_0/out/kernel",
         "params/MultiHeadDotProductAttention_0/query/kernel",
         "params/MultiHeadDotProductAttention_0/value/kernel",
-        "params/ScanBlock_0/Dense_0/kernel",
+        *(f"params/ScanBlock_0/{i}/Dense_0/kernel" for i in range(3)),
     ]
 
 

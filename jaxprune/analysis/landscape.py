@@ -11,9 +11,11 @@ import numpy as np
 import optax
 
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, is_known, is_none
-from jaxprune.masks import apply_masks
-from jaxprune.rules import kernels, named_leaves
+from jaxprune.base import Masks, Params, is_known
+from jaxprune.layers import split_like
+from jaxprune.layout import axes_of
+from jaxprune.masks import apply_masks, with_own
+from jaxprune.rules import kernels, layouts_of, map_named, named_leaves
 
 
 class Frame(NamedTuple):
@@ -29,12 +31,12 @@ def random_direction(
     params: Params,
     masks: Masks | None = None,
     *,
-    axis: int = -1,
+    axis: int | None = None,
     moving: Callable[[Params], Params] = kernels,
 ) -> Params:
     """A filter-normalised random direction: each filter as long as that of the params.
 
-        d_j = z_j |w_j| / |z_j|,   z ~ N(0, 1), both masked first; filter j = slice j of `axis`
+        d_j = z_j |w_j| / |z_j|,   z ~ N(0, 1), both masked first; filter j makes output j
 
     so that steps of one size mean the same in every layer, and rescaling a filter (as ReLU and
     norms allow) changes no picture. What is pruned, and what does not move, has direction 0.
@@ -42,11 +44,13 @@ def random_direction(
     Args:
       params: pytree of floating-point arrays.
       masks: like the params, bool, None where never pruned; None for no masks at all.
-      axis: the axis of output features; -1 in flax's kernels of dense layers and convolutions.
+      axis: an axis of each leaf whose slices are filters. None: the outputs, as `jaxprune.layout`
+        finds them; those of attention's query, key and value are heads and their features.
       moving: `params -> params` with None in place of what stays; by default biases and norms do.
 
     Raises:
-      ValueError: if masks and params differ, or a moving leaf has no such axis; it names the leaf.
+      ValueError: if masks and params differ, a moving leaf has no such axis, or which axes are
+        outputs can't be known; it names the leaf.
 
     Reference: Li et al., 2018, Visualizing the Loss Landscape of Neural Nets.
     """
@@ -54,22 +58,29 @@ def random_direction(
     if masks is not None:
         params, noise = apply_masks(params, masks), apply_masks(noise, masks)
 
-    def normalised(leaf_name: str, moves: Any, w: Any, z: Any) -> Any:
-        if w is None or moves is None:
-            return None if w is None else jnp.zeros_like(w)
+    moves = moving(params)
+    layouts = layouts_of("random_direction", moves) if axis is None else {}
+
+    def filters(leaf_name: str, w: Any) -> tuple[int, ...]:
+        """The axes of a leaf of which each index is a filter."""
+        if axis is None:
+            return axes_of(layouts[leaf_name].outputs, w.ndim)
         if not -w.ndim <= axis < w.ndim:
             raise ValueError(
                 f"random_direction: '{leaf_name}' has shape {w.shape}, and no axis {axis} of "
                 "filters. Choose another axis, or keep the leaf in place with moving=..."
             )
-        others = tuple(a for a in range(w.ndim) if a != axis % w.ndim)
+        return (axis % w.ndim,)
+
+    def normalised(leaf_name: str, _: Any, w: Any, z: Any) -> Any:
+        own_axes = filters(leaf_name, w)
+        others = tuple(a for a in range(w.ndim) if a not in own_axes)
         own, drawn = (jnp.sqrt(jnp.sum(jnp.square(t), others, keepdims=True)) for t in (w, z))
         return z * jnp.where(drawn > 0, own / jnp.where(drawn > 0, drawn, 1), 0)
 
-    trees = (moving(params), params, noise)
-    columns = zip(*(named_leaves(tree) for tree in trees), strict=True)
-    leaves = [normalised(name, m, w, z) for (name, m), (_, w), (_, z) in columns]
-    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_none), leaves)
+    directions = map_named(normalised, moves, split_like(params, moves), split_like(noise, moves))
+    at_rest = jax.tree.map(jnp.zeros_like, params)
+    return with_own(at_rest, directions)
 
 
 def line(

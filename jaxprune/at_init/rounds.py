@@ -15,6 +15,7 @@ from jaxprune.analysis.loops import as_partial, scan
 from jaxprune.base import Masks, Params, Scores, check_fraction, is_known
 from jaxprune.counting import count
 from jaxprune.drop_grow import among
+from jaxprune.layers import folded
 from jaxprune.masks import all_kept, apply_masks, with_own
 from jaxprune.pattern import warn_that_empty
 from jaxprune.rules import check_any, named_leaves
@@ -64,7 +65,7 @@ def in_rounds(
     for path, mask in named_leaves(masks):
         if mask is not None and mask.size and is_known(mask) and not mask.any():
             warn_that_empty(path, stacklevel=4)
-    return masks
+    return folded(masks)
 
 
 def check_some(what: str, scores: Scores) -> None:

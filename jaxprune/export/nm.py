@@ -38,18 +38,30 @@ class Compressed:
     shape: tuple[int, ...] = field(metadata={"static": True})
 
 
-def compress_nm(weights: jax.Array, mask: jax.Array, n: int, m: int, axis: int = -2) -> Compressed:
+def compress_nm(
+    weights: jax.Array, mask: jax.Array, n: int, m: int, axis: int | None = None
+) -> Compressed:
     """The kept weights of an N:M mask, such as `select(..., nm(n, m, axis))` makes.
 
     Args:
       weights: any shape and dtype.
       mask: bool, of that shape: n of every m consecutive entries along `axis` True. The mask says
         what is kept, also where the weight is 0.
-      n, m, axis: those of `nm`.
+      n, m: those of `nm`.
+      axis: of the inputs; None for -2, as in matrices and convolutions. Of attention's query, key
+        and value it is 0; where two axes are inputs, as of its `out`, reshape both arrays first.
 
     Raises:
-      ValueError: if shapes differ, the axis is not divisible by m, or a group keeps another number.
+      ValueError: if shapes differ, the axis is not divisible by m, a group keeps another number, or
+        of three axes none is named.
     """
+    if axis is None and np.ndim(weights) == 3:
+        raise ValueError(
+            f"compress_nm: weights of shape {np.shape(weights)} may have heads or a window. Say "
+            "which axis the inputs are: axis=0 for query, key and value of attention, -2 for a "
+            "convolution; (heads, features, outputs) reshape to (heads * features, outputs)."
+        )
+    axis = -2 if axis is None else axis
     shape = np.shape(weights)
     if np.shape(mask) != shape or mask.dtype != bool:
         raise ValueError(
@@ -67,7 +79,8 @@ def compress_nm(weights: jax.Array, mask: jax.Array, n: int, m: int, axis: int =
         if found.size and (found != n).any():
             raise ValueError(
                 f"compress_nm: this mask is not {n}:{m} along axis {axis}: groups keep "
-                f"{', '.join(map(str, found))} entries. Make it with pattern=nm({n}, {m}, {axis})."
+                f"{', '.join(map(str, found))} entries. "
+                f"Make it with pattern=nm({n}, {m}, {axis}), or name the axis of its inputs."
             )
     places = jnp.argsort(~kept, axis=-1, stable=True)[..., :n]  # the kept ones first, in order
     values = jnp.take_along_axis(_grouped(weights, m, axis), places, axis=-1)
@@ -79,9 +92,10 @@ def decompress_nm(compressed: Compressed) -> jax.Array:
     c = compressed
     there = jax.nn.one_hot(_unpacked(c.metadata, c.m, c.values.shape), c.m, dtype=bool)
     spread = jnp.where(there, c.values[..., None], jnp.zeros((), c.values.dtype))
-    # of n entries at most one is no zero: the sum is exact; integers hold the sign of zero too
-    full = jax.lax.reduce_or(_as_integers(spread), axes=(spread.ndim - 2,))
-    full = jax.lax.bitcast_convert_type(full, c.values.dtype)
+    is_complex = jnp.issubdtype(c.values.dtype, jnp.complexfloating)
+    parts = (spread.real, spread.imag) if is_complex else (spread,)
+    joined = [_only_one(part) for part in parts]
+    full = jax.lax.complex(*joined) if is_complex else joined[0]
     others = np.delete(c.shape, c.axis % len(c.shape))
     return jnp.moveaxis(full.reshape(*others, c.shape[c.axis]), -1, c.axis)
 
@@ -109,6 +123,13 @@ def _unpacked(metadata: jax.Array, m: int, shape: tuple[int, ...]) -> jax.Array:
     shifts = jnp.arange(_BYTE // bits, dtype=jnp.uint8) * jnp.uint8(bits)
     places = (metadata[:, None] >> shifts[None]) & jnp.uint8(2**bits - 1)
     return places.reshape(-1)[: int(np.prod(shape))].reshape(shape)
+
+
+def _only_one(spread: jax.Array) -> jax.Array:
+    """The entry, of n on the last axis but one, that is no zero."""
+    # the sum is exact, but integers hold the sign of zero too
+    full = jax.lax.reduce_or(_as_integers(spread), axes=(spread.ndim - 2,))
+    return jax.lax.bitcast_convert_type(full, spread.dtype)
 
 
 def _as_integers(x: jax.Array) -> Any:

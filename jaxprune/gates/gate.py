@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_known, map_scored
-from jaxprune.rules import named_leaves
+from jaxprune.base import Params, is_known
+from jaxprune.layout import axes_of, spatial
+from jaxprune.rules import layouts_of, map_named
 
 Logits = Any  # pytree of floats; None where nothing is gated
 Gates = Any  # like the logits, in [0, 1]
@@ -43,11 +44,13 @@ def gate_logits(
     Args:
       params: what to gate, such as `kernels(params)`.
       axes: along these every entry has a gate of its own, along the others they share one. None:
-        each weight. -2: each input neuron or channel of flax's kernels. (): each leaf.
+        each weight. (): each leaf. Axes count those of a kernel as (spatial..., inputs, outputs):
+        -2 is each input neuron or channel, also of attention's kernels, whose axes more are heads.
       logit: their value.
 
     Raises:
-      ValueError: if a leaf has no such axis, or there is nothing to gate.
+      ValueError: if a leaf has no such axis, which axes are inputs and outputs can't be known, or
+        there is nothing to gate.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> jp.gate_logits({'kernel': jnp.ones((3, 2)), 'bias': None}, axes=-2)['kernel'].shape
@@ -56,19 +59,30 @@ def gate_logits(
     if not jax.tree.leaves(params):
         raise ValueError("gate_logits: there is nothing to gate, every leaf is None.")
     wanted = (axes,) if isinstance(axes, int) else axes
-    for path, leaf in named_leaves(params):
-        if leaf is not None and any(not -leaf.ndim <= a < leaf.ndim for a in wanted or ()):
+
+    layouts = layouts_of("gate_logits", params) if wanted else {}
+
+    def gated(leaf_name: str, w: jax.Array) -> Collection[int]:
+        """The axes of a leaf along which every entry has a gate."""
+        if not wanted:
+            return range(w.ndim) if wanted is None else ()
+        layout = layouts[leaf_name]
+        window = [(axis,) for axis in spatial(layout, w.ndim)]
+        sides = [axes_of(layout.inputs, w.ndim), axes_of(layout.outputs, w.ndim)]
+        parts = [*window, *sides] if w.ndim > 1 else sides[1:]
+        if any(not -len(parts) <= a < len(parts) for a in wanted):
             raise ValueError(
-                f"gate_logits: '{path}' has shape {leaf.shape}, and not all of the axes {axes}. "
+                f"gate_logits: '{leaf_name}' has shape {w.shape}, and not all of the axes {axes}. "
                 "Leave it out (jp.matching(exclude=...)), or choose other axes."
             )
+        return [axis for a in wanted for axis in parts[a]]
 
-    def leaf_logits(w: jax.Array) -> jax.Array:
-        own = range(w.ndim) if wanted is None else [axis % w.ndim for axis in wanted]
+    def leaf_logits(leaf_name: str, w: jax.Array) -> jax.Array:
+        own = gated(leaf_name, w)
         shape = tuple(n if axis in own else 1 for axis, n in enumerate(w.shape))
         return jnp.full(shape, logit, jnp.float32)
 
-    return map_scored(leaf_logits, params)
+    return map_named(leaf_logits, params)
 
 
 def drawn(f: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, logits: Logits) -> Gates:

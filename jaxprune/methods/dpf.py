@@ -19,6 +19,7 @@ from jaxprune.base import (
     check_schedule,
     value_at,
 )
+from jaxprune.layers import folded
 from jaxprune.masks import with_own
 from jaxprune.pattern import select, unstructured
 from jaxprune.rules import check_any, kernels
@@ -78,7 +79,7 @@ def dpf(
 
     def init(params: Params) -> DpfState:
         check_any(prunable(params), params)
-        return DpfState(masks(params, jnp.int32(0), at_end=False))
+        return DpfState(folded(masks(params, jnp.int32(0), at_end=False)))
 
     def update(
         state: DpfState, params: Params, *, step: Any, at_end: Any = False, **context: Any

@@ -25,6 +25,7 @@ from jaxprune.base import (
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.dynamic import random_start, regrow, smallest
+from jaxprune.layers import split_like
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import kernels
@@ -85,7 +86,8 @@ def granet(
         state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        ranked = defer(lambda m, w: among(m, magnitude(w)), masks, params)
+        own = split_like(params, masks)
+        ranked = defer(lambda m, w: among(m, magnitude(w)), masks, own)
         kept = select(ranked, global_threshold, value_at(sparsity, step, at_end))
         left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
         pruned = MaskState(with_own(state.masks, left))

@@ -23,6 +23,7 @@ from jaxprune.base import (
 )
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
+from jaxprune.layers import folded, split_like
 from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
@@ -74,7 +75,7 @@ def prune(
         check_any(chosen, params)
         if not callable(sparsity):
             check_sparsity(sparsity, sum(w.size for w in jax.tree.leaves(chosen)))
-        return MaskState(all_kept(chosen))
+        return MaskState(folded(all_kept(chosen)))
 
     def update(
         state: MaskState,
@@ -86,14 +87,14 @@ def prune(
         **context: Any,
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
+        own = split_like(params, masks)
+        slopes = None if grads is None else split_like(grads, masks)
 
-        def scores(params: Params, grads: Params, masks: Any) -> Any:
-            own = map_scored(lambda _, w: w, masks, params)
-            slopes = None if grads is None else map_scored(lambda _, g: g, masks, grads)
+        def scores(own: Params, slopes: Params, masks: Any) -> Any:
             return among(masks, score(own, grads=slopes, step=step, **context))
 
         asked = value_at(sparsity, step, at_end)
-        kept = select(defer(scores, params, grads, masks), allocation, asked, pattern)
+        kept = select(defer(scores, own, slopes, masks), allocation, asked, pattern)
         # with what is kept already: a falling schedule revives nothing
         return MaskState(with_own(state.masks, map_scored(jnp.logical_and, masks, kept)))
 

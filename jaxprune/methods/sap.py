@@ -13,6 +13,7 @@ from jaxprune.base import MaskState, MaskTransform, Params, map_scored
 from jaxprune.counting import n_true, portion
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among, drop
+from jaxprune.layers import folded, split_like
 from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.rules import check_any, kernels, map_named
 from jaxprune.scores import magnitude
@@ -104,7 +105,7 @@ def sap(
     def init(params: Params) -> MaskState:
         chosen = prunable(params)
         check_any(chosen, params)
-        return MaskState(all_kept(chosen))
+        return MaskState(folded(all_kept(chosen)))
 
     factor = two_floats(float((1 + eta) ** (-q / (q - p))))
 
@@ -142,7 +143,7 @@ def sap(
 
     def update(state: MaskState, params: Params, **_: Any) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        own = map_scored(lambda _, w: w, masks, params)
+        own = split_like(params, masks)
         if axis is not None:
             kept = map_named(along_axis, own, masks)
         elif together:

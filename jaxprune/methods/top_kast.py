@@ -20,6 +20,7 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.counting import n_true
+from jaxprune.layers import folded
 from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import check_any, kernels
@@ -80,8 +81,8 @@ def top_kast(
         check_any(chosen, params)
         scores = magnitude(chosen)
         return TopKastState(
-            masks=select(scores, allocation, sparsity),
-            trained=select(scores, allocation, backward_sparsity),
+            masks=folded(select(scores, allocation, sparsity)),
+            trained=folded(select(scores, allocation, backward_sparsity)),
         )
 
     def update(state: TopKastState, params: Params, **context: Any) -> TopKastState:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxprune.base import Params, Score, Scores, map_scored, widened
 from jaxprune.coupling.structure import Member, Structure
+from jaxprune.layers import folded, split_like
 from jaxprune.rules import kernels, named_leaves, quoted
 from jaxprune.scores import check_key, magnitude
 from jaxprune.scores import random as random_like
@@ -91,8 +92,8 @@ def per_group(
     def scores(params: Params, *, grads: Params = None, **context: Any) -> Scores:
         prefix = check_params("per_group", structure, params)
         chosen = prunable(params)
-        slopes = None if grads is None else map_scored(lambda _, g: g, chosen, grads)
-        of_weights = named_leaves(score(chosen, grads=slopes, **context))
+        slopes = None if grads is None else split_like(grads, chosen)
+        of_weights = named_leaves(folded(score(chosen, grads=slopes, **context)))
         of_leaves = {prefix + path: s for path, s in of_weights}
         found = {}
         for name, group in structure.groups.items():

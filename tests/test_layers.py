@@ -1,0 +1,249 @@
+"""Stacked layers are pruned as layers: a scanned network gets the masks of the unrolled one."""
+
+import functools
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from jaxprune.layers import folded, split_like, visible_stacks
+from jaxprune.rules import named_leaves
+from tests.transforms import DENSE_WEIGHTS, TRANSFORMS
+
+N = 3
+# layers of different scale, so that one layer's sparsity is not the other's
+LAYERS = [
+    {"kernel": (1 + i) * jax.random.normal(jax.random.key(i), (8, 8)), "bias": jnp.ones(8) * i}
+    for i in range(N)
+]
+HEAD = {"kernel": 3 * jax.random.normal(jax.random.key(N), (8, 4)), "bias": jnp.zeros(4)}
+LIST = {"layers": LAYERS, "out": HEAD}
+SCAN = {"layers": jax.tree.map(lambda *ws: jnp.stack(ws), *LAYERS), "out": HEAD}
+
+
+def as_list(scan):
+    """The params of the scanned network as those of the unrolled one."""
+    layers = [jax.tree.map(lambda w, i=i: w[i], scan["layers"]) for i in range(N)]
+    return {"layers": layers, "out": scan["out"]}
+
+
+def loss(params):
+    leaves = jax.tree.leaves(params)
+    at = [jnp.sin(jnp.arange(w.size, dtype=w.dtype)).reshape(w.shape) for w in leaves]
+    return sum(jnp.sum((1.5 + c) * (w - c) ** 2) for w, c in zip(leaves, at, strict=True))
+
+
+def run(make, params, as_unrolled):
+    """Masks of three steps."""
+    tx = make(params)
+
+    def step(carry, _):
+        params, state = carry
+        grads = jax.grad(lambda p: loss(as_unrolled(p)))(params)
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), as_unrolled(jp.get_masks(state))
+
+    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=3)[1])(params)
+
+
+EVERY = {
+    **{k: lambda p, t=t: jp.sparsify(optax.sgd(0.02), t(p)) for k, t in TRANSFORMS.items()},
+    **{k: functools.partial(t, inner=optax.sgd(0.02)) for k, t in DENSE_WEIGHTS.items()},
+    "top_kast_erk": lambda p: jp.freeze(optax.sgd(0.02), jp.top_kast(0.8, 0.5, jp.erk)),
+}
+del EVERY["neurons"]  # of a network of its own
+
+
+@pytest.mark.parametrize("transform", EVERY)
+def test_a_scanned_network_gets_the_masks_of_the_unrolled_one(transform):
+    make = EVERY[transform]
+    wanted, found = run(make, LIST, lambda p: p), run(make, SCAN, as_list)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("allocation", [jp.uniform, jp.er, jp.erk, jp.global_threshold])
+@pytest.mark.parametrize("score", [jp.magnitude, jp.lamp(), jp.random(jax.random.key(1))])
+def test_one_call_prunes_layers_one_by_one(score, allocation):
+    wanted = jp.select(score(jp.kernels(LIST)), allocation, 0.5)
+    masks = jp.select(score(jp.kernels(SCAN)), allocation, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, as_list(folded(masks)), wanted)
+    assert dict(named_leaves(masks)).keys() == dict(named_leaves(wanted)).keys()
+    # what takes masks takes these
+    pruned = as_list(jp.apply_masks(SCAN, masks))
+    jax.tree.map(np.testing.assert_array_equal, pruned, jp.apply_masks(LIST, wanted))
+    assert jp.overlap(masks, folded(masks)) == jp.overlap(folded(masks), masks) == 1
+    assert jp.sparsity(masks) == jp.sparsity(wanted)
+
+
+def test_pruning_at_initialisation_scores_layers():
+    on_scan = lambda p: loss(as_list(p))
+    for masks in (
+        lambda of, p: jp.select(jp.snip(of, p), jp.uniform, 0.75),
+        lambda of, p: jp.select(jp.grasp(of, p), jp.erk, 0.75),
+        lambda of, p: jp.force(of, p, 0.75, rounds=2),
+    ):
+        found = as_list(folded(masks(on_scan, SCAN)))
+        jax.tree.map(np.testing.assert_array_equal, found, masks(loss, LIST))
+
+
+def test_collapsed_and_report_see_a_layer_that_is_dead():
+    masks = jp.kernels(jax.tree.map(lambda w: w, SCAN))
+    masks = jax.tree.map(lambda w: jnp.ones_like(w, bool), folded(masks))
+    masks["layers"]["kernel"] = masks["layers"]["kernel"].at[1].set(False)
+    dead = jp.collapsed(masks, jp.kernels(SCAN))
+    assert [path for path, is_empty in dead.items() if is_empty] == ["layers/1/kernel"]
+    with pytest.warns(UserWarning, match="'layers/1/kernel'"):
+        report = jp.report(jp.apply_masks(SCAN, masks), masks, target={"layers/kernel": 0.5})
+    assert [row.path for row in report.layers] == [
+        *(f"layers/{i}/kernel" for i in range(3)),
+        "out/kernel",
+    ]
+    assert [row.kept for row in report.layers] == [64, 0, 64, 32]
+    assert [row.target for row in report.layers] == [0.5, 0.5, 0.5, None]
+
+
+def test_the_report_of_a_scanned_network_is_that_of_the_unrolled_one():
+    def unrolled(params, x):
+        for layer in params["layers"]:
+            x = jnp.tanh(x @ layer["kernel"])
+        return x @ params["out"]["kernel"]
+
+    def scanned(params, x):
+        step = lambda x, p: (jnp.tanh(x @ p["kernel"]), None)
+        return jax.lax.scan(step, x, params["layers"])[0] @ params["out"]["kernel"]
+
+    target = jp.erk(jp.kernels(SCAN), 0.75)
+    masks = jp.select(jp.magnitude(jp.kernels(SCAN)), jp.erk, 0.75)
+    report = lambda p, m, f, t: jp.report(jp.apply_masks(p, m), m, f, jnp.ones((1, 8)), target=t)
+    scan, wanted = (
+        report(SCAN, masks, scanned, target),
+        report(LIST, as_list(folded(masks)), unrolled, jp.erk(jp.kernels(LIST), 0.75)),
+    )
+    assert scan.layers == wanted.layers
+    assert scan.total == wanted.total
+
+
+def test_an_idle_step_takes_no_stack_apart():
+    tx = jp.every(10, jp.prune(jp.magnitude, jp.erk, optax.constant_schedule(0.5)))
+    step = jax.jit(lambda s, p, step: tx.update(s, p, step=step))
+    jaxpr = jax.make_jaxpr(step)(tx.init(SCAN), SCAN, jnp.int32(1)).jaxpr.eqns[0].params["jaxpr"]
+    outside = {str(eqn.primitive) for eqn in jaxpr.eqns}
+    assert "cond" in outside and not outside & {"slice", "concatenate", "squeeze"}
+
+
+# --- what is a stack ------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.LayerNorm()(x)
+        x = nn.MultiHeadDotProductAttention(2, use_bias=self.bias)(x)
+        return nn.Dense(4, use_bias=self.bias, name="up")(x), None
+
+
+def scanned(axis=0, name=None, bias=True):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            stack = nn.scan(
+                Block, variable_axes={"params": axis}, split_rngs={"params": True}, length=N
+            )
+            return nn.Dense(3)(stack(bias=bias, name=name)(x, None)[0])
+
+    return jax.eval_shape(Net().init, jax.random.key(0), jnp.zeros((1, 2, 4)))
+
+
+@pytest.mark.parametrize("name", [None, "layers", "body"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_stacks_of_nn_scan_are_seen(name, bias):
+    chosen = named_leaves(jp.kernels(scanned(0, name, bias)))
+    names = [path for path, leaf in chosen if leaf is not None]
+    own = ["key", "out", "query", "value"]
+    attention = [f"MultiHeadDotProductAttention_0/{k}/kernel" for k in own]
+    layers = [f"params/{name or 'ScanBlock_0'}/{i}/" for i in range(N)]
+    inner = [layer + leaf for layer in layers for leaf in [*attention, "up/kernel"]]
+    assert sorted(names) == sorted(["params/Dense_0/kernel", *inner])
+    assert {leaf.shape for path, leaf in chosen if path.endswith("up/kernel") and leaf} <= {(4, 4)}
+
+
+def test_an_axis_of_layers_that_is_said():
+    params = scanned(axis=1, name="layers")
+    prunable = jp.matching(stacked={"params/layers/*": 1})
+    shapes = {path: leaf.shape for path, leaf in named_leaves(prunable(params)) if leaf is not None}
+    assert shapes["params/layers/2/MultiHeadDotProductAttention_0/query/kernel"] == (4, 2, 2)
+    assert shapes["params/layers/2/up/kernel"] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"layers": {"kernel": (3, 8, 8), "bias": (8,)}, "out": {"kernel": (8, 4)}},  # a window
+        {"layers": {"kernel": (8, 2, 4), "bias": (2, 4)}, "out": {"kernel": (8, 4)}},  # heads
+        {"layers": {"conv": {"kernel": (3, 8, 8)}}, "out": {"kernel": (8, 4)}},
+        {"blocks": {"0": {"query": {"kernel": (8, 2, 4)}}}, "out": {"kernel": (8, 4)}},
+        {"Conv_0": {"kernel": (3, 3, 3, 8)}, "Dense_0": {"kernel": (8, 4), "bias": (4,)}},
+        {"ScanLSTM_0": {"hi": {"kernel": (8, 8), "bias": (8,)}, "ii": {"kernel": (8, 8)}}},
+        {"w": (3, 4, 5), "v": (5, 2)},
+        # a stack of seeds
+        {"Dense_0": {"kernel": (3, 8, 8), "bias": (3, 8)}, "Dense_1": {"kernel": (3, 8, 4)}},
+    ],
+)
+def test_what_is_no_stack(tree):
+    is_shape = lambda x: isinstance(x, tuple)
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float32), tree, is_leaf=is_shape)
+    assert visible_stacks({path: leaf.shape for path, leaf in named_leaves(params)}) == {}
+    assert jax.tree.structure(folded(jp.kernels(params))) == jax.tree.structure(jp.kernels(params))
+
+
+def test_a_stack_that_is_taken_for_a_layer_is_warned_of():
+    with pytest.warns(UserWarning, match=r"'layers/kernel' looks like a stack.*stacked="):
+        jp.select(jp.magnitude({**SCAN}), jp.uniform, 0.5)
+    one = {"Dense_0": {"kernel": jnp.ones((4, 3, 4))}, "out": jnp.ones((5, 2))}  # along axis 1
+    with pytest.warns(UserWarning, match="'Dense_0/kernel' looks like a stack"):
+        jp.select(one, jp.uniform, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jp.select(jp.matching(stacked={"Dense_0/*": 1})(one), jp.uniform, 0.5)
+
+
+def test_stacks_of_stacks_and_axes_that_are_no_axes():
+    params = {"deep": jnp.arange(48.0).reshape(2, 4, 2, 3), "out": jnp.ones((2, 2))}
+    chosen = jp.matching(stacked={"deep": (0, 2)})(params)
+    assert [path for path, _ in named_leaves(chosen)] == [*(f"deep/{i}" for i in range(4)), "out"]
+    np.testing.assert_array_equal(chosen["deep"].layers[1], params["deep"][0, :, 1])
+    np.testing.assert_array_equal(folded(chosen)["deep"], params["deep"])
+    with pytest.raises(ValueError, match=r"'out' has shape \(2, 2\).*stacked=2"):
+        jp.matching(stacked={"out": 2})(params)
+    with pytest.raises(ValueError, match="Each axis is one of these"):
+        jp.matching(layouts={"out": jp.Layout(inputs=0, outputs=0)})(params)
+
+
+def test_gates_of_layers_apply_to_their_stacks():
+    logits = jp.gate_logits(jp.kernels(SCAN), axes=-2)
+    assert [leaf.shape for leaf in jax.tree.leaves(logits)] == [(8, 1)] * 4
+    gates = jax.tree.map(lambda s: jnp.arange(8.0).reshape(s.shape), logits)
+    gated = jp.apply_masks(SCAN, gates)["layers"]["kernel"]
+    np.testing.assert_array_equal(
+        gated, SCAN["layers"]["kernel"] * jnp.arange(8.0).reshape(1, 8, 1)
+    )
+
+
+def test_a_layout_that_was_said_goes_there_and_back():
+    w = jnp.arange(120.0).reshape(2, 3, 4, 5)
+    layout = jp.Layout(inputs=(3, 0), outputs=2)
+    chosen = jp.matching("w", layouts={"w": layout})({"w": w, "b": None})
+    assert [path for path, leaf in named_leaves(chosen) if leaf is not None] == ["w"]
+    (matrix,) = jax.tree.leaves(chosen)
+    assert matrix.shape == (3, 10, 4)
+    assert matrix[1, 2 * 2 + 1, 3] == w[1, 1, 3, 2]
+    np.testing.assert_array_equal(folded(chosen)["w"], w)
+    np.testing.assert_array_equal(split_like({"w": w, "b": None}, chosen)["w"].matrix, matrix)

@@ -205,6 +205,7 @@ from jaxprune.structured.kept import kept_neurons as kept_neurons
 from jaxprune.structured.prune import prune_neurons as prune_neurons
 from jaxprune.structured.compact import compact as compact
 from jaxprune.structured.compact import shrink as shrink
+from jaxprune.structured.modules import compact_module as compact_module
 from jaxprune.structured.replay import replay as replay
 from jaxprune.structured.retrace import retrace as retrace
 

@@ -10,7 +10,7 @@ import jax
 import jaxprune.coupling.rules as _rules  # noqa: F401  the table of primitives
 from jaxprune.base import Params
 from jaxprune.coupling.exactness import differences
-from jaxprune.coupling.expressions import Atom, Axes, freeze
+from jaxprune.coupling.expressions import Atom, Axes, Expr, freeze
 from jaxprune.coupling.groups import grouped, matches_group, named, reasons
 from jaxprune.coupling.reader import Reader
 from jaxprune.coupling.structure import Member, Structure
@@ -150,7 +150,9 @@ def _freeze_asked(
         raise TypeError(f"analyze: freeze is a list of rules; got {asked!r}. Write [{asked!r}].")
     for entry in asked:
         rule, axis = entry if isinstance(entry, tuple) else (entry, None)
-        by_name = [a for name, a in names.items() if entry == rule and matches_group(rule, name)]
+        by_name: list[Expr] = [
+            atom for name, atom in names.items() if entry == rule and matches_group(rule, name)
+        ]
         if isinstance(entry, str) and entry in printed:
             by_name.append(printed[entry])
         for e in by_name:

@@ -8,4 +8,5 @@
 `kept` is bool (size,) by group, True = kept.
 """
 
+from jaxprune.structured.modules import compact_module as compact_module
 from jaxprune.structured.scores import geometric_median as geometric_median

@@ -126,7 +126,7 @@ def _is_same(step: Step, keep: Keep, eqn: Any) -> bool:
     params = {**step.eqn.params, **(rule.resize(step, keep) if rule and rule.resize else {})}
     plain = (bool, int, float, str, tuple, np.dtype)
     return all(
-        params.get(name) == value
+        params.get(name) == value or value != value  # nan is nan
         for name, value in eqn.params.items()
         if isinstance(value, plain) and not step.inner
     )

@@ -173,8 +173,10 @@ def _check_no_state(what: str, masks: Any) -> None:
 
 def _is_state(node: Any) -> bool:
     """Whether a node is a state of optax or of this library."""
-    is_tuple = isinstance(node, tuple) and hasattr(node, "_fields") and not _is_hole(node)
-    return is_tuple and type(node).__module__.partition(".")[0] in ("optax", "jaxprune")
+    if not isinstance(node, tuple) or not hasattr(node, "_fields") or _is_hole(node):
+        return False
+    of_optax = type(node).__module__.partition(".")[0] == "optax"  # `Multipliers` are params
+    return of_optax or not {"masks", "mask_state"}.isdisjoint(node._fields)
 
 
 def _is_bool_or_float(leaf: Any) -> bool:

@@ -526,6 +526,14 @@ def test_sparsity_of_a_state_is_refused(state):
         jp.sparsity(state)
 
 
+def test_sparsity_of_params_and_their_multipliers():
+    """`multipliers()` are params, learned beside the gates: a NamedTuple, but no state."""
+    learned = {"gates": jnp.array([0.0, 1.0]), "prices": jp.multipliers()}
+    assert float(jp.sparsity(learned)) == 0.75
+    masks = {"gates": jnp.array([True, False]), "prices": jp.Multipliers(None, None)}
+    assert float(jp.sparsity(masks)) == 0.5
+
+
 def test_sparsity_of_params_is_that_of_their_zeros():
     assert float(jp.sparsity({"kernel": jnp.array([0.0, 1.0, -2.0, 0.0]), "bias": None})) == 0.5
 

@@ -326,11 +326,11 @@ def test_set_and_itop(two_sided):
 @pytest.mark.parametrize("start", [0.0, 0.4])
 def test_granet(start):
     """Liu et al.: prune all layers together to s(t), then drop and grow ceil(f kept) of each."""
-    schedule = optax.polynomial_schedule(start, 0.8, power=3, transition_steps=9)
+    schedule = optax.polynomial_schedule(start, 0.8, power=3, transition_steps=14)
     rule = jp.granet(
         KEY, schedule, optax.cosine_decay_schedule(0.5, 10, alpha=0.01), prunable=everything
     )
-    first, asked, fraction = first_masks(rule), cubic(start, 0.8, 0, 9), cosine(0.5, 10, 0.01)
+    first, asked, fraction = first_masks(rule), cubic(start, 0.8, 0, 14), cosine(0.5, 10, 0.01)
     found, _ = trained(jp.sparsify(sgd(), jp.every(3, rule, start=2, stop=7)))
 
     def update(step, masks, w, grads):

@@ -173,6 +173,40 @@ def test_one_child_is_iterative_magnitude_pruning():
     np.testing.assert_allclose(done.params["kernel"], alone["kernel"], rtol=1e-5, atol=1e-6)
 
 
+def test_nothing_revives_whatever_the_score_and_the_sparsity_say():
+    """A score that prefers what is pruned; a sparsity that falls where nobody can know it."""
+    smallest_first = lambda params, **_: jax.tree.map(lambda w: -jnp.abs(w), params)
+    masks = jp.select(jp.magnitude(jp.kernels(start())), jp.global_threshold, 0.5)
+    params = jp.apply_masks(start(), masks)
+    phase = jax.jit(partial(jp.soup_phase, train, score=smallest_first))
+    for sparsity, zeros in ((0.75, 24), (0.5, 16), (0.25, 16)):
+        done = phase(params, sparsity, one_phase(variations()), masks=masks)
+        assert int((~done.masks["kernel"]).sum()) == zeros, sparsity
+        assert not (done.masks["kernel"] & ~masks["kernel"]).any()
+        assert not jnp.where(done.masks["kernel"], 0, done.children["kernel"]).any()
+
+
+def test_children_start_under_the_masks_and_keep_them_whatever_training_does():
+    masks = jp.select(jp.magnitude(jp.kernels(start())), jp.global_threshold, 0.5)
+    seen = []
+
+    def unruly(params, masks, variation):
+        """Fills all weights with the sum of those that it is given, pruned ones too."""
+        seen.append(params)
+        total = params["kernel"].sum()
+        return {**params, "kernel": jnp.full((4, 8), total + variation["rate"])}
+
+    own = one_phase(variations())
+    children = jp.branch(unruly, start(), masks, own)  # of weights that are not masked yet
+    np.testing.assert_array_equal(seen[0]["kernel"], jp.apply_masks(start(), masks)["kernel"])
+    total = jnp.where(masks["kernel"], start()["kernel"], 0).sum()
+    for child, rate in zip(children["kernel"], own["rate"], strict=True):
+        wanted = jnp.where(masks["kernel"], total + rate, 0)
+        np.testing.assert_allclose(child, wanted, rtol=1e-6)
+    done = jp.soup_phase(unruly, start(), 0.5, own)
+    np.testing.assert_array_equal(done.children["kernel"] != 0, jnp.stack([masks["kernel"]] * 3))
+
+
 # --- behaviour ------------------------------------------------------------------------------------
 
 

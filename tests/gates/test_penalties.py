@@ -45,6 +45,13 @@ def test_polarization_by_the_numbers(gates, value):
     assert float(jp.polarization(jnp.array(gates, jnp.float32), t=1.2)) == pytest.approx(value)
 
 
+@pytest.mark.parametrize(("alpha", "value"), [(0.5, -0.05), (1.0, -0.3), (2.0, -0.8)])
+def test_alpha_moves_what_gates_are_driven_from(alpha, value):
+    """1.2 of one open gate in four, less 3 |alpha / 4| + |1 - alpha / 4|."""
+    gates = jnp.array([0.0, 0, 0, 1])
+    assert float(jp.polarization(gates, t=1.2, alpha=alpha)) == pytest.approx(value)
+
+
 def test_the_mean_of_polarization_is_over_all_leaves():
     halves = {"a": jnp.array([0.0, 0.0]), "b": jnp.array([1.0, 1.0]), "c": None}
     assert float(jp.polarization(halves, t=1.2)) == pytest.approx(0.4)

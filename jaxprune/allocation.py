@@ -21,7 +21,6 @@ import numpy as np
 
 from jaxprune.affine import rounded
 from jaxprune.base import (
-    END,
     Allocation,
     Scores,
     Sparsities,
@@ -295,7 +294,7 @@ def _proportional(
         for dense, full, others in zip(is_dense, n_dense, rest, strict=True)
     ]
     ends = [math.ceil(whole * (1 - limit - _NEAR)) for limit in limits.tolist()]
-    j = (n < jnp.asarray(np.clip(ends, 0, END), jnp.int32)).sum(dtype=jnp.int32)
+    j = (n < jnp.asarray(np.clip(ends, 0, np.iinfo(np.int32).max), jnp.int32)).sum(dtype=jnp.int32)
     counts = rounded(n, lines, whole_sizes, jnp.minimum(j, len(lines) - 1))
     return jax.tree.unflatten(treedef, list(counts))
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 Params = Any
 Scores = Any
@@ -64,10 +63,6 @@ class MaskTransform(NamedTuple):
     init: Callable[[Params], Any]
     update: Callable[..., Any]
     due: Callable[..., Any] | None = None
-
-
-# The step at which a schedule is past all its transitions.
-END = int(np.iinfo(np.int32).max)
 
 
 def is_none(leaf: Any) -> bool:
@@ -160,30 +155,3 @@ def check_fraction(sparsity: Any) -> Any:
         hint = f" For {value:g}% write {value / 100:g}." if 1.0 < value < 100.0 else ""
         raise ValueError(f"sparsity is the fraction pruned, in [0, 1); got {value:g}.{hint}")
     return sparsity
-
-
-def schedule_ends(schedule: optax.Schedule) -> list[tuple[str, Any]]:
-    """What a schedule "starts at" and "ends at": numbers, where they are known."""
-    # numbers are of no mesh, inside a shard_map too
-    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
-    with no_mesh, jax.ensure_compile_time_eval():
-        first, last = (schedule(jnp.asarray(step, jnp.int32)) for step in (0, END))
-    return [("starts at", first), ("ends at", last)]
-
-
-def value_at(schedule: Any, step: Any, at_end: Any) -> Any:
-    """The value of a schedule at `step`, its last one where `at_end`; a number is itself."""
-    return schedule(jnp.where(at_end, END, step)) if callable(schedule) else schedule
-
-
-def check_schedule(schedule: optax.Schedule) -> None:
-    """ValueError if the first or last value of a schedule is known, and no sparsity."""
-    for when, value in schedule_ends(schedule):
-        if not is_known(value):
-            continue
-        if np.ndim(value) != 0 or not 0.0 <= float(value) < 1.0:
-            raise ValueError(
-                f"the sparsity schedule {when} {value}; a sparsity is a fraction in [0, 1). "
-                "optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...) ends at 0.9; "
-                "a function of your own must level off: jnp.minimum(step / 1000, 1.0) * 0.9."
-            )

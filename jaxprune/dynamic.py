@@ -22,8 +22,6 @@ from jaxprune.base import (
     check_fraction,
     is_known,
     map_scored,
-    schedule_ends,
-    value_at,
 )
 from jaxprune.counting import count, n_true
 from jaxprune.deferred import defer
@@ -32,6 +30,7 @@ from jaxprune.layers import folded, split_like
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import check_any, named_leaves
+from jaxprune.schedules import fraction_at, wrong_values
 from jaxprune.scores import magnitude, random
 from jaxprune.sharding import sharded_like
 
@@ -99,7 +98,7 @@ def regrow(
         masks = own_masks(state.masks, params, prunable)
         weights = split_like(params, masks)
         slopes = None if grads is None else split_like(grads, masks)
-        left = dropped(masks, weights, value_at(schedule, step, at_end))
+        left = dropped(masks, weights, fraction_at(schedule, step, at_end))
         gone = map_scored(lambda old, new: n_true(old & ~new)[0], masks, left)
         scores = defer(lambda w, g: promise(w, grads=g, step=step, **context), weights, slopes)
         new = grow(left, scores, gone)
@@ -111,13 +110,12 @@ def regrow(
 def _checked(fraction: float | optax.Schedule) -> Callable[[Any], Any]:
     """`fraction` as a function of the step; ValueError if it is known to leave [0, 1]."""
     schedule = fraction if callable(fraction) else optax.constant_schedule(fraction)
-    for when, value in schedule_ends(schedule):
-        if is_known(value) and not 0.0 <= float(value) <= 1.0:
-            raise ValueError(
-                f"the drop fraction {when if callable(fraction) else 'is'} {value}; it is the part "
-                "of the kept weights that is dropped and grown at an update, in [0, 1]: a number "
-                "such as 0.3, or a schedule such as optax.cosine_decay_schedule(0.3, steps)."
-            )
+    for when, value in wrong_values(schedule, lambda s: (s >= 0) & (s <= 1)):
+        raise ValueError(
+            f"the drop fraction {when if callable(fraction) else 'is'} {value}; it is the part of "
+            "the kept weights that is dropped and grown at an update, in [0, 1]: a number such as "
+            "0.3, or a schedule such as optax.cosine_decay_schedule(0.3, steps)."
+        )
     return schedule
 
 

@@ -32,6 +32,7 @@ from jaxprune.counting import count, left
 from jaxprune.layers import unclear_stacks
 from jaxprune.layout import as_matrix, from_matrix
 from jaxprune.rules import layouts_of, map_named, named_leaves, quoted, unsaid
+from jaxprune.schedules import as_sparsity
 from jaxprune.selection import largest
 from jaxprune.sharding import automatic
 
@@ -203,7 +204,7 @@ def select(
             "prunable=matching(...)."
         )
     _warn_of_stacks(scores)
-    masks = _masks(scores, allocation, sparsity, pattern)
+    masks = _masks(scores, allocation, as_sparsity(sparsity), pattern)
     for leaf_name, mask in named_leaves(masks):
         if mask is not None and mask.size and is_known(mask) and not mask.any():
             warn_that_empty(leaf_name, stacklevel=3)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxprune.base import (
-    END,
     MaskState,
     check_fraction,
     check_sparsity,
@@ -115,10 +114,6 @@ def test_is_none():
 def test_mask_state_is_a_pytree_of_its_masks():
     mask = jnp.ones(2, bool)
     assert jax.tree.leaves(MaskState({"a": mask, "b": None})) == [mask]
-
-
-def test_end_is_the_last_int32():
-    assert int(jnp.int32(END)) == END == 2**31 - 1
 
 
 @pytest.mark.parametrize("sparsity", [np.bool_(True), jnp.array(True), np.array(False)])

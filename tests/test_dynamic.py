@@ -331,5 +331,5 @@ def test_stop_before_start():
 
 
 def test_nothing_prunable():
-    with pytest.raises(ValueError, match="nothing to prune"):
+    with pytest.raises(ValueError, match="nothing is prunable"):
         jp.rigl(KEY, 0.9).init({"bias": jnp.ones(3)})

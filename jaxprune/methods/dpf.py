@@ -16,13 +16,12 @@ from jaxprune.base import (
     Params,
     Pattern,
     check_fraction,
-    check_schedule,
-    value_at,
 )
 from jaxprune.layers import folded
 from jaxprune.masks import with_own
 from jaxprune.pattern import select, unstructured
 from jaxprune.rules import check_any, kernels
+from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.scores import magnitude
 
 
@@ -64,7 +63,7 @@ def dpf(
       prunable: `params -> params` with None in place of what is never pruned.
 
     Raises:
-      ValueError: if the sparsity, or either end of its schedule, is outside [0, 1).
+      ValueError: if the sparsity, or a schedule of it at some step, is outside [0, 1).
 
     Reference: Lin et al., 2020, Dynamic Model Pruning with Feedback.
     """
@@ -74,7 +73,7 @@ def dpf(
         check_fraction(sparsity)
 
     def masks(params: Params, step: Any, at_end: Any) -> Masks:
-        asked = value_at(sparsity, step, at_end)
+        asked = sparsity_at(sparsity, step, at_end)
         return select(magnitude(prunable(params)), allocation, asked, pattern)
 
     def init(params: Params) -> DpfState:

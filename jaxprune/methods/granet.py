@@ -16,11 +16,8 @@ from jaxprune.base import (
     MaskState,
     MaskTransform,
     Params,
-    check_schedule,
     is_known,
     map_scored,
-    schedule_ends,
-    value_at,
 )
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
@@ -29,6 +26,7 @@ from jaxprune.layers import split_like
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import kernels
+from jaxprune.schedules import check_schedule, first_value, sparsity_at
 from jaxprune.scores import gradient, magnitude
 
 
@@ -88,12 +86,12 @@ def granet(
         masks = own_masks(state.masks, params, prunable)
         own = split_like(params, masks)
         ranked = defer(lambda m, w: among(m, magnitude(w)), masks, own)
-        kept = select(ranked, global_threshold, value_at(sparsity, step, at_end))
+        kept = select(ranked, global_threshold, sparsity_at(sparsity, step, at_end))
         left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
         pruned = MaskState(with_own(state.masks, left))
         return regenerate(pruned, params, step=step, at_end=at_end, **context)
 
-    (_, start), _ = schedule_ends(sparsity)
+    start = first_value(sparsity)
     if is_known(start):
         start = round(float(start), 7)  # 0.2, not the float32 next to it
     return MaskTransform(random_start(key, start, allocation, prunable), update)

@@ -16,10 +16,8 @@ from jaxprune.base import (
     Params,
     Pattern,
     Score,
-    check_schedule,
     check_sparsity,
     map_scored,
-    value_at,
 )
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
@@ -28,6 +26,7 @@ from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
 from jaxprune.rules import check_any, kernels
+from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.scores import lamp, random
 
 
@@ -56,7 +55,7 @@ def prune(
       prunable: `params -> params` with None in place of what is never pruned.
 
     Raises:
-      ValueError: if the sparsity, or either end of its schedule, is outside [0, 1); (in init) if
+      ValueError: if the sparsity, or a schedule of it at some step, is outside [0, 1); (in init) if
         nothing is prunable.
       TypeError: if an argument is of the wrong kind.
 
@@ -93,7 +92,7 @@ def prune(
         def scores(own: Params, slopes: Params, masks: Any) -> Any:
             return among(masks, score(own, grads=slopes, step=step, **context))
 
-        asked = value_at(sparsity, step, at_end)
+        asked = sparsity_at(sparsity, step, at_end)
         kept = select(defer(scores, own, slopes, masks), allocation, asked, pattern)
         # with what is kept already: a falling schedule revives nothing
         return MaskState(with_own(state.masks, map_scored(jnp.logical_and, masks, kept)))

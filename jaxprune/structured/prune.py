@@ -17,14 +17,13 @@ from jaxprune.base import (
     Params,
     Score,
     check_fraction,
-    check_schedule,
     map_scored,
-    value_at,
 )
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import with_own
 from jaxprune.methods.combine import once
+from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.sharding import automatic, sharded_like
 from jaxprune.structured.check import part_of
 from jaxprune.structured.choose import choose
@@ -56,7 +55,7 @@ def prune_neurons(
       round_to, groups: see `pick`.
 
     Raises:
-      ValueError: if the sparsity, or either end of its schedule, is outside [0, 1); (in init) if
+      ValueError: if the sparsity, or a schedule of it at some step, is outside [0, 1); (in init) if
         these are not the params that were analyzed.
     """
     if callable(sparsity):
@@ -89,7 +88,7 @@ def prune_neurons(
 
         # the members of a group may lie on different axes of a mesh
         across = automatic(updated, state.masks)
-        asked = value_at(sparsity, step, at_end)
+        asked = sparsity_at(sparsity, step, at_end)
         return MaskState(across(state.masks, params, asked, {"step": step, **context}))
 
     gradual = MaskTransform(init, update)

@@ -85,6 +85,9 @@ def test_a_schedule_sees_the_step_as_int32():
         return 0.5 + 0.0 * step
 
     transform = jp.prune(jp.magnitude, jp.uniform, schedule)
+    # it was checked, in 64 bits too, where no product of steps overflows
+    assert set(steps) == {(jnp.dtype("int32"), ()), (jnp.dtype("int64"), ())}
+    steps.clear()
     jax.eval_shape(lambda: ask(transform, transform.init(PARAMS), 7))
     assert set(steps) == {(jnp.dtype("int32"), ())}
 

@@ -33,7 +33,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     (`nnx.Variable`, `nn.Partitioned`). No two leaves have one name: where `{"a/w": ...}` and
     `{"a": {"w": ...}}` would share it, a slash inside a key is written `\/`, in the whole tree.
     """
-    leaves = _keyed_leaves(tree)
+    leaves = [(_keys(path), leaf) for path, leaf in unboxed_leaves(tree)]
     names = ["/".join(keys) for keys, _ in leaves]
     if len(set(names)) < len(names):
         escaped = lambda key: key.replace("\\", "\\\\").replace("/", "\\/")
@@ -68,15 +68,15 @@ def _keys(path: tuple) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path if key != IN_PLACE)
 
 
-def _keyed_leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """(keys, leaf), without the key that leads into a box of flax."""
+def unboxed_leaves(tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> list[tuple[tuple, Any]]:
+    """(path, leaf) as JAX has them, without the key that leads into a box of flax."""
     found = []
-    is_end = lambda node: node is None or _is_box(node)
+    is_end = lambda node: is_leaf(node) or _is_box(node)
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_end):
         inside = [((), node)]
         if _is_box(node):
-            inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=is_none)
-        found += [((*_keys(path), *_keys(rest[1:])), leaf) for rest, leaf in inside]
+            inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf)
+        found += [((*path, *rest[1:]), leaf) for rest, leaf in inside]
     return found
 
 

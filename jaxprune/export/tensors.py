@@ -5,6 +5,7 @@ What is masked takes a bit, what is kept its own size and a bit. Nothing is ever
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,72 +17,98 @@ import numpy as np
 
 from jaxprune.base import Masks, Params
 from jaxprune.export.bits import pack_array, unpack_array
+from jaxprune.export.trees import built, empty, in_json, is_empty, kind_of
+from jaxprune.export.whole_files import written_together
 from jaxprune.masks import like
-from jaxprune.rules import named_leaves
+from jaxprune.rules import named_leaves, unboxed_leaves
 
-FORMAT = "jaxprune-sparse-1"
+FAMILY = "jaxprune-sparse-"
+FORMAT = FAMILY + "2"
 MASK = "mask of "  # before the path of the leaf it belongs to
 
+_PLAIN = {"float64", "float32", "float16", "bfloat16", "bool", "complex64"} | {
+    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
 
-def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks) -> Path:
-    """Writes `path` (safetensors) and its description beside it (`.json`): both whole, or neither.
+
+def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks = None) -> Path:
+    """Writes `path` (safetensors) and its description beside it (`.json`): both, or neither.
 
     Args:
-      path: ends in `.safetensors`; replaced if it exists.
-      params: nested dicts of arrays; no name has a "/" in it.
-      masks: bool, like `params`; None where never pruned. Only what they keep is written.
+      path: ends in `.safetensors`; replaced if it exists, with the description that goes with it.
+      params: arrays in dicts, lists, tuples, what has fields, or an `nnx.State`, with None or
+        nothing in places; any dtype.
+      masks: bool, like `params`; None where never pruned, or for all. Only what they keep is
+        written.
 
     Returns:
       The path of the file.
 
     Raises:
-      ValueError: if the path or a name can't be, or masks and params do not fit.
+      ValueError: if the path or a key can't be, or masks and params do not fit.
+      FileExistsError: if there is a `.json` of that name that is no such description.
       ImportError: without the package safetensors.
     """
-    from safetensors.flax import save
+    from safetensors.numpy import save
 
     target = _target(path)
-    tensors, description = {}, {}
-    owned = dict(named_leaves(like(masks, params)))
-    for (keys, w), (leaf_name, _) in zip(
-        jax.tree_util.tree_leaves_with_path(params), _present(params), strict=True
-    ):
-        _check_keys(leaf_name, keys)
-        mask = owned[leaf_name]
-        tensors[leaf_name] = jnp.asarray(w)
+    beside = target.with_suffix(".json")
+    _check_ours(beside)
+    named = named_leaves(params)
+    owned = (
+        [None] * len(named) if masks is None else [m for _, m in named_leaves(like(masks, params))]
+    )
+    of_leaf = dict(zip((leaf_name for leaf_name, _ in named), owned, strict=True))
+    names = iter([leaf_name for leaf_name, leaf in named if leaf is not None])
+    taken = {leaf_name for leaf_name, _ in named}
+    tensors: dict[str, np.ndarray] = {}
+    description: dict[str, Any] = {}
+    holes = []
+    for keys, w in unboxed_leaves(params, is_empty):
+        parts = [in_json(keys, key) for key in keys]
+        if is_empty(w):
+            holes.append([parts, kind_of(w)])
+            continue
+        leaf_name = next(names)
+        mask, values = of_leaf[leaf_name], _values(leaf_name, w)
+        shape, mask_name = values.shape, None
         if mask is not None:
-            tensors[leaf_name] = jnp.asarray(w)[np.asarray(mask)]
-            tensors[MASK + leaf_name] = pack_array(mask)
+            mask_name = MASK + leaf_name
+            while mask_name in taken:
+                mask_name = MASK + mask_name
+            taken.add(mask_name)
+            tensors[mask_name] = np.asarray(pack_array(mask))
+            values = values.reshape(-1)[np.asarray(mask).reshape(-1)]
+        tensors[leaf_name] = values if values.dtype.name in _PLAIN else _bytes_of(values)
         description[leaf_name] = {
-            "shape": list(np.shape(w)),
-            "dtype": str(w.dtype),
-            "kept": int(tensors[leaf_name].size),
-            "masked": mask is not None,
+            "path": parts,
+            "shape": list(shape),
+            "dtype": values.dtype.name,
+            "kept": values.size,
+            "mask": mask_name,
         }
-    sidecar = json.dumps({"format": FORMAT, "tensors": description}, indent=2) + "\n"
+    content = save(tensors)
+    text = rendered(
+        {"format": FORMAT, "file": _checksum(content), "tensors": description, "empty": holes}
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
-    parts = {target: save(tensors), target.with_suffix(".json"): sidecar.encode()}
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in parts}
-    try:
-        for final, content in parts.items():
-            drafts[final].write_bytes(content)
-        for final, draft in drafts.items():
-            os.replace(draft, final)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+    # what is small first: it can be put back. Who waits for the tensors finds both
+    written_together({beside: text.encode(), target: content})
     return target
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
-    """(params, masks) of `save_tensors`: nested dicts, zeros where a mask is False.
+    """(params, masks) of `save_tensors`: dicts and lists, zeros where a mask is False.
+
+    What had fields and the boxes of `flax.nnx` come back as dicts by name, tuples as lists. An
+    `nnx.State` takes them back by `nnx.replace_by_pure_dict(state, params)`.
 
     Raises:
-      ValueError: if the file and its description do not fit each other; it names the leaf.
+      ValueError: if a bit of the file or its description is not as it was written, or they do not
+        fit each other; it names the leaf.
       FileNotFoundError: if one of them is missing.
     """
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
+    from safetensors import SafetensorError, deserialize
 
     target = _target(path)
     beside = target.with_suffix(".json")
@@ -92,48 +119,87 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
                 f"{beside.name} side by side."
             )
     described = _described(beside)
+    content = target.read_bytes()
+    damaged = f"load_tensors: '{target}' is damaged, or no safetensors, or of another save than "
+    if _checksum(content) != described["file"]:
+        raise ValueError(f"{damaged}'{beside}': its checksum is another.")
     try:
-        tensors = load_file(str(target))
+        tensors = {name: own["data"] for name, own in deserialize(content)}
     except SafetensorError as error:
-        raise ValueError(
-            f"load_tensors: '{target}' is damaged, or no safetensors: {error}."
-        ) from error
-    wanted = set(described) | {MASK + name for name, own in described.items() if own["masked"]}
+        raise ValueError(f"{damaged}'{beside}': {error}.") from error
+    leaves = described["tensors"]
+    wanted = set(leaves) | {own["mask"] for own in leaves.values()} - {None}
     if set(tensors) != wanted:
         odd = sorted(set(tensors) ^ wanted)[0]
         raise ValueError(
             f"load_tensors: '{beside}' describes another file than '{target}': only one of them "
             f"has '{odd}'."
         )
-    params: dict[str, Any] = {}
-    masks: dict[str, Any] = {}
-    for leaf_name, own in described.items():
-        values, shape = tensors[leaf_name], tuple(own["shape"])
-        seen = (str(values.dtype), values.size)
-        if seen != (own["dtype"], own["kept"]):
+    params = [(keys, empty(kind)) for keys, kind in described["empty"]]
+    masks = [(keys, empty(kind)) for keys, kind in described["empty"]]
+    for leaf_name, own in leaves.items():
+        shape, dtype = tuple(own["shape"]), _dtype(leaf_name, own["dtype"])
+        data = tensors[leaf_name]
+        if len(data) != own["kept"] * dtype.itemsize:
             raise ValueError(
                 f"load_tensors: '{beside}' says that '{leaf_name}' keeps {own['kept']:,} weights "
-                f"of {own['dtype']}; '{target}' has {seen[1]:,} of {seen[0]}."
+                f"of {own['dtype']}; '{target}' has {len(data) // dtype.itemsize:,}."
             )
-        mask = None
-        if not own["masked"] and values.shape != shape:
+        values, mask = np.frombuffer(data, dtype), None
+        if own["mask"] is not None:
+            mask = _mask(leaf_name, tensors[own["mask"]], shape, own["kept"], target)
+            full = np.zeros(mask.size, dtype)
+            full[np.asarray(mask).reshape(-1)] = values
+            values = full
+        elif values.size != int(np.prod(shape)):
             raise ValueError(
                 f"load_tensors: '{beside}' says that '{leaf_name}' has shape {shape}; in "
-                f"'{target}' it has {values.shape}."
+                f"'{target}' it has {values.size:,} weights."
             )
-        if own["masked"]:
-            mask = _mask(leaf_name, tensors[MASK + leaf_name], shape, own["kept"], target)
-            values = jnp.zeros(shape, values.dtype).at[np.nonzero(np.asarray(mask))].set(values)
-        _put(params, leaf_name, values)
-        _put(masks, leaf_name, mask)
-    return params, masks
+        params.append((own["path"], jnp.asarray(values.reshape(shape))))
+        masks.append((own["path"], mask))
+    return built(params), built(masks)
 
 
-def _mask(
-    leaf_name: str, bits: jax.Array, shape: tuple[int, ...], kept: int, target: Path
-) -> jax.Array:
-    fits = bits.dtype == np.uint8 and bits.shape == (-(-int(np.prod(shape)) // 8),)
-    mask = unpack_array(bits, shape) if fits else None
+def rendered(content: dict[str, Any]) -> str:
+    """The description in JSON, with a checksum of its own."""
+    own = {key: value for key, value in content.items() if key != "checksum"}
+    return json.dumps(own | {"checksum": _checksum(json.dumps(own).encode())}, indent=2) + "\n"
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _values(leaf_name: str, w: Any) -> np.ndarray:
+    w = jnp.asarray(w)
+    if jnp.issubdtype(w.dtype, jax.dtypes.extended):
+        raise ValueError(
+            f"save_tensors: '{leaf_name}' is {w.dtype}, which is no array of numbers. Leave it "
+            "out, or give jax.random.key_data of it."
+        )
+    return np.asarray(w)
+
+
+def _bytes_of(values: np.ndarray) -> np.ndarray:
+    """Of a dtype that safetensors may not know, such as float8."""
+    return np.frombuffer(values.tobytes(), np.uint8)
+
+
+def _dtype(leaf_name: str, name: str) -> np.dtype:
+    dtype = jnp.dtype(name)
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"load_tensors: '{leaf_name}' is {name}, and JAX would make it "
+            f"{jax.dtypes.canonicalize_dtype(dtype)}. Turn on jax_enable_x64, or save it so."
+        )
+    return dtype
+
+
+def _mask(leaf_name: str, data: Any, shape: tuple[int, ...], kept: int, target: Path) -> jax.Array:
+    bits = np.frombuffer(data, np.uint8)
+    fits = bits.shape == (-(-int(np.prod(shape)) // 8),)
+    mask = unpack_array(jnp.asarray(bits), shape) if fits else None
     if mask is None or int(np.asarray(mask).sum()) != kept:
         raise ValueError(
             f"load_tensors: the mask of '{leaf_name}' in '{target}' is not one of shape {shape} "
@@ -149,39 +215,36 @@ def _target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _present(params: Params) -> list[tuple[str, Any]]:
-    return [(leaf_name, w) for leaf_name, w in named_leaves(params) if w is not None]
-
-
-def _check_keys(leaf_name: str, keys: tuple[Any, ...]) -> None:
-    for key in keys:
-        own = getattr(key, "key", None)
-        if not isinstance(own, str) or "/" in own:
-            raise ValueError(
-                f"save_tensors writes nested dicts whose names are strings without a '/'; the path "
-                f"to '{leaf_name}' has {key!r}. Make it one with flax.serialization.to_state_dict."
-            )
-
-
-def _described(beside: Path) -> dict[str, dict[str, Any]]:
+def _check_ours(beside: Path) -> None:
+    """FileExistsError if there is something in the place of the description that is none."""
+    if not os.path.lexists(beside):
+        return
     try:
-        content = json.loads(beside.read_text())
-        described = content["tensors"]
+        if json.loads(beside.read_text())["format"].startswith(FAMILY):
+            return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise FileExistsError(
+        f"save_tensors writes its description to '{beside}', and what is there is none that it "
+        f"wrote. Choose another name than {beside.stem}.safetensors, or move it."
+    )
+
+
+def _described(beside: Path) -> dict[str, Any]:
+    try:
+        text = beside.read_bytes().decode()
+        content = json.loads(text)
         if content["format"] != FORMAT:
-            raise ValueError(f"it is of format {content['format']!r}")
-        for own in described.values():
-            own["dtype"], own["kept"], own["masked"]
+            raise ValueError(f"it is of format {content['format']!r}, not {FORMAT!r}")
+        content["file"], content["empty"]
+        for own in content["tensors"].values():
+            own["path"], own["dtype"], own["kept"], own["mask"]
             if not all(isinstance(n, int) and n >= 0 for n in own["shape"]):
                 raise ValueError(f"{own['shape']!r} is no shape")
+        if text != rendered(content):
+            raise ValueError("it was changed since; its checksum is another")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"load_tensors: '{beside}' is no description that save_tensors wrote: {error}."
         ) from error
-    return described
-
-
-def _put(tree: dict[str, Any], leaf_name: str, leaf: Any) -> None:
-    *folders, last = leaf_name.split("/")
-    for folder in folders:
-        tree = tree.setdefault(folder, {})
-    tree[last] = leaf
+    return content

@@ -211,7 +211,7 @@ def test_bad_input(options, fragment):
 
 def test_bad_scores():
     said = raised(lambda: jp.pick(STRUCTURE, {"a": jnp.ones(8)}, 0.5))
-    assert "wanted {'b': (64,)}, got {'b': None}" in said
+    assert "wanted {'b': (64,)}, got {'b': 'nothing'}" in said
     assert "there is no group ['d']" in raised(
         lambda: jp.pick(STRUCTURE, {**SCORES, "d": jnp.ones(2)}, 0.5)
     )

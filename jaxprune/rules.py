@@ -33,7 +33,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     (`nnx.Variable`, `nn.Partitioned`). No two leaves have one name: where `{"a/w": ...}` and
     `{"a": {"w": ...}}` would share it, a slash inside a key is written `\/`, in the whole tree.
     """
-    leaves = [(_keys(path), leaf) for path, leaf in unboxed_leaves(tree)]
+    leaves = _keyed_leaves(tree)
     names = ["/".join(keys) for keys, _ in leaves]
     if len(set(names)) < len(names):
         escaped = lambda key: key.replace("\\", "\\\\").replace("/", "\\/")
@@ -66,6 +66,10 @@ def by_keys(tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> dict[tuple[s
 
 def _keys(path: tuple) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path if key != IN_PLACE)
+
+
+def _keyed_leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    return [(_keys(path), leaf) for path, leaf in unboxed_leaves(tree)]
 
 
 def unboxed_leaves(tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> list[tuple[tuple, Any]]:

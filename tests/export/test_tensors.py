@@ -103,6 +103,16 @@ def test_a_wrong_description(tmp_path, message):
         jp.load_tensors(path)
 
 
+def test_a_mask_that_keeps_another_number_is_named(tmp_path):
+    params = {"a": jnp.arange(8.0), "b": jnp.arange(8.0)}
+    masks = {"a": params["a"] > 2, "b": params["b"] > 3}
+    path = jp.save_tensors(tmp_path / "net.safetensors", params, masks)
+    spoil(path, lambda c: c["tensors"]["a"].update(mask="mask of b"))
+    spoil(path, lambda c: c["tensors"]["b"].update(mask="mask of a"))
+    with pytest.raises(ValueError, match=r"mask of 'a' .* shape \(8,\) that keeps 5 weights"):
+        jp.load_tensors(path)
+
+
 @pytest.mark.parametrize("size", [0, 100, -1])
 def test_a_file_that_was_cut(tmp_path, size):
     path = jp.save_tensors(tmp_path / "net.safetensors", *network())

@@ -239,6 +239,7 @@ from jaxprune.export.bits import pack as pack
 from jaxprune.export.bits import unpack as unpack
 from jaxprune.export.nm import compress_nm as compress_nm
 from jaxprune.export.nm import decompress_nm as decompress_nm
+from jaxprune.export.sparse import sparse_matmul as sparse_matmul
 from jaxprune.export.sparse import to_bcoo as to_bcoo
 from jaxprune.export.sparse import to_bcsr as to_bcsr
 from jaxprune.export.sparse import to_dense as to_dense

@@ -1,1 +1,12 @@
 """Sparse networks in a file or another program's format: bits, N:M, sparse arrays, safetensors."""
+
+from jaxprune.export.bits import pack as pack
+from jaxprune.export.bits import unpack as unpack
+from jaxprune.export.nm import compress_nm as compress_nm
+from jaxprune.export.nm import decompress_nm as decompress_nm
+from jaxprune.export.sparse import sparse_matmul as sparse_matmul
+from jaxprune.export.sparse import to_bcoo as to_bcoo
+from jaxprune.export.sparse import to_bcsr as to_bcsr
+from jaxprune.export.sparse import to_dense as to_dense
+from jaxprune.export.tensors import load_tensors as load_tensors
+from jaxprune.export.tensors import save_tensors as save_tensors

@@ -29,13 +29,53 @@ def to_bcoo(params: Params, masks: Masks) -> Any:
 def to_bcsr(params: Params, masks: Masks) -> Any:
     """`params` with a `BCSR` in place of every matrix that has a mask; other leaves as they are.
 
-    A kernel of another rank stays dense, with zeros where it is masked. On CPUs
-    products with BCSR are the faster ones.
+    A kernel of another rank stays dense, with zeros where it is masked. Of JAX's own BCSR the
+    product with a dense array on its left, as flax writes it, is missing: these have it,
+    `x @ kernel`, and `sparse_matmul(x, kernel)` takes any kernel.
 
     Raises:
       ValueError: if masks and params do not fit, or under `jit`.
     """
     return _converted("to_bcsr", params, masks, _bcsr)
+
+
+def sparse_matmul(x: jax.Array, kernel: Any) -> jax.Array:
+    """`x @ kernel`, dense (..., out), of a kernel that is dense or sparse: BCSR or BCOO.
+
+    It jits and vmaps, and is differentiable in `x` and in the kernel's values.
+
+    Args:
+      x: dense (..., in).
+      kernel: (in, out).
+
+    Raises:
+      ValueError: if the shapes do not fit.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> params = {'kernel': jnp.array([[1., 2.], [3., 4.]])}
+    >>> kernel = jp.to_bcsr(params, {'kernel': params['kernel'] > 1})['kernel']
+    >>> jp.sparse_matmul(jnp.ones((1, 2)), kernel)
+    Array([[3., 6.]], dtype=float32)
+    """
+    shape = tuple(kernel.shape)
+    if len(shape) != 2 or not jnp.ndim(x) or jnp.shape(x)[-1] != shape[0]:
+        raise ValueError(
+            f"sparse_matmul: x is (..., in) and the kernel (in, out); got {jnp.shape(x)} and "
+            f"{shape}. Flatten a kernel of another rank before it is made sparse."
+        )
+    rows = jnp.reshape(x, (-1, shape[0]))
+    if not len(rows):  # jax 0.10 multiplies one row there
+        return jnp.zeros((*jnp.shape(x)[:-1], shape[1]), jnp.result_type(x, kernel.dtype))
+    product = rows @ (kernel.to_bcoo() if isinstance(kernel, BCSR) else kernel)
+    return product.reshape(*jnp.shape(x)[:-1], shape[1])
+
+
+@jax.tree_util.register_pytree_node_class
+class _Kernel(BCSR):
+    """A BCSR that can stand on the right of a product."""
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        return sparse_matmul(x, self)
 
 
 def to_dense(tree: Any) -> Params:
@@ -73,4 +113,4 @@ def _bcsr(w: jax.Array, mask: np.ndarray) -> Any:
     starts = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int32)
     values = jnp.asarray(w)[rows, columns]
     parts = values, jnp.asarray(columns.astype(np.int32)), jnp.asarray(starts)
-    return BCSR(parts, shape=w.shape, indices_sorted=True, unique_indices=True)
+    return _Kernel(parts, shape=w.shape, indices_sorted=True, unique_indices=True)

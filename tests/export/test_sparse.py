@@ -51,13 +51,45 @@ def test_a_kept_zero_is_stored():
     assert jp.to_bcoo(weights, masks)["w"].nse == 1
 
 
-def test_products_are_those_of_the_masked_weights():
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (0, 8)])
+@pytest.mark.parametrize("convert", [jp.to_bcoo, jp.to_bcsr, jp.apply_masks])
+def test_products_as_users_write_them(convert, shape):
     params, masks = network()
+    x = jax.random.normal(jax.random.key(1), shape)
+    kernel = convert(params, masks)["dense"]["kernel"]
+    wanted = x @ jp.apply_masks(params, masks)["dense"]["kernel"]
+    close = lambda product: np.testing.assert_allclose(product, wanted, rtol=1e-5, atol=1e-6)
+    close(jp.export.sparse_matmul(x, kernel))
+    close(jax.jit(jp.sparse_matmul)(x, kernel))
+    if shape == (3, 8):
+        close(x @ kernel)
+        close(jax.jit(lambda x, kernel: x @ kernel)(x, kernel))
+        close(jax.vmap(jp.sparse_matmul, (0, None))(x, kernel))
+
+
+def test_slopes_of_a_sparse_product_are_those_of_what_is_kept():
+    params, masks = network()
+    masked = jp.apply_masks(params, masks)["dense"]["kernel"]
     x = jax.random.normal(jax.random.key(1), (3, 8))
     kernel = jp.to_bcsr(params, masks)["dense"]["kernel"]
-    product = jax.jit(lambda kernel, x: x @ kernel.to_bcoo())(kernel, x)
-    wanted = x @ jp.apply_masks(params, masks)["dense"]["kernel"]
-    np.testing.assert_allclose(product, wanted, rtol=1e-5, atol=1e-6)
+
+    def loss(values, x):
+        leaves, treedef = jax.tree.flatten(kernel)
+        return (jp.sparse_matmul(x, jax.tree.unflatten(treedef, [values, *leaves[1:]])) ** 2).sum()
+
+    of_values, of_x = jax.grad(loss, (0, 1))(kernel.data, x)
+    dense, dense_x = jax.grad(lambda w, x: ((x @ w) ** 2).sum(), (0, 1))(masked, x)
+    np.testing.assert_allclose(of_values, dense[masks["dense"]["kernel"]], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_x, dense_x, rtol=1e-5, atol=1e-5)
+
+
+def test_a_product_that_does_not_fit_says_why():
+    params, masks = network()
+    kernel = jp.to_bcsr(params, masks)["dense"]["kernel"]
+    with pytest.raises(ValueError, match=r"\(in, out\); got \(3, 5\) and \(8, 5\)"):
+        jp.sparse_matmul(jnp.ones((3, 5)), kernel)
+    with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 3, 2, 4\)"):
+        jp.sparse_matmul(jnp.ones((3, 2)), params["conv"]["kernel"])
 
 
 def test_under_jit_it_says_why_not():

@@ -110,6 +110,7 @@ def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
     """All pairs of the seeds of one arm."""
     module, state = outcome.arms[arm].module, outcome.states[arm]
     stack = {"params": state.params, "batch_stats": state.batch_stats}
+    measures.check_finite(arm, stack)
     measure = measures.measure_of(config, module, outcome.dataset)
     began = time.perf_counter()
     path = partial(jp.loss_along, measure, points=config.points)

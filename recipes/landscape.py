@@ -34,6 +34,7 @@ from recipes.common import (
     dead,
     hessians,
     matching,
+    measures,
     models,
     planes,
     results,
@@ -172,6 +173,7 @@ def measure(config: Config, losses: planes.Losses, outcome: study.Outcome) -> di
         for name, arm in outcome.arms.items():
             state = outcome.states[name]
             stack = state.params
+            measures.check_finite(name, stack)
             masks = None if arm.weights is Weights.DENSE else jp.get_masks(state.opt_state)
             names = [f"seed {config.seed + i}" for i in range(3)]
             three = {label: seed_of(stack, i) for i, label in enumerate(names)}

@@ -15,6 +15,7 @@ import optax
 import jaxprune as jp
 from recipes.common import cli, data, settings
 from recipes.common.data import Split
+from recipes.common.errors import RecipeError
 from recipes.common.settings import Settings
 
 STATISTICS = ("recalibrate", "interpolate")
@@ -135,6 +136,22 @@ def measure_of(config: PathSettings, module: nn.Module, dataset: data.Dataset) -
     return measure
 
 
+def check_finite(name: str, stack: Any) -> None:
+    """Raises `RecipeError` if a network of a stack has diverged: no path leads from it to others.
+
+    `name` says which networks these are, and `stack` has them along its first axis.
+    """
+    leaves = [np.asarray(x) for x in jax.tree.leaves(stack)]
+    finite = np.all([np.isfinite(x).reshape(len(x), -1).all(1) for x in leaves], axis=0)
+    if not finite.all():
+        places = ", ".join(map(str, np.flatnonzero(~finite)))
+        raise RecipeError(
+            f"{name}: training has diverged in {(~finite).sum()} of {len(finite)} networks (places "
+            f"{places}): weights are nan or inf, and nothing can be measured between them; "
+            "lower --learning-rate"
+        )
+
+
 def between_siblings(measure: Measure, families: Any, points: int) -> dict[str, np.ndarray]:
     """What `measure` says along the paths between siblings: (families, pairs, points).
 
@@ -142,6 +159,7 @@ def between_siblings(measure: Measure, families: Any, points: int) -> dict[str, 
     later; pairs are in the order of `np.triu_indices`.
     """
     count, children = jax.tree.leaves(families)[0].shape[:2]
+    check_finite("children", jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), families))
     upper = np.triu_indices(children, k=1)
     found = []
     for i in range(count):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
@@ -143,8 +144,22 @@ def _is_draft(path: Path) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON; numbers stay numbers, nan raises ValueError."""
+    """Writes `value` as indented JSON; numbers stay numbers, and nan or inf raise `RecipeError`."""
+    if name := _not_finite(value):
+        raise RecipeError(
+            f"can't write '{path}': {name} is nan or inf, and JSON has neither; training has "
+            "diverged, most likely: lower --learning-rate"
+        )
     write(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _not_finite(value: Any, name: str = "") -> str:
+    """The name of a number that is nan or inf, as "arms/dense/loss/0"; "" where all are finite."""
+    if isinstance(value, (dict, list, tuple)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        below = (_not_finite(part, f"{name}/{key}" if name else str(key)) for key, part in parts)
+        return next(filter(None, below), "")
+    return name if isinstance(value, float) and not math.isfinite(value) else ""
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

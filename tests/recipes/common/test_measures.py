@@ -9,6 +9,7 @@ import pytest
 import jaxprune as jp
 from recipes.common import measures, models, results
 from recipes.common.data import Dataset, Split
+from recipes.common.errors import RecipeError
 
 
 def split(examples, seed=0):
@@ -65,6 +66,16 @@ def test_the_rule_is_named_only_where_there_are_running_statistics():
         assert (
             measures.rule(config, models.model(config.model, 10, config.norm), images) == expected
         )
+
+
+def test_nothing_lies_between_networks_that_diverged():
+    families = {"w": np.zeros((2, 3, 4)), "b": np.zeros((2, 3))}
+    families["w"][1, 2, 0] = np.nan
+    families["b"][0, 1] = np.inf
+    with pytest.raises(
+        RecipeError, match=r"^children: .* in 2 of 6 networks \(places 1, 5\): .* lower --l"
+    ):
+        measures.between_siblings(lambda variables: {}, families, 3)
 
 
 def test_heights_are_those_of_the_library():

@@ -83,8 +83,8 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
 
 
 def test_a_file_that_fails_is_absent(tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        run.write_json(tmp_path / "summary.json", {"loss": math.nan})
+    with pytest.raises(RecipeError, match=r"arms/1/loss is nan or inf, and JSON .* lower --learn"):
+        run.write_json(tmp_path / "summary.json", {"arms": [{}, {"loss": math.nan}]})
     assert list(tmp_path.iterdir()) == []
 
 

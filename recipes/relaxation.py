@@ -14,50 +14,43 @@ in Structured Pruning.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, cycle
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxprune as jp
-from jaxprune.structured.compact import Compact
+from jaxprune.coupling.structure import Structure
 from jaxprune.structured.cost import counter
+from jaxprune.structured.kept import Removal
 from recipes.common import (
-    before_after,
     cli,
     compacted,
     cutting,
     data,
     dead,
-    flops_left,
-    latency,
-    layer_widths,
+    lanes,
+    measures,
     models,
-    plots,
-    relaxation_plots,
-    relaxing_stages,
-    results,
     run,
     settings,
-    training,
 )
 from recipes.common.errors import RecipeError
-from recipes.common.journal import journal
-from recipes.common.relaxing import Stage, Study
-from recipes.common.relaxing_stages import Networks, Records
-from recipes.common.writeup import Writeup, finish
+from recipes.common.journal import At, Journal, journal
+from recipes.common.lanes import Network, State
+from recipes.reports import relaxation as report
+from recipes.reports.relaxation import DENSE, PROGRAM, Stage, Watch
 
-PROGRAM = "python -m recipes.relaxation"
-STAGES, GATES, WIDTHS, FLOPS = (
-    f"plots/{name}.png" for name in ("stages", "gates", "widths", "flops")
-)
-DENSE = "dense"
 FINAL = 1.6  # how long the last stage is, in those before
+SLOPE = 5.0  # of the sigmoids
+BINS = 20  # of the histogram of gates
+NETWORK, GATES = "network", "gates"  # the two parts of what is learned
 
 
 @dataclass(frozen=True)
@@ -112,15 +105,224 @@ def relax(config: Config) -> dict[str, Any]:
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     with journal(config, PROGRAM) as kept:
-        networks, records = relaxing_stages.all_stages(study, dataset, kept, config.evaluations)
-    summary = summarise(config, study, networks, records, dataset)
-    finish(
-        config.out,
-        write_up(config, study, summary),
-        summary,
-        pictures(config, study, summary, records),
+        stage = partial(one_stage, study, kept, Watch(study, kept, config.evaluations))
+        settled = lanes.phases(kept, len(study.stages), untrained(study), stage)
+    left = cutting.removals(study.neurons.structure, named(study.neurons, settled.kept))
+    last = lane_of(study, study.stages[-1], left)
+    variables = study.variables(settled.params, settled.batch_stats, last)
+    chance = dead.chance(dataset.test.labels)
+    return report.write(config, study, variables, left, kept.records, dataset, chance)
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+
+class Neurons(NamedTuple):
+    """The neurons that have gates."""
+
+    structure: Structure
+    flops: int  # of the dense network
+    held: tuple[str, ...]  # groups that are never emptied
+
+
+class Lane(NamedTuple):
+    """How a stack of networks trains in a stage."""
+
+    order: jax.Array  # keys (lanes,)
+    rates: jax.Array  # of the weights, at every step (lanes, steps)
+    decay: jax.Array  # of the weights (lanes,)
+    pull: jax.Array  # what the relative cost is multiplied by (lanes,)
+    ejection: jax.Array  # and the ejector, at every step (lanes, steps)
+    target: jax.Array  # the relative cost to pull to (lanes,)
+    gating: jax.Array  # whether there are gates, bool (lanes,)
+    kept: tuple[jax.Array, ...]  # neurons, bool (lanes, size) by group, in their order
+    masks: Any  # of the neurons that are kept, bool, like the variables
+
+
+def gates_of(neurons: Neurons, logits: Sequence[jax.Array], lane: Lane) -> dict[str, jax.Array]:
+    """The gates of one network: 0 where a neuron was cut, 1 where there are none any more."""
+    kept = {name: own.astype(jnp.float32) for name, own in named(neurons, lane.kept).items()}
+    soft = jp.continuous_sparsification(SLOPE, math.inf).deterministic(named(neurons, logits))
+    soft = jp.prevent_collapse({name: soft[name] * kept[name] for name in kept}, only=neurons.held)
+    return {name: jnp.where(lane.gating, soft[name], kept[name]) for name in kept}
+
+
+def under_gates(neurons: Neurons, params: Any, batch_stats: Any, lane: Lane) -> dict[str, Any]:
+    """The variables of one network with its gates folded in, zero where neurons were cut."""
+    variables = {"params": params[NETWORK]} | ({"batch_stats": batch_stats} if batch_stats else {})
+    gates = gates_of(neurons, params[GATES], lane)
+    return jp.apply_masks(jp.apply_gates(neurons.structure, variables, gates), lane.masks)
+
+
+def relative_cost(neurons: Neurons, params: Any, lane: Lane) -> jax.Array:
+    """The relaxed FLOPs of one network, over those of the dense one."""
+    gates = gates_of(neurons, params[GATES], lane)
+    return jnp.asarray(jp.relaxed_cost(neurons.structure, gates).flops / neurons.flops)
+
+
+def loss_of(neurons: Neurons, module: Any, rho: float) -> lanes.Loss:
+    """cross-entropy + pull |relative cost - target| + ejection(step) ejector, of one network."""
+    cross_entropy = models.classification(module)
+
+    def loss_fn(params, state, images, labels, lane):
+        own = under_gates(neurons, params, state.batch_stats, lane)
+        loss, aux = cross_entropy(own["params"], own.get("batch_stats", {}), images, labels)
+        above = jnp.abs(relative_cost(neurons, params, lane) - lane.target)
+        undecided = jp.ejector(params[GATES], rho, lane.kept)
+        step = optax.tree.get(state.opt_state.inner_states[GATES], "count")  # that of their Adam
+        return loss + lane.pull * above + lane.ejection[step] * undecided, aux
+
+    return loss_fn
+
+
+def optimizer_of(config: Config) -> Callable[[Any], optax.GradientTransformation]:
+    """Weights by the rates of a lane, with its weight decay; gates at their own, and without."""
+
+    def of_lane(lane: Any) -> optax.GradientTransformation:
+        weights = lanes.by_rates(settings.OPTIMIZERS[config.optimizer], lane)
+        parts = {NETWORK: weights, GATES: optax.adam(config.gate_rate)}
+        return optax.partition(parts, {NETWORK: NETWORK, GATES: GATES})
+
+    return of_lane
+
+
+def measured(neurons: Neurons, params: Any, lane: Lane) -> dict[str, jax.Array]:
+    """Numbers of one network: relative cost, histogram of gates."""
+    gates, kept = gates_of(neurons, params[GATES], lane), named(neurons, lane.kept)
+    values = jnp.concatenate([gates[name] for name in kept])
+    left = jnp.concatenate(list(kept.values())).astype(jnp.float32)
+    counts = jnp.histogram(values, bins=BINS, range=(0.0, 1.0), weights=left)[0]
+    return {"relaxed": relative_cost(neurons, params, lane), "histogram": counts / left.sum()}
+
+
+# --- the stages -----------------------------------------------------------------------------------
+
+
+class Study(NamedTuple):
+    """What all stages share."""
+
+    model: Mapping[str, Any]  # what `models.model` was called with
+    neurons: Neurons
+    program: lanes.Program
+    schedule: Callable[[int], optax.Schedule]  # the rates of a stage of so many steps
+    decay: float  # of weights, never of gates
+    keys: jax.Array  # (seeds,)
+    arms: Mapping[str, float | None]  # name -> budget of FLOPs, 0 for none; None: dense
+    stages: Sequence[Stage]
+    # jitted, of stacks
+    gates: Callable[[Any, Lane], tuple[jax.Array, ...]]  # of params, in the order of the groups
+    variables: Callable[[Any, Any, Lane], Any]  # of params and running statistics, under gates
+    measure: Callable[[Any, Lane], dict[str, jax.Array]]  # of params: what is logged
+    test: measures.Accuracy
+
+    @property
+    def budgets(self) -> list[float | None]:
+        """Of each lane: seeds next to each other, arm after arm."""
+        return [budget for budget in self.arms.values() for _ in range(len(self.keys))]
+
+
+class Settled(NamedTuple):
+    """What goes from stage to stage."""
+
+    params: dict[str, Any]  # of the network, and logits in the order of the groups
+    batch_stats: Any
+    gates: tuple[jax.Array, ...]  # (lanes, size) at the end of the stage, in that order
+    kept: tuple[np.ndarray, ...]  # neurons, bool (lanes, size)
+
+
+def untrained(s: Study) -> Settled:
+    """Every arm begins with the weights of all recipes."""
+    first, count = lanes.initial(s.program, s.keys), len(s.budgets)
+    logits = tuple(jp.group_logits(s.neurons.structure).values())
+    learned = {
+        NETWORK: lanes.tile(first.params, len(s.arms)),
+        GATES: jax.tree.map(lambda x: jnp.tile(x, (count, 1)), logits),
+    }
+    statistics = lanes.tile(first.batch_stats, len(s.arms))
+    ones = [np.ones((count, own.size), bool) for own in s.neurons.structure.groups.values()]
+    gates = tuple(jnp.asarray(own, jnp.float32) for own in ones)
+    return Settled(learned, statistics, gates, tuple(ones))
+
+
+def one_stage(
+    s: Study, journal: Journal, watch: Watch, index: int, settled: Settled
+) -> tuple[Settled, None]:
+    """Cuts by the gates that were learnt, then trains what is left; it logs by itself."""
+    stage, (params, batch_stats) = s.stages[index], settled[:2]
+    gates = named(s.neurons, settled.gates)
+    before = cutting.removals(s.neurons.structure, named(s.neurons, settled.kept))
+    left = cut(s, gates, before, stage)
+    lane = lane_of(s, stage, left)
+    if not stage.gating:  # fold them first: what is cut has been multiplied by zero then
+        under = lane_of(s, stage._replace(gating=True), left)
+        folded = s.variables(params, batch_stats, under)
+        params, batch_stats = {**params, NETWORK: folded["params"]}, folded.get("batch_stats", {})
+    state = lanes.begin(s.program, Network(params, batch_stats, None), lane)
+    first = sum(own.steps for own in s.stages[:index])
+    watch.begin(stage, first, lane, left, state)
+
+    def train(state: State, start: int, at: At) -> State:
+        for point in lanes.advance(s.program, state, lane, stage.steps, start, first):
+            state = point.state
+            watch.look(point)
+            at(point.step, state)
+        return lanes.gathered(state)
+
+    name = f"stage {index + 1} of {len(s.stages)}: {stage.name}"
+    words = f"{len(lane.order)} networks"
+    state = journal.once(name, stage.steps, state, train, words)
+    learnt = s.gates(state.params, lane)
+    kept = tuple(np.stack([own.kept[name] for own in left]) for name in gates)
+    return Settled(state.params, state.batch_stats, learnt, kept), None
+
+
+def cut(
+    s: Study, gates: Mapping[str, Any], before: Sequence[Removal], stage: Stage
+) -> list[Removal]:
+    """What is left of each lane in this stage, by the gates {group: (lanes, size)} of the last."""
+    found = []
+    for i, (own, budget) in enumerate(zip(before, s.budgets, strict=True)):
+        if stage.threshold is None or budget is None:
+            found.append(own)
+            continue
+        values = {name: np.asarray(gate[i]) for name, gate in gates.items()}
+        exact = stage is s.stages[-1] and budget > 0
+        structure, _, held = s.neurons
+        found.append(cutting.cut(structure, values, own, stage.threshold, budget, exact, held))
+    return found
+
+
+def lane_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:
+    """How all networks train in this stage."""
+    count, length = len(left), max(own.steps for own in s.stages)
+    relaxed = jnp.asarray([budget is not None for budget in s.budgets])
+    ramp = jp.cubic_ramp(0.48 * stage.steps, 0.5 * stage.steps)  # a switch, half-way
+    ejection = stage.ejection * jax.vmap(ramp)(jnp.arange(length))
+    same = lanes.alike(
+        lanes.tile(s.keys, len(s.arms)),
+        lanes.table(s.schedule(stage.steps), stage.steps, length),
+        s.decay,
     )
-    return summary
+    return Lane(
+        *same,
+        pull=jnp.where(relaxed, jnp.full(count, stage.pull, jnp.float32), 0),
+        ejection=jnp.where(relaxed[:, None], ejection, 0),
+        target=jnp.asarray([budget or 0.0 for budget in s.budgets], jnp.float32),
+        gating=relaxed & stage.gating,
+        kept=tuple(
+            jnp.stack([jnp.asarray(own.kept[name]) for own in left])
+            for name in s.neurons.structure.groups
+        ),
+        masks=cutting.masks_of(s.neurons.structure, left),
+    )
+
+
+def named(neurons: Neurons, own: Sequence[Any]) -> dict[str, Any]:
+    """By group, what comes in their order: names with slashes are none in checkpoints."""
+    return dict(zip(neurons.structure.groups, own, strict=True))
+
+
+# --- what is asked for ----------------------------------------------------------------------------
 
 
 def check(config: Config) -> None:
@@ -148,13 +350,13 @@ def check(config: Config) -> None:
 
 def study_of(config: Config, dataset: data.Dataset) -> Study:
     """The programs of all stages; raises `RecipeError` for budgets that can't be met."""
-    network: dict[str, Any] = {
+    model: dict[str, Any] = {
         "name": config.model,
         "classes": dataset.classes,
         "norm": config.norm,
         "width": config.width,
     }
-    module = models.model(**network)
+    module = models.model(**model)
     plan = settings.plan_of(config, len(dataset.train.labels))
     structure = compacted.structure_of(module, dataset.train.images.shape[1:])
     held = cutting.held(structure) if config.collapse else list(structure.groups)
@@ -168,23 +370,28 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
                 f"{count(least).flops / dense:.4g} of the FLOPs are left"
             )
     stages, chunk_steps = stages_of(config, plan.steps, plan.chunk_steps)
+    neurons = Neurons(structure, dense, tuple(held))
+    gates = lambda params, lane: tuple(gates_of(neurons, params[GATES], lane).values())
     return Study(
-        network=network,
-        module=module,
-        structure=structure,
-        flops=dense,
-        held=tuple(held),
-        optimizer=settings.OPTIMIZERS[config.optimizer],
+        model=model,
+        neurons=neurons,
+        program=lanes.program(
+            module,
+            optimizer_of(config),
+            dataset.train,
+            config.batch_size,
+            chunk_steps,
+            loss_of(neurons, module, config.rho),
+        ),
         schedule=lambda steps: settings.rates(config, steps),
-        weight_decay=config.weight_decay,
-        gate_rate=config.gate_rate,
-        rho=config.rho,
-        train=jax.device_put(dataset.train),
-        batch_size=config.batch_size,
-        chunk_steps=chunk_steps,
-        keys=training.seed_keys(config.seed, config.seeds),
-        arms={DENSE: None} | {arm_name(share): share for share in config.flops},
+        decay=config.weight_decay,
+        keys=lanes.seed_keys(config.seed, config.seeds),
+        arms={DENSE: None} | {report.arm_name(share): share for share in config.flops},
         stages=stages,
+        gates=jax.jit(jax.vmap(gates)),  # a dict would come back in the order of its names
+        variables=jax.jit(jax.vmap(partial(under_gates, neurons))),
+        measure=jax.jit(jax.vmap(partial(measured, neurons))),
+        test=measures.accuracy(module, dataset.test),
     )
 
 
@@ -208,146 +415,6 @@ def stages_of(config: Config, steps: int, chunk_steps: int) -> tuple[list[Stage]
     rest = steps - length * len(stages)
     final = Stage("final", rest, config.final_threshold, 0, 0, gating=False)
     return [*stages, final], chunk_steps
-
-
-def arm_name(share: float) -> str:
-    """That of the networks that come to a share of the FLOPs."""
-    return f"relaxed {100 * share:g} %" if share else "relaxed"
-
-
-def summarise(
-    config: Config, s: Study, networks: Networks, records: Records, dataset: data.Dataset
-) -> dict[str, Any]:
-    """The content of summary.json; compacts and saves the networks, measures latencies."""
-    began, n = time.perf_counter(), len(s.keys)
-    image = dataset.train.images.shape[1:]
-    sizes, accuracy, removed, small = {}, {}, {}, {}
-    for i, arm in enumerate(s.arms):
-        left = networks.left[i * n : (i + 1) * n]
-        sizes[arm] = [before_after.size_of(s.structure, own) for own in left]
-        accuracy[arm] = np.asarray(records[-1][arm]["test_accuracy"])
-        if arm == DENSE:
-            dense = training.seed_of(networks.variables, 0)
-            small[arm] = Compact(dense, s.module.apply)
-            continue
-        own = [training.seed_of(networks.variables, i * n + k) for k in range(n)]
-        compact = [jp.compact(s.structure, *pair) for pair in zip(own, left, strict=True)]
-        seeds = [(gone, one.params) for gone, one in zip(left, compact, strict=True)]
-        compacted.save(config.out / model_path(arm), s.network, image, seeds)
-        small[arm] = compact[0]
-        removed[arm] = compacted.compare(
-            Compact(own[0], s.module.apply), compact[0], dataset.test
-        ) | {"leaves": [list(gone.removed) for gone in left]}
-    times = (
-        latency.latencies(small, image, rounds=config.timings, seed=config.seed)
-        if config.timings
-        else {}
-    )
-    chance = dead.chance(dataset.test.labels)
-    return {
-        "recipe": "relaxation",
-        "studies": "test accuracy and speed after continuous relaxation, beside dense training",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "steps": records[-1]["step"],
-        "stages": [stage._asdict() for stage in s.stages],
-        "flops": list(config.flops),
-        "chance": chance,
-        "networks": before_after.numbers(sizes, accuracy, times, chance),
-        "masked_and_compacted": removed,
-        "latency": times,
-        "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
-    }
-
-
-def model_path(arm: str) -> str:
-    """Where the compacted networks of an arm are, below the folder of the run."""
-    return f"{run.MODEL}/{arm.replace(' %', '').replace(' ', '-')}"
-
-
-def pictures(
-    config: Config, s: Study, summary: dict[str, Any], records: Records
-) -> dict[str, bytes]:
-    """The figures, by their path below the folder of the run."""
-    relaxed = [arm for arm in s.arms if arm != DENSE]
-    ends = list(accumulate(stage.steps for stage in s.stages))
-    cutting_stages = {stage.name for stage in s.stages if stage.threshold is not None}
-    cut = [record for record in records if record["stage"] in cutting_stages]
-    dense = np.asarray(records[-1][DENSE]["test_accuracy"])
-    whole = before_after.size_of(s.structure, {})
-    widths = {
-        arm: {
-            group: np.array([own[group] for own in summary["networks"][arm]["widths"]])
-            for group in whole.widths
-        }
-        for arm in relaxed
-    }
-    gated = [record for record in records if record["stage"] != "final"]
-    looks = zip(s.arms, cycle(plots.COLORS), cycle("os^D"), strict=False)
-    drawn = {arm: plots.Look(color, "-", marker) for arm, color, marker in looks}
-    return {
-        STAGES: relaxation_plots.stages(records, drawn, ends),
-        GATES: relaxation_plots.histograms(gated, relaxed, ends[:-1]),
-        WIDTHS: layer_widths.picture(whole.widths, {"Widths": widths}, drawn),
-        FLOPS: flops_left.picture(
-            {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
-            {arm: _against_flops([r for r in cut if r["step"] in ends], arm) for arm in relaxed},
-            dense,
-            [1, *(share for share in config.flops if share)],
-            drawn,
-        ),
-    }
-
-
-def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> plots.Curve:
-    """Shares of the FLOPs, and accuracies (points, seeds)."""
-    found = [record[arm] for record in records if key in record[arm]]
-    return [float(np.mean(own["flops"])) for own in found], np.asarray([own[key] for own in found])
-
-
-def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
-    """The result, for people."""
-    columns, rows = before_after.table(summary["networks"], summary["latency"])
-    largest = max(own["largest_difference"] for own in summary["masked_and_compacted"].values())
-    differ = sum(own["answers_that_differ"] for own in summary["masked_and_compacted"].values())
-    peak = summary["peak_memory_bytes"] / 1e9
-    thresholds = ", ".join(f"{t:g}" for t in [*config.thresholds, config.final_threshold])
-    captions = {
-        STAGES: "Left: test accuracy under the gates. Right: the relaxed FLOPs (lines) and those "
-        "of the neurons that are not cut yet (dotted). Grey: where a stage ends, and neurons are "
-        "cut. Means over seeds; bands from the lowest seed to the highest.",
-        GATES: "The fraction of the gates that are left with each value, over the steps; all "
-        "seeds.",
-        WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the range "
-        "from the smallest to the largest.",
-        FLOPS: "Test accuracy right after each cut, and at the end of its stage, against the FLOPs "
-        "of the neurons that are left. Dashed: dense networks that trained as long.",
-    }
-    return Writeup(
-        title="Continuous relaxation",
-        headline=(
-            f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} steps "
-            f"in {len(s.stages)} stages with thresholds {thresholds}. Mean ± standard deviation "
-            "over seeds, and " + before_after.READING
-        ),
-        columns=columns,
-        rows=rows,
-        footline=(
-            f"Gated and compacted networks: logits differ by at most {largest:.1e}, {differ} "
-            f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
-        ),
-        command=run.again(PROGRAM, config.out),
-        pictures=captions,
-        layers={"all networks": repr(s.structure)},
-        models=[model_path(arm) for arm in s.arms if arm != DENSE],
-        of_layers="The neurons that have gates, and what goes with them",
-        saved="The compacted networks of all seeds are in {models}: read one with "
-        "`recipes.common.compacted.load`.",
-        environment=summary["environment"],
-    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 import jaxprune as jp
 from jaxprune.structured.kept import Removal
 from recipes import dynamic, gates, relaxation, soup
-from recipes.common import decoder, lanes, models, relaxing, settings, training
+from recipes.common import decoder, lanes, models, settings, training
 from recipes.common.data import Dataset, Split
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 
@@ -94,12 +94,16 @@ def test_a_step_of_lanes():
 def test_a_step_with_relaxed_widths():
     config = relaxation.Config(width=0.125, seeds=2, steps=30, batch_size=4)
     s = relaxation.study_of(config, digits())
-    everything = {name: np.ones(own.size, bool) for name, own in s.structure.groups.items()}
-    networks = len(s.arms) * len(s.keys)
-    lanes = relaxing.lanes_of(s, s.stages[1], [Removal(everything, ())] * networks)
-    state = jax.eval_shape(lambda: relaxing.begin(s, *relaxing.first(s), lanes))
-    order = jnp.zeros((2, networks, 4), jnp.int32)
-    lower(relaxing.make_chunk(s), state, digits().train, order, lanes)
+    groups = s.neurons.structure.groups
+    everything = {name: np.ones(own.size, bool) for name, own in groups.items()}
+    lane = relaxation.lane_of(s, s.stages[1], [Removal(everything, ())] * len(s.budgets))
+
+    def begun():
+        params, batch_stats, *_ = relaxation.untrained(s)
+        return lanes.begin(s.program, lanes.Network(params, batch_stats, None), lane)
+
+    order = jnp.zeros((2, len(s.budgets), 4), jnp.int32)
+    lower(lanes.chunk(s.program.step), jax.eval_shape(begun), digits().train, order, lane)
 
 
 def test_a_step_of_a_decoder():

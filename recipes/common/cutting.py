@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
@@ -63,6 +65,23 @@ def cut(
         within = _last(lambda n: share(_first(scores, order, n)) <= budget, least, most)
         n = within if exact else max(above, within)
     return _removed(structure, _first(scores, order, n), scores)
+
+
+def removals(structure: Structure, kept: Mapping[str, Any]) -> list[Removal]:
+    """What is left of each lane of {group: bool (lanes, size)}, without empty branches."""
+    found = []
+    for i in range(len(next(iter(kept.values())))):
+        own = {name: np.asarray(x[i]) for name, x in kept.items()}
+        empty = not all(neurons.any() for neurons in own.values())
+        found.append(jp.remove_emptied(structure, own) if empty else Removal(own, ()))
+    return found
+
+
+def masks_of(structure: Structure, left: Sequence[Removal]) -> Any:
+    """Masks of all variables, a stack: what is left of each lane."""
+    full = lambda x, m: jnp.ones(x.shape, bool) if m is None else m
+    masks = lambda own: jax.tree.map(full, structure.shapes, jp.group_masks(structure, own))
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(masks, left))
 
 
 def _first(scores: Gates, order: np.ndarray, n: int) -> dict[str, np.ndarray]:

@@ -58,11 +58,11 @@ class State(NamedTuple):
 
     params: Any
     batch_stats: Any
-    opt_state: optax.OptState  # of `jp.sparsify`, whose masks are the network's
+    opt_state: optax.OptState
 
     @property
     def network(self) -> Network:
-        """What is trained."""
+        """What is trained, under the masks of `jp.sparsify`."""
         return Network(self.params, self.batch_stats, jp.get_masks(self.opt_state))
 
 
@@ -162,9 +162,9 @@ def initial(p: Program, keys: jax.Array) -> Network:
 
 
 def begin(p: Program, network: Network, lane: Any) -> State:
-    """Fresh optimizers at these weights, under these masks."""
-    opt_state = p.init(lane, network.params)
-    return under(State(network.params, network.batch_stats, opt_state), network.masks)
+    """Fresh optimizers at these weights, under these masks; None for those that they begin with."""
+    state = State(network.params, network.batch_stats, p.init(lane, network.params))
+    return copied(state) if network.masks is None else under(state, network.masks)
 
 
 def under(state: State, masks: Any) -> State:

@@ -12,8 +12,10 @@ import pytest
 import jaxprune as jp
 from jaxprune.structured.kept import Removal
 from recipes import relaxation
-from recipes.common import compacted, data, relaxing, run, training
-from recipes.common.relaxing import GATES, NETWORK
+from recipes.common import compacted, data, lanes, run
+from recipes.common.lanes import Network
+from recipes.relaxation import GATES, NETWORK
+from recipes.reports import relaxation as report
 from tests.recipes import running
 
 # four stages: 3 + 3 + 3 + 5 steps, in which gates can move
@@ -28,12 +30,9 @@ mistake = partial(running.mistake, relaxation)
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a short run."""
-    out, made = tmp_path_factory.mktemp("runs") / "relaxation", []
-    make = relaxing.make_chunk
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relaxing, "make_chunk", lambda s: made.append(make(s)) or made[-1])
-        relaxation.main([*SHORT, "--out", str(out)])
-    assert made[0]._cache_size() == 2  # of chunks of 3 steps, and of 2: stages share programs
+    out = tmp_path_factory.mktemp("runs") / "relaxation"
+    _, program = running.with_program(relaxation, out, SHORT)
+    assert len(program.compiled) == 2  # chunks of 3 steps, and of 2: stages share programs
     return out
 
 
@@ -109,43 +108,52 @@ def study():
 
 def half(s):
     """Every other neuron."""
-    kept = {name: np.arange(group.size) % 2 == 0 for name, group in s.structure.groups.items()}
+    groups = s.neurons.structure.groups
+    kept = {name: np.arange(group.size) % 2 == 0 for name, group in groups.items()}
     return Removal(kept, ())
+
+
+def lane_of(s, *left):
+    return relaxation.lane_of(s, s.stages[2], left)
+
+
+def both(s):
+    """Whole for the dense lane, and every other neuron for the other."""
+    left = half(s)
+    return Removal({name: np.ones_like(own) for name, own in left.kept.items()}, ()), left
 
 
 def test_gates_and_masks_are_a_smaller_network(study):
     s, digits = study
-    left = half(s)
-    whole = Removal({name: np.ones_like(own) for name, own in left.kept.items()}, ())
-    params, batch_stats = relaxing.first(s)
+    whole, left = both(s)
+    params, batch_stats, *_ = relaxation.untrained(s)
     params[GATES] = tuple(
         jax.random.normal(jax.random.key(i), x.shape) for i, x in enumerate(params[GATES])
     )
-    lanes = relaxing.lanes_of(s, s.stages[2], [whole, left])
-    own = jax.tree.map(lambda x: x[1], relaxing.make_network(s)(params, batch_stats, lanes))
-    learnt = [gate[1] for gate in relaxing.make_gates(s)(params, lanes)]
-    gates = relaxing.named(s, learnt)
+    lane = lane_of(s, whole, left)
+    own = lanes.lane_of(s.variables(params, batch_stats, lane), 1)
+    gates = relaxation.named(s.neurons, [gate[1] for gate in s.gates(params, lane)])
     for name, gate in gates.items():
         assert not gate[~left.kept[name]].any() and gate.max() == 1  # of those that are left
-    variables = {"params": jax.tree.map(lambda x: x[1], params[NETWORK])}
-    small = jp.compact(s.structure, jp.apply_gates(s.structure, variables, gates), left)
+    variables = {"params": lanes.lane_of(params[NETWORK], 1)}
+    structure = s.neurons.structure
+    small = jp.compact(structure, jp.apply_gates(structure, variables, gates), left)
     images = digits.test.images[:8]
     np.testing.assert_allclose(
-        s.module.apply(own, images), small.fn(small.params, images), rtol=1e-4, atol=1e-5
+        s.program.module.apply(own, images), small.fn(small.params, images), rtol=1e-4, atol=1e-5
     )
 
 
 def test_dense_networks_have_no_gates_and_what_was_cut_does_not_learn(study):
     s, _ = study
-    left = half(s)
-    whole = Removal({name: np.ones_like(own) for name, own in left.kept.items()}, ())
-    lanes = relaxing.lanes_of(s, s.stages[2], [whole, left])
-    without = s._replace(weight_decay=0.0)
-    state = relaxing.begin(without, *relaxing.first(s), lanes)
+    whole, left = both(s)
+    without = s._replace(decay=0.0)
+    lane = lane_of(without, whole, left)
+    params, batch_stats, *_ = relaxation.untrained(s)
+    state = lanes.begin(s.program, Network(params, batch_stats, None), lane)
     before = jax.tree.map(np.asarray, state.params)
-    order = jnp.broadcast_to(jnp.arange(4), (2, 2, 4))  # (steps, lanes, batch)
-    after = relaxing.make_chunk(without)(state, s.train, order, lanes)[0].params
-    for i, name in enumerate(s.structure.groups):
+    after = lanes.train(s.program, state, lane, 2, lambda step, state: None).params
+    for i, name in enumerate(s.neurons.structure.groups):
         moved = np.asarray(after[GATES][i] != before[GATES][i])
         assert not moved[0].any() and (moved[1] <= left.kept[name]).all() and moved[1].any()
     kernels = [tree[NETWORK]["Dense_1"]["kernel"] for tree in (before, after)]
@@ -157,11 +165,14 @@ def test_dense_networks_have_no_gates_and_what_was_cut_does_not_learn(study):
 def test_weight_decay_is_not_for_gates(study):
     """Else it would pull logits to 0, and gates to 1/2."""
     s, _ = study
-    lane = jax.tree.map(lambda x: x[1], relaxing.lanes_of(s, s.stages[1], [half(s)] * 2))
-    params = jax.tree.map(lambda x: x[1], relaxing.first(s)[0])
-    optimizer = relaxing.optimizer_of(s, lane)
+    lane = lane_of(s, half(s), half(s))
+    params, batch_stats, *_ = relaxation.untrained(s)
+    state = lanes.begin(s.program, Network(params, batch_stats, None), lane)
+    config = relaxation.Config(weight_decay=0.5)
+    lane, params, opt_state = lanes.lane_of((lane, params, state.opt_state), 1)
+    optimizer = relaxation.optimizer_of(config)(lane)
     zero = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    updates, _ = optimizer.update(zero, opt_state, params)
     assert not any(u.any() for u in updates[GATES])
     assert all(u.any() for u in jax.tree.leaves(jp.kernels(updates[NETWORK])))
     assert optax.tree.norm(updates) > 0
@@ -170,9 +181,9 @@ def test_weight_decay_is_not_for_gates(study):
 def test_the_ejector_comes_on_half_way_and_the_last_stage_has_none(study):
     s, _ = study
     search, final = s.stages[1]._replace(steps=50), s.stages[-1]
-    lanes = relaxing.lanes_of(s._replace(stages=[search, final]), search, [half(s)] * 2)
-    assert not lanes.ejection[0].any()  # dense
-    np.testing.assert_array_equal(lanes.ejection[1] > 0, np.arange(50) > 24)
+    lane = relaxation.lane_of(s._replace(stages=[search, final]), search, [half(s)] * 2)
+    assert not lane.ejection[0].any()  # dense
+    np.testing.assert_array_equal(lane.ejection[1] > 0, np.arange(50) > 24)
     assert final.pull == final.ejection == 0 and not final.gating
 
 
@@ -201,5 +212,4 @@ def test_with_no_budget_the_thresholds_decide():
     assert [stage.steps for stage in stages] == [100] * 7 + [173] and chunk_steps == 20
     stages, chunk_steps = relaxation.stages_of(config, 873, 30)
     assert [stage.steps for stage in stages] == [99] * 7 + [180] and chunk_steps == 33
-    assert relaxation.arm_name(0.0) == "relaxed"
-    assert training.seed_keys(0, 1).shape == (1,)
+    assert report.arm_name(0.0) == "relaxed"

@@ -1,0 +1,266 @@
+"""What `recipes.relaxation` tells: its numbers, its report and its figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import accumulate, cycle
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+import jaxprune as jp
+from jaxprune.structured.compact import Compact
+from jaxprune.structured.kept import Removal
+from recipes.common import (
+    before_after,
+    compacted,
+    flops_left,
+    lanes,
+    latency,
+    layer_widths,
+    plots,
+    relaxation_plots,
+    results,
+    run,
+)
+from recipes.common.data import Dataset
+from recipes.common.journal import Journal
+from recipes.common.writeup import Writeup, finish
+
+if TYPE_CHECKING:
+    from recipes.relaxation import Config, Study
+
+PROGRAM = "python -m recipes.relaxation"
+STAGES, GATES, WIDTHS, FLOPS = (
+    f"plots/{name}.png" for name in ("stages", "gates", "widths", "flops")
+)
+DENSE = "dense"
+
+Records = list[dict[str, Any]]  # the lines of metrics.jsonl
+
+
+class Stage(NamedTuple):
+    """A stage: what is under the threshold is cut, then what is left is trained.
+
+    `threshold` is None where nothing is cut; `gating` says whether gates multiply and learn, else
+    they have been folded into the weights.
+    """
+
+    name: str
+    steps: int
+    threshold: float | None
+    pull: float  # what the relative cost is multiplied by
+    ejection: float  # and the ejector, once it is on
+    gating: bool = True
+
+
+def arm_name(share: float) -> str:
+    """That of the networks that come to a share of the FLOPs."""
+    return f"relaxed {100 * share:g} %" if share else "relaxed"
+
+
+class Watch:
+    """What there is to say of a stage, chunk by chunk."""
+
+    def __init__(self, s: Study, journal: Journal, evaluations: int):
+        self.s, self.journal, self.evaluations = s, journal, evaluations
+
+    def begin(
+        self, stage: Stage, before: int, lane: Any, left: Sequence[Removal], state: lanes.State
+    ) -> None:
+        """Training goes on with this stage, after so many steps, from this state."""
+        self.stage, self.before, self.lane, self.last = stage, before, lane, 0
+        self.at_once = self.tested(state)
+        structure, dense, _ = self.s.neurons
+        self.flops = [jp.cost(structure, own).flops / dense for own in left]
+
+    def look(self, point: lanes.Progress) -> None:
+        """Adds a line to metrics.jsonl; lists are over seeds."""
+        step, state = point.step, point.state
+        found: dict[str, Any] = {**point.metrics, **self.s.measure(state.params, self.lane)}
+        found["flops"] = np.asarray(self.flops)
+        if step <= self.s.program.chunk_steps:  # the first line of a stage
+            found["cut_accuracy"] = self.at_once
+        if step == self.stage.steps or self._due(step):
+            found["test_accuracy"] = self.tested(state)
+        self.last, n = step, len(self.s.keys)
+        arms = {
+            arm: {
+                key: np.asarray(values)[i * n : (i + 1) * n].tolist()
+                for key, values in found.items()
+            }
+            for i, arm in enumerate(self.s.arms)
+        }
+        said = {"stage": self.stage.name, "seconds": self.journal.seconds()}
+        self.journal.log({"step": self.before + step, **said, **arms})
+
+    def tested(self, state: lanes.State) -> np.ndarray:
+        """Test accuracy under gates (lanes,)."""
+        return self.s.test(self.s.variables(state.params, state.batch_stats, self.lane))
+
+    def _due(self, step: int) -> bool:
+        total = sum(stage.steps for stage in self.s.stages)
+        before, now = ((self.before + n) * self.evaluations // total for n in (self.last, step))
+        return before < now
+
+
+def write(
+    config: Config,
+    s: Study,
+    variables: Any,
+    left: Sequence[Removal],
+    records: Records,
+    dataset: Dataset,
+    chance: float,
+) -> dict[str, Any]:
+    """Writes the folder of the run; returns what summary.json holds.
+
+    `variables` are those of all lanes, zero where neurons were cut, `left` what is left of each.
+    """
+    summary = summarise(config, s, variables, left, records, dataset, chance)
+    figures = pictures(config, s, summary, records)
+    finish(config.out, write_up(config, s, summary), summary, figures)
+    return summary
+
+
+def summarise(
+    config: Config,
+    s: Study,
+    variables: Any,
+    left: Sequence[Removal],
+    records: Records,
+    dataset: Dataset,
+    chance: float,
+) -> dict[str, Any]:
+    """The content of summary.json; compacts and saves the networks, measures latencies."""
+    began, n = time.perf_counter(), len(s.keys)
+    image = dataset.train.images.shape[1:]
+    sizes, accuracy, removed, small = {}, {}, {}, {}
+    for i, arm in enumerate(s.arms):
+        removals = left[i * n : (i + 1) * n]
+        sizes[arm] = [before_after.size_of(s.neurons.structure, own) for own in removals]
+        accuracy[arm] = np.asarray(records[-1][arm]["test_accuracy"])
+        if arm == DENSE:
+            dense = lanes.lane_of(variables, 0)
+            small[arm] = Compact(dense, s.program.module.apply)
+            continue
+        own = [lanes.lane_of(variables, i * n + k) for k in range(n)]
+        compact = [
+            jp.compact(s.neurons.structure, *pair) for pair in zip(own, removals, strict=True)
+        ]
+        seeds = [(gone, one.params) for gone, one in zip(removals, compact, strict=True)]
+        compacted.save(config.out / model_path(arm), s.model, image, seeds)
+        small[arm] = compact[0]
+        removed[arm] = compacted.compare(
+            Compact(own[0], s.program.module.apply), compact[0], dataset.test
+        ) | {"leaves": [list(gone.removed) for gone in removals]}
+    times = (
+        latency.latencies(small, image, rounds=config.timings, seed=config.seed)
+        if config.timings
+        else {}
+    )
+    return {
+        "recipe": "relaxation",
+        "studies": "test accuracy and speed after continuous relaxation, beside dense training",
+        "dataset": config.dataset,
+        "model": config.model,
+        "seeds": config.seeds,
+        "steps": records[-1]["step"],
+        "stages": [stage._asdict() for stage in s.stages],
+        "flops": list(config.flops),
+        "chance": chance,
+        "networks": before_after.numbers(sizes, accuracy, times, chance),
+        "masked_and_compacted": removed,
+        "latency": times,
+        "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
+        "peak_memory_bytes": results.peak_memory_bytes(),
+        "environment": results.environment(),
+    }
+
+
+def model_path(arm: str) -> str:
+    """Where the compacted networks of an arm are, below the folder of the run."""
+    return f"{run.MODEL}/{arm.replace(' %', '').replace(' ', '-')}"
+
+
+def pictures(
+    config: Config, s: Study, summary: dict[str, Any], records: Records
+) -> dict[str, bytes]:
+    """The figures, by their path below the folder of the run."""
+    relaxed = [arm for arm in s.arms if arm != DENSE]
+    ends = list(accumulate(stage.steps for stage in s.stages))
+    cutting_stages = {stage.name for stage in s.stages if stage.threshold is not None}
+    cut = [record for record in records if record["stage"] in cutting_stages]
+    dense = np.asarray(records[-1][DENSE]["test_accuracy"])
+    whole = before_after.size_of(s.neurons.structure, {})
+    widths = {
+        arm: {
+            group: np.array([own[group] for own in summary["networks"][arm]["widths"]])
+            for group in whole.widths
+        }
+        for arm in relaxed
+    }
+    gated = [record for record in records if record["stage"] != "final"]
+    looks = zip(s.arms, cycle(plots.COLORS), cycle("os^D"), strict=False)
+    drawn = {arm: plots.Look(color, "-", marker) for arm, color, marker in looks}
+    return {
+        STAGES: relaxation_plots.stages(records, drawn, ends),
+        GATES: relaxation_plots.histograms(gated, relaxed, ends[:-1]),
+        WIDTHS: layer_widths.picture(whole.widths, {"Widths": widths}, drawn),
+        FLOPS: flops_left.picture(
+            {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
+            {arm: _against_flops([r for r in cut if r["step"] in ends], arm) for arm in relaxed},
+            dense,
+            [1, *(share for share in config.flops if share)],
+            drawn,
+        ),
+    }
+
+
+def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> plots.Curve:
+    """Shares of the FLOPs, and accuracies (points, seeds)."""
+    found = [record[arm] for record in records if key in record[arm]]
+    return [float(np.mean(own["flops"])) for own in found], np.asarray([own[key] for own in found])
+
+
+def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
+    """The result, for people."""
+    columns, rows = before_after.table(summary["networks"], summary["latency"])
+    largest = max(own["largest_difference"] for own in summary["masked_and_compacted"].values())
+    differ = sum(own["answers_that_differ"] for own in summary["masked_and_compacted"].values())
+    peak = summary["peak_memory_bytes"] / 1e9
+    thresholds = ", ".join(f"{t:g}" for t in [*config.thresholds, config.final_threshold])
+    captions = {
+        STAGES: "Left: test accuracy under the gates. Right: the relaxed FLOPs (lines) and those "
+        "of the neurons that are not cut yet (dotted). Grey: where a stage ends, and neurons are "
+        "cut. Means over seeds; bands from the lowest seed to the highest.",
+        GATES: "The fraction of the gates that are left with each value, over the steps; all "
+        "seeds.",
+        WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the range "
+        "from the smallest to the largest.",
+        FLOPS: "Test accuracy right after each cut, and at the end of its stage, against the FLOPs "
+        "of the neurons that are left. Dashed: dense networks that trained as long.",
+    }
+    return Writeup(
+        title="Continuous relaxation",
+        headline=(
+            f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} steps "
+            f"in {len(s.stages)} stages with thresholds {thresholds}. Mean ± standard deviation "
+            "over seeds, and " + before_after.READING
+        ),
+        columns=columns,
+        rows=rows,
+        footline=(
+            f"Gated and compacted networks: logits differ by at most {largest:.1e}, {differ} "
+            f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
+        ),
+        command=run.again(PROGRAM, config.out),
+        pictures=captions,
+        layers={"all networks": repr(s.neurons.structure)},
+        models=[model_path(arm) for arm in s.arms if arm != DENSE],
+        of_layers="The neurons that have gates, and what goes with them",
+        saved="The compacted networks of all seeds are in {models}: read one with "
+        "`recipes.common.compacted.load`.",
+        environment=summary["environment"],
+    )

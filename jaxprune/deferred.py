@@ -32,7 +32,7 @@ class Deferred:
 _ELEMENTWISE = {
     "abs", "add", "broadcast_in_dim", "convert_element_type", "copy", "div", "eq", "ge", "gt",
     "integer_pow", "is_finite", "jit", "le", "lt", "max", "min", "mul", "ne", "neg", "not", "and",
-    "or", "pjit", "select_n", "sign", "sqrt", "square", "squeeze", "stop_gradient", "sub",
+    "or", "pjit", "select_n", "sign", "slice", "sqrt", "square", "squeeze", "stop_gradient", "sub",
 }  # fmt: skip
 
 
@@ -89,9 +89,11 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
 def read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array], Any]:
     """The leaves as arrays, computed after `thresholds`: XLA can't hoist them out of a loop."""
     operands = [x.operands if isinstance(x, Deferred) else (x,) for x in leaves]
-    operands, thresholds = lax.optimization_barrier((operands, thresholds))
+    # each once: layers may be read from one stack
+    each = {id(x): x for own in operands for x in own}
+    each, thresholds = lax.optimization_barrier((each, thresholds))
     arrays = [
-        x.compute(*own) if isinstance(x, Deferred) else own[0]
+        x.compute(*(each[id(y)] for y in own)) if isinstance(x, Deferred) else each[id(own[0])]
         for x, own in zip(leaves, operands, strict=True)
     ]
     return arrays, thresholds

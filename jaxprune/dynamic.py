@@ -26,7 +26,7 @@ from jaxprune.base import (
 from jaxprune.counting import count, n_true
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, grow, portions
-from jaxprune.layers import folded, split_like
+from jaxprune.layers import folded, has_layers, split_like
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import check_any, named_leaves
@@ -96,11 +96,16 @@ def regrow(
         **context: Any,
     ) -> Any:
         masks = own_masks(state.masks, params, prunable)
-        weights = split_like(params, masks)
-        slopes = None if grads is None else split_like(grads, masks)
+        in_layers = lambda tree: split_like(tree, masks)
+        weights = defer(in_layers, params) if has_layers(masks) else in_layers(params)
         left = dropped(masks, weights, fraction_at(schedule, step, at_end))
+
+        def promised(params: Params, grads: Params) -> Scores:
+            slopes = None if grads is None else in_layers(grads)
+            return promise(in_layers(params), grads=slopes, step=step, **context)
+
         gone = map_scored(lambda old, new: n_true(old & ~new)[0], masks, left)
-        scores = defer(lambda w, g: promise(w, grads=g, step=step, **context), weights, slopes)
+        scores = defer(promised, params, grads)
         new = grow(left, scores, gone)
         return state._replace(masks=with_own(state.masks, new))
 

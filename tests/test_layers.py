@@ -137,6 +137,22 @@ def test_an_idle_step_takes_no_stack_apart():
     assert "cond" in outside and not outside & {"slice", "concatenate", "squeeze"}
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jp.prune(jp.magnitude, jp.global_threshold, optax.constant_schedule(0.5)),
+        jp.rigl(jax.random.key(0), 0.5),
+    ],
+)
+def test_no_copy_is_made_of_a_stack(transform):
+    shape = jax.ShapeDtypeStruct((4, 128, 128), jnp.float32)
+    params = {"layers": {"kernel": shape}, "out": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+    step = jax.jit(lambda s, p, g: transform.update(s, p, grads=g, step=jnp.int32(1)))
+    compiled = step.lower(jax.eval_shape(transform.init, params), params, params).compile()
+    # masks of bool, a quarter of the weights, and little else
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * 4 * shape.size
+
+
 # --- what is a stack ------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import optax
 
 from jaxprune.base import (
     Allocation,
+    Masks,
     MaskState,
     MaskTransform,
     Params,
@@ -22,7 +23,7 @@ from jaxprune.base import (
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.layers import folded, split_like
-from jaxprune.masks import all_kept, own_masks, with_own
+from jaxprune.masks import all_kept, like, own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
 from jaxprune.rules import check_any, kernels
@@ -86,14 +87,16 @@ def prune(
         **context: Any,
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        own = split_like(params, masks)
-        slopes = None if grads is None else split_like(grads, masks)
 
-        def scores(own: Params, slopes: Params, masks: Any) -> Any:
-            return among(masks, score(own, grads=slopes, step=step, **context))
+        def scores(params: Params, grads: Params, old: Masks) -> Any:
+            # taken apart where they are read: a copy of stacks would be a copy of the model
+            own, left = split_like(params, masks), split_like(old, masks)
+            slopes = None if grads is None else split_like(grads, masks)
+            return among(left, score(own, grads=slopes, step=step, **context))
 
+        old = like(state.masks, params)
         asked = sparsity_at(sparsity, step, at_end)
-        kept = select(defer(scores, own, slopes, masks), allocation, asked, pattern)
+        kept = select(defer(scores, params, grads, old), allocation, asked, pattern)
         # with what is kept already: a falling schedule revives nothing
         return MaskState(with_own(state.masks, map_scored(jnp.logical_and, masks, kept)))
 

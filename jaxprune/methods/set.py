@@ -64,7 +64,8 @@ def set(
 
 def closest_to_zero(masks: Masks, params: Params, fraction: Any) -> Masks:
     """Drops the fraction closest to zero of the kept weights of either sign."""
-    signs = (map_scored(lambda w: w >= 0, params), map_scored(lambda w: w < 0, params))
+    at_least, below = (lambda w: jnp.asarray(w) >= 0), (lambda w: jnp.asarray(w) < 0)
+    signs = map_scored(at_least, params), map_scored(below, params)
     sides = [map_scored(jnp.logical_and, masks, sign) for sign in signs]
     worth = defer(magnitude, params)
     left = [drop(side, worth, portions(side, fraction)) for side in sides]

@@ -11,6 +11,7 @@ from jaxprune.base import MaskTransform as MaskTransform
 
 # what may be pruned
 from jaxprune.layout import Layout as Layout
+from jaxprune.readings import layouts as layouts
 from jaxprune.rules import kernels as kernels
 from jaxprune.rules import matching as matching
 

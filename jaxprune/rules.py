@@ -142,7 +142,11 @@ _NOT_KERNELS = {
 _WEIGHT = re.compile(r"w|weights?|g|gain", re.IGNORECASE)
 _NORM = re.compile(r".*norm.*|bn(_?\w)?|ln(_?\w)?", re.IGNORECASE)
 _EMBEDDING = re.compile(r".*embed.*|wte|wpe|(.*_)?emb", re.IGNORECASE)
-SMALL, NO_FLOATS = "of less than two axes", "not of real floats"  # these go without saying
+SMALL, NO_FLOATS, EMPTY = (
+    "of less than two axes",
+    "not of real floats",
+    "empty",
+)  # these go without saying
 _BESIDE_A_BIAS = ("w", "W", "weight", "weights", "kernel")
 
 
@@ -158,7 +162,7 @@ def why_not(leaf_name: str, leaf: Any, shape: tuple[int, ...], siblings: Mapping
     if not hasattr(leaf, "ndim") or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return NO_FLOATS
     if not leaf.size:
-        return "empty"
+        return EMPTY
     if len(shape) < 2:
         return SMALL
     if "batch_stats" in parents:
@@ -182,8 +186,15 @@ def _stacks(named: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, ...]]:
     return visible_stacks({leaf: x.shape for leaf, x in named if hasattr(x, "shape")})
 
 
-def reasons(params: Params, stacked: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, str]:
-    """Of each leaf of `params`, by name, why it is no kernel; "" if it is one."""
+def reasons(
+    params: Params,
+    stacked: Mapping[str, tuple[int, ...]] | None = None,
+    said: Mapping[str, Layout] = {},
+) -> dict[str, str]:
+    """Of each leaf of `params`, by name, why it is no kernel; "" if it is one.
+
+    What was said, or a program says, of its inputs counts more than its name.
+    """
     named = [(leaf_name, leaf) for leaf_name, leaf in named_leaves(params) if leaf is not None]
     stacked = _stacks(named) if stacked is None else stacked
     shapes: dict[str, tuple[int, ...]] = {
@@ -195,12 +206,15 @@ def reasons(params: Params, stacked: Mapping[str, tuple[int, ...]] | None = None
     for leaf_name, shape in shapes.items():
         parent, _, own = leaf_name.rpartition("/")
         beside.setdefault(parent, {})[own] = shape
-    return {
-        leaf_name: why_not(
-            leaf_name, leaf, shapes.get(leaf_name, ()), beside.get(leaf_name.rpartition("/")[0], {})
-        )
-        for leaf_name, leaf in named
-    }
+
+    def why(leaf_name: str, leaf: Any) -> str:
+        shape, layout = shapes.get(leaf_name, ()), said.get(leaf_name, Layout())
+        by_name = why_not(leaf_name, leaf, shape, beside.get(leaf_name.rpartition("/")[0], {}))
+        if layout.inputs != () and by_name not in (SMALL, NO_FLOATS, EMPTY):
+            return ""
+        return by_name or layout.why or ""
+
+    return {leaf_name: why(leaf_name, leaf) for leaf_name, leaf in named}
 
 
 def _chosen(params: Params, is_wanted: Callable[[str, Any], bool], layouts: Mapping) -> Params:
@@ -217,8 +231,10 @@ def _chosen(params: Params, is_wanted: Callable[[str, Any], bool], layouts: Mapp
         axes = axes_of(layout.stacked, leaf.ndim)
         if axes:
             stacked[path] = axes
-        if layout.why is None and (layout.inputs != () or layout.outputs != ()):
-            kernels[path] = _of_one_layer(layout, leaf.ndim)
+        own = _of_one_layer(layout, leaf.ndim)
+        is_matrix = leaf.ndim - len(axes) == 2 and own[:2] == ((0,), (1,))
+        if own[:2] != ((), ()) and not is_matrix:
+            kernels[path] = own
     return with_layers(only, stacked, kernels)
 
 
@@ -304,8 +320,9 @@ def matching(
       exclude: one or several rules for leaves to leave out of these.
       stacked: from rules to the axes of which each index is a layer of its own; () for none. By
         default those that `kernels` sees.
-      layouts: from rules to a `Layout`, which says inputs and outputs too, or as `layouts(fn,
-        params, ...)` finds them in a program.
+      layouts: from rules to a `Layout`, which says inputs and outputs too; or as
+        `layouts(fn, params, ...)` finds them in a program. Without rules, what has inputs is
+        chosen whatever its name, and what no product reads is not.
 
     Returns:
       `params -> params` with None holes, and layers in the place of stacks. It raises ValueError if
@@ -336,7 +353,7 @@ def matching(
                     _check_layout(leaf_name, leaf, layout)
                     of_leaf[leaf_name] = layout
         axes = {leaf: axes_of(of.stacked, _rank(dict(named)[leaf])) for leaf, of in of_leaf.items()}
-        why = {} if rules else reasons(params, axes)
+        why = {} if rules else reasons(params, axes, of_leaf)
 
         def is_wanted(leaf_name: str, leaf: Any) -> bool:
             chosen = (

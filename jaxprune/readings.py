@@ -137,6 +137,8 @@ def _product(eqn: Any, side: int, view: _View) -> Any:
     """What a product does with the axes of a leaf: a `Layout`, or the name of the primitive."""
     kind, numbers = eqn.primitive.name, eqn.params["dimension_numbers"]
     window: Sequence[int] = ()
+    contracted: Sequence[int]
+    batch: Sequence[int]
     if kind == "dot_general":
         contracted, batch = numbers[0][side], numbers[1][side]
     elif side == 1 and eqn.params["batch_group_count"] == 1:
@@ -193,7 +195,8 @@ def _reshaped(view: _View, before: Sequence[int], after: Sequence[int]) -> _View
     """Axes that are joined; None where one is split."""
     left, axes = list(zip(before, view.axes, strict=True)), []
     for size in after:
-        own, n = (), 1
+        own: Axes = ()
+        n = 1
         while left and (n < size or left[0][0] == 1):
             n, own = n * left[0][0], own + left.pop(0)[1]
         if n != size:

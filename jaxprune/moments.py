@@ -44,8 +44,6 @@ def sparse_update(
     """
     rested = zero_pruned(opt_state, masks, params)
     given = (apply_masks(grads, masks), rested, params if dense else apply_masks(params, masks))
-    updates, inner_state = inner.update(*given, **extra)
-
     of_params, of_state = _masks_of_leaves(masks, params), _leaf_masks(rested, masks, params)
     leaf_of = {id(mask): leaf for leaf, mask in enumerate(of_params) if mask is not None}
     known = [*of_params, *of_state, *([None] * len(of_params) if dense else of_params)]
@@ -54,8 +52,10 @@ def sparse_update(
         [leaf_of.get(id(mask)) for mask in known],
         *given,
     )
-    if flow.plan:
-        updates, inner_state = run(flow, of_params, *given)
+    # where zeros stay zero by themselves, the optimizer itself is called
+    updates, inner_state = (
+        run(flow, of_params, *given) if flow.plan else inner.update(*given, **extra)
+    )
 
     leaves, treedef = jax.tree.flatten(inner_state)
     own, zero = _leaf_masks(inner_state, masks, params), flow.zero[len(flow.zero) - len(leaves) :]

@@ -73,8 +73,9 @@ class _Search(NamedTuple):
       n_high: how many are at or above the next key that was tried; None unless ranked together.
       kept: how many the leaf is to keep, int32. Where leaves are ranked together, as many as it
         would with ties at `low`: once `low` is one value, that is final.
-      tied: once `low` is one value and `n_low` too many, that value: then as many of those that
-        equal it are sought as are wanted, from the front, by their places. Else nan.
+      seeks: whether `low` is one value and `n_low` too many: then as many of those that equal it
+        are sought as are wanted, from the front, by their places.
+      tied: that value.
     """
 
     passes: jax.Array
@@ -82,13 +83,14 @@ class _Search(NamedTuple):
     n_low: jax.Array
     n_high: Any
     kept: jax.Array
+    seeks: jax.Array
     tied: jax.Array
 
 
 def _rankable(
-    keys: _Keys, x: jax.Array, tied: jax.Array, last: int, strides: Sequence[Any]
+    keys: _Keys, x: jax.Array, ties: tuple[Any, Any], last: int, strides: Sequence[Any]
 ) -> jax.Array:
-    """Floats that rank like `x`; or if `tied` is no nan, those that equal it by their places.
+    """Floats that rank like `x`; or of ties that are sought, those that equal it by their places.
 
     nan ranks as +inf, so that it is kept and seen, and every count is exact.
 
@@ -96,7 +98,7 @@ def _rankable(
       last: the place of the first entry, counted from the back of its group; static.
       strides: of each axis, in entries.
     """
-    x = x.astype(keys.float)
+    (seeks, tied), x = ties, x.astype(keys.float)
     x = jnp.where(jnp.isnan(x), jnp.inf, x)
     # places become the bits of normal floats: one comparison serves values and places
     place = jnp.full_like(x, keys.uint(last) + keys.normal, dtype=keys.uint)  # sharded like x
@@ -104,7 +106,7 @@ def _rankable(
         place -= lax.broadcasted_iota(keys.uint, x.shape, axis) * stride
     is_tied = lax.bitcast_convert_type(place, keys.float)
     among = jnp.where(x > tied, jnp.inf, jnp.where(x == tied, is_tied, -jnp.inf))
-    return jnp.where(jnp.isnan(tied), x, among)
+    return jnp.where(seeks, among, x)
 
 
 def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
@@ -120,13 +122,13 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         for x in leaves
     ]
 
-    def at_least(keys: jax.Array, tied: jax.Array) -> jax.Array:
+    def at_least(keys: jax.Array, seeks: jax.Array, tied: jax.Array) -> jax.Array:
         """How many entries of each leaf are at or above each key: int32 (leaves, keys)."""
         # strides are read anew too, or the place of every entry would be written to memory
         arrays, (steps, keys) = read_anew(leaves, (strides, keys))
         values, n = ranks.value(keys), []
         for i, x in enumerate(arrays):
-            ranked = _rankable(ranks, x, tied[i], int(sizes[i]), steps[i])
+            ranked = _rankable(ranks, x, (seeks[i], tied[i]), int(sizes[i]), steps[i])
             n.append(n_true(*(ranked >= value for value in values[i])))
         return jnp.stack(n)
 
@@ -144,7 +146,7 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         shift = shift.astype(ranks.uint)
         digits = jnp.arange(1, 1 << _BITS, dtype=ranks.uint)
         keys = jnp.maximum(state.low[:, None] + (digits << shift)[None], ranks.lowest)
-        n = at_least(keys, state.tied)
+        n = at_least(keys, state.seeks, state.tied)
         is_open = state.n_low != state.kept  # what is found rests: its keys could overflow
         enough = (n >= state.kept[:, None]) & is_open[:, None]
         n_high: Any = None
@@ -157,10 +159,12 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         ends = (state.passes == ranks.passes - 1) & (n_low != kept)
         if together:  # a leaf that keeps none of its ties has no place to look for
             none = ends & (kept == n_high)
-            low, n_low, ends = low + none, jnp.where(none, n_high, n_low), ends & ~none
+            above = none & (kept > 0)  # a leaf that keeps nothing needs no threshold
+            low, n_low, ends = low + above, jnp.where(none, n_high, n_low), ends & ~none
         tied = jnp.where(ends, ranks.value(low), state.tied)
         low = jnp.where(ends, ranks.sign | ranks.normal, low)
-        return _Search(state.passes + 1, low, n_low, n_high, kept, tied)
+        seeks = ends | state.seeks
+        return _Search(state.passes + 1, low, n_low, n_high, kept, seeks, tied)
 
     zero = _zero(leaves, k)
     none_wanted = ~wide.at_least(k, wide.wide(1)) if together else k < 1
@@ -173,7 +177,8 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         n_low=most,
         n_high=zeros if together else None,
         kept=shares(most, zeros) if together else k,
-        tied=zeros + ranks.float(np.nan),
+        seeks=zeros < 0,
+        tied=zeros.astype(ranks.float),
     )
     found = lax.while_loop(
         lambda state: (state.n_low != state.kept).any() & (state.passes < 2 * ranks.passes),
@@ -181,11 +186,13 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         start,
     )
     low = ranks.value(jnp.maximum(found.low, ranks.lowest))
-    threshold = jnp.where(none_wanted, jnp.nan, low)  # nothing is at least nan
-    return [
-        _rankable(ranks, jnp.asarray(x), found.tied[i], int(sizes[i]), strides[i]) >= threshold[i]
-        for i, x in enumerate(leaves)
-    ]
+    keeps = (found.kept > 0) & ~none_wanted
+    masks = []
+    for i, x in enumerate(leaves):
+        ties = found.seeks[i], found.tied[i]
+        ranked = _rankable(ranks, jnp.asarray(x), ties, int(sizes[i]), strides[i])
+        masks.append((ranked >= low[i]) & keeps[i])
+    return masks
 
 
 def _zero(leaves: Sequence[Any], k: Any) -> jax.Array:

@@ -7,9 +7,10 @@ read the old moment, so that it could no longer be overwritten in place.
 
 What an optimizer computes at a pruned weight is a number that can be known: `g / (sqrt(v) + eps)`
 is 0 / eps there. In float16 an eps of 1e-8 is 0, and 0 / 0 is nan: it would stay in a moment until
-the weight grows, and in a norm over all weights it would reach the others at once. So a program
-with a product or quotient of zero that may be nan is run with that zero put back (`run`). At
-weights that are kept nothing is changed.
+the weight grows, and in a norm over all weights it would reach the others at once. So where a
+product or quotient of zero may be nan, it is computed with 1 in place of the other operand at
+pruned weights (`run`): it is zero, and no nan was computed. At weights that are kept nothing is
+changed.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class _Fact(NamedTuple):
         return self.number is not None and bool(self.number == 0)
 
 
-# Of each equation by its place, where zeros are to be put back: at the pruned weights of a leaf, or
-# in the programs that it holds. Most have none.
+# Of each equation by its place how its zeros stay: (a leaf, which operand is to be 1 at its pruned
+# weights), or the plans of the programs that it holds. Most have none.
 _Plan = dict[int, Any]
 
 
@@ -61,7 +62,7 @@ class Flow(NamedTuple):
       closed: its jaxpr.
       results: the structure of what it returns.
       zero: for each leaf of that, of which leaf it is zero at the pruned weights; else None.
-      plan: where zeros must be put back for that to be true; empty for most functions.
+      plan: where an operand must be 1 for that to be true; empty for most functions.
     """
 
     closed: ClosedJaxpr
@@ -90,7 +91,7 @@ def follow(f: Callable[..., Any], leaf_of: Sequence[int | None], *args: Any) -> 
 
 
 def run(flow: Flow, masks: Sequence[Any], *args: Any) -> Any:
-    """`f(*args)` with the zeros put back that it would lose; `masks` by leaf, bool."""
+    """`f(*args)`, in which zeros stay zero as `flow.zero` says; `masks` by leaf, bool."""
     own = {leaf: mask for leaf, mask in enumerate(masks) if mask is not None}
     leaves = _run(flow.closed, flow.plan, own, jax.tree.leaves(args))
     return jax.tree.unflatten(flow.results, leaves)
@@ -130,7 +131,7 @@ def _follow(closed: ClosedJaxpr, facts: Sequence[_Fact]) -> tuple[list[_Fact], _
 
 
 def _outcome(eqn: Any, facts: list[_Fact]) -> tuple[list[_Fact], Any]:
-    """What is known of each result of an equation, and how zeros are put back, if they are."""
+    """What is known of each result of an equation, and its part of the plan, if it has any."""
     kind, out = str(eqn.primitive), [var.aval for var in eqn.outvars]
     if kind in _SAME:
         return facts, None
@@ -155,7 +156,9 @@ def _outcome(eqn: Any, facts: list[_Fact]) -> tuple[list[_Fact], Any]:
     return [_Fact(everywhere=getattr(aval, "shape", None) == ()) for aval in out], None
 
 
-def _elementwise(eqn: Any, kind: str, facts: list[_Fact], dtype: Any) -> tuple[_Fact, int | None]:
+def _elementwise(
+    eqn: Any, kind: str, facts: list[_Fact], dtype: Any
+) -> tuple[_Fact, tuple[int, int] | None]:
     leaves = {fact.leaf for fact in facts} - {None}
     leaf = leaves.pop() if leaves else None
     if leaves:  # of two leaves of one shape
@@ -177,9 +180,8 @@ def _elementwise(eqn: Any, kind: str, facts: list[_Fact], dtype: Any) -> tuple[_
             return _Fact(leaf, number, everywhere), None
     if not is_zero or leaf is None:
         return _Fact(everywhere=everywhere), None
-    rest = facts[1:] if kind == "div" else [fact for fact in facts if not fact.is_zero]
-    is_safe = all(fact.everywhere for fact in rest)
-    return zero, None if is_safe else leaf
+    other = 1 if kind == "div" or facts[0].is_zero else 0
+    return zero, None if facts[other].everywhere else (leaf, other)
 
 
 def _either(facts: Sequence[_Fact]) -> _Fact:
@@ -205,11 +207,12 @@ def _run(closed: ClosedJaxpr, plan: _Plan, masks: dict[int, Any], args: Sequence
 
     for place, eqn in enumerate(jaxpr.eqns):
         how, operands = plan.get(place), [read(atom) for atom in eqn.invars]
-        if how is None:
+        if isinstance(how, tuple):
+            leaf, other = how
+            one = jnp.ones((), operands[other].dtype)
+            operands[other] = jnp.where(masks[leaf], operands[other], one)
+        if how is None or isinstance(how, tuple):
             results = bind(eqn, operands)
-        elif isinstance(how, int):
-            (result,) = bind(eqn, operands)
-            results = [jnp.where(masks[how], result, jnp.zeros((), result.dtype))]
         elif str(eqn.primitive) == "cond":
             results = _run_branch(eqn, how, masks, operands)
         else:

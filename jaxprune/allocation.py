@@ -29,6 +29,7 @@ from jaxprune.base import (
     is_count,
     is_none,
     map_scored,
+    shown,
 )
 from jaxprune.counting import left, n_true, numerator
 from jaxprune.layout import matrix_shape
@@ -88,6 +89,10 @@ def global_threshold(scores: Scores, sparsity: Sparsity) -> Sparsities:
 
     The counts sum to `round(sparsity * total)` exactly. Among equal scores the earlier leaf is
     kept first. A leaf can lose all its weights: see `report`, or use `lamp` scores.
+
+    Under `jit` it is of the arrays as wholes, however they are laid out. Inside a `shard_map` the
+    function sees one shard, and the threshold is that of each shard by itself: of seeds, of which
+    a device has its own, that is right; of a model that is cut into shards, select outside.
     """
     leaves, treedef = jax.tree.flatten(scores)
     total = sum(x.size for x in leaves)
@@ -131,7 +136,7 @@ def per_layer(
     if compensate and not callable(rest):
         raise TypeError(
             f"per_layer: with compensate=True the rest makes up for the others, so it can't have a "
-            f"sparsity of its own; got rest={rest!r}. Give an allocation, such as uniform."
+            f"sparsity of its own; got rest={shown(rest)}. Give an allocation, such as uniform."
         )
     of_rest = rest if callable(rest) else lambda scores, _: map_scored(lambda _: rest, scores)
 

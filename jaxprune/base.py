@@ -93,6 +93,17 @@ def widened(x: Any) -> Any:
     return x.astype(jnp.float64 if x.dtype.itemsize == 8 else jnp.float32)
 
 
+def shown(value: Any) -> str:
+    """What was given, in a few words, for an error: an array or a tree of them fills no screen."""
+    if hasattr(value, "dtype") and hasattr(value, "shape") and np.size(value) > 1:
+        return f"an array of {value.dtype} of shape {tuple(value.shape)}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    text = repr(value)
+    is_short = len(text) <= 80 and "\n" not in text
+    return text if is_short else f"a {type(value).__name__}"
+
+
 def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`f(leaf, *rest_leaves)` where `tree` has a leaf; where it is None it stays None."""
     return jax.tree.map(
@@ -132,19 +143,15 @@ def check_sparsity(sparsity: Any, size: int | None = None) -> Any:
 
 def check_fraction(sparsity: Any) -> Any:
     """`sparsity` itself, or ValueError where it is known and not a fraction in [0, 1)."""
-    if is_mask(sparsity) or isinstance(sparsity, bool):
+    numbers = (int, float, np.ndarray, np.generic, jax.Array)
+    is_bool = is_mask(sparsity) or isinstance(sparsity, bool)
+    if is_bool or (is_known(sparsity) and not isinstance(sparsity, numbers)):
         raise TypeError(
-            f"sparsity must be a number in [0, 1), the fraction pruned; got {sparsity!r} of type "
-            f"{type(sparsity).__name__}."
+            "sparsity must be a number in [0, 1), the fraction pruned; got "
+            f"{shown(sparsity)} of type {type(sparsity).__name__}."
         )
     if not is_known(sparsity):
         return sparsity
-    if not isinstance(sparsity, (int, float, np.ndarray, np.generic, jax.Array)):
-        seen = repr(sparsity) if isinstance(sparsity, (str, list, type(None))) else "one"
-        raise TypeError(
-            f"sparsity must be a number in [0, 1), the fraction pruned; got {seen} of type "
-            f"{type(sparsity).__name__}."
-        )
     if np.ndim(sparsity) != 0:
         raise ValueError(
             f"sparsity must be one number; got an array of shape {np.shape(sparsity)}. "

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jaxprune.base import Masks, Params, is_mask, map_scored
 from jaxprune.counting import n_true
 from jaxprune.drop_grow import grow
+from jaxprune.keys import key_first
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves
-from jaxprune.scores import check_key, random
+from jaxprune.scores import random
 
 
+@key_first
 def shuffle(key: jax.Array, masks: Masks) -> Masks:
     """Random masks that keep as many weights of each leaf as `masks` do, exactly; None where None.
 
@@ -36,7 +38,6 @@ def shuffle(key: jax.Array, masks: Masks) -> Masks:
     >>> int(masks['kernel'].sum())
     4
     """
-    check_key("shuffle", key)
     for path, mask in named_leaves(masks):
         if mask is not None and not is_mask(mask):
             raise TypeError(
@@ -49,6 +50,7 @@ def shuffle(key: jax.Array, masks: Masks) -> Masks:
     return grow(none_kept, random(key)(masks), map_scored(lambda m: n_true(m)[0], masks))
 
 
+@key_first
 def reinitialise(key: jax.Array, init: Callable[[jax.Array], Params], masks: Masks) -> Params:
     """Params drawn anew under the same masks: `apply_masks(init(key), masks)`.
 
@@ -68,5 +70,4 @@ def reinitialise(key: jax.Array, init: Callable[[jax.Array], Params], masks: Mas
     Neural Networks; Frankle et al., 2021, Pruning Neural Networks at Initialization: Why Are We
     Missing the Mark?
     """
-    check_key("reinitialise", key)
     return apply_masks(init(key), masks)

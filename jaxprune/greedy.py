@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.base import Params
+from jaxprune.base import Params, shown
 from jaxprune.soups import soup
 from jaxprune.stacks import count_seeds
 
@@ -60,7 +60,7 @@ def greedy_soup(stack: Params, score: HeldOut, average: Average = soup) -> Greed
         raise TypeError(
             "greedy_soup orders and chooses members by a held-out score, a function of params to "
             "a scalar, higher = better, such as the accuracy on a validation split; got "
-            f"{score!r}. Without held-out data, take soup(stack)."
+            f"{shown(score)}. Without held-out data, take soup(stack)."
         )
     members = count_seeds(stack)
 

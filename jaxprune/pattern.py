@@ -26,6 +26,7 @@ from jaxprune.base import (
     is_count,
     is_known,
     is_mask,
+    shown,
     widened,
 )
 from jaxprune.counting import count, left
@@ -258,12 +259,12 @@ def check_callables(allocation: Any, pattern: Any) -> None:
     if not callable(allocation) or allocation is per_layer:
         raise TypeError(
             "allocation is a function (scores, sparsity) -> sparsities, such as jp.erk or "
-            f"jp.global_threshold; got {allocation!r}."
+            f"jp.global_threshold; got {shown(allocation)}."
         )
     if not callable(pattern) or pattern in (nm, block, channel):
         raise TypeError(
             "pattern is a function (scores, sparsity) -> mask of one leaf, such as "
-            f"jp.unstructured, jp.nm(2, 4), jp.block(4, 4) or jp.channel(-1); got {pattern!r}."
+            f"jp.unstructured, jp.nm(2, 4), jp.block(4, 4) or jp.channel(-1); got {shown(pattern)}."
         )
 
 

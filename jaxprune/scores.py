@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.base import Params, Score, Scores, is_none, map_scored, widened
+from jaxprune.keys import key_first
 from jaxprune.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import automatic, explicit_sharding
 
@@ -79,13 +80,13 @@ def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
     return jax.tree.unflatten(treedef, leaves)
 
 
+@key_first
 def random(key: jax.Array) -> Score:
     """Uniform random scores from `key`, folded with the step: each step draws anew.
 
     Args:
       key: a key of `jax.random`; under `vmap`, one a seed.
     """
-    check_key("random", key)
 
     def score(params: Params, *, step: Any = 0, **_: Any) -> Scores:
         leaves, treedef = jax.tree.flatten(params)
@@ -124,14 +125,6 @@ def lamp(score: Score = magnitude) -> Score:
     return lambda params, **context: map_scored(
         lambda s: automatic(leaf, s)(s), score(params, **context)
     )
-
-
-def check_key(what: str, key: Any) -> None:
-    """TypeError unless `key` is one of jax.random."""
-    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
-        raise TypeError(
-            f"{what}(key, ...) needs a key of jax.random, such as jax.random.key(0); got {key!r}."
-        )
 
 
 def _need_grads(what: str, params: Params, grads: Any) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Masks, Params, is_known
+from jaxprune.integers import average_of_integers
 from jaxprune.masks import apply_masks
 from jaxprune.rules import map_named, named_leaves
 from jaxprune.stacks import count_seeds
@@ -33,8 +34,8 @@ def soup(stack: Params, weights: Any = None, masks: Masks | None = None) -> Para
 
     Exactly a member where all are equal, or where its weight is 1: what all members prune is
     exactly zero. A member of weight 0 does not count, even where it is nan. The average is taken
-    in float32 at least; integers, such as counters, are rounded. `softmax(a)` as weights makes a
-    learned soup: it is differentiable in them.
+    in float32 at least; that of integers, such as counters, is exact, and then rounded.
+    `softmax(a)` as weights makes a learned soup: it is differentiable in them.
 
     An averaged network has no running statistics of its own: `recalibrate` it before its use.
 
@@ -77,15 +78,14 @@ def _average(weights: Any, leaf_name: str, x: Any) -> jax.Array:
             f"soup: '{leaf_name}' is {x.dtype}, which has no average. Leave it out of the stack; "
             "the masks of the members are given as masks=..."
         )
-    wide = jnp.promote_types(jnp.float32, x.dtype) if not integers else jnp.float32
+    if integers:
+        return average_of_integers(weights, x)
+    wide = jnp.promote_types(jnp.float32, x.dtype)
     share = jnp.asarray(weights).astype(wide).reshape(-1, *[1] * (x.ndim - 1))
     # from the member that weighs most, so that what all have in common does not round
     centre = lax.dynamic_index_in_dim(x, jnp.argmax(jnp.asarray(weights)))
     apart = x.astype(wide) - centre.astype(wide)
     change = jnp.where(share != 0, share * apart, 0).sum(0)
-    if integers:
-        rounded = jnp.round(centre[0] + change).astype(x.dtype)
-        return jnp.where((x == centre).all(0), centre[0], rounded)
     return (centre[0].astype(wide) + change).astype(x.dtype)
 
 

@@ -309,6 +309,24 @@ def test_no_key(method):
         method(0.9, 0.9)
 
 
+@pytest.mark.parametrize("method", [jp.static, jp.set, jp.rigl, jp.granet, jp.random])
+@pytest.mark.parametrize("given", [(0.9,), (np.float32(0.9),), ({"kernel": jnp.ones((64, 64))},)])
+def test_a_key_that_was_left_out_is_what_is_missing(method, given):
+    with pytest.raises(TypeError, match=r"\(key, ...\) needs a key of jax\.random.*got") as error:
+        method(*given)
+    assert method.__name__ in str(error.value) and len(str(error.value)) < 150
+
+
+def test_keys_of_any_kind_are_keys():
+    for key in (jax.random.PRNGKey(0), jax.random.key(0), jax.random.key(0, impl="rbg")):
+        jp.rigl(key, 0.9)
+    jp.rigl(key=KEY, sparsity=0.9)
+    assert jp.rigl.__name__ == "rigl"
+    jax.vmap(lambda key: jp.static(key, 0.5).init({"kernel": jnp.ones((4, 4))}))(
+        jax.random.split(KEY, 2)
+    )
+
+
 def test_no_gradients_to_grow_by():
     params = tiny_params()
     rigl = jp.rigl(KEY, 0.5)

@@ -81,3 +81,17 @@ def test_donated_states_are_overwritten_in_place(mesh, transform):
     before = jax.tree.leaves((params, state))
     compiled(params, state)
     assert all(x.is_deleted() for x in before)
+
+
+def test_a_threshold_over_all_is_of_a_shard_inside_shard_map_and_of_all_under_jit():
+    """As the docstring of `global_threshold` says: inside, a function sees its shard alone."""
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    w = jnp.arange(8.0)
+    keep = lambda w: jp.select({"w": w}, jp.global_threshold, 0.5)["w"]
+    cut = {"mesh": mesh, "in_specs": P("model"), "out_specs": P("model")}
+    with jax.set_mesh(mesh):
+        laid_out = jax.device_put(w, NamedSharding(mesh, P("model")))
+        by_shard = jax.jit(jax.shard_map(keep, **cut))(laid_out)
+        together = jax.jit(keep)(laid_out)
+    assert by_shard.astype(int).tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert together.astype(int).tolist() == [0, 0, 0, 0, 1, 1, 1, 1]

@@ -1,5 +1,6 @@
 """A soup is the mean of its members, and as sparse as they are if they share a mask."""
 
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -121,6 +122,26 @@ def test_integers_are_rounded_and_equal_ones_exact():
     assert made["count"] == 2**30 + 1
     assert made["codes"].tolist() == [1, 255] and made["codes"].dtype == jnp.uint8
     assert made["steps"] == 20
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32, jnp.int16, jnp.uint8])
+def test_the_average_of_integers_is_exact(dtype):
+    """Above 2**24 float32 can't tell neighbours apart."""
+    rng, info = np.random.default_rng(0), jnp.iinfo(dtype)
+    cases = [[info.max, info.max - 2, info.max - 4], [info.min, info.max, info.max, info.max]]
+    cases += rng.integers(info.min, info.max, (20, 5), endpoint=True).tolist()
+    cases += [[info.max - 1, info.max], [info.max - 2, info.max - 1]]  # halves go to the even one
+    for members in cases:
+        got = int(jp.soup({"n": jnp.asarray(members, dtype)})["n"])
+        assert got == round(Fraction(sum(map(int, members)), len(members))), members
+
+
+def test_a_weighted_average_of_large_counters():
+    steps = jnp.array([2**30 + 1, 2**30 + 101, 2**30 + 201])
+    assert int(jp.soup({"n": steps}, weights=jnp.array([0.0, 0.5, 0.5]))["n"]) == 2**30 + 151
+    assert int(jp.soup({"n": steps}, weights=[0.25, 0.25, 0.5])["n"]) == 2**30 + 126
+    jitted = jax.jit(lambda s, w: jp.soup({"n": s}, weights=w)["n"])
+    assert int(jitted(steps, jnp.array([0.25, 0.25, 0.5]))) == 2**30 + 126
 
 
 def test_one_member_is_its_own_soup():

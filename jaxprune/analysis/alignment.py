@@ -87,7 +87,8 @@ def match_weights(
       int32 (neurons,) by group.
 
     Raises:
-      ValueError: if the trees differ, the coupling does not fit, or a number is below 1.
+      ValueError: if the trees differ, the coupling does not fit, a number is below 1, or a weight
+        is known to be nan or inf.
 
     Reference: Ainsworth, Hayase and Srinivasa, 2023, Git Re-Basin: Merging Models modulo
     Permutation Symmetries.
@@ -215,6 +216,14 @@ def _coupled_leaves(a: Params, b: Params, groups: Mapping[str, Group]) -> dict[s
                 "is then not linear, and weight matching can't solve it; permute can apply it."
             )
     others = dict(named_leaves(b))
+    for tree, leaves in (("a", dict(named_leaves(a))), ("b", others)):
+        for path in paths:
+            w = leaves[path]
+            if is_known(w) and not np.isfinite(np.asarray(w, np.float64)).all():
+                raise ValueError(
+                    f"match_weights: '{path}' of {tree} has entries that are nan or inf, and is "
+                    "near to nothing. That network has diverged: leave it out."
+                )
     return {
         path: (jnp.asarray(leaf), jnp.asarray(others[path]))
         for path, leaf in named_leaves(a)

@@ -38,7 +38,7 @@ class Atom:
     __slots__ = ("bound", "frozen", "size")
 
     def __init__(self, size: int, why_frozen: str | None = None):
-        self.size = size
+        self.size = int(size) if isinstance(size, np.integer) else size  # json takes no numpy
         self.bound: Expr | None = None
         self.frozen: dict[str, None] = {} if why_frozen is None else {why_frozen: None}
 

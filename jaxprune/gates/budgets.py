@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_known, is_mask
+from jaxprune.base import Params, is_known, is_mask, shown
 from jaxprune.counting import n_true
 from jaxprune.coupling import Coupling, check_coupling
 from jaxprune.flops import Flops
@@ -74,7 +74,7 @@ def kept_flops(
     else:
         raise ValueError(
             "kept_flops needs costs: flops=jp.count_flops(apply_fn, params, x), or {path: cost}; "
-            f"got {flops!r}."
+            f"got {shown(flops)}."
         )
     return _kept("kept_flops", p_open, costs, params, coupling, always)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_known
+from jaxprune.base import Params, is_known, shown
 from jaxprune.layout import axes_of, spatial
 from jaxprune.rules import layouts_of, map_named
 
@@ -97,7 +97,8 @@ def check_sample_key(what: str, key: Any) -> None:
     if not (hasattr(key, "dtype") and hasattr(key, "shape")):
         raise TypeError(
             f"{what}: sample(key, logits) needs a key of jax.random, such as "
-            f"jax.random.fold_in(key, step); got {key!r}. Without chance: deterministic(logits)."
+            f"jax.random.fold_in(key, step); got {shown(key)}. "
+            "Without chance: deterministic(logits)."
         )
 
 

@@ -18,10 +18,12 @@ from jaxprune.base import (
     Params,
     is_known,
     map_scored,
+    shown,
 )
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.dynamic import random_start, regrow, smallest
+from jaxprune.keys import key_first
 from jaxprune.layers import split_like
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
@@ -30,6 +32,7 @@ from jaxprune.schedules import check_schedule, first_value, sparsity_at
 from jaxprune.scores import gradient, magnitude
 
 
+@key_first
 def granet(
     key: jax.Array,
     sparsity: optax.Schedule,
@@ -75,7 +78,8 @@ def granet(
     if not callable(sparsity):
         raise TypeError(
             f"granet prunes gradually: its sparsity is a schedule, such as "
-            f"optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...); got {sparsity!r}."
+            "optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...); got "
+            f"{shown(sparsity)}."
         )
     check_schedule(sparsity)
     regenerate = regrow(partial(smallest, up=True), gradient, fraction, prunable)

@@ -19,6 +19,7 @@ from jaxprune.base import (
     Score,
     check_sparsity,
     map_scored,
+    shown,
 )
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
@@ -111,7 +112,9 @@ def _check_functions(score: Any, prunable: Any) -> None:
         ("prunable", prunable, "jp.kernels or jp.matching('*/kernel')"),
     ):
         if not callable(value):
-            raise TypeError(f"prune: {argument} is a function, such as {example}; got {value!r}.")
+            raise TypeError(
+                f"prune: {argument} is a function, such as {example}; got {shown(value)}."
+            )
     if any(score is maker for maker in example_of):
         raise TypeError(
             f"prune: {score.__name__} makes a score: call it, as in {example_of[score]}."

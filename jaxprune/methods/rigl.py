@@ -10,10 +10,12 @@ import optax
 from jaxprune.allocation import erk
 from jaxprune.base import Allocation, MaskTransform, Params
 from jaxprune.dynamic import random_start, regrow, smallest
+from jaxprune.keys import key_first
 from jaxprune.rules import kernels
 from jaxprune.scores import gradient
 
 
+@key_first
 def rigl(
     key: jax.Array,
     sparsity: float,

@@ -14,10 +14,12 @@ from jaxprune.base import Allocation, Masks, MaskTransform, Params, map_scored
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, portions
 from jaxprune.dynamic import random_start, regrow, smallest
+from jaxprune.keys import key_first
 from jaxprune.rules import kernels
-from jaxprune.scores import check_key, magnitude, random
+from jaxprune.scores import magnitude, random
 
 
+@key_first
 def set(
     key: jax.Array,
     sparsity: float,
@@ -52,7 +54,6 @@ def set(
     Reference: Mocanu et al., 2018, Scalable Training of Artificial Neural Networks with Adaptive
     Sparse Connectivity inspired by Network Science.
     """
-    check_key("set", key)
     start_key, grow_key = jax.random.split(key)
     return MaskTransform(
         init=random_start(start_key, sparsity, allocation, prunable),

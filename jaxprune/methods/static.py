@@ -10,10 +10,12 @@ import jax
 from jaxprune.allocation import erk
 from jaxprune.base import Allocation, MaskState, MaskTransform, Params
 from jaxprune.dynamic import random_start
+from jaxprune.keys import key_first
 from jaxprune.methods.combine import never_due
 from jaxprune.rules import kernels
 
 
+@key_first
 def static(
     key: jax.Array,
     sparsity: float,

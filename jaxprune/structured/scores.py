@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from jaxprune.base import Params, Score, Scores, map_scored, widened
 from jaxprune.coupling.structure import Member, Structure
+from jaxprune.keys import key_first
 from jaxprune.layers import folded, split_like
 from jaxprune.rules import kernels, named_leaves, quoted
-from jaxprune.scores import check_key, magnitude
+from jaxprune.scores import magnitude
 from jaxprune.scores import random as random_like
 from jaxprune.structured.check import check_params
 from jaxprune.structured.makers import makers
@@ -179,9 +180,9 @@ def geometric_median(structure: Structure, prunable: Callable[[Params], Params] 
     return scores
 
 
+@key_first
 def random_neurons(key: jax.Array, structure: Structure) -> Score:
     """Uniform random scores by group, from `key` folded with the step: the baseline."""
-    check_key("random_neurons", key)
     sizes = {name: jnp.zeros(group.size) for name, group in structure.groups.items()}
     draw = random_like(key)
     return lambda params, *, step=0, **_: draw(sizes, step=step)

@@ -217,6 +217,16 @@ def test_trees_that_differ(params):
         jp.match_weights(KEY, params, params, {"g": [("Dense_7/kernel", 0)]})
 
 
+@pytest.mark.parametrize("odd", [jnp.nan, jnp.inf])
+def test_weights_that_diverged_are_named(odd):
+    params = {"in": jnp.ones((2, 3)), "out": jnp.ones((3, 2))}
+    spoiled = {**params, "out": params["out"].at[0, 1].set(odd)}
+    coupling = {"h": [("in", 1), ("out", 0)]}
+    for a, b, tree in ((params, spoiled, "b"), (spoiled, params, "a")):
+        with pytest.raises(ValueError, match=f"'out' of {tree} has entries that are nan or inf"):
+            jp.match_weights(jax.random.key(0), a, b, coupling)
+
+
 def test_two_axes_of_one_leaf():
     square = {"w": jnp.ones((3, 3))}
     coupling = {"h": [("w", 0), ("w", 1)]}

@@ -206,6 +206,20 @@ def test_a_diagonal_hessian_is_found_exactly():
     np.testing.assert_allclose(error, 0.0, atol=1e-4)
 
 
+def test_the_error_of_a_diagonal_is_that_of_a_mean_by_hand():
+    """H = [[0, 1], [1, 0]]: each sample of either entry is z_0 z_1, +1 or -1, of variance
+
+    sum (x - mean)^2 / (probes - 1) = probes (1 - mean^2) / (probes - 1)
+    """
+    loss = lambda w: w[0] * w[1]
+    mixed = 0
+    for seed in range(6):
+        mean, error = jp.hessian_diagonal(jax.random.key(seed), loss, jnp.ones(2), 4)
+        np.testing.assert_allclose(error, jnp.sqrt((1 - mean**2) / 3), rtol=1e-5, atol=1e-6)
+        mixed += int(jnp.abs(mean[0]) < 1)
+    assert mixed
+
+
 def test_two_keys_two_estimates(loss, params):
     a, b, same = (
         jp.hessian_trace(jax.random.key(k), loss, params, 4).mean.item() for k in (0, 1, 0)

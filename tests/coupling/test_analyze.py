@@ -1,5 +1,7 @@
 """What is found on the jaxpr of networks of many families, and what freezes."""
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -507,3 +509,11 @@ def test_bad_arguments():
     assert "such as module.apply; got dict" in raised(lambda: jp.analyze({}, {}), TypeError)
     said = raised(lambda: jp.analyze(lambda p, x, mode: x, {}, X, "eval"), TypeError)
     assert "Bind what is no array" in said
+
+
+def test_sizes_of_groups_on_a_split_axis_are_numbers_that_json_takes():
+    fn = lambda p, x: jnp.multiply(*jnp.split(x @ p["w"], 2, -1)) @ p["o"]
+    params = {"w": jnp.ones((4, 8)), "o": jnp.ones((4, 2))}
+    structure = jp.analyze(fn, params, jnp.ones((1, 4)))
+    sizes = {name: group.size for name, group in structure.groups.items()}
+    assert set(json.loads(json.dumps(sizes)).values()) == {4}

@@ -75,6 +75,9 @@ def test_disagreement_and_consensus():
     batch = {"a": jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), "b": None}
     np.testing.assert_allclose(jp.consensus(batch)["a"], [1, 0.5, 0])
     assert float(jp.disagreement(batch)) == pytest.approx(0.25 / 3)
+    # of all gates, whatever leaf they are in: (1/4 + 1/4) / 4
+    unequal = {**batch, "c": jnp.array([[1.0], [0.0]])}
+    assert float(jp.disagreement(unequal)) == pytest.approx(0.5 / 4)
     agreed = {"a": jnp.array([[1.0, 0.0], [1.0, 0.0]])}
     assert float(jp.disagreement(agreed)) == 0
 

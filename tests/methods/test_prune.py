@@ -15,6 +15,9 @@ from jaxprune.base import MaskState
 PARAMS = {"kernel": jnp.arange(1.0, 21).reshape(4, 5), "bias": jnp.ones(5)}
 
 
+BIG = {"kernel": jnp.ones((64, 64))}
+
+
 def ask(transform, state, step=0, params=PARAMS, grads=None, **context):
     """One update; jitted, which compiles once and not operation by operation."""
     context = {"opt_state": None, **context}
@@ -369,6 +372,24 @@ def test_a_sparsity_that_is_none(sparsity, kind, fragment):
     with pytest.raises(kind) as error:
         jp.prune(jp.magnitude, jp.uniform, sparsity)
     assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [
+        ((jp.magnitude(BIG), jp.uniform, 0.5), "got a dict."),
+        ((BIG["kernel"], jp.uniform, 0.5), "got an array of float32 of shape (64, 64)."),
+        ((jp.magnitude, jp.erk(BIG, 0.5), 0.5), "got {'kernel': 0.5}."),
+        ((jp.magnitude, BIG, 0.5), "got a dict."),
+        ((jp.magnitude, jp.uniform, BIG), "got a dict of type dict."),
+        ((jp.magnitude, jp.uniform, 0.5, BIG), "got a dict."),
+        ((jp.magnitude, jp.uniform, 0.5, jp.unstructured, BIG), "got a dict."),
+    ],
+)
+def test_what_was_given_is_told_in_a_few_words(arguments, seen):
+    with pytest.raises(TypeError) as error:
+        jp.prune(*arguments)
+    assert seen in str(error.value) and len(str(error.value)) < 250
 
 
 def test_an_integer_is_how_many_weights_are_pruned():

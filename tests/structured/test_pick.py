@@ -215,5 +215,7 @@ def test_bad_scores():
     assert "there is no group ['d']" in raised(
         lambda: jp.pick(STRUCTURE, {**SCORES, "d": jnp.ones(2)}, 0.5)
     )
+    said = raised(lambda: jp.pick(STRUCTURE, jp.per_group(STRUCTURE), 0.5), TypeError)
+    assert "got a function. Call it on the params: it makes scores." in said and "None" not in said
     frozen = jp.analyze(FN, PARAMS, jnp.ones((1, 4)), freeze=["*"])
     assert "there is no group to pick from" in raised(lambda: jp.pick(frozen, {}, 0.5))

@@ -158,7 +158,7 @@ def _freeze_asked(
         for e in by_name:
             freeze(e, f"frozen by {entry!r}")
         if not by_name:
-            check_all_match([rule], shapes)
+            _check_matches(rule, shapes, names)
         for path, leaf in named_leaves(shapes):
             if leaf is None or not matches(rule, path, leaf):
                 continue
@@ -169,6 +169,16 @@ def _freeze_asked(
             chosen = leaves[path] if axis is None else [leaves[path][axis]]
             for e in chosen:
                 freeze(e, f"frozen by {entry!r}")
+
+
+def _check_matches(rule: Any, shapes: Params, names: Mapping[str, Atom]) -> None:
+    try:
+        check_all_match([rule], shapes)
+    except ValueError as error:
+        groups = quoted((name, None) for name in names)
+        raise ValueError(
+            f"analyze: freeze: {error} It matches no group either: {groups}."
+        ) from None
 
 
 def _sliceable(asked: Sequence[Any], inputs: Mapping[str, Axes]) -> set[tuple[str, int]]:

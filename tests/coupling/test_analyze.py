@@ -492,6 +492,7 @@ def test_the_table():
     ("options", "kind", "fragment"),
     [
         ({"freeze": ["head/*"]}, ValueError, "the rule 'head/*' matches no leaf"),
+        ({"freeze": ["*.heads"]}, ValueError, "It matches no group either: 'a'."),
         ({"freeze": "a"}, TypeError, "freeze is a list of rules; got 'a'. Write ['a']"),
         ({"freeze": [("a", 2)]}, ValueError, "freeze names axis 2 of 'a', of shape (4, 6)"),
         ({"sliceable_inputs": [("1", 0)]}, ValueError, "The inputs are '0'."),

@@ -231,7 +231,7 @@ def paths(
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 named.setdefault(label, handle)
         columns = min(len(named), 2 * len(checked))  # as many as there is room for
-        below = {"loc": "outside lower center", "ncols": columns, "fontsize": 7.5}
+        below: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": 7.5}
         figure.legend(list(named.values()), list(named), **below)
         return _settled(figure)
 

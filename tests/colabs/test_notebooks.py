@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.colabs.notebooks import (
+    NUMBER,
     PATHS,
     REPOSITORY,
     ROOT,
@@ -14,6 +15,8 @@ from tests.colabs.notebooks import (
     digest,
     execute,
     read,
+    shown,
+    value_of,
 )
 
 HOW = "python -m tests.colabs {}   (it executes the notebook, and stores it with its outputs)"
@@ -59,6 +62,21 @@ def test_the_notebooks_it_names_and_the_recipes_exist(path):
     assert recipes
     for name in recipes:
         assert (ROOT / "recipes" / f"{name}.py").exists(), name
+
+
+@notebooks
+def test_readme_answers_with_numbers_that_it_printed(path):
+    """Rounded to as many digits; or, what was asked for, as its text has it."""
+    (row,) = re.findall(rf"^\| \[{path.stem}\].*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    notebook = read(path)
+    text = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    printed = " ".join(shown(cell) for cell in code_cells(notebook))
+    for number in NUMBER.findall(row.split("|")[-2]):
+        half = 0.5 * 10.0 ** -len(number.partition(".")[2])
+        near = [value_of(n) for n in NUMBER.findall(printed)]
+        assert number in NUMBER.findall(text) or any(
+            abs(n - value_of(number)) <= half * (1 + 1e-9) for n in near
+        ), number
 
 
 def test_all_begin_alike():

@@ -56,7 +56,8 @@ class Report:
             found.append(
                 f"{self.prunable.outside:,} weights are not zero where their mask is False, in "
                 f"{quoted(leaky, most=4)}. Is sparsify last in the optax.chain? Where masks were "
-                "never applied: report(apply_masks(params, masks), masks)."
+                "never applied, or a pruned weight was nan or inf: params = apply_masks(params, "
+                "masks)."
             )
         return tuple(found)
 

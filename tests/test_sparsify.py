@@ -102,7 +102,7 @@ def test_a_weight_that_is_not_finite_is_healed_by_apply_masks(bad):
     params = optax.apply_updates(params, updates)
     assert np.isnan(params["kernel"][0, 1]) and params["kernel"][1, 0] == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))  # nothing else is hurt
-    with pytest.warns(UserWarning, match="1 weights are not zero where their mask is False"):
+    with pytest.warns(UserWarning, match="1 weights are not zero.*was nan or inf: params = apply"):
         assert jp.report(params, MASKS).prunable.outside == 1
     params = jp.apply_masks(params, jp.get_masks(state))
     for _ in range(2):
@@ -316,6 +316,70 @@ def test_two_optimizers_of_two_halves_each_with_its_masks():
     )
     params, _ = run(tx)
     assert int((params["kernel"] == 0).sum()) == 2 and int((params["bias"] == 0).sum()) == 1
+
+
+# --- norms and averages ---------------------------------------------------------------------------
+
+MEASURE = {
+    "clip_by_global_norm": lambda: optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.1)),
+    "clip after adam": lambda: optax.chain(optax.scale_by_adam(), optax.clip_by_global_norm(0.1)),
+    "lamb": lambda: optax.lamb(0.1),
+}
+
+
+@pytest.mark.parametrize("name", MEASURE)
+def test_a_norm_inside_is_that_of_the_network_of_kept_weights(name):
+    """Training of the kept weights alone, as a network without others, is the same training."""
+    mask, tx = MASKS["kernel"], jp.sparsify(MEASURE[name](), jp.fixed(MASKS))
+    params = jp.apply_masks(PARAMS, MASKS)
+    alone = {"kernel": params["kernel"][mask], "bias": params["bias"]}
+    small, state, alone_state = MEASURE[name](), tx.init(params), MEASURE[name]().init(alone)
+    for _ in range(3):
+        grads = {"kernel": jnp.array([[1.0, 20.0], [-30.0, 2.0]]), "bias": jnp.ones(2)}
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        grads = {"kernel": grads["kernel"][mask], "bias": grads["bias"]}
+        updates, alone_state = small.update(grads, alone_state, alone)
+        alone = optax.apply_updates(alone, updates)
+    np.testing.assert_allclose(params["kernel"][mask], alone["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(params["bias"], alone["bias"], rtol=1e-6)
+
+
+def test_a_norm_before_counts_what_is_pruned():
+    """So it goes inside: of gradients 3, 4 and 12, of which 12 is pruned, the norm is 5, not 13."""
+    params = {"kernel": jnp.ones((1, 3))}
+    grads, masks = {"kernel": jnp.array([[3.0, 4.0, 12.0]])}, {"kernel": jnp.arange(3)[None] < 2}
+    clip, sgd = optax.clip_by_global_norm(1.0), optax.sgd(1.0)
+    inside = jp.sparsify(optax.chain(clip, sgd), jp.fixed(masks))
+    before = optax.chain(clip, jp.sparsify(sgd, jp.fixed(masks)))
+    for tx, norm in (inside, 5), (before, 13):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], [[-3 / norm, -4 / norm, -1]], rtol=1e-6)
+
+
+def test_an_average_of_params_is_masked_when_it_is_used():
+    """It remembers what was there before it was pruned; masked it is the average of the kept."""
+    tx = jp.sparsify(optax.sgd(0.1), jp.every(1, one_shot(), start=2))
+    params, average, state = PARAMS, PARAMS, tx.init(PARAMS)
+    for _ in range(5):
+        updates, state = tx.update(PARAMS, state, params)
+        params = optax.apply_updates(params, updates)
+        average = optax.incremental_update(params, average, 0.5)
+    assert (average["kernel"] != 0).all()
+    sparse = jp.apply_masks(average, jp.get_masks(state))
+    np.testing.assert_array_equal(sparse["kernel"] == 0, ~MASKS["kernel"])
+    np.testing.assert_array_equal(
+        sparse["kernel"][MASKS["kernel"]], average["kernel"][MASKS["kernel"]]
+    )
+
+
+def test_an_average_of_updates_goes_inside():
+    inside = jp.sparsify(optax.chain(optax.sgd(0.1), optax.ema(0.9)), one_shot())
+    params, _ = run(inside)
+    np.testing.assert_array_equal(params["kernel"] == 0, ~MASKS["kernel"])
+    outside, state = run(optax.chain(jp.sparsify(optax.sgd(0.1), one_shot()), optax.ema(0.9)))
+    with pytest.warns(UserWarning, match="weights are not zero where their mask is False"):
+        jp.report(outside, jp.get_masks(state))
 
 
 # --- track_masks ---------------------------------------------------------------------------------

@@ -133,6 +133,9 @@ def save(
     gain = {arm: values - accuracy[MEAN] for arm, values in accuracy.items() if arm != MEAN}
     dense = np.asarray(records[0]["test_accuracy"]["dense"])
     heights = [np.asarray(record["error_barrier"]) for record in after]
+    for values, told in zip(heights, summary["phases"], strict=True):
+        if told["error_barrier"]["mean"] is None:  # at chance: not drawn
+            values[:] = np.nan
     alphas = np.linspace(0, 1, config.points)
     panels = {
         f"Children, {100 * record['sparsity']:.4g} % sparse": Paths(
@@ -196,7 +199,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"its standard error. {longer_name(config.children)} retrains as long as all children "
             "together; the ensemble runs all of them.",
             BARRIERS: "By how many points the test error rises above the chord between every two "
-            "children of a seed: below the dashed line they are linearly connected.",
+            "children of a seed: below the dashed line they are linearly connected. With a child "
+            "at chance there is no dot.",
             PATHS: "Test error from child to child, every pair of every seed: in the first phase "
             "and in the last.",
             LAYERS: "Weights kept in each layer: mean and standard deviation over seeds.",

@@ -97,9 +97,16 @@ def save(
     """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
     checkpoint.save_model(config.out / run.MODEL, *pruned)
     steps = [record["step"] for record in records]
+
+    def drawn(arm: str, i: int) -> np.ndarray:
+        """The instability of a fork's pairs; nan, which is not drawn, with a child at chance."""
+        values = np.ravel(records[i][arm]["error_instability"])
+        at_chance = summary[arm][i]["error_instability"]["mean"] is None
+        return np.full_like(values, np.nan) if at_chance else values
+
     arms = {
         arm: Forks(
-            [np.ravel(record[arm]["error_instability"]) for record in records],
+            [drawn(arm, i) for i in range(len(records))],
             [1 - np.ravel(record[arm]["test_error"]) for record in records],
         )
         for arm in ARMS
@@ -139,7 +146,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         command=run.again(PROGRAM, config.out),
         pictures={
             PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
-            "means. Below the dashed line training is stable. The "
+            "means. Below the dashed line training is stable; with a child at chance there is no "
+            "dot. The "
             "forks are evenly spaced, not to scale."
         },
         layers={"sparse": layers},

@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import checkpoint, checkpoints, run, settings, training
+from recipes.common import checkpoint, checkpoints, run, settings, side_by_side, training
 from tests.recipes import running
 from tests.recipes.running import exit_code, metrics
 
@@ -152,6 +152,15 @@ def test_seeds_on_two_devices_are_those_of_one(finished, tmp_path, monkeypatch):
     *_, masks = checkpoint.load_model(out / run.MODEL)
     *_, same = checkpoint.load_model(finished / run.MODEL)
     assert min(jax.tree.leaves(jax.tree.map(lambda a, b: np.mean(a == b), masks, same))) > 0.99
+
+
+def test_progress_says_that_accuracy_is_that_of_training():
+    own = {"loss": [0.5], "accuracy": [0.25]}
+    few = {"step": 1, "dense": own, "sparse": own | {"sparsity": [0.9]}}
+    said = "dense: loss 0.500, train acc 25.0%  sparse 90.0%: loss 0.500, train acc 25.0%"
+    assert side_by_side._in_words(few) == said
+    many = {"step": 1} | dict.fromkeys("abcd", own)
+    assert side_by_side._in_words(many) == "train acc: a 25.0%  b 25.0%  c 25.0%  d 25.0%"
 
 
 def test_pruning_steps_lie_within_training():

@@ -25,6 +25,17 @@ def test_heat_map_of_nothing_but_zeros():
     heatmaps.heat_maps({"a": Matrix(np.zeros((3, 3)))})
 
 
+def test_what_is_not_measured_is_written_as_such(monkeypatch):
+    """Of barriers at chance: no color, and n/a in place of a number."""
+    figures = []
+    monkeypatch.setattr(heatmaps, "png", lambda figure: figures.append(figure) or b"")
+    heatmaps.heat_maps({"a": Matrix(np.full((2, 2), np.nan)), "b": Matrix(np.ones((2, 2)))})
+    first, second = figures[0].axes[:2]
+    assert [text.get_text() for text in first.texts] == ["n/a", "n/a"]
+    assert [text.get_text() for text in second.texts] == ["1.0", "1.0"]
+    heatmaps.over_forks([0, 5], {"a": Forks([np.full(3, np.nan)] * 2, [np.full(3, 0.1)] * 2)}, 2.0)
+
+
 def test_along_paths():
     alphas, values = np.linspace(0, 1, 11), np.random.default_rng(0).random((28, 11))
     panels = {

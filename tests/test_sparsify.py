@@ -227,7 +227,17 @@ INSIDE = {
     "partition": lambda: optax.partition({"a": optax.adam(0.1), "b": optax.sgd(0.1, 0.9)}, LABELS),
     "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(0.1), 3),
     "ema": lambda: optax.chain(optax.adam(0.1), optax.ema(0.9)),
+    "named_chain": lambda: optax.named_chain(("clip", optax.clip(1.0)), ("adam", optax.adam(0.1))),
+    "masked": lambda: optax.masked(optax.adam(0.1), {"kernel": True, "bias": False}),
+    "conditionally_mask": lambda: optax.conditionally_mask(optax.adam(0.1), even),
+    "conditionally_transform": lambda: optax.conditionally_transform(optax.adam(0.1), even),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.1),
 }
+
+
+def even(step, **_):
+    return step % 2 == 0
+
 
 OUTSIDE = {
     "chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
@@ -237,6 +247,7 @@ OUTSIDE = {
     "inject_hyperparams": lambda tx: optax.inject_hyperparams(lambda lr: tx)(lr=0.1),
     "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
     "MultiSteps": lambda tx: optax.MultiSteps(tx, 1),
+    "conditionally_mask": lambda tx: optax.conditionally_mask(tx, even),
 }
 
 

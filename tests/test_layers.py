@@ -263,3 +263,73 @@ def test_a_layout_that_was_said_goes_there_and_back():
     assert matrix[1, 2 * 2 + 1, 3] == w[1, 1, 3, 2]
     np.testing.assert_array_equal(folded(chosen)["w"], w)
     np.testing.assert_array_equal(split_like({"w": w, "b": None}, chosen)["w"].matrix, matrix)
+
+
+# --- what else means inputs and outputs -----------------------------------------------------------
+
+QUERY = {"query": {"kernel": jax.random.normal(jax.random.key(0), (8, 4, 2))}}
+
+
+def test_gates_of_inputs_of_attention():
+    out = {"out": {"kernel": jnp.ones((4, 2, 6))}}
+    shapes = lambda axes: [x.shape for x in jax.tree.leaves(jp.gate_logits(out | QUERY, axes=axes))]
+    assert shapes(-2) == [(4, 2, 1), (8, 1, 1)]
+    assert shapes(-1) == [(1, 1, 6), (1, 4, 2)]
+    assert shapes(()) == [(1, 1, 1)] * 2 and shapes(None) == [(4, 2, 6), (8, 4, 2)]
+    with pytest.raises(ValueError, match=r"gate_logits needs to know which axes of 'mix'"):
+        jp.gate_logits({"mix": jnp.ones((4, 2, 6))}, axes=-2)
+
+
+def test_a_random_direction_of_attention_has_a_filter_for_each_feature_of_each_head():
+    d = jp.random_direction(jax.random.key(1), QUERY)["query"]["kernel"]
+    norms = lambda w: jnp.sqrt(jnp.square(w).sum(0))
+    np.testing.assert_allclose(norms(d), norms(QUERY["query"]["kernel"]), rtol=1e-5)
+    scan = jp.random_direction(jax.random.key(1), SCAN)["layers"]["kernel"]
+    norms = lambda w: jnp.sqrt(jnp.square(w).sum(1))
+    np.testing.assert_allclose(norms(scan), norms(SCAN["layers"]["kernel"]), rtol=1e-5)
+
+
+def test_compressing_attention_asks_for_the_axis_of_the_inputs():
+    mask = jp.select(QUERY, jp.uniform, 0.5, jp.nm(2, 4))["query"]["kernel"]
+    w = QUERY["query"]["kernel"]
+    with pytest.raises(ValueError, match=r"\(8, 4, 2\) may have heads.*axis=0 for query"):
+        jp.compress_nm(w, mask, 2, 4)
+    small = jp.compress_nm(w, mask, 2, 4, axis=0)
+    np.testing.assert_array_equal(jp.decompress_nm(small), jnp.where(mask, w, 0))
+
+
+def test_complex_weights_are_compressed_and_come_back():
+    w = jnp.arange(16.0).reshape(4, 4) * (1 - 2j)
+    mask = jp.select({"w": jnp.abs(w)}, jp.uniform, 0.5, jp.nm(2, 4))["w"]
+    back = jp.decompress_nm(jp.compress_nm(w, mask, 2, 4))
+    assert back.dtype == w.dtype
+    np.testing.assert_array_equal(back, jnp.where(mask, w, 0))
+
+
+def test_the_report_says_what_was_left_out_and_why():
+    params = {
+        "body": {"kernel": jnp.ones((4, 4)), "bias": jnp.zeros(4)},
+        "head": {"kernel": jnp.ones((4, 2))},
+        "wte": jnp.ones((9, 4)),
+    }
+    prunable = jp.matching(exclude="head/*")
+    masks = jp.select(jp.random(jax.random.key(0))(prunable(params)), jp.uniform, 0.5)
+    report = jp.report(jp.apply_masks(params, masks), masks, prunable=prunable)
+    note = "never pruned: 'head/kernel' (a kernel, not chosen); 'wte' (an embedding, by its name)."
+    assert report.notes == (note,) and note[:40] in str(report)
+
+
+def test_stacks_of_nnx():
+    nnx = pytest.importorskip("flax.nnx")
+    make = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.layers = make(jax.random.split(jax.random.key(0), N))
+            self.head = nnx.Linear(4, 2, rngs=nnx.Rngs(1))
+
+    state = nnx.state(Net(), nnx.Param)
+    masks = jp.select(jp.magnitude(jp.kernels(state)), jp.uniform, 0.5)
+    assert list(jp.collapsed(masks)) == ["head/kernel", *(f"layers/{i}/kernel" for i in range(N))]
+    pruned = jp.apply_masks(state, masks)
+    assert jax.tree.structure(pruned) == jax.tree.structure(state)

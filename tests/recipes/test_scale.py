@@ -33,8 +33,8 @@ def test_masks_add_their_bytes_and_no_communication(found):
 def test_an_update_of_the_masks_moves_counts_and_copies_nothing(found):
     update, in_step = found["update"], found["sparse"].in_branches
     assert update.always == in_step  # of a pass
-    # of each layer 7 kernels, and a head; three thresholds, two axes: an int32 of each device on the
-    # first, and then of all
+    # of each layer 7 kernels, and a head; three thresholds, two axes: an int32 of each device on
+    # the first axis, and then of all
     kernels = 7 * TINY.layers + 1
     assert set(in_step) == {"all-gather"} and in_step["all-gather"].calls == kernels * 3 * 2
     assert in_step["all-gather"].bytes <= kernels * 3 * 4 * (4 + 8)

@@ -27,7 +27,7 @@ def average_of_integers(weights: Any, x: jax.Array) -> jax.Array:
       x: integers (members, ...).
     """
     first = x[0]
-    if jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64:
         shares = jnp.asarray(weights, jnp.float64).reshape(-1, *[1] * (x.ndim - 1))
         change = (shares * (x.astype(jnp.float64) - first.astype(jnp.float64)[None])).sum(0)
         return _rounded(first + jnp.floor(change).astype(x.dtype), change - jnp.floor(change))
@@ -37,9 +37,9 @@ def average_of_integers(weights: Any, x: jax.Array) -> jax.Array:
         terms.append(times(two_floats(share), _apart(x[i], first)))
     if not terms:
         return first
-    change = reduce(plus, terms)
-    upper = jnp.floor(change.high / 2**_BITS)
-    lower = (change.high - upper * 2**_BITS) + change.low
+    together = reduce(plus, terms)
+    upper = jnp.floor(together.high / 2**_BITS)
+    lower = (together.high - upper * 2**_BITS) + together.low
     # what is added wraps around as integers do, and so comes out right
     added = (upper.astype(jnp.int32) << _BITS) + jnp.floor(lower).astype(jnp.int32)
     down = (first.astype(jnp.int32) + added).astype(x.dtype)

@@ -36,9 +36,16 @@ def rigl(
         params = apply_masks(params, get_masks(opt_state))
 
     What grows starts at zero, with zero moments. What is dropped and grows again in the same update
-    keeps its value and moments. By default the optimizer steps with the new masks right after an
-    update; in the authors' code an update takes the place of that step, as it does with
-    `sparsify(..., update_replaces_step=True)`.
+    keeps its value and moments.
+
+    In the authors' code an update takes the place of the optimizer's step, as it does with
+    `sparsify(..., update_replaces_step=True)`. By default the optimizer steps with the new masks at
+    once: a run then has as many steps as its schedules count, whatever the cadence, and methods
+    that update differently often compare at equal steps. Accuracy is the same: on digits at 98 %,
+    8 seeds, 93.5 +- 0.7 % by default and 93.8 +- 0.3 % in the authors' order, by
+
+        python -m recipes.dynamic --sparsity 0.98 --seeds 8 --evaluations 1 --method rigl
+            --schedule cosine --every 20 [--replace-step]
 
     Args:
       key: a key of `jax.random`, for the first masks; under `vmap`, one a seed.

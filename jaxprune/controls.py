@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from jaxprune.base import Masks, Params, is_mask, map_scored
 from jaxprune.counting import n_true
 from jaxprune.drop_grow import grow
-from jaxprune.keys import key_first
+from jaxprune.keys import check_key, key_first
 from jaxprune.masks import apply_masks
 from jaxprune.rules import named_leaves
 from jaxprune.scores import random
 
 
-@key_first
 def shuffle(key: jax.Array, masks: Masks) -> Masks:
     """Random masks that keep as many weights of each leaf as `masks` do, exactly; None where None.
 
@@ -38,6 +37,7 @@ def shuffle(key: jax.Array, masks: Masks) -> Masks:
     >>> int(masks['kernel'].sum())
     4
     """
+    check_key("shuffle", key)
     for path, mask in named_leaves(masks):
         if mask is not None and not is_mask(mask):
             raise TypeError(

@@ -16,7 +16,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def key_first(f: F) -> F:
-    """`f`, which says so where its first argument is no key: `rigl(0.9)` lacks the key."""
+    """`f`, which says so where its first argument is no key: `rigl(0.9)` lacks the key.
+
+    Doctests of what is wrapped are not run.
+    """
 
     @functools.wraps(f)
     def checked(*args: Any, **kwargs: Any) -> Any:

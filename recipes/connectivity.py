@@ -27,19 +27,20 @@ from recipes.common import (
     cli,
     dead,
     heatmaps,
+    lanes,
     measures,
     models,
     results,
     run,
     settings,
     study,
-    training,
 )
+from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.heatmaps import Matrix, Paths
 from recipes.common.measures import PathSettings
-from recipes.common.training import Arm, Weights
 from recipes.common.writeup import Writeup, finish
+from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.connectivity"
 MATRICES, PATHS = "plots/matrices.png", "plots/paths.png"
@@ -102,8 +103,8 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense, and gradual magnitude pruning by a global threshold."""
     module = models.model(config.model, dataset.classes, config.norm)
     dense = settings.optimizer(config, steps)
-    sparse = settings.gradual(dense, steps, config.sparsity, config.every)
-    return study.twins(module, dense, sparse)
+    sparse = gradual(dense, steps, config.sparsity, config.every)
+    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
 
 
 def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
@@ -144,8 +145,8 @@ def bend(
     pair: tuple[int, int],
 ) -> np.ndarray:
     """Error (points,) along a curve fitted between two seeds; pruned ones bend in both masks."""
-    a, b = (training.seed_of(stack, i) for i in pair)
-    train, loss_fn = jax.device_put(dataset.train), training.classification(module)
+    a, b = (lanes.lane_of(stack, i) for i in pair)
+    train, loss_fn = jax.device_put(dataset.train), models.classification(module)
 
     def loss(variables, key):
         rows = jax.random.choice(key, len(train.labels), (config.batch_size,))

@@ -42,12 +42,12 @@ from recipes.common import (
     processes,
     results,
     run,
-    settings,
     sharded,
 )
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped, deferred_signals
-from recipes.common.training import classification
+from recipes.common.models import classification
+from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.distributed"
 
@@ -199,9 +199,7 @@ def mesh_of(config: Config) -> Mesh:
 def program(config: Config, mesh: Mesh) -> tuple[State, Any, Any]:
     """(shapes and layout of the state, key -> state, (state, images, labels) -> state, loss)."""
     module = models.model("mlp", 10, width=config.width)
-    tx = settings.gradual(
-        optax.adam(config.learning_rate), config.steps, config.sparsity, config.every
-    )
+    tx = gradual(optax.adam(config.learning_rate), config.steps, config.sparsity, config.every)
     loss_fn = classification(module)
 
     def init(key: jax.Array) -> State:

@@ -21,8 +21,9 @@ import optax
 
 import jaxprune as jp
 from recipes.common import churn, cli, models, plots, settings, study
+from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
-from recipes.common.training import Arm, Weights
+from recipes.gmp import pruning_steps
 
 PROGRAM = "python -m recipes.dynamic"
 CHURN = "plots/churn.png"
@@ -123,7 +124,7 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     dense = settings.optimizer(config, steps)
     sparse = optimizers(config, dense, steps)
     check_layers(config, module, dataset)
-    made = {"dense": Arm(module, lambda key: dense)}
+    made = {"dense": Arm(module, dense)}
     for method in config.method:
         made[method] = Arm(module, sparse[method], DENSE_COPIES.get(method, Weights.SPARSE))
     return made
@@ -156,7 +157,7 @@ def optimizers(
     sparsity = config.sparsity
     n = config.every or EVERY_ELSE
     often = {method: config.every or steps for method, steps in EVERY.items()}
-    begin, end = settings.pruning_steps(config.begin, config.end, steps)
+    begin, end = pruning_steps(config.begin, config.end, steps)
     last = max(end, steps - n)  # what changes its masks until the end has n steps to train them
 
     allocation = allocations(config)

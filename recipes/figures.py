@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from recipes.common import cli, heatmaps, plots, run, settings
+from recipes.common import cli, heatmaps, plots, run
 from recipes.common.bars import latency
 from recipes.common.errors import RecipeError
 from recipes.common.heatmaps import Matrix
+from recipes.gmp import pruning_steps
 
 PROGRAM = "python -m recipes.figures"
 FOLDER = Path(__file__).parents[1] / ".docs" / "pages" / "figures"
@@ -69,7 +70,7 @@ def band(folder: Path) -> bytes:
     history = run.read_lines(folder / run.METRICS)
     accuracy = {arm: plots.curve(history, arm, "test_accuracy") for arm in ("dense", "sparse")}
     sparsity = {"sparse": plots.curve(history, "sparse", "sparsity")}
-    between = settings.pruning_steps(asked["begin"], asked["end"], summary["steps"])
+    between = pruning_steps(asked["begin"], asked["end"], summary["steps"])
     return plots.training_curves(accuracy, sparsity, between)
 
 

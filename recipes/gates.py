@@ -34,9 +34,10 @@ from recipes.common import (
     settings,
     study,
 )
+from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.errors import RecipeError
-from recipes.common.training import Arm
+from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.gates"
 LEARNED, HISTOGRAMS = "plots/gates.png", "plots/histograms.png"
@@ -147,7 +148,7 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
         "neuron": gating.neurons(config.open, flops, gating.sequential),
         "weight": gating.weights(config.open, flops),
     }
-    made = {"dense": Arm(module, lambda key: dense)}
+    made = {"dense": Arm(module, dense)}
     for kept in config.kept if config.penalty is None else (None,):
         plan = plan_of(config, kept, steps, examples=len(dataset.train.labels))
         for level in config.level:
@@ -159,8 +160,8 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
             made[name(level, kept, config)] = own
         if kept is not None:
             when = config.every, 0.1, config.harden
-            gmp = settings.gradual(dense, steps, 1 - kept, *when)
-            made[name("gmp", kept, config)] = study.twins(module, dense, gmp)["sparse"]
+            gmp = gradual(dense, steps, 1 - kept, *when)
+            made[name("gmp", kept, config)] = Arm(module, gmp, Weights.SPARSE)
     return made
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,8 +18,8 @@ import optax
 
 import jaxprune as jp
 from recipes.common import cli, models, settings, study
+from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
-from recipes.common.training import Arm
 
 PROGRAM = "python -m recipes.gmp"
 ALLOCATIONS = {"global": jp.global_threshold, "erk": jp.erk, "uniform": jp.uniform}
@@ -55,18 +56,47 @@ def main(argv: Sequence[str] | None = None) -> None:
 def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     check(config)
-
-    def arms(dataset: Dataset, steps: int) -> dict[str, Arm]:
-        module = models.model(config.model, dataset.classes, config.norm, config.width)
-        return study.twins(module, **optimizers(config, steps))
-
-    outcome = study.train(config, PROGRAM, arms)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
     summary = summarise(config, outcome)
-    figures = study.pictures(
-        outcome, settings.pruning_steps(config.begin, config.end, summary["steps"])
-    )
+    between = pruning_steps(config.begin, config.end, summary["steps"])
+    figures = study.pictures(outcome, between)
     study.publish(config, outcome, summary, "Gradual magnitude pruning", PROGRAM, figures)
     return summary
+
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Dense training and GMP: the optimizer is the whole difference."""
+    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    dense = settings.optimizer(config, steps)
+    allocation, pattern = ALLOCATIONS[config.allocation], PATTERNS[config.pattern]
+    when = config.every, config.begin, config.end
+    sparse = gradual(dense, steps, config.sparsity, *when, allocation, pattern)
+    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
+
+
+def gradual(
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    sparsity: float,
+    every: int,
+    begin: float = 0.1,
+    end: float = 0.7,
+    allocation: jp.base.Allocation = jp.global_threshold,
+    pattern: Any = jp.unstructured,
+) -> optax.GradientTransformation:
+    """`optimizer` with gradual magnitude pruning, between two fractions of the steps."""
+    first, last = pruning_steps(begin, end, steps)
+    ramp = optax.polynomial_schedule(
+        0.0, sparsity, power=3, transition_steps=last - first, transition_begin=first
+    )
+    gmp = jp.prune(jp.magnitude, allocation, ramp, pattern=pattern)
+    return jp.sparsify(optimizer, jp.every(every, gmp, start=first, stop=last))
+
+
+def pruning_steps(begin: float, end: float, steps: int) -> tuple[int, int]:
+    """The first and the last step that may prune, of fractions of the steps."""
+    last = min(max(round(end * steps), 1), steps - 1)
+    return min(round(begin * steps), last - 1), last
 
 
 def check(config: Config) -> None:
@@ -79,15 +109,6 @@ def check(config: Config) -> None:
     cli.in_range("--begin", config.begin, 0, 1, "[)")
     cli.in_range("--end", config.end, config.begin, 1, "(]")
     cli.at_least("--every", config.every, 1)
-
-
-def optimizers(config: Config, steps: int) -> dict[str, optax.GradientTransformation]:
-    """The whole difference between the two arms."""
-    dense = settings.optimizer(config, steps)
-    allocation, pattern = ALLOCATIONS[config.allocation], PATTERNS[config.pattern]
-    when = config.every, config.begin, config.end
-    sparse = settings.gradual(dense, steps, config.sparsity, *when, allocation, pattern)
-    return {"dense": dense, "sparse": sparse}
 
 
 def summarise(config: Config, outcome: study.Outcome) -> dict[str, Any]:

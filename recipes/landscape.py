@@ -43,11 +43,13 @@ from recipes.common import (
     spectra,
     study,
 )
+from recipes.common.arms import Arm, Weights
 from recipes.common.contours import Panel
 from recipes.common.errors import RecipeError
+from recipes.common.lanes import lane_of
 from recipes.common.progress import progress
-from recipes.common.training import Arm, Weights, seed_of
 from recipes.common.writeup import Writeup, finish
+from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.landscape"
 SEEDS, AROUND, ALIGNED, CURVATURE = (
@@ -108,7 +110,7 @@ def landscape(config: Config) -> dict[str, Any]:
     began = time.perf_counter()
     losses = planes.losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
     measured = measure(config, losses, outcome)
-    timed = hessians.product_time(losses.loss, seed_of(outcome.states["dense"].params, 0))
+    timed = hessians.product_time(losses.loss, lane_of(outcome.states["dense"].params, 0))
     summary = summarise(config, outcome, measured, timed, time.perf_counter() - began)
     save(config, outcome, measured, summary)
     return summary
@@ -142,8 +144,8 @@ def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
     module = models.model(config.model, dataset.classes, config.norm)
     check_examples(config, module, dataset)
     dense = settings.optimizer(config, steps)
-    sparse = settings.gradual(dense, steps, config.sparsity, config.every)
-    return study.twins(module, dense, sparse)
+    sparse = gradual(dense, steps, config.sparsity, config.every)
+    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
 
 
 def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> None:
@@ -176,10 +178,10 @@ def measure(config: Config, losses: planes.Losses, outcome: study.Outcome) -> di
             measures.check_finite(name, stack)
             masks = None if arm.weights is Weights.DENSE else jp.get_masks(state.opt_state)
             names = [f"seed {config.seed + i}" for i in range(3)]
-            three = {label: seed_of(stack, i) for i, label in enumerate(names)}
+            three = {label: lane_of(stack, i) for i, label in enumerate(names)}
             through = planes.through(losses, three, config.points)
             show(next(done), f"{name}: plane through three seeds")
-            first = names[0], seed_of(stack, 0), seed_of(masks, 0)
+            first = names[0], lane_of(stack, 0), lane_of(masks, 0)
             around = planes.around(losses, *first, key_of(config, 3), config.reach, config.points)
             show(next(done), f"{name}: plane around the first")
             bend = None

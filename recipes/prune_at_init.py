@@ -23,13 +23,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxprune as jp
-from jaxprune.masks import all_kept
-from recipes.common import at_init, balanced, cli, models, plots, remaining, settings, study
+from recipes.common import at_init, balanced, cli, lanes, models, plots, remaining, settings, study
+from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split
-from recipes.common.training import Arm, Weights
 
 PROGRAM = "python -m recipes.prune_at_init"
 ACCURACY, CONTROLS = "plots/weights_left.png", "plots/controls.png"
@@ -128,7 +126,7 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """The dense arm, and one for each kind; these train alike, in one compiled program."""
     module = models.model(config.model, dataset.classes, config.norm, config.width)
     dense = settings.optimizer(config, steps)
-    sparse = jp.sparsify(dense, jp.fixed(_all_kept))
+    sparse = jp.sparsify(dense, jp.fixed(lanes.keep_all))  # it begins under masks of its own
     data = jax.device_put(dataset.train)
     labels, classes = dataset.train.labels, dataset.classes
     make = {}
@@ -137,19 +135,17 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
         rows = partial(balanced.balanced_rows, labels=labels, classes=classes, of_each=of_each)
         make[method] = maker(at_init.masks_of(method, module, rows, config.rounds))
     draw = redraw(module, dataset.train.images)
-    begin = jax.jit(jax.vmap(lambda params, m: jp.sparsify(dense, jp.fixed(m)).init(params)))
-    optimizer = lambda key: sparse
 
-    def start(kind: Kind, keys: jax.Array, params: Any) -> tuple[Any, optax.OptState]:
+    def start(kind: Kind, keys: jax.Array, params: Any) -> tuple[Any, Any]:
         masks = make[kind.method](keys, params, jnp.float32(kind.sparsity), data)
         if kind.control == SHUFFLED:
             masks = _shuffled(keys, masks)
         if kind.control == REDRAWN:
             params = draw(keys, masks)
-        return params, begin(params, masks)
+        return params, masks
 
-    return {"dense": Arm(module, lambda key: dense)} | {
-        name(kind, config): Arm(module, optimizer, Weights.SPARSE, partial(start, kind))
+    return {"dense": Arm(module, dense)} | {
+        name(kind, config): Arm(module, sparse, Weights.SPARSE, partial(start, kind))
         for kind in kinds(config)
     }
 
@@ -172,10 +168,6 @@ def _shuffled(key: jax.Array, masks: Any) -> Any:
 
 
 _collapsed = jax.jit(jax.vmap(jp.collapsed))
-
-
-def _all_kept(params: Any) -> Any:
-    return all_kept(jp.kernels(params))
 
 
 # --- what came of it -----------------------------------------------------------------------------

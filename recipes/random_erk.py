@@ -23,10 +23,11 @@ import numpy as np
 
 import jaxprune as jp
 from recipes.common import cli, models, plots, results, settings, study, widths
+from recipes.common.arms import Arm, Weights
 from recipes.common.at_init import loss_on
 from recipes.common.data import Dataset, Split
 from recipes.common.errors import RecipeError
-from recipes.common.training import Arm, LossFn, Weights, classification
+from recipes.common.models import LossFn, classification
 
 PROGRAM = "python -m recipes.random_erk"
 WIDTHS = "plots/widths.png"
@@ -104,7 +105,7 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
         if width != 1 and config.equal == "weights":
             sparsity = equal_weights(config.sparsity, module_of(1.0), module, batch)
         loss_fn = classification(module)
-        made[name("dense", width, config)] = Arm(module, lambda key: optimizer)
+        made[name("dense", width, config)] = Arm(module, optimizer)
         for allocation in config.allocation:
             masks = random_masks(allocation, config.model, sparsity, loss_fn, batch)
             made[name(allocation, width, config)] = sparse(masks, module)

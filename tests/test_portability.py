@@ -10,8 +10,8 @@ from jax.sharding import AxisType
 
 import jaxprune as jp
 from jaxprune.structured.kept import Removal
-from recipes import dynamic, gates, relaxation, soup
-from recipes.common import decoder, lanes, models, settings, training
+from recipes import dynamic, gates, gmp, relaxation, soup
+from recipes.common import arms, decoder, lanes, models
 from recipes.common.data import Dataset, Split
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 
@@ -59,8 +59,8 @@ def digits():
 def of_models():
     """The convolutional one with the recipes' own convolution, its gradient and its seeds."""
     for model in ("lenet", "conv"):
-        tx = settings.gradual(optax.adam(1e-3), 100, 0.9, 10)
-        arm = training.Arm(models.model(model, 10), lambda key, tx=tx: tx, training.Weights.SPARSE)
+        tx = gmp.gradual(optax.adam(1e-3), 100, 0.9, 10)
+        arm = arms.Arm(models.model(model, 10), tx, arms.Weights.SPARSE)
         yield model, arm
 
 
@@ -74,10 +74,11 @@ STEPS = {  # what recipes train, by recipe and arm
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_of_a_recipe(name):
     arm, images = STEPS[name], digits().train.images
-    keys = training.seed_keys(0, 2)
-    state = jax.eval_shape(lambda: training.init(arm, keys, images))
+    keys = lanes.seed_keys(0, 2)
+    state = jax.eval_shape(lambda: arms.begin(arm, keys, images))
     order = jnp.zeros((3, 2, 4), jnp.int32)
-    lower(training.make_chunk(arm), state, digits().train, order, keys)
+    step = arms.program_of(arm, digits().train, 4, 3).step
+    lower(lanes.chunk(step), state, digits().train, order, arms.seeds_of(keys))
 
 
 def test_a_step_of_lanes():

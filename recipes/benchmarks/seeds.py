@@ -15,7 +15,7 @@ from jax import lax
 import jaxprune as jp
 from recipes.benchmarks.section import Figure, Plan, Section, Target, comparison
 from recipes.benchmarks.training import CLASSES, EVERY, MNIST, gradual, train_step
-from recipes.common import models, training
+from recipes.common import arms, lanes, models
 from recipes.common.timing import Cell, measure, ratio
 
 CONV_ROUNDS, VMAP_ROUNDS, MAP_ROUNDS = 8, 3, 1  # at most: a step takes up to ten seconds
@@ -129,8 +129,8 @@ def _cell(
     step = train_step(module, tx)
 
     def state() -> Any:
-        arm = training.Arm(module, lambda key: tx)
-        stack = training.init(arm, training.seed_keys(plan.seed, seeds), np.zeros((1, *MNIST)))
+        keys = lanes.seed_keys(plan.seed, seeds)
+        stack = arms.begin(arms.Arm(module, tx), keys, np.zeros((1, *MNIST)))
         return jax.tree.map(lambda x: x[0], stack) if over_seeds is None else stack
 
     if over_seeds is None:

@@ -15,7 +15,7 @@ import optax
 import jaxprune as jp
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.steps import SPARSITY, name_of
-from recipes.common import models, training
+from recipes.common import lanes, models
 from recipes.common.progress import progress
 from recipes.common.timing import Measured, interleaved
 
@@ -34,16 +34,14 @@ def compile_time(plan: Plan) -> list[Section]:
 
 def train_step(module: nn.Module, tx: optax.GradientTransformation) -> Callable[..., Any]:
     """The plain optax step on one batch."""
-    loss_fn = training.classification(module)
+    loss_fn = models.classification(module)
 
-    def step(state: training.TrainState, images: jax.Array, labels: jax.Array) -> Any:
+    def step(state: lanes.State, images: jax.Array, labels: jax.Array) -> Any:
         (_, (_, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state.params, state.batch_stats, images, labels
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        return training.TrainState(
-            optax.apply_updates(state.params, updates), batch_stats, opt_state
-        )
+        return lanes.State(optax.apply_updates(state.params, updates), batch_stats, opt_state)
 
     return step
 
@@ -94,10 +92,10 @@ def _lowering(
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
 
-    def init(key: jax.Array, images: jax.Array) -> training.TrainState:
+    def init(key: jax.Array, images: jax.Array) -> lanes.State:
         variables = module.init(key, images)
         params = variables["params"]
-        return training.TrainState(params, variables.get("batch_stats", {}), tx.init(params))
+        return lanes.State(params, variables.get("batch_stats", {}), tx.init(params))
 
     state = jax.eval_shape(init, jax.random.key(0), images)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxprune as jp
 from recipes.common.data import Split
-from recipes.common.training import LossFn, classification
+from recipes.common.models import LossFn, classification
 
 METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random")
 ROUNDS = {"synflow": 100, "force": 60, "iter_snip": 60}

@@ -20,7 +20,8 @@ import optax
 
 import jaxprune as jp
 from recipes.common import gating
-from recipes.common.training import Arm, classification
+from recipes.common.arms import Arm
+from recipes.common.models import classification
 
 EXAMPLES = 256  # on which the vote is taken, in tests and for the masks
 STRENGTH = 1.0  # of the penalty on disagreement

@@ -14,7 +14,8 @@ import optax
 import jaxprune as jp
 from jaxprune.masks import all_kept
 from jaxprune.rules import named_leaves
-from recipes.common.training import Arm, Learned, Weights, classification
+from recipes.common.arms import Arm, Learned, Weights
+from recipes.common.models import classification
 
 BINS = 20  # of the histogram of gates
 GATES, MULTIPLIERS = "gates", "multipliers"  # beside the layers of the network

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import timing, training
+from recipes.common import lanes, timing
 from recipes.common.planes import Measure, Params
 from recipes.common.spectra import Curvature
 
@@ -39,7 +39,7 @@ def curve(
     """Eigenvalues, trace and spectrum of every seed."""
     found, dimension = [], 0
     for i in range(len(jax.tree.leaves(stack)[0])):
-        params, own = training.seed_of(stack, i), training.seed_of(masks, i)
+        params, own = lanes.lane_of(stack, i), lanes.lane_of(masks, i)
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
         pairs = jp.hessian_eigenvalues(keys[0], loss, params, eigenvalues, steps, own)
         trace = jp.hessian_trace(keys[1], loss, params, trace_probes, own)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import training
+from recipes.common import lanes
 from recipes.common.contours import Line, Panel
 from recipes.common.planes import Losses, Params, through
 
@@ -37,7 +37,7 @@ def align(
     first_seed: int = 0,
 ) -> Bend:
     """Every pair of seeds before and after the second's neurons are matched to the first's."""
-    coupling = jp.sequential_coupling(training.seed_of(stack, 0), layers)
+    coupling = jp.sequential_coupling(lanes.lane_of(stack, 0), layers)
     alphas = np.linspace(0, 1, points, dtype=np.float32)
     barriers: dict[str, dict[str, list[float]]] = {
         when: {"loss": [], "error": []} for when in ("before", "after")
@@ -46,7 +46,7 @@ def align(
     panel, lines, seeds = None, {}, len(jax.tree.leaves(stack)[0])
     names = f"seed {first_seed}", f"seed {first_seed + 1}"
     for i, j in itertools.combinations(range(seeds), 2):
-        a, b = training.seed_of(stack, i), training.seed_of(stack, j)
+        a, b = lanes.lane_of(stack, i), lanes.lane_of(stack, j)
         own_key = jax.random.fold_in(key, seeds * i + j)
         orders = jp.match_weights(own_key, a, b, coupling, starts=STARTS)
         ends = {"before": b, "after": jp.permute(b, coupling, orders)}
@@ -58,9 +58,9 @@ def align(
                 label = {"before": "as trained", "after": "matched"}[when]
                 lines[when] = Line(label, alphas, np.asarray(along["loss"]))
             if masks is not None:
-                own = training.seed_of(masks, j)
+                own = lanes.lane_of(masks, j)
                 moved = own if when == "before" else jp.permute(own, coupling, orders)
-                overlaps[when].append(float(jp.overlap(training.seed_of(masks, i), moved)))
+                overlaps[when].append(float(jp.overlap(lanes.lane_of(masks, i), moved)))
         if panel is None:
             labels = *names, f"{names[1]}, matched"
             panel = through(losses, dict(zip(labels, (a, *ends.values()), strict=True)), points)

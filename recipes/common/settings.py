@@ -6,14 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NamedTuple
 
 import optax
 
-import jaxprune as jp
-from recipes.common import cli, data, models, training
+from recipes.common import cli, data, models
 from recipes.common.errors import RecipeError
-from recipes.common.side_by_side import Plan
 
 OPTIMIZERS = {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
@@ -100,6 +98,17 @@ class Settings:
     """Read all of these from a config.yaml; flags given beside it win."""
 
 
+class Plan(NamedTuple):
+    """How to train: the same for all arms."""
+
+    seed: int  # the first of
+    seeds: int
+    steps: int
+    batch_size: int
+    chunk_steps: int  # steps per call of the device, and per line of metrics.jsonl
+    evaluations: int  # how often test accuracy is measured, evenly spread
+
+
 def check(settings: Settings) -> None:
     """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
     cli.one_of("--dataset", settings.dataset, data.DATASETS)
@@ -139,7 +148,6 @@ def plan_of(settings: Settings, examples: int) -> Plan:
         batch_size=settings.batch_size,
         chunk_steps=settings.log_every or LOG_EVERY[settings.model],
         evaluations=settings.evaluations,
-        devices=training.devices_for(settings.seeds),
     )
 
 
@@ -151,28 +159,3 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
 def rates(settings: Settings, steps: int) -> optax.Schedule:
     """The learning rate of every step of a training."""
     return SCHEDULES[settings.schedule](settings.learning_rate, steps)
-
-
-def gradual(
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    sparsity: float,
-    every: int,
-    begin: float = 0.1,
-    end: float = 0.7,
-    allocation: jp.base.Allocation = jp.global_threshold,
-    pattern: Any = jp.unstructured,
-) -> optax.GradientTransformation:
-    """`optimizer` with gradual magnitude pruning, between two fractions of the steps."""
-    first, last = pruning_steps(begin, end, steps)
-    ramp = optax.polynomial_schedule(
-        0.0, sparsity, power=3, transition_steps=last - first, transition_begin=first
-    )
-    gmp = jp.prune(jp.magnitude, allocation, ramp, pattern=pattern)
-    return jp.sparsify(optimizer, jp.every(every, gmp, start=first, stop=last))
-
-
-def pruning_steps(begin: float, end: float, steps: int) -> tuple[int, int]:
-    """The first and the last step that may prune, of fractions of the steps."""
-    last = min(max(round(end * steps), 1), steps - 1)
-    return min(round(begin * steps), last - 1), last

@@ -7,19 +7,18 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import checkpoint, data, dead, plots, results, run, settings, training
+from recipes.common import arms, checkpoint, data, dead, lanes, plots, results, run, settings
+from recipes.common.arms import Arm, History, States, Weights
 from recipes.common.errors import RecipeError
 from recipes.common.journal import journal
+from recipes.common.lanes import State
 from recipes.common.settings import Settings
-from recipes.common.side_by_side import History, States, train_arms
-from recipes.common.training import Arm, TrainState, Weights
 from recipes.common.writeup import Writeup, finish
 
 CURVES, LAYERS = "plots/training.png", "plots/layers.png"
@@ -53,29 +52,19 @@ def train(
     run.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     plan = settings.plan_of(config, len(dataset.train.labels))
-    arms = make_arms(dataset, plan.steps)
-    for name, arm in arms.items():
+    made = make_arms(dataset, plan.steps)
+    for name, arm in made.items():
         check_arm(name, arm, dataset.train.images)
     began = time.perf_counter()
     with journal(config, program) as kept:
-        states, history = train_arms(arms, dataset, plan, kept)
-    return Outcome(arms, dataset, states, history, time.perf_counter() - began)
-
-
-def twins(
-    module: nn.Module, dense: optax.GradientTransformation, sparse: optax.GradientTransformation
-) -> dict[str, Arm]:
-    """One network trained twice."""
-    return {
-        "dense": Arm(module, lambda key: dense),
-        "sparse": Arm(module, lambda key: sparse, Weights.SPARSE),
-    }
+        states, history = arms.train(made, dataset, plan, kept)
+    return Outcome(made, dataset, states, history, time.perf_counter() - began)
 
 
 def check_arm(name: str, arm: Arm, images: np.ndarray) -> None:
     """Makes its first state in shapes only; what the library refuses, `RecipeError` says."""
     try:
-        jax.eval_shape(lambda: training.init(arm, training.seed_keys(0, 1), images))
+        jax.eval_shape(lambda: arms.begin(arm, lanes.seed_keys(0, 1), images))
     except ValueError as error:
         raise RecipeError(f"{name}: {' '.join(str(error).split())}") from error
 
@@ -98,7 +87,7 @@ def summarise(config: Settings, outcome: Outcome) -> dict[str, Any]:
 def _numbers(outcome: Outcome, name: str) -> dict[str, Any]:
     """What one arm came to."""
     last, state = outcome.history[-1][name], outcome.states[name]
-    one = training.seed_of(state.params, 0)
+    one = lanes.lane_of(state.params, 0)
     weights = sum(x.size for x in jax.tree.leaves(jp.kernels(one)))
     kept, empty = np.full(len(last["loss"]), weights), {}
     if outcome.arms[name].weights is not Weights.DENSE:
@@ -185,7 +174,7 @@ def publish(
 def save_model(path: Path, outcome: Outcome, name: str) -> None:
     """The masked weights, running statistics and masks of an arm, all seeds."""
     state = outcome.states[name]
-    params = training.network(outcome.arms[name], state)
+    params = arms.network(outcome.arms[name], state)
     masks = like(jp.get_masks(state.opt_state), params)  # without what else was learned
     checkpoint.save_model(path, params, state.batch_stats, masks)
 
@@ -227,13 +216,13 @@ def _out_of(seeds: list[bool]) -> str:
 
 def layer_report(outcome: Outcome, name: str) -> str:
     """`jp.report` of the first seed of an arm, as text."""
-    first: TrainState = training.seed_of(outcome.states[name], 0)
+    first: State = lanes.lane_of(outcome.states[name], 0)
     image = jax.ShapeDtypeStruct((1, *outcome.dataset.train.images.shape[1:]), np.float32)
 
     def apply(params, images):
         variables = {"params": params, "batch_stats": first.batch_stats}
         return outcome.arms[name].module.apply(variables, images)
 
-    params = training.network(outcome.arms[name], first)
+    params = arms.network(outcome.arms[name], first)
     ever = optax.tree.get(first.opt_state, "ever_active", None)
     return results.layers(params, jp.get_masks(first.opt_state), apply, image, ever_active=ever)

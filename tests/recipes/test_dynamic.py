@@ -3,13 +3,12 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxprune as jp
 from recipes import dynamic
-from recipes.common import checkpoint, data, run, settings, training
+from recipes.common import arms, checkpoint, data, lanes, run, settings
 from tests.recipes import running
 from tests.recipes.running import metrics
 
@@ -93,13 +92,11 @@ def trained(steps, of=10, **changes):
     config = dynamic.Config(sparsity=0.9, **changes)
     digits = data.load("digits", train_examples=256)
     arm = dynamic.arms(config, digits, of)[config.method[0]]
-    keys = training.seed_keys(0, 1)
-    states = [training.init(arm, keys, digits.train.images)]
-    chunk = training.make_chunk(arm)
-    order = training.data_order(keys, 256, 32)
-    for _ in range(steps):
-        state = jax.tree.map(jnp.copy, states[-1])
-        states.append(chunk(state, digits.train, next(order)[None], keys)[0])
+    keys = lanes.seed_keys(0, 1)
+    states = [arms.begin(arm, keys, digits.train.images)]
+    program, lane = arms.program_of(arm, digits.train, 32, 1), arms.seeds_of(keys)
+    for point in lanes.advance(program, lanes.copied(states[0]), lane, steps):
+        states.append(lanes.copied(point.state))
     return states
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gates
-from recipes.common import checkpoint, data, gating, models, run, settings, training
+from recipes.common import arms, checkpoint, data, gating, lanes, models, run, settings
 from tests.recipes import running
 from tests.recipes.running import metrics
 
@@ -86,11 +86,10 @@ def states(config, steps, model="mlp", norm="group"):
     digits = data.load("digits", train_examples=256)
     made = gates.arms(config, digits, steps)
     arm = made[next(arm for arm in made if arm.startswith(config.level[0]))]
-    keys = training.seed_keys(0, 1)
-    state = training.init(arm, keys, digits.train.images)
-    chunk, order = training.make_chunk(arm), training.data_order(keys, 256, 32)
-    for _ in range(steps):
-        state = chunk(state, digits.train, next(order)[None], keys)[0]
+    keys = lanes.seed_keys(0, 1)
+    program = arms.program_of(arm, digits.train, 32, 1)
+    first = arms.begin(arm, keys, digits.train.images)
+    state = lanes.train(program, first, arms.seeds_of(keys), steps, lambda step, state: None)
     return arm, state
 
 
@@ -108,7 +107,7 @@ def test_a_consensus_is_one_network():
     arm, state = states(config, 6)
     masks = jp.get_masks(state.opt_state)
     assert 0.2 < 1 - float(jp.sparsity(masks)) <= 0.3
-    assert sorted(training.network(arm, state)) == ["Dense_0", "Dense_1", "Dense_2"]
+    assert sorted(arms.network(arm, state)) == ["Dense_0", "Dense_1", "Dense_2"]
     maps = state.params["gates"]["Dense_0"]
     assert maps["kernel"].any()  # what each input wants was learned
 

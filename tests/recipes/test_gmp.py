@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import checkpoint, checkpoints, run, settings, side_by_side, training
+from recipes.common import arms, checkpoint, checkpoints, data, lanes, run
 from tests.recipes import running
 from tests.recipes.running import exit_code, metrics
 
@@ -140,7 +140,7 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
 
 def test_seeds_on_two_devices_are_those_of_one(finished, tmp_path, monkeypatch):
     """To float tolerance; also of a run that was interrupted."""
-    monkeypatch.setattr(training, "devices_for", lambda seeds: 2)
+    monkeypatch.setattr(lanes, "devices_for", lambda seeds: 2)
     out = tmp_path / "run"
     argv = ["--out", str(out), *SHORT]
     assert running.interrupted(gmp, monkeypatch, argv, step=8) == 130
@@ -158,15 +158,15 @@ def test_progress_says_that_accuracy_is_that_of_training():
     own = {"loss": [0.5], "accuracy": [0.25]}
     few = {"step": 1, "dense": own, "sparse": own | {"sparsity": [0.9]}}
     said = "dense: loss 0.500, train acc 25.0%  sparse 90.0%: loss 0.500, train acc 25.0%"
-    assert side_by_side._in_words(few) == said
+    assert arms._in_words(few) == said
     many = {"step": 1} | dict.fromkeys("abcd", own)
-    assert side_by_side._in_words(many) == "train acc: a 25.0%  b 25.0%  c 25.0%  d 25.0%"
+    assert arms._in_words(many) == "train acc: a 25.0%  b 25.0%  c 25.0%  d 25.0%"
 
 
 def test_pruning_steps_lie_within_training():
     for steps in (2, 3, 10, 1000):
         for begin, end in ((0, 1), (0.1, 0.7), (0.99, 1), (0, 0.001)):
-            first, last = settings.pruning_steps(begin, end, steps)
+            first, last = gmp.pruning_steps(begin, end, steps)
             assert 0 <= first < last <= steps - 1
 
 
@@ -174,7 +174,7 @@ def test_pruning_steps_lie_within_training():
 @pytest.mark.parametrize("pattern", list(gmp.PATTERNS))
 def test_every_way_of_pruning_reaches_its_sparsity(allocation, pattern):
     config = gmp.Config(sparsity=0.75, allocation=allocation, pattern=pattern, every=3)
-    tx = gmp.optimizers(config, steps=4)["sparse"]
+    tx = gmp.arms(config, data.load("digits", train_examples=64), steps=4)["sparse"].optimizer
     params = {"a": jax.random.normal(jax.random.key(0), (32, 32)), "b": jnp.ones((32, 16)) * 0.3}
     state = tx.init(params)
     update = jax.jit(tx.update)

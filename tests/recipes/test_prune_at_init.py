@@ -8,16 +8,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import prune_at_init
-from recipes.common import (
-    at_init,
-    balanced,
-    checkpoint,
-    data,
-    models,
-    run,
-    side_by_side,
-    training,
-)
+from recipes.common import at_init, balanced, checkpoint, data, lanes, models, run
 from tests.recipes import running
 from tests.recipes.running import metrics
 
@@ -50,12 +41,11 @@ def finished(tmp_path_factory):
 def controlled(tmp_path_factory):
     """The folder of a short run of two methods at two sparsities, with controls; its programs."""
     out, made = tmp_path_factory.mktemp("runs") / "controlled", []
-    make_chunk = training.make_chunk
+    lower = lanes.chunk
     with pytest.MonkeyPatch.context() as patch:
-        counted = lambda arm, *devices: made.append(arm) or make_chunk(arm, *devices)
-        patch.setattr(side_by_side.training, "make_chunk", counted)
+        patch.setattr(lanes, "chunk", lambda step, n: made.append(step) or lower(step, n))
         prune_at_init.main([*CONTROLLED, "--out", str(out)])
-    return out, len(made)
+    return out, len(set(made))
 
 
 def arms(out):
@@ -104,11 +94,11 @@ def test_masks_stay_as_they_were_made(finished):
 
 def test_snip_s_masks_are_those_of_its_score(finished):
     digits = data.load("digits", train_examples=256).train
-    module, key = models.model("mlp", 10), training.seed_keys(0, 1)[0]
+    module, key = models.model("mlp", 10), lanes.seed_keys(0, 1)[0]
     params = module.init(jax.random.fold_in(key, 0), digits.images[:1])["params"]
     rows = balanced.balanced_rows(jax.random.fold_in(key, 2), digits.labels, 10, 5)
     batch = digits.images[rows], digits.labels[rows]
-    loss = lambda params: training.classification(module)(params, {}, *batch)[0]
+    loss = lambda params: models.classification(module)(params, {}, *batch)[0]
     masks = jp.select(jp.snip(loss, params), jp.global_threshold, 0.9)
     found = masks_of(finished, "snip")
     for layer in ("Dense_0", "Dense_1", "Dense_2"):

@@ -8,7 +8,8 @@ import pytest
 
 import jaxprune as jp
 from recipes import random_erk
-from recipes.common import checkpoint, data, run, training
+from recipes.common import arms as ways
+from recipes.common import checkpoint, data, lanes, models, run
 from tests.recipes import running
 
 SHORT = [*running.SHORT, "--sparsity", "0.6", "--allocation", *random_erk.ALLOCATIONS]
@@ -71,12 +72,12 @@ def test_snip_s_ratios_are_those_of_its_criterion():
     digits = data.load("digits", train_examples=64)
     arm = random_erk.arms(config, digits, 10)["snip"]
     dense = random_erk.arms(config, digits, 10)["dense"]
-    keys = training.seed_keys(0, 1)
-    masks = jp.get_masks(training.init(arm, keys, digits.train.images).opt_state)
-    state = training.init(dense, keys, digits.train.images)
+    keys = lanes.seed_keys(0, 1)
+    masks = jp.get_masks(ways.begin(arm, keys, digits.train.images).opt_state)
+    state = ways.begin(dense, keys, digits.train.images)
     params = jax.tree.map(lambda x: x[0], state.params)
     batch = digits.train.images[:32], digits.train.labels[:32]
-    loss = lambda params: training.classification(arm.module)(params, {}, *batch)[0]
+    loss = lambda params: models.classification(arm.module)(params, {}, *batch)[0]
     scores = jp.saliency(jp.kernels(params), grads=jax.grad(loss)(params))
     chosen = jp.select(scores, jp.global_threshold, 0.9)
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
@@ -107,7 +108,7 @@ def test_widths_of_equal_sparsity():
     digits = data.load("digits", train_examples=64)
     for name, arm in random_erk.arms(config, digits, 10).items():
         if name.startswith("erk"):
-            state = training.init(arm, training.seed_keys(0, 1), digits.train.images)
+            state = ways.begin(arm, lanes.seed_keys(0, 1), digits.train.images)
             assert jp.sparsity(jp.get_masks(state.opt_state)) == pytest.approx(0.95, abs=1e-4)
 
 

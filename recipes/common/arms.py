@@ -1,0 +1,234 @@
+"""Arms: ways of training, side by side on the same weights and the same batches.
+
+Every arm is a program of `lanes`, its seeds are the lanes. All of them train in turns, chunk by
+chunk: logged, shown, and resumable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+import jaxprune as jp
+from recipes.common import churn, lanes, measures
+from recipes.common.data import Dataset, Split
+from recipes.common.journal import Journal
+from recipes.common.lanes import Network, State
+from recipes.common.progress import progress
+from recipes.common.settings import Plan
+
+
+class Weights(Enum):
+    """What the masks in an optimizer's state mean for the weights."""
+
+    DENSE = "there are no masks"
+    SPARSE = "what is pruned is zero, from the first step on (`jp.sparsify`)"
+    DENSE_COPY = "all weights may learn, the network uses those that are kept (`jp.keep_dense`)"
+
+
+class Learned(NamedTuple):
+    """What an arm learns beside the weights of its network, such as gates: params beside them.
+
+    Its optimizer is a `jp.sparsify`, which counts the `step`.
+    """
+
+    start: Callable[[Any], Any]  # the network's params -> all params
+    # (params, batch_stats, images, labels, step, key) -> loss, (accuracy, batch_stats)
+    loss: Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]
+    network: Callable[[Any, jax.Array], Any]  # (params, step) -> what the network uses, in tests
+    measure: Callable[[Any, jax.Array], dict[str, jax.Array]]  # (params, step) -> what is logged
+
+
+class Arm(NamedTuple):
+    """A network and how to train it. Arms that differ only in how they start share a program."""
+
+    module: nn.Module
+    # or made from a seed's key, which is neither that of its weights nor that of its data
+    optimizer: optax.GradientTransformation | Callable[[jax.Array], optax.GradientTransformation]
+    weights: Weights = Weights.DENSE
+    # (keys, first params) -> (params, masks), stacks over seeds
+    start: Callable[[jax.Array, Any], tuple[Any, Any]] | None = None
+    learned: Learned | None = None
+
+
+class Seeds(NamedTuple):
+    """The lanes of an arm."""
+
+    order: jax.Array  # keys (seeds,): of the weights and of the order of the examples
+    own: jax.Array  # keys (seeds,): of the optimizers
+
+
+def seeds_of(keys: jax.Array) -> Seeds:
+    """One lane a key."""
+    return Seeds(keys, jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys))
+
+
+def program_of(arm: Arm, train: Split, batch_size: int, chunk_steps: int) -> lanes.Program:
+    """The program of an arm. Where the network uses masked weights, the gradient is taken there."""
+    make = arm.optimizer if callable(arm.optimizer) else lambda key: arm.optimizer
+    return lanes.program(
+        arm.module,
+        lambda lane: make(lane.own),
+        train,
+        batch_size,
+        chunk_steps,
+        _loss_of(arm.learned) if arm.learned else None,
+        lambda state: state.params if arm.learned else network(arm, state),
+    )
+
+
+def _loss_of(learned: Learned) -> lanes.Loss:
+    def loss(params, state, images, labels, lane):
+        step = state.opt_state.step  # its key is none of those of weights, data and optimizer
+        key = jax.random.fold_in(jax.random.fold_in(lane.own, 3), step)
+        return learned.loss(params, state.batch_stats, images, labels, step, key)
+
+    return loss
+
+
+def begin(arm: Arm, keys: jax.Array, images: np.ndarray) -> State:
+    """A stack of first states, one a key; `images` (n, h, w, c) gives the input's shape."""
+    p = program_of(arm, Split(images[:1], np.zeros(1, np.int32)), 1, 1)
+    first, seeds = lanes.initial(p, keys), seeds_of(keys)
+    if arm.start:
+        params, masks = arm.start(seeds.own, first.params)
+        return lanes.begin(p, Network(params, first.batch_stats, masks), seeds)
+    params = jax.vmap(arm.learned.start)(first.params) if arm.learned else first.params
+    state = lanes.begin(p, Network(params, first.batch_stats, None), seeds)
+    if arm.weights is Weights.SPARSE:  # so that the first forward pass is sparse too
+        sparse = jp.apply_masks(state.params, jp.get_masks(state.opt_state))
+        state = lanes.copied(state._replace(params=sparse))
+    return state
+
+
+def network(arm: Arm, state: State) -> Any:
+    """The params that the network uses; of one state or of a stack."""
+    if arm.learned:
+        used, step = arm.learned.network, state.opt_state.step
+        return jax.jit(jax.vmap(used) if step.ndim else used)(state.params, step)
+    if arm.weights is Weights.DENSE_COPY:
+        return jp.apply_masks(state.params, jp.get_masks(state.opt_state))
+    return state.params
+
+
+# --- side by side ---------------------------------------------------------------------------------
+
+States = dict[str, State]  # by arm; every array has a seed axis in front
+History = list[dict[str, Any]]  # the lines of metrics.jsonl
+
+
+def train(
+    arms: Mapping[str, Arm], dataset: Dataset, plan: Plan, journal: Journal
+) -> tuple[States, History]:
+    """Trains every arm in turns, chunk by chunk; (final states, metrics).
+
+    Goes on from the last checkpoint of `journal`, if it has one.
+    """
+    keys = lanes.seed_keys(plan.seed, plan.seeds)
+    states = {name: begin(arm, keys, dataset.train.images) for name, arm in arms.items()}
+    # before the checkpoint takes their place: a run that goes on knows its first masks
+    watches = {name: Watch(arm, states[name]) for name, arm in arms.items()}
+    states = journal.last(states) or states
+    # arms of one network share a compiled test; those that differ only in their start, all
+    tests = {arm.module: measures.accuracy(arm.module, dataset.test) for arm in arms.values()}
+    for name, watch in watches.items():
+        spent = journal.records[-1][name]["seconds"] if journal.records else 0.0
+        watch.begin(states[name], spent, tests[watch.arm.module])
+    split, alike = jax.device_put(dataset.train), lambda arm: arm._replace(start=None)
+    programs = {
+        arm: program_of(arm, split, plan.batch_size, plan.chunk_steps)
+        for arm in set(map(alike, arms.values()))
+    }
+    runs = {
+        name: lanes.advance(
+            programs[alike(arm)], states[name], seeds_of(keys), plan.steps, journal.step
+        )
+        for name, arm in arms.items()
+    }
+    return lanes.gathered(_follow(runs, states, watches, plan, journal)), journal.records
+
+
+class Watch:
+    """What there is to say of an arm as it trains."""
+
+    def __init__(self, arm: Arm, first: State):
+        self.arm = arm
+        self.masked = arm.weights is not Weights.DENSE
+        self.first_masks = churn.masks(first.opt_state) if self.masked else None
+        self.measure = jax.jit(jax.vmap(arm.learned.measure)) if arm.learned else None
+
+    def begin(self, state: State, spent: float, test: measures.Accuracy) -> None:
+        """Training goes on from `state`, after `spent` seconds in earlier programs."""
+        self.masks = churn.masks(state.opt_state) if self.masked else None
+        self.spent, self.test = spent, test
+
+    def look(self, point: lanes.Progress, tested: bool) -> dict[str, Any]:
+        """The arm's part of a line of metrics.jsonl; lists are over seeds."""
+        state = point.state
+        record = {
+            "seconds": round(self.spent + point.seconds, 4),
+            "loss": np.asarray(point.metrics["loss"]).tolist(),
+            "accuracy": np.asarray(point.metrics["accuracy"]).tolist(),
+        }
+        if self.masked:
+            record |= churn.measure(state.opt_state, self.first_masks, self.masks)
+            self.masks = churn.masks(state.opt_state)
+        if self.measure:
+            measured = self.measure(state.params, state.opt_state.step)
+            record |= {name: values.tolist() for name, values in measured.items()}
+        if tested:
+            used = Network(network(self.arm, state), state.batch_stats, None)
+            record["test_accuracy"] = self.test(used.variables).tolist()
+        return record
+
+
+def _follow(
+    runs: Mapping[str, Iterator[lanes.Progress]],
+    states: States,
+    watches: Mapping[str, Watch],
+    plan: Plan,
+    journal: Journal,
+) -> States:
+    with progress("training", plan.steps, journal.step) as show:
+        for points in zip(*runs.values(), strict=True):
+            now = points[0].step
+            evaluations = [s * plan.evaluations // plan.steps for s in (journal.step, now)]
+            tested = evaluations[0] < evaluations[1]
+            record: dict[str, Any] = {"step": now}
+            for name, point in zip(runs, points, strict=True):
+                record[name] = watches[name].look(point, tested)
+            journal.log(record)
+            show(now, _in_words(record))
+            states = dict(zip(runs, (point.state for point in points), strict=True))
+            journal.settle(states, now, _score(record) if tested else ())
+    return states
+
+
+def _score(record: Mapping[str, Any]) -> list[float]:
+    """What is best: the sparsest states, and of them the highest accuracy; means over arms."""
+    arms = [own for arm, own in record.items() if arm != "step"]
+    arms = [own for own in arms if "sparsity" in own] or arms
+    sparsity = np.mean([own.get("sparsity", 0.0) for own in arms])
+    return [round(float(sparsity), 4), float(np.mean([own["test_accuracy"] for own in arms]))]
+
+
+def _in_words(record: Mapping[str, Any]) -> str:
+    """Loss, training accuracy and sparsity of each arm, means over seeds; of many, accuracy."""
+    words = []
+    for arm, metrics in record.items():
+        if arm != "step":
+            at = f" {100 * np.mean(metrics['sparsity']):.1f}%" if "sparsity" in metrics else ""
+            loss, accuracy = np.mean(metrics["loss"]), 100 * np.mean(metrics["accuracy"])
+            many = len(record) > 4
+            words.append(
+                f"{arm} {accuracy:.1f}%"
+                if many
+                else f"{arm}{at}: loss {loss:.3f}, train acc {accuracy:.1f}%"
+            )
+    return ("train acc: " if len(record) > 4 else "") + "  ".join(words)

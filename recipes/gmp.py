@@ -48,30 +48,16 @@ class Config(settings.Settings):
     """Steps between updates of the masks."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, gradual_magnitude_pruning, PROGRAM, argv)
-
-
-def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
-    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
-    summary = summarise(config, outcome)
-    between = pruning_steps(config.begin, config.end, summary["steps"])
-    figures = study.pictures(outcome, between)
-    study.publish(config, outcome, summary, "Gradual magnitude pruning", PROGRAM, figures)
-    return summary
+# --- the method -----------------------------------------------------------------------------------
 
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense training and GMP: the optimizer is the whole difference."""
     module = models.model(config.model, dataset.classes, config.norm, config.width)
-    dense = settings.optimizer(config, steps)
-    allocation, pattern = ALLOCATIONS[config.allocation], PATTERNS[config.pattern]
-    when = config.every, config.begin, config.end
-    sparse = gradual(dense, steps, config.sparsity, *when, allocation, pattern)
-    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
+    adam = settings.optimizer(config, steps)  # or another optax optimizer
+    how = ALLOCATIONS[config.allocation], PATTERNS[config.pattern]
+    tx = gradual(adam, steps, config.sparsity, config.every, config.begin, config.end, *how)
+    return {"dense": Arm(module, adam), "sparse": Arm(module, tx, Weights.SPARSE)}
 
 
 def gradual(
@@ -97,6 +83,25 @@ def pruning_steps(begin: float, end: float, steps: int) -> tuple[int, int]:
     """The first and the last step that may prune, of fractions of the steps."""
     last = min(max(round(end * steps), 1), steps - 1)
     return min(round(begin * steps), last - 1), last
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, gradual_magnitude_pruning, PROGRAM, argv)
+
+
+def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    summary = summarise(config, outcome)
+    between = pruning_steps(config.begin, config.end, summary["steps"])
+    figures = study.pictures(outcome, between)
+    study.publish(config, outcome, summary, "Gradual magnitude pruning", PROGRAM, figures)
+    return summary
 
 
 def check(config: Config) -> None:

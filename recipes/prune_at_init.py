@@ -15,9 +15,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -25,14 +25,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import at_init, balanced, cli, lanes, models, plots, remaining, settings, study
+from recipes.common import balanced, cli, lanes, models, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split
+from recipes.common.models import LossFn, classification
+from recipes.reports import prune_at_init as report
+from recipes.reports.prune_at_init import REDRAWN, SHUFFLED, Kind, kinds, name
 
 PROGRAM = "python -m recipes.prune_at_init"
-ACCURACY, CONTROLS = "plots/weights_left.png", "plots/controls.png"
-PER_CLASS = 10  # examples that masks are made from, but for `at_init.PER_CLASS`
-SHUFFLED, REDRAWN = "shuffled", "redrawn"
+METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random")
+ROUNDS = {"synflow": 100, "force": 60, "iter_snip": 60}
+PER_CLASS = {"grasp": 25}  # examples of each class that its authors take
+EXAMPLES = 10  # and those that the other methods take
+TEMPERATURE = 200  # of GraSP
+
+Forward = Callable[[Any], jax.Array]
+MasksOf = Callable[[jax.Array, Any, Any, Split], Any]  # (key, params, sparsity, data) -> masks
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Config(settings.Settings):
     """How many seeds to train at once."""
     width: float = 1.0
     """What multiplies the sizes of the hidden layers."""
-    method: Annotated[tuple[str, ...], cli.several(at_init.METHODS)] = ("snip", "synflow", "random")
+    method: Annotated[tuple[str, ...], cli.several(METHODS)] = ("snip", "synflow", "random")
     """One method, or several side by side."""
     sparsity: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.98,)
     """The fraction of weights that are pruned, in [0, 1), or several."""
@@ -59,12 +67,119 @@ class Config(settings.Settings):
     """snip, grasp, force, iter_snip: training examples of each class that a seed's masks see."""
 
 
-class Kind(NamedTuple):
-    """What an arm is."""
+# --- the methods ----------------------------------------------------------------------------------
 
-    method: str
-    sparsity: float
-    control: str = ""
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """The dense arm, and one for each kind; these train alike, in one compiled program."""
+    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    dense = settings.optimizer(config, steps)
+    sparse = jp.sparsify(dense, jp.fixed(lanes.keep_all))  # it begins under masks of its own
+    data = jax.device_put(dataset.train)
+    labels, classes = dataset.train.labels, dataset.classes
+    make = {}
+    for method in config.method:
+        of_each = config.per_class or PER_CLASS.get(method, EXAMPLES)
+        rows = partial(balanced.balanced_rows, labels=labels, classes=classes, of_each=of_each)
+        make[method] = maker(masks_of(method, module, rows, config.rounds))
+    draw = redraw(module, dataset.train.images)
+
+    def start(kind: Kind, keys: jax.Array, params: Any) -> tuple[Any, Any]:
+        masks = make[kind.method](keys, params, jnp.float32(kind.sparsity), data)
+        if kind.control == SHUFFLED:
+            masks = _shuffled(keys, masks)
+        if kind.control == REDRAWN:
+            params = draw(keys, masks)
+        return params, masks
+
+    return {"dense": Arm(module, dense)} | {
+        name(kind, config): Arm(module, sparse, Weights.SPARSE, partial(start, kind))
+        for kind in kinds(config)
+    }
+
+
+def masks_of(
+    method: str,
+    module: nn.Module,
+    rows: Callable[[jax.Array], jax.Array],
+    rounds: int | None = None,
+) -> MasksOf:
+    """One of `METHODS`, as a function of one seed; `rows` draws from the data what it is to see.
+
+    Weights are chosen under one threshold; at random, as many of each layer as `erk` says.
+    """
+    rounds = ROUNDS.get(method, 1) if rounds is None else rounds
+
+    def masks(key: jax.Array, params: Any, sparsity: Any, data: Split) -> Any:
+        drawn = rows(key)
+        seen = Split(data.images[drawn], data.labels[drawn])
+        loss = loss_on(classification(module), seen)
+        match method:
+            case "synflow":
+                forward = flow(module, data.images.shape[1:])
+                return jp.synflow(forward, params, sparsity, rounds)
+            case "force":
+                return jp.force(loss, params, sparsity, rounds)
+            case "iter_snip":
+                return jp.iter_snip(loss, params, sparsity, rounds)
+            case "random":
+                return jp.select(jp.random(key)(jp.kernels(params)), jp.erk, sparsity)
+            case "magnitude":
+                scores = jp.magnitude(jp.kernels(params))
+            case "snip":
+                scores = jp.snip(loss, params)
+            case "grasp":
+                scores = jp.grasp(loss_on(classification(module, TEMPERATURE), seen), params)
+        return jp.select(scores, jp.global_threshold, sparsity)
+
+    return masks
+
+
+def loss_on(loss_fn: LossFn, batch: Split) -> Callable[[Any], jax.Array]:
+    """The loss of first weights on a batch: there are no running statistics yet."""
+    return lambda params: loss_fn(params, {}, *map(jnp.asarray, batch))[0]
+
+
+@cache
+def flow(module: nn.Module, shape: tuple[int, ...]) -> Forward:
+    """What SynFlow follows: params -> the outputs of the network for ones, its norms left out.
+
+    Group norm divides by what it sees, and batch norm by statistics of data: both would break the
+    conservation of flow. Their scales are 1 at first.
+    """
+
+    def forward(params: Any) -> jax.Array:
+        with nn.intercept_methods(_without_norms):
+            logits: Any = module.apply({"params": params}, jnp.ones((1, *shape)))
+        return logits
+
+    return forward
+
+
+def _without_norms(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    if isinstance(context.module, (nn.GroupNorm, nn.BatchNorm)):
+        return args[0]
+    return call(*args, **kwargs)
+
+
+def maker(masks: MasksOf) -> Callable[[jax.Array, Any, jax.Array, Split], Any]:
+    """The masks of a stack of seeds; one program serves all sparsities."""
+    return jax.jit(jax.vmap(masks, in_axes=(0, 0, None, None)))
+
+
+def redraw(module: nn.Module, images: np.ndarray) -> Callable[[jax.Array, Any], Any]:
+    """New weights for each seed, under its masks."""
+    init = lambda key: module.init(key, jnp.asarray(images[:1]))["params"]
+    return jax.jit(jax.vmap(lambda key, m: jp.reinitialise(jax.random.fold_in(key, 2), init, m)))
+
+
+@jax.jit
+@jax.vmap
+def _shuffled(key: jax.Array, masks: Any) -> Any:
+    return jp.shuffle(jax.random.fold_in(key, 1), masks)
+
+
+# --- the command ----------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,9 +201,10 @@ def prune_at_init(config: Config) -> dict[str, Any]:
         "controls": config.controls,
         **study.summarise(config, outcome),
     }
-    add_collapse(config, outcome, summary["arms"])
-    figures = pictures(config, outcome, summary["arms"])
-    told = [name(kind, config) for kind in highest(config)]
+    module, image = outcome.arms["dense"].module, outcome.dataset.train.images.shape[1:]
+    report.add_collapse(config, outcome, summary["arms"], flow(module, image))
+    figures = report.pictures(config, outcome, summary["arms"])
+    told = [name(kind, config) for kind in report.highest(config)]
     study.publish(config, outcome, summary, "Pruning at initialization", PROGRAM, figures, told)
     return summary
 
@@ -96,158 +212,13 @@ def prune_at_init(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
     settings.check(config)
-    cli.some_of("--method", config.method, at_init.METHODS)
+    cli.some_of("--method", config.method, METHODS)
     cli.in_range("--width", config.width, 0, 100, "(]")
     cli.some_of("--sparsity", config.sparsity)
     for sparsity in config.sparsity:
         cli.in_range("--sparsity", sparsity, 0, 1, "[)")
     cli.at_least("--rounds", 1 if config.rounds is None else config.rounds, 1)
     cli.at_least("--per-class", 1 if config.per_class is None else config.per_class, 1)
-
-
-def kinds(config: Config) -> list[Kind]:
-    """All arms but the dense one."""
-    controls = ("", SHUFFLED, REDRAWN) if config.controls else ("",)
-    return [Kind(m, s, c) for m in config.method for s in config.sparsity for c in controls]
-
-
-def highest(config: Config) -> list[Kind]:
-    """The methods at the highest sparsity, without controls."""
-    return [Kind(method, max(config.sparsity)) for method in config.method]
-
-
-def name(kind: Kind, config: Config) -> str:
-    """That of an arm: it tells the sparsity if there are several."""
-    at = [f"{100 * kind.sparsity:.10g}%"] if len(config.sparsity) > 1 else []
-    return " ".join([kind.method, *at, *filter(None, [kind.control])])
-
-
-def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
-    """The dense arm, and one for each kind; these train alike, in one compiled program."""
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
-    dense = settings.optimizer(config, steps)
-    sparse = jp.sparsify(dense, jp.fixed(lanes.keep_all))  # it begins under masks of its own
-    data = jax.device_put(dataset.train)
-    labels, classes = dataset.train.labels, dataset.classes
-    make = {}
-    for method in config.method:
-        of_each = config.per_class or at_init.PER_CLASS.get(method, PER_CLASS)
-        rows = partial(balanced.balanced_rows, labels=labels, classes=classes, of_each=of_each)
-        make[method] = maker(at_init.masks_of(method, module, rows, config.rounds))
-    draw = redraw(module, dataset.train.images)
-
-    def start(kind: Kind, keys: jax.Array, params: Any) -> tuple[Any, Any]:
-        masks = make[kind.method](keys, params, jnp.float32(kind.sparsity), data)
-        if kind.control == SHUFFLED:
-            masks = _shuffled(keys, masks)
-        if kind.control == REDRAWN:
-            params = draw(keys, masks)
-        return params, masks
-
-    return {"dense": Arm(module, dense)} | {
-        name(kind, config): Arm(module, sparse, Weights.SPARSE, partial(start, kind))
-        for kind in kinds(config)
-    }
-
-
-def maker(masks: at_init.MasksOf) -> Callable[[jax.Array, Any, jax.Array, Split], Any]:
-    """The masks of a stack of seeds; one program serves all sparsities."""
-    return jax.jit(jax.vmap(masks, in_axes=(0, 0, None, None)))
-
-
-def redraw(module: nn.Module, images: np.ndarray) -> Callable[[jax.Array, Any], Any]:
-    """New weights for each seed, under its masks."""
-    init = lambda key: module.init(key, jnp.asarray(images[:1]))["params"]
-    return jax.jit(jax.vmap(lambda key, m: jp.reinitialise(jax.random.fold_in(key, 2), init, m)))
-
-
-@jax.jit
-@jax.vmap
-def _shuffled(key: jax.Array, masks: Any) -> Any:
-    return jp.shuffle(jax.random.fold_in(key, 1), masks)
-
-
-_collapsed = jax.jit(jax.vmap(jp.collapsed))
-
-
-# --- what came of it -----------------------------------------------------------------------------
-
-
-def add_collapse(config: Config, outcome: study.Outcome, numbers: dict[str, Any]) -> None:
-    """Adds to each arm in which seeds a layer is empty, and how many weights can act."""
-    module, images = outcome.arms["dense"].module, outcome.dataset.train.images
-    forward = at_init.flow(module, images.shape[1:])
-    for kind in kinds(config):
-        own, state = numbers[name(kind, config)], outcome.states[name(kind, config)]
-        masks = jp.get_masks(state.opt_state)
-        empty = _collapsed(masks)
-        own["collapsed"] = np.any(list(empty.values()), axis=0).tolist()
-        own["on_paths"] = at_init.weights_on_paths(forward, state.params, masks).tolist()
-
-
-def pictures(
-    config: Config, outcome: study.Outcome, numbers: dict[str, Any]
-) -> dict[str, study.Picture]:
-    """The figures, by their path below the folder."""
-    shown = ["dense", *(name(kind, config) for kind in highest(config))]
-    curves = study.pictures(outcome._replace(arms={arm: outcome.arms[arm] for arm in shown}))
-    drawn = plots.looks(["dense", *config.method])
-    dense = np.asarray(numbers["dense"]["test_accuracy"]["per_seed"])
-
-    def line(method: str, control: str = "") -> remaining.Line:
-        own = [numbers[name(Kind(method, s, control), config)] for s in config.sparsity]
-        return remaining.Line(
-            left=[1 - s for s in config.sparsity],
-            accuracy=np.array([n["test_accuracy"]["per_seed"] for n in own]),
-            collapsed=np.array([n["collapsed"] for n in own]),
-        )
-
-    made = {
-        ACCURACY: study.Picture(
-            remaining.accuracy({m: line(m) for m in config.method}, dense, drawn),
-            "Test accuracy of the last step against weights left: mean over seeds; bands from the "
-            "worst seed to the best. A cross: a layer kept no weight, in one seed at least.",
-        ),
-        study.LAYERS: study.Picture(
-            remaining.layers(layer_lines(config, outcome), drawn),
-            "Weights kept in each layer, counted, against weights left in all: mean over seeds; "
-            "bands from the lowest to the highest. A cross: the layer kept none, in one seed at "
-            "least.",
-        ),
-        study.CURVES: study.Picture(
-            curves[study.CURVES].png,
-            f"At sparsity {max(config.sparsity):g}. {curves[study.CURVES].caption}",
-        ),
-    }
-    if config.controls:
-        made[CONTROLS] = study.Picture(
-            remaining.controls(
-                {
-                    m: {c or "own masks": line(m, c) for c in ("", SHUFFLED, REDRAWN)}
-                    for m in config.method
-                },
-                dense,
-                drawn,
-            ),
-            "Each method, its masks shuffled within layers, and redrawn weights under its masks: "
-            "test accuracy of the last step against weights left, as above.",
-        )
-    return made
-
-
-def layer_lines(config: Config, outcome: study.Outcome) -> dict[str, dict[str, plots.Curve]]:
-    """Layer -> method -> weights left in all, and weights kept there (sparsities, seeds)."""
-    lines: dict[str, dict[str, plots.Curve]] = {}
-    for method in config.method:
-        stacks = [
-            jp.get_masks(outcome.states[name(Kind(method, s), config)].opt_state)
-            for s in config.sparsity
-        ]
-        kept = [remaining.kept_by_layer(stack) for stack in stacks]
-        for path in kept[0]:
-            counts = np.array([k[path] for k in kept])
-            lines.setdefault(path, {})[method] = ([1 - s for s in config.sparsity], counts)
-    return lines
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ import numpy as np
 import jaxprune as jp
 from recipes.common import cli, models, plots, results, settings, study, widths
 from recipes.common.arms import Arm, Weights
-from recipes.common.at_init import loss_on
 from recipes.common.data import Dataset, Split
 from recipes.common.errors import RecipeError
 from recipes.common.models import LossFn, classification
+from recipes.prune_at_init import loss_on
 
 PROGRAM = "python -m recipes.random_erk"
 WIDTHS = "plots/widths.png"

@@ -3,17 +3,19 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxprune as jp
 from recipes import prune_at_init
-from recipes.common import at_init, balanced, checkpoint, data, lanes, models, run
+from recipes.common import balanced, checkpoint, data, lanes, models, run
+from recipes.reports import prune_at_init as report
 from tests.recipes import running
 from tests.recipes.running import metrics
 
 SHORT = [*running.SHORT, "--rounds", "3", "--per-class", "5"]
-ALL = [*SHORT, "--sparsity", "0.9", "--method", *at_init.METHODS]
+ALL = [*SHORT, "--sparsity", "0.9", "--method", *prune_at_init.METHODS]
 CONTROLLED = [
     *SHORT,
     "--rounds",
@@ -59,15 +61,15 @@ def masks_of(out, arm):
 
 def test_it_writes_everything(finished):
     report = running.wrote_everything(finished, "training", "layers", "weights_left")
-    for arm in ("dense", *at_init.METHODS):
+    for arm in ("dense", *prune_at_init.METHODS):
         assert f"| {arm} |" in report
 
 
 def test_every_method_keeps_as_many(finished):
     numbers = arms(finished)
-    assert list(numbers) == ["dense", *at_init.METHODS]
+    assert list(numbers) == ["dense", *prune_at_init.METHODS]
     kept = WEIGHTS - round(0.9 * WEIGHTS)
-    for method in at_init.METHODS:
+    for method in prune_at_init.METHODS:
         assert numbers[method]["kept_weights"] == pytest.approx(
             [kept] * 2, abs=2 if method == "random" else 0
         )
@@ -76,7 +78,7 @@ def test_every_method_keeps_as_many(finished):
 
 
 def test_the_methods_differ_and_so_do_the_seeds(finished):
-    kernels = [masks_of(finished, method)["Dense_1"]["kernel"] for method in at_init.METHODS]
+    kernels = [masks_of(finished, method)["Dense_1"]["kernel"] for method in prune_at_init.METHODS]
     for i, a in enumerate(kernels):
         assert (a[0] != a[1]).any()
         for b in kernels[:i]:
@@ -85,7 +87,7 @@ def test_the_methods_differ_and_so_do_the_seeds(finished):
 
 def test_masks_stay_as_they_were_made(finished):
     for record in run.read_lines(finished / run.METRICS):
-        for method in at_init.METHODS:
+        for method in prune_at_init.METHODS:
             assert record[method]["sparsity"] == pytest.approx([0.9, 0.9], abs=1e-4)
             assert record[method]["overlap_first"] == [1, 1]
     params, _, masks = checkpoint.load_model(finished / run.MODEL / "force")
@@ -103,6 +105,35 @@ def test_snip_s_masks_are_those_of_its_score(finished):
     found = masks_of(finished, "snip")
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
         assert np.mean(found[layer]["kernel"][0] == masks[layer]["kernel"]) > 0.999
+
+
+# --- what methods are given ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", models.NORMS)
+def test_flow_is_conserved_through_convolutions_whatever_the_norm(norm):
+    module = models.model("conv", 10, norm, width=0.25)
+    params = module.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
+    shares = jax.jit(lambda p: jp.flow_shares(prune_at_init.flow(module, (8, 8, 1)), p))(params)
+    sums = [float(share.sum()) for share in jax.tree.leaves(shares)]
+    np.testing.assert_allclose(sums, 1, rtol=1e-4)
+
+
+def test_weights_on_paths_by_hand():
+    # two inputs, three hidden units, two outputs
+    module = models.MLP((3,), 2)
+    masks = {
+        "Dense_0": {"kernel": jnp.array([[1, 0, 0], [0, 1, 0]], bool), "bias": None},
+        "Dense_1": {"kernel": jnp.array([[1, 1], [0, 0], [0, 1]], bool), "bias": None},
+    }
+    params = module.init(jax.random.key(0), jnp.ones((1, 2)))["params"]
+    params = jax.tree.map(lambda x: x + 1.0, params)  # a bias that reaches the output is no path
+    nothing = jax.tree.map(lambda m: m & False, masks)
+    stack = jax.tree.map(lambda *xs: jnp.stack(xs), masks, nothing)
+    both = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    # of the first layer the weight of unit 0; of the last the two that leave it
+    found = report.weights_on_paths(prune_at_init.flow(module, (2,)), both, stack)
+    assert found.tolist() == [3, 0]
 
 
 # --- several sparsities, and controls ------------------------------------------------------------
@@ -154,7 +185,7 @@ def test_collapse_is_told(controlled):
 @pytest.mark.slow
 def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
     out, few = tmp_path / "few", ("synflow",)  # beside fewer methods, each trains alike
-    argv = [*ALL[: -len(at_init.METHODS)], *few, "--out", str(out)]
+    argv = [*ALL[: -len(prune_at_init.METHODS)], *few, "--out", str(out)]
     assert running.interrupted(prune_at_init, monkeypatch, argv, step=4) == 130
     prune_at_init.main(["--out", str(out), "--resume"])
     all_ = metrics(finished)

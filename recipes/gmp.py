@@ -54,10 +54,10 @@ class Config(settings.Settings):
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense training and GMP: the optimizer is the whole difference."""
     module = models.model(config.model, dataset.classes, config.norm, config.width)
-    adam = settings.optimizer(config, steps)  # or another optax optimizer
+    optimizer = settings.optimizer(config, steps)
     how = ALLOCATIONS[config.allocation], PATTERNS[config.pattern]
-    tx = gradual(adam, steps, config.sparsity, config.every, config.begin, config.end, *how)
-    return {"dense": Arm(module, adam), "sparse": Arm(module, tx, Weights.SPARSE)}
+    tx = gradual(optimizer, steps, config.sparsity, config.every, config.begin, config.end, *how)
+    return {"dense": Arm(module, optimizer), "sparse": Arm(module, tx, Weights.SPARSE)}
 
 
 def gradual(

@@ -262,8 +262,12 @@ def spread(stack: Any, devices: int) -> Any:
 
 def gathered(stack: Any) -> Any:
     """`stack` on one device."""
-    spread_out = any(len(x.devices()) > 1 for x in jax.tree.leaves(stack))
-    return jax.device_put(stack, jax.devices()[0]) if spread_out else stack
+    return stack if devices_of(stack) == 1 else jax.device_put(stack, jax.devices()[0])
+
+
+def devices_of(stack: Any) -> int:
+    """Over how many devices it is spread."""
+    return max((len(x.devices()) for x in jax.tree.leaves(stack)), default=1)
 
 
 def _mesh(devices: int) -> jax.sharding.Mesh:

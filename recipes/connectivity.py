@@ -74,6 +74,20 @@ class Pairs(NamedTuple):
     seconds: float  # for the matrices
 
 
+# --- what is trained ------------------------------------------------------------------------------
+
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Dense, and gradual magnitude pruning by a global threshold."""
+    module = models.model(config.model, dataset.classes, config.norm)
+    dense = settings.optimizer(config, steps)
+    sparse = gradual(dense, steps, config.sparsity, config.every)
+    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv` defaults to that of the process."""
     cli.main(Config, connectivity, PROGRAM, argv)
@@ -97,14 +111,6 @@ def check(config: Config) -> None:
     cli.at_least("--seeds", config.seeds, 2)
     cli.at_least("--every", config.every, 1)
     cli.at_least("--curve-steps", config.curve_steps, 0)
-
-
-def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
-    """Dense, and gradual magnitude pruning by a global threshold."""
-    module = models.model(config.model, dataset.classes, config.norm)
-    dense = settings.optimizer(config, steps)
-    sparse = gradual(dense, steps, config.sparsity, config.every)
-    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
 
 
 def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:

@@ -80,42 +80,7 @@ class Config(settings.Settings):
     """An update of the masks takes the place of the optimizer's step, as in RigL's code."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, dynamic_sparse_training, PROGRAM, argv)
-
-
-def dynamic_sparse_training(config: Config) -> dict[str, Any]:
-    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
-    summary = {
-        "recipe": "dynamic",
-        "studies": "test accuracy of dynamic sparse training, beside dense training",
-        "methods": list(config.method),
-        **study.summarise(config, outcome),
-    }
-    figures = {**study.pictures(outcome), CHURN: churn_picture(outcome)}
-    study.publish(config, outcome, summary, "Dynamic sparse training", PROGRAM, figures)
-    return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--method", config.method, METHODS)
-    if config.allocation is not None:
-        cli.one_of("--allocation", config.allocation, tuple(ALLOCATIONS))
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.at_least("--every", 1 if config.every is None else config.every, 1)
-    cli.in_range("--begin", config.begin, 0, 1, "[)")
-    cli.in_range("--end", config.end, config.begin, 1, "(]")
-    if config.fraction is not None:
-        cli.in_range("--fraction", config.fraction, 0, 1)
-    cli.in_range("--initial-sparsity", config.initial_sparsity, 0, config.sparsity)
-    if config.backward_sparsity is not None:
-        cli.in_range("--backward-sparsity", config.backward_sparsity, 0, config.sparsity)
+# --- the methods ----------------------------------------------------------------------------------
 
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
@@ -128,26 +93,6 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     for method in config.method:
         made[method] = Arm(module, sparse[method], DENSE_COPIES.get(method, Weights.SPARSE))
     return made
-
-
-def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
-    """Raises `RecipeError` if a layer would keep no weight; random starts see to it themselves."""
-    for method in ("gmp", "top_kast", "dpf"):
-        allocation = allocations(config)[method]
-        if method in config.method and allocation is not jp.global_threshold:
-
-            def ask(key: jax.Array, allocation: Any = allocation) -> optax.GradientTransformation:
-                return jp.track_masks(jp.static(key, config.sparsity, allocation))
-
-            study.check_arm(method, Arm(module, ask), dataset.train.images)
-
-
-def allocations(config: Config) -> dict[str, Any]:
-    """Method -> how much of each layer."""
-    if config.allocation is not None:
-        return dict.fromkeys(METHODS, ALLOCATIONS[config.allocation])
-    own = {"gmp": jp.global_threshold, "dpf": jp.global_threshold, "top_kast": jp.uniform}
-    return dict.fromkeys(METHODS, jp.erk) | own
 
 
 def optimizers(
@@ -200,6 +145,67 @@ def optimizers(
         "top_kast": top_kast,
         "dpf": dpf,
     }
+
+
+def allocations(config: Config) -> dict[str, Any]:
+    """Method -> how much of each layer."""
+    if config.allocation is not None:
+        return dict.fromkeys(METHODS, ALLOCATIONS[config.allocation])
+    own = {"gmp": jp.global_threshold, "dpf": jp.global_threshold, "top_kast": jp.uniform}
+    return dict.fromkeys(METHODS, jp.erk) | own
+
+
+def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
+    """Raises `RecipeError` if a layer would keep no weight; random starts see to it themselves."""
+    for method in ("gmp", "top_kast", "dpf"):
+        allocation = allocations(config)[method]
+        if method in config.method and allocation is not jp.global_threshold:
+
+            def ask(key: jax.Array, allocation: Any = allocation) -> optax.GradientTransformation:
+                return jp.track_masks(jp.static(key, config.sparsity, allocation))
+
+            study.check_arm(method, Arm(module, ask), dataset.train.images)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, dynamic_sparse_training, PROGRAM, argv)
+
+
+def dynamic_sparse_training(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    summary = {
+        "recipe": "dynamic",
+        "studies": "test accuracy of dynamic sparse training, beside dense training",
+        "methods": list(config.method),
+        **study.summarise(config, outcome),
+    }
+    figures = {**study.pictures(outcome), CHURN: churn_picture(outcome)}
+    study.publish(config, outcome, summary, "Dynamic sparse training", PROGRAM, figures)
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    settings.check(config)
+    cli.some_of("--method", config.method, METHODS)
+    if config.allocation is not None:
+        cli.one_of("--allocation", config.allocation, tuple(ALLOCATIONS))
+    cli.in_range("--width", config.width, 0, 100, "(]")
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.at_least("--every", 1 if config.every is None else config.every, 1)
+    cli.in_range("--begin", config.begin, 0, 1, "[)")
+    cli.in_range("--end", config.end, config.begin, 1, "(]")
+    if config.fraction is not None:
+        cli.in_range("--fraction", config.fraction, 0, 1)
+    cli.in_range("--initial-sparsity", config.initial_sparsity, 0, config.sparsity)
+    if config.backward_sparsity is not None:
+        cli.in_range("--backward-sparsity", config.backward_sparsity, 0, config.sparsity)
 
 
 def churn_picture(outcome: study.Outcome) -> study.Picture:

@@ -78,65 +78,7 @@ class Config(settings.Settings):
     """gmp: steps between updates of the masks."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, learn_gates, PROGRAM, argv)
-
-
-def learn_gates(config: Config) -> dict[str, Any]:
-    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
-    summary = {
-        "recipe": "gates",
-        "studies": "test accuracy and sparsity with learned gates, beside dense training and GMP",
-        "kept": list(config.kept),
-        **study.summarise(config, outcome),
-    }
-    harden = hardened_at(config, summary["steps"])
-    for arm in gated(outcome):
-        summary["arms"][arm] |= landed(outcome, arm, harden)
-    figures = study.pictures(outcome) | pictures(config, outcome, harden)
-    study.publish(config, outcome, summary, "Learned gates", PROGRAM, figures)
-    for arm in gated(outcome):
-        print(in_words(arm, summary["arms"][arm]))
-    return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--level", config.level, LEVELS)
-    cli.one_of("--gate", config.gate, FAMILIES)
-    cli.one_of("--budget", config.budget, BUDGETS)
-    cli.some_of("--kept", config.kept)
-    for kept in config.kept:
-        cli.in_range("--kept", kept, 0, 1, "()")
-    if config.penalty is not None:
-        cli.in_range("--penalty", config.penalty, 0, np.inf, "()")
-        if "consensus" in config.level:
-            raise RecipeError("--level consensus needs a budget: --kept, without --penalty")
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--harden", config.harden, 0, 1, "()")
-    cli.in_range("--falls", config.falls, 0, config.harden, "(]")
-    cli.in_range("--gate-rate", config.gate_rate, 0, np.inf, "()")
-    cli.at_least("--every", config.every, 1)
-    if set(config.level) - {"weight"}:
-        if config.model == "resnet20":
-            raise RecipeError(
-                "--level neuron (consensus) needs a model without branches: mlp, lenet, conv"
-            )
-        if config.model == "conv" and config.norm != "batch":
-            raise RecipeError(
-                "--level neuron (consensus) of --model conv needs --norm batch: group norm "
-                "mixes channels"
-            )
-
-
-def hardened_at(config: Config, steps: int) -> int:
-    """The step at which gates become masks: one that is logged."""
-    often = config.log_every or settings.LOG_EVERY[config.model]
-    return max(round(config.harden * steps / often) * often, min(often, steps - 1))
+# --- the method -----------------------------------------------------------------------------------
 
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
@@ -205,6 +147,70 @@ def flops_of(module: nn.Module, dataset: Dataset) -> jp.flops.Flops:
 def name(arm: str, kept: float | None, config: Config) -> str:
     """That of an arm: it tells the budget if there are several."""
     return arm if kept is None or len(config.kept) == 1 else f"{arm} {100 * kept:g}%"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, learn_gates, PROGRAM, argv)
+
+
+def learn_gates(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    summary = {
+        "recipe": "gates",
+        "studies": "test accuracy and sparsity with learned gates, beside dense training and GMP",
+        "kept": list(config.kept),
+        **study.summarise(config, outcome),
+    }
+    harden = hardened_at(config, summary["steps"])
+    for arm in gated(outcome):
+        summary["arms"][arm] |= landed(outcome, arm, harden)
+    figures = study.pictures(outcome) | pictures(config, outcome, harden)
+    study.publish(config, outcome, summary, "Learned gates", PROGRAM, figures)
+    for arm in gated(outcome):
+        print(in_words(arm, summary["arms"][arm]))
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    settings.check(config)
+    cli.some_of("--level", config.level, LEVELS)
+    cli.one_of("--gate", config.gate, FAMILIES)
+    cli.one_of("--budget", config.budget, BUDGETS)
+    cli.some_of("--kept", config.kept)
+    for kept in config.kept:
+        cli.in_range("--kept", kept, 0, 1, "()")
+    if config.penalty is not None:
+        cli.in_range("--penalty", config.penalty, 0, np.inf, "()")
+        if "consensus" in config.level:
+            raise RecipeError("--level consensus needs a budget: --kept, without --penalty")
+    cli.in_range("--width", config.width, 0, 100, "(]")
+    cli.in_range("--harden", config.harden, 0, 1, "()")
+    cli.in_range("--falls", config.falls, 0, config.harden, "(]")
+    cli.in_range("--gate-rate", config.gate_rate, 0, np.inf, "()")
+    cli.at_least("--every", config.every, 1)
+    if set(config.level) - {"weight"}:
+        if config.model == "resnet20":
+            raise RecipeError(
+                "--level neuron (consensus) needs a model without branches: mlp, lenet, conv"
+            )
+        if config.model == "conv" and config.norm != "batch":
+            raise RecipeError(
+                "--level neuron (consensus) of --model conv needs --norm batch: group norm "
+                "mixes channels"
+            )
+
+
+def hardened_at(config: Config, steps: int) -> int:
+    """The step at which gates become masks: one that is logged."""
+    often = config.log_every or settings.LOG_EVERY[config.model]
+    return max(round(config.harden * steps / often) * often, min(often, steps - 1))
 
 
 def gated(outcome: study.Outcome) -> list[str]:

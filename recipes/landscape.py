@@ -98,6 +98,24 @@ class Measured(NamedTuple):
     curved: hessians.Curved
 
 
+# --- what is trained ------------------------------------------------------------------------------
+
+
+def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
+    """Dense, and gradual magnitude pruning by a global threshold.
+
+    Raises `RecipeError` for more examples than there are, or more steps of Lanczos than weights.
+    """
+    module = models.model(config.model, dataset.classes, config.norm)
+    check_examples(config, module, dataset)
+    dense = settings.optimizer(config, steps)
+    sparse = gradual(dense, steps, config.sparsity, config.every)
+    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv` defaults to that of the process."""
     cli.main(Config, landscape, PROGRAM, argv)
@@ -134,18 +152,6 @@ def check(config: Config) -> None:
             "--norm batch has running statistics, which describe no network beside the one that "
             "they were made in; choose --norm group"
         )
-
-
-def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
-    """Dense, and gradual magnitude pruning by a global threshold.
-
-    Raises `RecipeError` for more examples than there are, or more steps of Lanczos than weights.
-    """
-    module = models.model(config.model, dataset.classes, config.norm)
-    check_examples(config, module, dataset)
-    dense = settings.optimizer(config, steps)
-    sparse = gradual(dense, steps, config.sparsity, config.every)
-    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
 
 
 def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> None:

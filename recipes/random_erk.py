@@ -51,39 +51,7 @@ class Config(settings.Settings):
     """What networks of all widths have in common: the number of weights kept, or the sparsity."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, random_pruning, PROGRAM, argv)
-
-
-def random_pruning(config: Config) -> dict[str, Any]:
-    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
-    summary = {
-        "recipe": "random_erk",
-        "studies": "test accuracy of random pruning at initialization, beside dense training",
-        "allocations": list(config.allocation),
-        "widths": list(config.widths),
-        **study.summarise(config, outcome),
-    }
-    add_gaps(config, summary["arms"])
-    figures = study.pictures(outcome)
-    if len(config.widths) > 1:
-        figures[WIDTHS] = widths_picture(config, summary["arms"])
-    study.publish(config, outcome, summary, "Random pruning at initialization", PROGRAM, figures)
-    return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--allocation", config.allocation, ALLOCATIONS)
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.one_of("--equal", config.equal, EQUAL)
-    cli.some_of("--widths", config.widths)
-    for width in config.widths:
-        cli.in_range("--widths", width, 0, 100, "(]")
+# --- the method -----------------------------------------------------------------------------------
 
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
@@ -163,6 +131,44 @@ def weights(module: nn.Module, batch: Split) -> int:
 def name(arm: str, width: float, config: Config) -> str:
     """That of an arm: it tells the width if there are several."""
     return arm if len(config.widths) == 1 else f"{arm} x{width:g}"
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; `argv` defaults to that of the process."""
+    cli.main(Config, random_pruning, PROGRAM, argv)
+
+
+def random_pruning(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    check(config)
+    outcome = study.train(config, PROGRAM, partial(arms, config))
+    summary = {
+        "recipe": "random_erk",
+        "studies": "test accuracy of random pruning at initialization, beside dense training",
+        "allocations": list(config.allocation),
+        "widths": list(config.widths),
+        **study.summarise(config, outcome),
+    }
+    add_gaps(config, summary["arms"])
+    figures = study.pictures(outcome)
+    if len(config.widths) > 1:
+        figures[WIDTHS] = widths_picture(config, summary["arms"])
+    study.publish(config, outcome, summary, "Random pruning at initialization", PROGRAM, figures)
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
+    settings.check(config)
+    cli.some_of("--allocation", config.allocation, ALLOCATIONS)
+    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
+    cli.one_of("--equal", config.equal, EQUAL)
+    cli.some_of("--widths", config.widths)
+    for width in config.widths:
+        cli.in_range("--widths", width, 0, 100, "(]")
 
 
 def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:

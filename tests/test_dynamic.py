@@ -181,6 +181,20 @@ def test_an_update_that_changes_nothing_replaces_the_step_too(fraction):
     assert counts == [1, 1, 2, 2, 3]
 
 
+def test_a_transform_that_acts_once_replaces_that_step_alone():
+    """It was due by the state that it had before: afterwards it never is again."""
+    params = tiny_params()
+    once = jp.every(1, jp.prune(jp.magnitude, jp.uniform, 0.5), start=1)
+    tx = jp.sparsify(optax.adam(0.05), once, update_replaces_step=True)
+    state, counts = tx.init(params), []
+    step = jax.jit(lambda p, s: tx.update(jax.grad(loss)(p), s, p))
+    for _ in range(4):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+        counts.append(int(optax.tree.get(state, "count")))
+    assert counts == [1, 1, 2, 3]
+
+
 def test_static_masks_replace_no_step():
     params = tiny_params()
     tx = jp.sparsify(optax.adam(0.05), jp.every(1, jp.static(KEY, 0.6)), update_replaces_step=True)

@@ -30,6 +30,8 @@ def test_gradients_by_example_are_named_as_gradients(name):
     assert "differentially_private_aggregate" in str(error.value)
     with pytest.raises(ValueError, match=r"gradient of 'bias' has shape \(3,\), its parameter"):
         tx.update({**PARAMS, "bias": jnp.ones(3)}, tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=r"gradient of 'bias' has shape \(2, 1\), its parameter"):
+        tx.update({**PARAMS, "bias": jnp.ones((2, 1))}, tx.init(PARAMS), PARAMS)
 
 
 def test_gradients_by_example_are_aggregated_before():

@@ -12,6 +12,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.layers import folded, split_like, visible_stacks
+from jaxprune.layout import Layout, axes_of, matrix_shape
 from jaxprune.rules import named_leaves
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS
 
@@ -205,7 +206,7 @@ def test_an_axis_of_layers_that_is_said():
         {"layers": {"kernel": (3, 8, 8), "bias": (8,)}, "out": {"kernel": (8, 4)}},  # a window
         {"layers": {"kernel": (8, 2, 4), "bias": (2, 4)}, "out": {"kernel": (8, 4)}},  # heads
         {"layers": {"conv": {"kernel": (3, 8, 8)}}, "out": {"kernel": (8, 4)}},
-        {"blocks": {"0": {"query": {"kernel": (8, 2, 4)}}}, "out": {"kernel": (8, 4)}},
+        {"blocks": {"0": {"query": {"kernel": (8, 2, 4)}}}, "out": {"kernel": (5, 4)}},
         {"Conv_0": {"kernel": (3, 3, 3, 8)}, "Dense_0": {"kernel": (8, 4), "bias": (4,)}},
         {"ScanLSTM_0": {"hi": {"kernel": (8, 8), "bias": (8,)}, "ii": {"kernel": (8, 8)}}},
         {"w": (3, 4, 5), "v": (5, 2)},
@@ -237,6 +238,9 @@ def test_stacks_of_stacks_and_axes_that_are_no_axes():
     assert [path for path, _ in named_leaves(chosen)] == [*(f"deep/{i}" for i in range(4)), "out"]
     np.testing.assert_array_equal(chosen["deep"].layers[1], params["deep"][0, :, 1])
     np.testing.assert_array_equal(folded(chosen)["deep"], params["deep"])
+    turned = jp.matching(stacked={"deep": (2, 0)})(params)  # the first axis that is named is outer
+    np.testing.assert_array_equal(turned["deep"].layers[1], params["deep"][1, :, 0])
+    np.testing.assert_array_equal(folded(turned)["deep"], params["deep"])
     with pytest.raises(ValueError, match=r"'out' has shape \(2, 2\).*stacked=2"):
         jp.matching(stacked={"out": 2})(params)
     with pytest.raises(ValueError, match="Each axis is one of these"):
@@ -263,6 +267,14 @@ def test_a_layout_that_was_said_goes_there_and_back():
     assert matrix[1, 2 * 2 + 1, 3] == w[1, 1, 3, 2]
     np.testing.assert_array_equal(folded(chosen)["w"], w)
     np.testing.assert_array_equal(split_like({"w": w, "b": None}, chosen)["w"].matrix, matrix)
+    from_behind = jp.Layout(inputs=(-1, -4), outputs=-2)
+    (same,) = jax.tree.leaves(jp.matching("w", layouts={"w": from_behind})({"w": w, "b": None}))
+    np.testing.assert_array_equal(same, matrix)
+
+
+def test_axes_of_a_layer_are_counted_from_either_end():
+    assert axes_of((-1, 0), 3) == (2, 0) and axes_of(-2, 3) == (1,)
+    assert matrix_shape(Layout(-2, -1), (3, 3, 8, 4)) == (3, 3, 8, 4)
 
 
 # --- what else means inputs and outputs -----------------------------------------------------------

@@ -60,6 +60,8 @@ def test_pairs_draws_every_cell_but_the_diagonal():
     assert [text.get_text() for text in first.texts] == ["1.5", "n/a", "1.5", "3.0", "2.0", "3.0"]
     assert second.texts[0].get_text() == "1.50"
     assert first.images[0].get_clim() == (0, 3)
+    cells = {text.get_position(): text.get_text() for text in first.texts}  # (column, row)
+    assert (cells[2, 0], cells[0, 2], cells[2, 1]) == ("n/a", "2.0", "3.0")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,20 @@ def test_paths_draws_each_pair_and_their_mean():
     (legend,) = figure.legends  # of all panels
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels == ["within 2 points", "mean of the pairs", "x"]
+
+
+def test_the_band_of_paths_rises_from_the_mean_of_both_ends():
+    errors = jnp.array([[0.1, 0.5, 0.3], [0.1, 0.3, 0.1]])
+    (axes,) = jp.plots.paths({"dense": (jnp.linspace(0, 1, 3), errors)}, threshold=2.0).axes
+    (band,) = axes.patches
+    np.testing.assert_allclose([band.get_y(), band.get_height()], [15, 2], rtol=1e-5)
+
+
+def test_where_accuracy_climbs_from_chance_sets_no_limit():
+    steps = list(range(1, 11))
+    rising = [0.1, 0.2, *np.linspace(0.9, 0.95, 8)]  # the first fifth is two of ten
+    (axes,) = jp.plots.training({"dense": (steps, rising)}).axes
+    np.testing.assert_allclose(axes.get_ylim(), [89.5, 95.5], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

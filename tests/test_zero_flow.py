@@ -85,6 +85,9 @@ def test_zeros_of_two_leaves_of_one_shape_are_not_mixed():
     add = lambda x, y: (x + y, x * y)
     assert follow(add, [0, 1], X, X).zero == [None, None]
     assert follow(add, [0, 0], X, X).zero == [0, 0]
+    either = lambda x, y: lax.cond(x.sum() > 0, lambda: x, lambda: y)
+    assert follow(either, [0, 1], X, X).zero == [None]
+    assert follow(either, [1, 1], X, X).zero == [1]
 
 
 def test_each_result_by_itself():

@@ -240,7 +240,8 @@ def _check_sizes(config: Any) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             flag = f"--{field.name.replace('_', '-')}"
             if isinstance(one, int) and abs(one) > MOST:
-                raise RecipeError(f"{flag} must be at most {MOST:,} (int32), got {one:,}")
+                bound = f"at most {MOST:,}" if one > 0 else f"at least {-MOST:,}"
+                raise RecipeError(f"{flag} must be {bound} (int32), got {one:,}")
 
 
 def _flags(cls: type[C], default: C, program: str, argv: Sequence[str] | None) -> C:

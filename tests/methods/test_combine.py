@@ -177,9 +177,10 @@ def test_every_without_a_stop_follows_the_schedule():
     assert pruned.tolist() == [0, 0, 0, 6, 6, 6, 12, 12, 12, 16, 16, 16]
 
 
-@pytest.mark.parametrize("inner_stop", [None, 20])
-def test_every_in_every_ends_at_the_end_too(inner_stop):
-    inner = jp.every(8, gradual(optax.linear_schedule(0.0, 0.85, 20)), stop=inner_stop)
+@pytest.mark.parametrize("inner_stop", [None, 20, 30])
+@pytest.mark.parametrize("length", [20, 40])
+def test_every_in_every_ends_at_the_end_too(inner_stop, length):
+    inner = jp.every(8, gradual(optax.linear_schedule(0.0, 0.85, length)), stop=inner_stop)
     transform = jp.every(1, inner, stop=20)
     pruned = over_steps(transform, 23, lambda state: (~state.masks["kernel"]).sum())
     assert pruned[20:].tolist() == [17] * 3  # 0.85 of 20

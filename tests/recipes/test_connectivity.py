@@ -5,12 +5,13 @@ import shutil
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxprune as jp
 from recipes import connectivity
-from recipes.common import checkpoint, run
+from recipes.common import checkpoint, data, models, run
 from tests.recipes import running
 
 SHORT = ["--seeds", "3", "--steps", "40", "--every", "2", "--evaluations", "2", "--points", "5"]
@@ -100,6 +101,27 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
     connectivity.main(["--out", str(out), "--resume"])
     assert summary_of(out) == summary_of(finished)
     assert not (out / "checkpoint").exists()
+
+
+def test_a_curve_may_use_the_weights_of_either_end(monkeypatch):
+    seen = {}
+
+    def fit_curve(key, loss, a, b, optimizer, steps, masks):
+        seen.update(a=a, b=b, masks=masks)
+        return a, None
+
+    monkeypatch.setattr(jp, "fit_curve", fit_curve)
+    stack = {"params": {"w": jnp.arange(12.0).reshape(3, 4)}, "batch_stats": {"n": jnp.ones(3)}}
+    masks = {"w": jnp.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], bool)}
+    measure = lambda variables: {"error": variables["params"]["w"].sum()}
+    digits = data.load("digits", train_examples=32)
+    config = connectivity.Config(points=3)
+    told = connectivity.bend(config, models.MLP((4,), 10), digits, measure, stack, masks, (0, 2))
+    assert seen["a"]["params"]["w"].tolist() == [0, 1, 2, 3]
+    assert seen["b"]["params"]["w"].tolist() == [8, 9, 10, 11]
+    assert seen["masks"]["params"]["w"].tolist() == [True, True, True, False]
+    assert seen["masks"]["batch_stats"] == {"n": None}
+    assert (told[0], told[-1]) == (6, 38)
 
 
 @pytest.mark.slow

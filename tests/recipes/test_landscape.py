@@ -21,10 +21,23 @@ exit_code = partial(running.exit_code, landscape)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def measured_on():
+    """The splits that losses were measured on, and on how many examples of each."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, measured_on):
     """The folder of a short run."""
-    out = tmp_path_factory.mktemp("runs") / "landscape"
-    landscape.main([*SHORT.split(), "--out", str(out)])
+    out, losses_on = tmp_path_factory.mktemp("runs") / "landscape", planes.losses_on
+
+    def watched(module, split, examples):
+        measured_on.append((split, examples))
+        return losses_on(module, split, examples)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planes, "losses_on", watched)
+        landscape.main([*SHORT.split(), "--out", str(out)])
     return out
 
 
@@ -73,6 +86,14 @@ def test_the_arrays_are_what_the_plots_show(finished):
         assert arrays[f"{arm}/spectrum/nodes"].shape == (3, 2, 6)
         around = arrays[f"{arm}/around/losses"]
         assert around[2, 2] == around.min() or around[2, 2] < around.mean()
+
+
+def test_losses_are_those_of_training_data(finished, measured_on):
+    """Of a short run at 95 % the losses on both splits are alike: they can't tell which it was."""
+    ((split, examples),) = measured_on
+    train = data.load("digits", train_examples=256).train
+    assert examples == 100
+    np.testing.assert_array_equal(split.labels, train.labels)
 
 
 @pytest.mark.slow

@@ -179,6 +179,35 @@ def test_an_ensemble_is_the_mean_of_probabilities():
     assert together(lanes.split(variables, 2, 3)) == pytest.approx(expected)
 
 
+def test_greedy_soups_are_chosen_on_validation_data(study):
+    config, _ = study
+    no_answer = data.Split(IMAGES, np.full(50, -1, np.int32))
+    s = soup.study_of(config, digits()._replace(test=no_answer))
+    flat = lanes.initial(s.program, lanes.seed_keys(0, 6)).variables
+    found = s.greedy(lanes.split(flat, 2, 3))
+    accuracy = s.validate(flat).reshape(2, 3)
+    np.testing.assert_allclose(found.scores, accuracy - 1, atol=1e-6)
+    assert np.ptp(accuracy, axis=1).all() and not s.test(flat).any()
+
+
+@pytest.mark.parametrize("average", soup.AVERAGES)
+def test_a_lineage_goes_on_from_the_average_that_is_asked_for(study, monkeypatch, average):
+    config, s = study
+    first = lanes.initial(s.program, s.keys)
+    of = lambda value: {"params": jax.tree.map(lambda w: jnp.full_like(w, value), first.params)}
+    greedy = jp.GreedySoup(of(2.0), *[None] * (len(jp.GreedySoup._fields) - 1))
+    s = s._replace(average=lambda children: of(1.0), greedy=lambda children: greedy)
+    nothing = {"error": np.zeros((2, 3, 3)), "loss": np.zeros((2, 3, 3))}
+    monkeypatch.setattr(soup, "retrain", lambda *_: (None, of(3.0), of(4.0)))
+    monkeypatch.setattr(soup, "judge", lambda *_: {})
+    monkeypatch.setattr(measures, "between_siblings", lambda *_: nothing)
+    lineages, _ = soup.one_phase(
+        replace(config, average=average), s, None, 1, soup.Lineages(first, first, first)
+    )
+    bias = lambda network: float(network.params["Dense_0"]["bias"][0, 0])
+    assert [bias(own) for own in lineages] == [1.0 if average == "uniform" else 2.0, 3, 4]
+
+
 @pytest.mark.slow
 def test_running_statistics_are_made_anew(tmp_path):
     argv = [*SHORT, "--model", "conv", "--norm", "batch", "--vary", "learning_rate"]

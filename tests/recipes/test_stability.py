@@ -206,6 +206,16 @@ def test_a_dense_child_with_the_order_of_its_trunk_is_its_trunk(study, trunk, ma
     assert paths.shape == (2, SEEDS, 1, 5) and not np.ptp(paths, axis=-1).any()
 
 
+def test_what_each_child_comes_to_is_at_the_ends_of_its_paths():
+    ends = np.array([0.1, 0.2, 0.4])
+    first, second = np.triu_indices(3, k=1)
+    path = np.stack([ends[first], np.full(3, 0.5), ends[second]], axis=1)  # (pairs, points)
+    values = {"error": np.stack([0 * path[None], path[None]])}
+    told = stability.heights(values, 1, children=3)
+    assert told["test_error"] == [[0.1, 0.2, 0.4]]
+    np.testing.assert_allclose(told["error_instability"], [[0.35, 0.25, 0.2]])
+
+
 def test_random_masks_differ_from_trunk_to_trunk(study, trunk):
     config, s = study
     config = replace(config, mask="random", sparsity=0.8)

@@ -129,6 +129,23 @@ def test_shares_fall_by_the_same_fraction():
     )
 
 
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def test_each_round_draws_its_random_scores_anew():
+    of, seen = study(score=("random",)), []
+
+    def spy(variables, kept, keys):
+        seen.append(jax.random.key_data(keys))
+        return {group: jnp.where(own, 1.0, -jnp.inf) for group, own in kept.items()}
+
+    of = of._replace(scores={"random": spy})
+    networks = lanes.tile(structured.untrained(of), len(of.arms))
+    for index in range(2):
+        networks = structured.pruned(of, networks, 0.9, index)
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 4  # of two seeds in two rounds
+
+
 # --- scores ---------------------------------------------------------------------------------------
 
 
@@ -166,6 +183,17 @@ def test_taylor_takes_the_gradient_of_the_mean_loss():
     for key in kernel:
         alone, found = alone[key], found[key]
     np.testing.assert_allclose(found[1], alone, rtol=1e-3, atol=1e-6)
+
+
+def test_scores_see_no_test_data():
+    digits = data.load("digits", train_examples=64)
+    unseen = digits.test._replace(images=np.full_like(digits.test.images, np.nan))
+    config = structured.Config(width=1 / 32, batch_size=16, seeds=2, steps=2, score=("taylor",))
+    of = structured.study_of(config, digits._replace(test=unseen))
+    networks = structured.untrained(of)
+    kept = structured.named(of, networks.kept)
+    for own in of.scores["taylor"](networks.network.variables, kept, of.keys).values():
+        assert np.isfinite(own).all()
 
 
 def test_a_scope_for_every_name():

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -180,13 +181,62 @@ def test_what_each_arm_begins_a_phase_from():
     assert not rates[:, 9:].any() and rates[:, :9].all()
 
 
+def test_statistics_are_rewound_with_weights_and_random_masks_are_drawn_anew():
+    study, settled, begun = starts(lambda later: later)
+    own = lambda network, mean: network._replace(batch_stats={"mean": jnp.full((2, 3), mean)})
+    ends = {arm: end._replace(network=own(end.network, 2.0)) for arm, end in settled.ends.items()}
+    next_ = tickets.starts_of(study, settled._replace(early=own(settled.early, 1.0), ends=ends), 2)
+    means = {arm: float(next_[arm].network.batch_stats["mean"][0, 0]) for arm in ("ltr", "lrr")}
+    assert means == {"ltr": 1, "lrr": 2}
+    before, after = (b["random"].network.masks["Dense_0"]["kernel"] for b in (begun, next_))
+    both = float((before & after).sum() / after.sum())  # with the keys of before all would be in it
+    assert both == pytest.approx(float(before.mean()), abs=0.02)
+
+
+class Watched:
+    """A journal that is never interrupted, and notes what `of` says of the networks."""
+
+    def __init__(self, of):
+        self.of, self.seen = of, {}
+
+    def once(self, name, steps, state, train, words):
+        return train(state, 0, self.at)
+
+    def at(self, step, course):
+        self.seen[step] = self.of(course.state.network.variables).tolist()
+
+
+def test_what_is_told_is_of_the_first_step_of_best_validation_accuracy():
+    study, _, begun = starts(lambda later: later)
+    accuracy = iter([0.5, 0.7, 0.7, 0.6])
+    of_kernel = lambda variables: np.asarray(variables["params"]["Dense_0"]["kernel"]).sum((1, 2))
+    study = study._replace(validate=lambda _: np.full(2, next(accuracy)), test=of_kernel)
+    journal = Watched(of_kernel)
+    ends, _ = tickets.train(study, {"lrr": begun["lrr"]}, [2, 4, 6, 8], "phase", journal)
+    told = tickets.told(study, ends["lrr"])
+    assert told["early_step"] == [4, 4] and told["validation_accuracy"] == [0.7, 0.7]
+    assert told["test_accuracy"] == journal.seen[4] != journal.seen[8]
+    assert told["end_test_accuracy"] == journal.seen[8]
+
+
+def test_steps_are_chosen_on_validation_data_and_reported_on_test_data():
+    digits = data.load("digits", train_examples=256)
+    config = tickets.Config(seeds=2, steps=12, batch_size=32)
+    no_answer = digits.test._replace(labels=np.full_like(digits.test.labels, -1))
+    for test, validation in ((digits.test, no_answer), (no_answer, digits.test)):
+        study = tickets.study_of(config, digits._replace(test=test), validation)
+        network = tickets.untrained(study).early.variables
+        assert study.test(network).any() == (test is digits.test)
+        assert study.validate(network).any() == (validation is digits.test)
+
+
 def test_the_global_threshold_and_the_exempt_layer():
-    _, _, begun = starts(lambda later: later, 0, allocation="global")
+    study, _, begun = starts(lambda later: later, 0, allocation="global")
     masks = begun["ltr"].network.masks
     assert masks["Dense_2"]["kernel"].all()
     kept = [int(masks[name]["kernel"][0].sum()) for name in LAYERS[:2]]
     rest = SIZES["Dense_0"] + SIZES["Dense_1"]
-    assert sum(kept) == rest - round(float(jp.phase_rate(0.98, 8)) * rest)
+    assert sum(kept) == rest - round(jp.phase_rate(0.98, study.phases) * rest)
     assert kept[0] / SIZES["Dense_0"] != pytest.approx(kept[1] / SIZES["Dense_1"], abs=0.01)
 
 

@@ -157,6 +157,21 @@ def test_a_module_of_nnx_comes_back():
     assert model.attend.num_heads == 4  # the model stays as it is
 
 
+def test_heads_of_keys_are_counted_apart_from_those_of_queries():
+    """Two heads of queries read one of keys, and go with it."""
+    model = nnx.MultiHeadAttention(
+        6, 4, qkv_features=12, num_kv_heads=3, decode=False, deterministic=True, rngs=nnx.Rngs(0)
+    )
+    (graphdef, state), x = nnx.split(model), jnp.ones((2, 3, 4))
+    fn = lambda state, x: nnx.merge(graphdef, state)(x)
+    structure = jp.analyze(fn, state, x)
+    kept = {"query.heads": np.array([True, False, True])}
+    small, differs = jp.compact_module(structure, model, kept)
+    assert (small.num_heads, small.num_kv_heads, small.qkv_features) == (4, 2, 8) and not differs
+    masked = fn(jp.apply_masks(state, jp.group_masks(structure, kept)), x)
+    np.testing.assert_allclose(small(x), masked, rtol=1e-4, atol=1e-6)
+
+
 def test_numbers_that_differ_in_a_module_are_told():
     class Net(nnx.Module):
         def __init__(self, rngs):

@@ -42,6 +42,28 @@ def test_and_so_are_convolutions_but_for_what_falls_on_padding():
     assert counted == xla_flops(small.fn, small.params, x)
 
 
+def test_the_zeros_of_a_transposed_convolution_cost_nothing():
+    params, x = weights(a=(3, 3, 2, 8), b=(3, 3, 8, 6), c=(3, 3, 6, 2)), jnp.ones((1, 4, 4, 2))
+
+    def fn(p, x):
+        for kernel in (p["a"], p["b"], p["c"]):
+            x = jax.lax.conv_transpose(
+                x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return x
+
+    def flops(*widths):  # of 8, 16 and 32 rows; of the window's 9 taps a quarter are on numbers
+        pairs = zip((8, 16, 32), widths[:-1], widths[1:], strict=True)
+        return sum(2 * 9 * rows * rows * a * b // 4 for rows, a, b in pairs)
+
+    structure = jp.analyze(fn, params, x)
+    assert jp.cost(structure).flops == flops(2, 8, 6, 2)
+    assert jp.cost(structure, KEPT).flops == flops(2, 3, 5, 2)
+    assert jp.count_flops(fn, params, x).leaves == {
+        "a": 2 * 9 * 64 * 2 * 8 // 4, "b": 2 * 9 * 256 * 8 * 6 // 4, "c": 2 * 9 * 1024 * 6 * 2 // 4
+    }  # fmt: skip
+
+
 def test_what_is_no_product_counts_for_xla_only():
     params, x = weights(a=(4, 8), b=(8, 6), c=(6, 2)), jnp.ones((5, 4))
     fn = lambda p, x: jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]

@@ -135,6 +135,7 @@ def test_mistakes_in_a_file(tmp_path, content, message):
         (["-steps", "5"], "unknown flag '-steps'; did you mean '--steps'?"),
         (["--zebra"], "unknown flag '--zebra'; see --help"),
         (["--steps", "99999999999"], "--steps must be at most 2,147,483,647 (int32), got 99,"),
+        (["--steps=-99999999999"], "--steps must be at least -2,147,483,647 (int32), got -99,"),
         (["--config", "/nowhere.yaml"], "cannot read --config '/nowhere.yaml': No such file"),
         (["--config"], "--config"),
         (["stray"], "stray"),

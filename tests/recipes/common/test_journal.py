@@ -114,6 +114,16 @@ def test_the_best_is_kept(tmp_path, monkeypatch, alone, call):
     assert best.tree["settled"].tolist() == alone[1][1]["x"]
 
 
+def test_the_clock_of_a_run_goes_on_where_it_was(tmp_path):
+    config = Config(tmp_path / "toy", checkpoint_every=0.0)
+    with journal(config, PROGRAM) as kept:
+        assert kept.seconds() < 100
+        kept.log({"phase": 0, "seconds": 1000.0})
+        kept.settle(np.ones(2), step=1)
+    with journal(replace(config, resume=True), PROGRAM) as kept:
+        assert 1000 <= kept.seconds() < 1100
+
+
 def test_without_a_checkpoint_it_begins_again(tmp_path, capsys, alone):
     config = Config(tmp_path / "toy")
     run.start(config.out, cli.to_yaml(config))

@@ -56,6 +56,13 @@ def trained(program, network, lane, steps=STEPS, first=0):
     return lanes.train(program, state, lane, steps, nothing, first=first)
 
 
+class AtOnce:
+    """A journal that is never interrupted."""
+
+    def once(self, name, steps, state, train, words):
+        return train(state, 0, nothing)
+
+
 def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
 
@@ -118,6 +125,24 @@ def test_without_a_rate_nothing_moves(program):
     short = lanes.alike(keys, lanes.table(constant(0.1), 3, STEPS), 0.1)
     three = trained(program, network, short, steps=3).params
     assert_equal(trained(program, network, short).params, three)
+
+
+def test_past_the_end_of_its_table_a_rate_is_zero():
+    lane = Lane(jax.random.key(0), jnp.array([0.5]), jnp.float32(0.0))
+    tx = lanes.by_rates(optax.sgd, lane)
+    params, state, moved = {"w": jnp.ones(1)}, tx.init({"w": jnp.ones(1)}), []
+    for _ in range(2):
+        updates, state = tx.update(params, state, params)
+        moved.append(float(updates["w"][0]))
+    assert moved == [-0.5, 0]
+
+
+def test_what_a_call_tells_is_the_mean_over_its_steps():
+    step = lambda state, images, labels, lane: (state, {"seen": images.mean()})
+    train = data.Split(jnp.array([1.0, 2.0, 3.0, 6.0]), jnp.zeros(4, jnp.int32))
+    order = jnp.array([[[0, 1], [0, 0]], [[2, 3], [1, 1]]])  # (steps, lanes, batch)
+    _, told = lanes.chunk(step)(jnp.zeros(2), train, order, jnp.zeros(2))
+    assert told["seen"].tolist() == [3, 1.5]
 
 
 def test_weight_decay_is_coupled(program):
@@ -198,6 +223,8 @@ def test_a_rewound_network_sees_again_what_it_saw(program):
     back = trained(program, early, lane, steps=3, first=3)
     whole = trained(program, network, lane)
     assert_close(back.params, whole.params)
+    again = lanes.trained(AtOnce(), "again", program, early, lane, 3, first=3)
+    assert_equal(again.params, back.params)
     other = trained(program, early, lane, steps=3)
     kernel = lambda state: np.asarray(state.params["Dense_0"]["kernel"])
     assert np.abs(kernel(other) - kernel(whole)).max() > 1e-4

@@ -23,21 +23,10 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import (
-    cli,
-    dead,
-    heatmaps,
-    lanes,
-    measures,
-    models,
-    results,
-    run,
-    settings,
-    study,
-)
+from recipes.common import cli, dead, lanes, measures, models, results, run, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
-from recipes.common.heatmaps import Matrix, Paths
+from recipes.common.figures.pairs import Matrix, Paths, along_paths, heat_maps
 from recipes.common.measures import PathSettings
 from recipes.common.writeup import Writeup, finish
 from recipes.gmp import gradual
@@ -227,8 +216,8 @@ def save(
         maps["Mask overlap, sparse"] = Matrix(overlap, "{:.2f}", high=1.0)
     panels = {arm.capitalize(): panel(measured) for arm, measured in pairs.items()}
     figures = {
-        MATRICES: heatmaps.heat_maps(maps),
-        PATHS: heatmaps.along_paths(panels, config.threshold),
+        MATRICES: heat_maps(maps),
+        PATHS: along_paths(panels, config.threshold),
     }
     writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
     finish(config.out, writeup, summary, figures)

@@ -33,21 +33,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from recipes.common import (
-    cli,
-    data,
-    dead,
-    layout,
-    models,
-    processes,
-    results,
-    run,
-    sharded,
-)
+from recipes.common import cli, data, dead, models, results, run
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped, deferred_signals
 from recipes.common.models import classification
 from recipes.gmp import gradual
+from recipes.sharded import checkpoints, layout, processes
 
 PROGRAM = "python -m recipes.distributed"
 
@@ -150,10 +141,10 @@ def train(config: Config) -> dict[str, Any]:
         )
     like, init, step = program(config, mesh)
     _begin(config)
-    checkpoints = sharded.manager(config.out / run.CHECKPOINT, config.keep)
-    with closing(checkpoints), jax.set_mesh(mesh), _signals() as received:
-        if config.resume and checkpoints.latest_step() is not None:
-            first, state = sharded.restore(checkpoints, like)
+    saves = checkpoints.manager(config.out / run.CHECKPOINT, config.keep)
+    with closing(saves), jax.set_mesh(mesh), _signals() as received:
+        if config.resume and saves.latest_step() is not None:
+            first, state = checkpoints.restore(saves, like)
             if first >= config.steps:
                 raise RecipeError(f"the run in --out '{config.out}' has made all its steps")
             _forget_after(config, first)
@@ -166,15 +157,15 @@ def train(config: Config) -> dict[str, Any]:
             done = now + 1
             if done % config.log_every == 0 or done == config.steps:
                 _log(config, done, loss, state)
-            stops = _stops(received, checkpoints, done) and done < config.steps
+            stops = _stops(received, saves, done) and done < config.steps
             if stops or done % config.checkpoint_every == 0 or done == config.steps:
-                sharded.save(checkpoints, done, state)
+                checkpoints.save(saves, done, state)
             if stops:
-                checkpoints.wait_until_finished()
+                saves.wait_until_finished()
                 if not processes.is_first():
                     sys.exit(128 + signal.SIGTERM)
                 raise Stopped(signal.SIGTERM, f"stopped after step {done}; go on with --resume")
-        checkpoints.wait_until_finished()
+        saves.wait_until_finished()
         return _finish(config, mesh, state, loss, dataset.test)
 
 
@@ -293,10 +284,10 @@ def _signals() -> AbstractContextManager[Callable[[], int | None] | None]:
 
 
 def _stops(
-    received: Callable[[], int | None] | None, checkpoints: ocp.CheckpointManager, step: int
+    received: Callable[[], int | None] | None, saves: ocp.CheckpointManager, step: int
 ) -> bool:
     """Whether all processes stop after this step: a signal to any one of them is enough."""
-    return checkpoints.reached_preemption(step) if received is None else received() is not None
+    return saves.reached_preemption(step) if received is None else received() is not None
 
 
 def _tested(config: Config, mesh: Mesh, state: State, test: data.Split) -> dict[str, Any]:

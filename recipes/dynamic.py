@@ -20,9 +20,10 @@ import jax
 import optax
 
 import jaxprune as jp
-from recipes.common import churn, cli, models, plots, settings, study
+from recipes.common import churn, cli, models, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
+from recipes.common.figures import style
 from recipes.gmp import pruning_steps
 
 PROGRAM = "python -m recipes.dynamic"
@@ -211,11 +212,11 @@ def check(config: Config) -> None:
 def churn_picture(outcome: study.Outcome) -> study.Picture:
     """How the masks move."""
     first, previous, explored = (
-        {arm: plots.curve(outcome.history, arm, key) for arm in study.masked(outcome)}
+        {arm: style.curve(outcome.history, arm, key) for arm in study.masked(outcome)}
         for key in ("overlap_first", "overlap_previous", "ever_active")
     )
     return study.Picture(
-        churn.picture(first, previous, explored, plots.looks(outcome.arms)),
+        churn.picture(first, previous, explored, style.looks(outcome.arms)),
         "How the masks move: overlap (intersection over union) with the first masks of training "
         "and with those of the line of metrics.jsonl before, where they had changed since; and "
         "the fraction of weights that were ever active, for methods that do not start dense.",

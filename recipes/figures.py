@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from recipes.common import cli, heatmaps, plots, run
+from recipes.common import cli, run
 from recipes.common.bars import latency
 from recipes.common.errors import RecipeError
-from recipes.common.heatmaps import Matrix
+from recipes.common.figures import pairs, style
+from recipes.common.figures.pairs import Matrix
 from recipes.gmp import pruning_steps
 
 PROGRAM = "python -m recipes.figures"
@@ -68,10 +69,10 @@ def band(folder: Path) -> bytes:
     """Mean and range over seeds of gradual pruning and its dense twin."""
     asked, summary = config_of(folder, "gmp"), summary_of(folder, "gmp")
     history = run.read_lines(folder / run.METRICS)
-    accuracy = {arm: plots.curve(history, arm, "test_accuracy") for arm in ("dense", "sparse")}
-    sparsity = {"sparse": plots.curve(history, "sparse", "sparsity")}
+    accuracy = {arm: style.curve(history, arm, "test_accuracy") for arm in ("dense", "sparse")}
+    sparsity = {"sparse": style.curve(history, "sparse", "sparsity")}
     between = pruning_steps(asked["begin"], asked["end"], summary["steps"])
-    return plots.training_curves(accuracy, sparsity, between)
+    return style.training_curves(accuracy, sparsity, between)
 
 
 def barriers(folder: Path) -> bytes:
@@ -83,7 +84,7 @@ def barriers(folder: Path) -> bytes:
         f"Error barrier (points), {arm}": Matrix(error, high=highest)
         for arm, error in errors.items()
     }
-    return heatmaps.heat_maps(maps)
+    return pairs.heat_maps(maps)
 
 
 def compacted(folder: Path) -> dict[str, Mapping[str, Any]]:

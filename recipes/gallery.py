@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, method_plots, run
+from recipes.common import cli, run
 from recipes.common.errors import RecipeError
+from recipes.common.figures.gallery import Drawing, draw, source
 
 PROGRAM = "python -m recipes.gallery"
 PAGE = Path(__file__).parents[1] / ".docs" / "pages" / "methods.md"
@@ -53,11 +54,11 @@ def gallery(config: Config) -> list[Path]:
     drawn = []
     for name, lines in methods.items():
         path = config.out / f"{slug(name)}.png"
-        if wanted is None and path.exists() and method_plots.source(path) == common + lines:
+        if wanted is None and path.exists() and source(path) == common + lines:
             continue
         drawing = jax.jit(lambda lines=lines: outcome(run_lines(common, lines)))()
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.write(path, method_plots.draw(drawing, common + lines))
+        run.write(path, draw(drawing, common + lines))
         print(path, flush=True)
         drawn.append(path)
     return drawn
@@ -89,14 +90,14 @@ def run_lines(common: str, lines: str) -> Names:
     return names
 
 
-def outcome(names: Names) -> method_plots.Drawing:
+def outcome(names: Names) -> Drawing:
     """What is drawn, by what the lines of a method define; pure, to be jitted."""
     if "rates" in names:
         return rates(names)
     if "children" in names:
         return soup(names)
     if "over_phases" in names:
-        return method_plots.Drawing("phase", jax.vmap(seen)(names["over_phases"]))
+        return Drawing("phase", jax.vmap(seen)(names["over_phases"]))
     if "penalty" in names:
         return scales(names)
     return learned(names) if "objective" in names else masks(names)
@@ -121,7 +122,7 @@ def _kernels(masks: Any) -> list[jax.Array]:
     return [mask.astype(jnp.float32) for mask in kernels if mask is not None]
 
 
-def masks(names: Names) -> method_plots.Drawing:
+def masks(names: Names) -> Drawing:
     """Trains with `tx`; where the weights are dense the gradient is that at the masked ones."""
     tx = names["tx"]
 
@@ -134,10 +135,10 @@ def masks(names: Names) -> method_plots.Drawing:
 
     start = names["params"], tx.init(names["params"])
     at_first = jp.get_masks(start[1])
-    return method_plots.Drawing("step", jax.lax.scan(step, start, length=STEPS)[1])
+    return Drawing("step", jax.lax.scan(step, start, length=STEPS)[1])
 
 
-def learned(names: Names) -> method_plots.Drawing:
+def learned(names: Names) -> Drawing:
     """Trains weights and logits on `objective`; gates and multipliers at a rate of their own."""
     fast = optax.adam(0.05, b2=0.9)
     tx = optax.partition({"weights": optax.adam(3e-3), "fast": fast}, ("weights", "fast"))
@@ -152,10 +153,10 @@ def learned(names: Names) -> method_plots.Drawing:
 
     start = names["params"], names["logits"]
     log = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(STEPS))[1]
-    return method_plots.Drawing("gates", log)
+    return Drawing("gates", log)
 
 
-def scales(names: Names) -> method_plots.Drawing:
+def scales(names: Names) -> Drawing:
     """Trains with `tx` on the loss and the `penalty`; of the hidden neurons."""
     tx = names["tx"]
 
@@ -167,10 +168,10 @@ def scales(names: Names) -> method_plots.Drawing:
         return (optax.apply_updates(params, updates), state), jnp.concatenate(hidden)
 
     start = names["params"], tx.init(names["params"])
-    return method_plots.Drawing("scales", (jax.lax.scan(step, start, length=STEPS)[1],))
+    return Drawing("scales", (jax.lax.scan(step, start, length=STEPS)[1],))
 
 
-def soup(names: Names) -> method_plots.Drawing:
+def soup(names: Names) -> Drawing:
     """The test error on the lines between all children, and that of their average."""
     test = names["digits"].test
     images = test.images.reshape(len(test.labels), -1)
@@ -180,14 +181,14 @@ def soup(names: Names) -> method_plots.Drawing:
 
     between = jp.pairwise(lambda a, b: jp.loss_along(error, a, b)[1], names["children"], diagonal=0)
     upper = jnp.triu_indices(len(between), k=1)
-    return method_plots.Drawing("soup", (between[upper], error(names["average"])))
+    return Drawing("soup", (between[upper], error(names["average"])))
 
 
-def rates(names: Names) -> method_plots.Drawing:
+def rates(names: Names) -> Drawing:
     """The rate of the first training, and those of retraining by name."""
     of = lambda schedule, steps: jax.vmap(schedule)(jnp.arange(steps))
     first = of(names["first"], STEPS)
-    return method_plots.Drawing(
+    return Drawing(
         "rates", (first, {name: of(own, STEPS // 4) for name, own in names["rates"].items()})
     )
 

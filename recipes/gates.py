@@ -24,19 +24,11 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import (
-    cli,
-    consensus,
-    gate_plots,
-    gating,
-    models,
-    results,
-    settings,
-    study,
-)
+from recipes.common import cli, consensus, gating, models, results, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.errors import RecipeError
+from recipes.common.figures import gates
 from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.gates"
@@ -246,13 +238,13 @@ def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, s
         targets.append((steps, np.asarray([target(step) for step in steps])[:, None]))
     return {
         LEARNED: study.Picture(
-            gate_plots.budgets(history, gated(outcome), targets),
+            gates.budgets(history, gated(outcome), targets),
             "What is expected to be kept (lines) and what a threshold would keep (dotted), until "
             "gates become masks; grey: the targets. Right: the price of what is kept, relative to "
             "the target. Means over seeds; bands from the lowest seed to the highest.",
         ),
         HISTOGRAMS: study.Picture(
-            gate_plots.histograms(history, gated(outcome)),
+            gates.histograms(history, gated(outcome)),
             "The fraction of gates with each value, as in testing, over the steps; all seeds.",
         ),
     }

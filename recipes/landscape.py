@@ -29,7 +29,6 @@ import numpy as np
 import jaxprune as jp
 from recipes.common import (
     cli,
-    contours,
     data,
     dead,
     hessians,
@@ -44,8 +43,8 @@ from recipes.common import (
     study,
 )
 from recipes.common.arms import Arm, Weights
-from recipes.common.contours import Panel
 from recipes.common.errors import RecipeError
+from recipes.common.figures.planes import Panel, contours, planes_and_lines
 from recipes.common.lanes import lane_of
 from recipes.common.progress import progress
 from recipes.common.writeup import Writeup, finish
@@ -266,14 +265,14 @@ def save(
     around = {arm.capitalize(): own.around for arm, own in measured.items()}
     axes = "First random direction", "Second random direction"
     figures = {
-        SEEDS: contours.planes(through, label, *2 * ["Distance in weight space"]),
-        AROUND: contours.planes(around, label, *axes),
+        SEEDS: contours(through, label, *2 * ["Distance in weight space"]),
+        AROUND: contours(around, label, *axes),
     }
     bends = {arm.capitalize(): own.bend for arm, own in measured.items() if own.bend}
     if bends:
         panels = {title: bend.panel for title, bend in bends.items()}
         lines = {title: list(bend.lines.values()) for title, bend in bends.items()}
-        figures[ALIGNED] = contours.planes_and_lines(panels, label, lines, label)
+        figures[ALIGNED] = planes_and_lines(panels, label, lines, label)
     curved = {arm: own.curved for arm, own in measured.items()}
     figures[CURVATURE] = spectra.curvature(hessians.densities(curved))
     run.write(config.out / ARRAYS, arrays(measured))

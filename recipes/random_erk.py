@@ -22,10 +22,11 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, models, plots, results, settings, study, widths
+from recipes.common import cli, models, results, settings, study, widths
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split
 from recipes.common.errors import RecipeError
+from recipes.common.figures import style
 from recipes.common.models import LossFn, classification
 from recipes.prune_at_init import loss_on
 
@@ -184,7 +185,7 @@ def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:
 def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> study.Picture:
     """Accuracy, and what is missing to dense, against width."""
 
-    def curve(arm: str, key: str) -> plots.Curve:
+    def curve(arm: str, key: str) -> style.Curve:
         per_seed = [numbers[name(arm, width, config)][key]["per_seed"] for width in config.widths]
         return config.widths, np.asarray(per_seed)
 

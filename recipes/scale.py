@@ -22,8 +22,9 @@ import jax
 import jaxprune as jp
 from recipes.benchmarks import writeup
 from recipes.benchmarks.section import Section
-from recipes.common import cli, collectives, compiled, decoder, layout, results, run
+from recipes.common import cli, results, run
 from recipes.common.errors import RecipeError
+from recipes.sharded import collectives, compiled, decoder, layout
 
 PROGRAM = "python -m recipes.scale"
 COLUMNS = ("arguments MB", "temporary MB", "all-gathers", "all-reduces", "others", "MB moved")
@@ -153,7 +154,7 @@ def compile_elsewhere(
         "--xla_backend_optimization_level=0",  # machine code that never runs
         "--xla_llvm_disable_expensive_passes=true",
     )
-    command = [sys.executable, "-m", "recipes.common.compiled", json.dumps(wanted)]
+    command = [sys.executable, "-m", "recipes.sharded.compiled", json.dumps(wanted)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if child.returncode:

@@ -11,8 +11,9 @@ from jax.sharding import AxisType
 import jaxprune as jp
 from jaxprune.structured.kept import Removal
 from recipes import dynamic, gates, gmp, relaxation, soup
-from recipes.common import arms, decoder, lanes, models
+from recipes.common import arms, lanes, models
 from recipes.common.data import Dataset, Split
+from recipes.sharded import decoder
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")

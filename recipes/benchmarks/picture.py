@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from recipes.benchmarks.section import Section, digits
-from recipes.common.plots import COLORS, STYLE
+from recipes.common.figures.style import COLORS, STYLE
 
 MET, MISSED, NO_BOUND = COLORS[2], COLORS[1], COLORS[0]
 BAND = "#d8d8d8"

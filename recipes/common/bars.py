@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.common.plots import COLORS, STYLE, png
+from recipes.common.figures.style import COLORS, STYLE, png
 
 DENSE = "dense"
 QUARTILES = ("low", "median", "high")

@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import jaxprune as jp
-from recipes.common.plots import STYLE, Curve, Look, band, looks, png, steps_locator
+from recipes.common.figures.style import STYLE, Curve, Look, band, looks, png, steps_locator
 
 
 def masks(opt_state: Any) -> Any:

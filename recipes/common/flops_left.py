@@ -9,8 +9,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from recipes.common.plots import STYLE, Curve, Look, png
-from recipes.common.weights_left import draw
+from recipes.common.figures.left import draw
+from recipes.common.figures.style import STYLE, Curve, Look, png
 
 
 def picture(

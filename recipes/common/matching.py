@@ -12,7 +12,7 @@ import numpy as np
 
 import jaxprune as jp
 from recipes.common import lanes
-from recipes.common.contours import Line, Panel
+from recipes.common.figures.planes import Line, Panel
 from recipes.common.planes import Losses, Params, through
 
 STARTS = 5  # of weight matching

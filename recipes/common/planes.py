@@ -13,9 +13,8 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import contours
-from recipes.common.contours import Mark, Panel
 from recipes.common.data import Split
+from recipes.common.figures.planes import Mark, Panel, square
 
 Params = Any
 Measure = Callable[[Params], Any]  # params -> {"loss", "error"}, or the loss alone
@@ -53,7 +52,7 @@ def through(losses: Losses, three: dict[str, Params], points: int) -> Panel:
     frame = jp.plane_through(*three.values())
     where = {label: jp.coordinates(frame, params) for label, params in three.items()}
     marks = [Mark(label, float(at[0]), float(at[1])) for label, at in where.items()]
-    xs, ys = contours.square(marks, points)
+    xs, ys = square(marks, points)
     return Panel(xs, ys, np.asarray(jp.plane(losses.both, *frame, xs, ys)["loss"]), marks)
 
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from recipes.common.gate_plots import LEAST
-from recipes.common.plots import STYLE, Look, band, curve, png, steps_locator
+from recipes.common.figures.gates import LEAST
+from recipes.common.figures.style import STYLE, Look, band, curve, png, steps_locator
 
 History = Sequence[Mapping[str, Any]]
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from jaxprune.rules import named_leaves
 from recipes.common import results
-from recipes.common.plots import STROKES, STYLE, Curve, Look, band, png
-from recipes.common.weights_left import dense_line, percent_axis
+from recipes.common.figures.left import dense_line, percent_axis
+from recipes.common.figures.style import STROKES, STYLE, Curve, Look, band, png
 
 PER_ROW = 4  # small axes side by side
 FLOOR = 0.7  # where a layer is drawn that keeps none

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from recipes.common.plots import COLORS, STROKES, STYLE, Look, png
+from recipes.common.figures.style import COLORS, STROKES, STYLE, Look, png
 
 INKS = (*COLORS[1:], COLORS[0])  # of arms
 

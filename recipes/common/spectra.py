@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from recipes.common.plots import COLORS, STYLE, png
+from recipes.common.figures.style import COLORS, STYLE, png
 
 LOWEST = 1e-7  # the density at which the plot ends, as a part of the highest
 

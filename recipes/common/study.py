@@ -13,9 +13,10 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import arms, checkpoint, data, dead, lanes, plots, results, run, settings
+from recipes.common import arms, checkpoint, data, dead, lanes, results, run, settings
 from recipes.common.arms import Arm, History, States, Weights
 from recipes.common.errors import RecipeError
+from recipes.common.figures import style
 from recipes.common.journal import journal
 from recipes.common.lanes import State
 from recipes.common.settings import Settings
@@ -113,8 +114,8 @@ def masked(outcome: Outcome) -> list[str]:
 
 def pictures(outcome: Outcome, pruned_between: tuple[int, int] | None = None) -> dict[str, Picture]:
     """The figures that every study has, by their path below its folder."""
-    accuracy = {arm: plots.curve(outcome.history, arm, "test_accuracy") for arm in outcome.arms}
-    sparsity = {arm: plots.curve(outcome.history, arm, "sparsity") for arm in masked(outcome)}
+    accuracy = {arm: style.curve(outcome.history, arm, "test_accuracy") for arm in outcome.arms}
+    sparsity = {arm: style.curve(outcome.history, arm, "sparsity") for arm in masked(outcome)}
     layers = {
         arm: results.layer_density(jp.get_masks(outcome.states[arm].opt_state))
         for arm in masked(outcome)
@@ -122,11 +123,11 @@ def pictures(outcome: Outcome, pruned_between: tuple[int, int] | None = None) ->
     shade = " The masks change in the grey part." if pruned_between else ""
     return {
         CURVES: Picture(
-            plots.training_curves(accuracy, sparsity, pruned_between),
+            style.training_curves(accuracy, sparsity, pruned_between),
             f"Means over seeds; bands from the worst seed to the best.{shade}",
         ),
         LAYERS: Picture(
-            plots.layer_density(layers, plots.looks(outcome.arms)),
+            style.layer_density(layers, style.looks(outcome.arms)),
             "Weights kept in each layer: mean and standard deviation over seeds.",
         ),
     }

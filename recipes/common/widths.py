@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from recipes.common.plots import STYLE, Curve, band, looks, png
+from recipes.common.figures.style import STYLE, Curve, band, looks, png
 
 
 def picture(accuracy: Mapping[str, Curve], gap: Mapping[str, Curve], equal: str) -> bytes:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import plots, remaining, study
+from recipes.common import remaining, study
+from recipes.common.figures import style
 
 if TYPE_CHECKING:
     from recipes.prune_at_init import Config
@@ -65,7 +66,7 @@ def pictures(
     """The figures, by their path below the folder."""
     shown = ["dense", *(name(kind, config) for kind in highest(config))]
     curves = study.pictures(outcome._replace(arms={arm: outcome.arms[arm] for arm in shown}))
-    drawn = plots.looks(["dense", *config.method])
+    drawn = style.looks(["dense", *config.method])
     dense = np.asarray(numbers["dense"]["test_accuracy"]["per_seed"])
 
     def line(method: str, control: str = "") -> remaining.Line:
@@ -109,9 +110,9 @@ def pictures(
     return made
 
 
-def layer_lines(config: Config, outcome: study.Outcome) -> dict[str, dict[str, plots.Curve]]:
+def layer_lines(config: Config, outcome: study.Outcome) -> dict[str, dict[str, style.Curve]]:
     """Layer -> method -> weights left in all, and weights kept there (sparsities, seeds)."""
-    lines: dict[str, dict[str, plots.Curve]] = {}
+    lines: dict[str, dict[str, style.Curve]] = {}
     for method in config.method:
         stacks = [
             jp.get_masks(outcome.states[name(Kind(method, s), config)].opt_state)

@@ -18,13 +18,12 @@ from recipes.common import (
     flops_left,
     lanes,
     latency,
-    layer_widths,
-    plots,
     relaxation_plots,
     results,
     run,
 )
 from recipes.common.data import Dataset
+from recipes.common.figures import layers, style
 from recipes.common.journal import Journal
 from recipes.common.writeup import Writeup, finish
 
@@ -202,12 +201,12 @@ def pictures(
         for arm in relaxed
     }
     gated = [record for record in records if record["stage"] != "final"]
-    looks = zip(s.arms, cycle(plots.COLORS), cycle("os^D"), strict=False)
-    drawn = {arm: plots.Look(color, "-", marker) for arm, color, marker in looks}
+    looks = zip(s.arms, cycle(style.COLORS), cycle("os^D"), strict=False)
+    drawn = {arm: style.Look(color, "-", marker) for arm, color, marker in looks}
     return {
         STAGES: relaxation_plots.stages(records, drawn, ends),
         GATES: relaxation_plots.histograms(gated, relaxed, ends[:-1]),
-        WIDTHS: layer_widths.picture(whole.widths, {"Widths": widths}, drawn),
+        WIDTHS: layers.picture(whole.widths, {"Widths": widths}, drawn),
         FLOPS: flops_left.picture(
             {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
             {arm: _against_flops([r for r in cut if r["step"] in ends], arm) for arm in relaxed},
@@ -218,7 +217,7 @@ def pictures(
     }
 
 
-def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> plots.Curve:
+def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> style.Curve:
     """Shares of the FLOPs, and accuracies (points, seeds)."""
     found = [record[arm] for record in records if key in record[arm]]
     return [float(np.mean(own["flops"])) for own in found], np.asarray([own[key] for own in found])

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import (
-    checkpoint,
-    dead,
-    heatmaps,
-    lanes,
-    measures,
-    plots,
-    results,
-    run,
-    soup_plots,
-)
-from recipes.common.heatmaps import Paths
+from recipes.common import checkpoint, dead, lanes, measures, results, run, soup_plots
+from recipes.common.figures import pairs, style
+from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
 from recipes.common.writeup import Writeup, finish
 
@@ -146,8 +137,8 @@ def save(
     figures = {
         SOUPS: soup_plots.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
         BARRIERS: soup_plots.barriers(sparsities, heights, config.threshold),
-        PATHS: heatmaps.along_paths(panels, config.threshold, "child"),
-        LAYERS: plots.layer_density({SOUP: results.layer_density(soups.masks)}),
+        PATHS: pairs.along_paths(panels, config.threshold, "child"),
+        LAYERS: style.layer_density({SOUP: results.layer_density(soups.masks)}),
     }
     finish(config.out, writeup, summary, figures)
 

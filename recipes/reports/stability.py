@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoint, dead, heatmaps, lanes, measures, results, run
-from recipes.common.heatmaps import Forks
+from recipes.common import checkpoint, dead, lanes, measures, results, run
+from recipes.common.figures import pairs
+from recipes.common.figures.pairs import Forks
 from recipes.common.lanes import Network
 from recipes.common.writeup import Writeup, finish
 
@@ -111,7 +112,7 @@ def save(
         )
         for arm in ARMS
     }
-    figure = heatmaps.over_forks(steps, arms, config.threshold)
+    figure = pairs.over_forks(steps, arms, config.threshold)
     finish(config.out, writeup, summary, {PICTURE: figure})
 
 

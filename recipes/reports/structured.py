@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.structured.compact import Compact
-from recipes.common import (
-    before_after,
-    compacted,
-    flops_left,
-    lanes,
-    latency,
-    layer_widths,
-    plots,
-    results,
-    run,
-)
+from recipes.common import before_after, compacted, flops_left, lanes, latency, results, run
 from recipes.common.data import Dataset
+from recipes.common.figures import layers, style
 from recipes.common.writeup import Writeup, finish
 
 if TYPE_CHECKING:
@@ -121,14 +112,14 @@ def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, b
             score: {group: np.array([own[group] for own in widths]) for group in whole.widths}
             for score, widths in of.items()
         }
-    drawn = plots.looks([DENSE, *s.scores])
+    drawn = style.looks([DENSE, *s.scores])
     return {
         FLOPS: flops_left.picture(at_once, trained_on, dense, s.shares),
-        WIDTHS: layer_widths.picture(whole.widths, panels, drawn),
+        WIDTHS: layers.picture(whole.widths, panels, drawn),
     }
 
 
-def curve(records: Records, score: str, key: str, flops: int) -> plots.Curve:
+def curve(records: Records, score: str, key: str, flops: int) -> style.Curve:
     """What is left of so many FLOPs after each round, and what the networks came to."""
     own = [record[score] for record in records]
     left = [float(np.mean(numbers["flops"])) / flops for numbers in own]

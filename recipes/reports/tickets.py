@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recipes.common import checkpoint, dead, lanes, plots, results, run, weights_left
+from recipes.common import checkpoint, dead, lanes, results, run
+from recipes.common.figures import left, style
 from recipes.common.lanes import Network
 from recipes.common.writeup import Writeup, finish
 
@@ -127,10 +128,10 @@ def save(
     }
     methods = [arm for arm in config.method if arm in METHODS]
     density = {arm: results.layer_density(ends[arm].network.masks) for arm in methods}
-    drawn = plots.looks(["dense", *config.method])
+    drawn = style.looks(["dense", *config.method])
     figures = {
-        PICTURE: weights_left.picture(curves, np.array(records[0]["dense"]["test_accuracy"])),
-        LAYERS: plots.layer_density(density, drawn),
+        PICTURE: left.picture(curves, np.array(records[0]["dense"]["test_accuracy"])),
+        LAYERS: style.layer_density(density, drawn),
     }
     layers = {}
     for arm in methods:
@@ -144,7 +145,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
     arms, dense = summary["arms"], summary["dense"]["test_accuracy"]
     planned = next((arm for arm in config.method if arm != "sap"), "sap")
 
-    left = {arm: [f"{100 * n['weights_left']:.3g}" for n in arms[arm]] for arm in arms}
+    points = {arm: [f"{100 * n['weights_left']:.3g}" for n in arms[arm]] for arm in arms}
     few = len(arms) <= MOST_WITH_SPREAD
 
     def accuracy(numbers: dict[str, Any]) -> str:
@@ -153,10 +154,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
 
     cells = {arm: [accuracy(n["test_accuracy"]) for n in arms[arm]] for arm in config.method}
     if planned != "sap" and "sap" in arms:  # it keeps as many as it will
-        cells["sap keeps"] = left["sap"]
-    columns, rows = list(cells), list(zip(left[planned], *cells.values(), strict=True))
+        cells["sap keeps"] = points["sap"]
+    columns, rows = list(cells), list(zip(points[planned], *cells.values(), strict=True))
     if not few:
-        columns, rows = left[planned], [(arm, *row) for arm, row in cells.items()]
+        columns, rows = points[planned], [(arm, *row) for arm, row in cells.items()]
     held = ", ".join(
         f"{arm} {dead.NOT_MEASURED if v is None else f'{100 * v:.3g} %'}"
         for arm, v in summary["keeps_up_to"].items()

@@ -15,8 +15,9 @@ import yaml
 from jax.sharding import PartitionSpec as P
 
 from recipes import distributed
-from recipes.common import layout, processes, run, sharded
+from recipes.common import run
 from recipes.common.errors import RecipeError
+from recipes.sharded import checkpoints, layout, processes
 from tests.recipes.running import exit_code
 
 SHORT = ["--steps", "16", "--every", "4", "--checkpoint-every", "4", "--log-every", "2"]
@@ -122,16 +123,16 @@ def test_a_state_is_restored_on_another_mesh(tmp_path):
     like = laid_out((2, 4))
     w = np.arange(128, dtype=np.float32).reshape(8, 16)
     state = jax.device_put({"w": w, "mask": w > 5}, layout.shardings(like))
-    with sharded.manager(tmp_path, 1) as checkpoints:
+    with checkpoints.manager(tmp_path, 1) as saves:
         with pytest.raises(RecipeError, match="there is no checkpoint"):
-            sharded.restore(checkpoints, like)
-        sharded.save(checkpoints, 3, state)
-        checkpoints.wait_until_finished()
-        step, again = sharded.restore(checkpoints, laid_out((8, 1)))
+            checkpoints.restore(saves, like)
+        checkpoints.save(saves, 3, state)
+        saves.wait_until_finished()
+        step, again = checkpoints.restore(saves, laid_out((8, 1)))
         assert step == 3 and again["w"].sharding.mesh.shape == {"data": 8, "model": 1}
         jax.tree.map(np.testing.assert_array_equal, again, {"w": w, "mask": w > 5})
         with pytest.raises(RecipeError, match="at 'v' it has no such leaf, and this run"):
-            sharded.restore(checkpoints, {**like, "v": like["w"]})
+            checkpoints.restore(saves, {**like, "v": like["w"]})
     bare = ocp.StandardCheckpointer().restore(tmp_path / "3" / "default")
     np.testing.assert_array_equal(bare["w"], w)
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from recipes import gallery
-from recipes.common import method_plots
+from recipes.common.figures.gallery import KINDS, source
 from tests.recipes.running import exit_code
 
 COMMON, METHODS = gallery.blocks(gallery.PAGE.read_text())
@@ -14,7 +14,7 @@ COMMON, METHODS = gallery.blocks(gallery.PAGE.read_text())
 def test_its_lines_train_a_network(name):
     """In shapes only: nothing is compiled."""
     drawing = jax.eval_shape(lambda: gallery.outcome(gallery.run_lines(COMMON, METHODS[name])))
-    assert drawing.kind in method_plots.KINDS
+    assert drawing.kind in KINDS
     if drawing.kind == "step":
         shapes = [share.shape[1:] for share in drawing.arrays]
         assert shapes[0] in [(2,), (3,)] and shapes[1:] == [(64,), (100,), ()]
@@ -24,7 +24,7 @@ def test_its_lines_train_a_network(name):
 def test_its_picture_is_of_these_lines(name):
     picture = gallery.PAGE.parent / "figures" / "methods" / f"{gallery.slug(name)}.png"
     assert f"](figures/methods/{picture.name})" in gallery.PAGE.read_text()
-    assert method_plots.source(picture) == COMMON + METHODS[name], f"run {gallery.PROGRAM}"
+    assert source(picture) == COMMON + METHODS[name], f"run {gallery.PROGRAM}"
 
 
 def test_no_picture_is_left_over():
@@ -35,7 +35,7 @@ def test_no_picture_is_left_over():
 def test_one_method_is_drawn_again(tmp_path):
     (path,) = gallery.gallery(gallery.Config(out=tmp_path, only="learning rates"))
     assert path.name == "learning-rates-of-retraining.png"
-    assert method_plots.source(path) == COMMON + METHODS["Learning rates of retraining"]
+    assert source(path) == COMMON + METHODS["Learning rates of retraining"]
 
 
 def test_a_name_that_is_none(tmp_path, capsys):

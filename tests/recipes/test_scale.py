@@ -6,8 +6,9 @@ import yaml
 
 import jaxprune as jp
 from recipes import scale
-from recipes.common import collectives, compiled, decoder, layout, run
-from recipes.common.collectives import Moved
+from recipes.common import run
+from recipes.sharded import collectives, compiled, decoder, layout
+from recipes.sharded.collectives import Moved
 from tests.recipes.running import exit_code
 
 TINY = decoder.Sizes(layers=3, width=64, heads=4, hidden=128, words=256)

@@ -7,7 +7,8 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
-from recipes.common import before_after, compacted, latency, layer_widths, models
+from recipes.common import before_after, compacted, latency, models
+from recipes.common.figures import layers
 
 NETWORK = {"name": "mlp", "classes": 3, "norm": "group", "width": 1 / 32}  # 8 and 4 neurons
 IMAGE = (2, 2, 1)
@@ -76,9 +77,9 @@ def test_the_table(numbers):
 
 def test_the_figure_has_a_bar_and_a_dot_for_each_layer(monkeypatch):
     figures = []
-    monkeypatch.setattr(layer_widths, "png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(layers, "png", lambda figure: figures.append(figure) or b"")
     widths = {"params/a": np.array([2, 4]), "params/b": np.array([1, 1])}
-    layer_widths.picture({"params/a": 8, "params/b": 4}, {"half": {"l1": widths}})
+    layers.picture({"params/a": 8, "params/b": 4}, {"half": {"l1": widths}})
     (axes,) = figures[0].axes
     assert [bar.get_width() for bar in axes.patches] == [8, 4]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from recipes.common.plots import MANY, STYLE, Curve, Look, band, looks, png
+from recipes.common.figures.style import MANY, STYLE, Curve, Look, band, looks, png
 
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 MORE_TICKS = (100, 70, 50, 35, 25, 20, 15, 10, 7, 5, 3, 2, 1)  # for a short axis

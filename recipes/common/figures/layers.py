@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.common.plots import STYLE, Look, looks, png
+from recipes.common.figures.style import STYLE, Look, looks, png
 
 BEFORE = "#dddddd"
 

@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from recipes.common import contours
-from recipes.common.contours import Line, Mark, Panel
+from recipes.common.figures import planes
+from recipes.common.figures.planes import Line, Mark, Panel
 
 MARKS = [Mark("seed 0", 0.0, 0.0), Mark("seed 1", 2.0, 0.0), Mark("seed 2", 1.0, 1.5)]
 
@@ -16,32 +16,32 @@ def size(png):
 
 
 def panel(losses=None):
-    xs, ys = contours.square(MARKS, 5)
+    xs, ys = planes.square(MARKS, 5)
     own = np.exp(np.add.outer(ys**2, xs**2)) if losses is None else np.asarray(losses)
     return Panel(xs, ys, own, MARKS)
 
 
 def test_a_square_around_the_marks():
-    xs, ys = contours.square(MARKS, 5)
+    xs, ys = planes.square(MARKS, 5)
     assert xs.dtype == ys.dtype == np.float32 and len(xs) == len(ys) == 5
     np.testing.assert_allclose(xs[[0, -1]], (1 - 1.7, 1 + 1.7), rtol=1e-6)
     np.testing.assert_allclose(ys[[0, -1]], (0.75 - 1.7, 0.75 + 1.7), rtol=1e-6)
 
 
 def test_planes():
-    assert size(contours.planes({"One": panel()}, "loss", "x", "y")) == (790, 650)
-    assert size(contours.planes({"A": panel(), "B": panel()}, "loss", "x", "y")) == (1400, 650)
+    assert size(planes.contours({"One": panel()}, "loss", "x", "y")) == (790, 650)
+    assert size(planes.contours({"A": panel(), "B": panel()}, "loss", "x", "y")) == (1400, 650)
 
 
 def test_planes_with_walls_holes_and_no_slope():
     rough = np.geomspace(1e-12, 1e12, 25).reshape(5, 5)
     rough[0, 0], rough[4, 4] = np.nan, np.inf
     for losses in (rough, np.ones((5, 5)), np.zeros((5, 5)), np.full((5, 5), 1e-9)):
-        contours.planes({"Plane": panel(losses)}, "loss", "x", "y")
+        planes.contours({"Plane": panel(losses)}, "loss", "x", "y")
 
 
 def test_planes_and_lines():
     alphas = np.linspace(0, 1, 5)
     lines = [Line("as trained", alphas, alphas), Line("matched", alphas, alphas**2)]
     panels, below = {"A": panel(), "B": panel()}, {"A": lines, "B": lines}
-    assert size(contours.planes_and_lines(panels, "loss", below, "loss")) == (1400, 1080)
+    assert size(planes.planes_and_lines(panels, "loss", below, "loss")) == (1400, 1080)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from recipes.common.plots import COLORS, STYLE
+from recipes.common.figures.style import COLORS, STYLE
 
 MOMENTS = 4
 LAYERS = ("first layer", "second", "last")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from recipes.common.plots import COLORS, STYLE, png
+from recipes.common.figures.style import COLORS, STYLE, png
 
 BANDS = 18
 MOST = 10_000  # the largest loss that has a colour of its own, as a multiple of the smallest
@@ -42,7 +42,7 @@ class Line(NamedTuple):
     values: np.ndarray
 
 
-def planes(panels: Mapping[str, Panel], label: str, xlabel: str, ylabel: str) -> bytes:
+def contours(panels: Mapping[str, Panel], label: str, xlabel: str, ylabel: str) -> bytes:
     """PNG of planes side by side, title -> panel, in the same colours on a logarithmic scale."""
     with rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(0.9 + 3.05 * len(panels), 3.25), layout="compressed")

@@ -1,6 +1,6 @@
 """The sharded training step of a decoder, compiled from shapes and never run.
 
-`python -m recipes.common.compiled '{...}'` prints what one number of devices needs, as JSON: the
+`python -m recipes.sharded.compiled '{...}'` prints what one number of devices needs, as JSON: the
 devices are CPUs that do not exist, and a process can have only one number of them.
 """
 
@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from recipes.common import collectives, decoder, layout
+from recipes.sharded import collectives, decoder, layout
 
 
 class Compiled(NamedTuple):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.common import method_plots
-from recipes.common.method_plots import Drawing
+from recipes.common.figures import gallery
+from recipes.common.figures.gallery import Drawing
 
 LINES = "x = 1  # ≠ 2\n"
 
@@ -30,8 +30,8 @@ DRAWINGS = {
 def test_a_picture_holds_its_lines(name, tmp_path):
     kind = "step" if name == "neurons" else name
     path = tmp_path / "picture.png"
-    path.write_bytes(method_plots.draw(Drawing(kind, DRAWINGS[name]), LINES))
-    assert method_plots.source(path) == LINES
+    path.write_bytes(gallery.draw(Drawing(kind, DRAWINGS[name]), LINES))
+    assert gallery.source(path) == LINES
     assert path.stat().st_size < 30_000
     with Image.open(path) as image:
         assert image.width == 990
@@ -39,9 +39,9 @@ def test_a_picture_holds_its_lines(name, tmp_path):
 
 
 def test_every_kind_is_drawn_here():
-    assert set(method_plots.KINDS) <= set(DRAWINGS)
+    assert set(gallery.KINDS) <= set(DRAWINGS)
 
 
 def test_a_picture_that_holds_none(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "plain.png")
-    assert method_plots.source(tmp_path / "plain.png") == ""
+    assert gallery.source(tmp_path / "plain.png") == ""

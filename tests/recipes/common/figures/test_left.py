@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from recipes.common import flops_left, weights_left
+from recipes.common import flops_left
+from recipes.common.figures import left
 
 DENSE = np.array([0.9, 0.92])
 CURVES = {
@@ -17,19 +18,19 @@ CURVES = {
 def drawn(monkeypatch):
     """The axes of a figure."""
     figures = []
-    monkeypatch.setattr(weights_left, "png", lambda figure: figures.append(figure) or b"")
-    weights_left.picture(CURVES, DENSE)
+    monkeypatch.setattr(left, "png", lambda figure: figures.append(figure) or b"")
+    left.picture(CURVES, DENSE)
     return figures[0].axes
 
 
 def test_it_is_a_png():
-    assert weights_left.picture(CURVES, DENSE).startswith(b"\x89PNG")
+    assert left.picture(CURVES, DENSE).startswith(b"\x89PNG")
 
 
 def test_few_weights_are_on_the_right_of_a_log_axis(drawn):
     for axes in drawn:
-        left, right = axes.get_xlim()
-        assert left > 50 > 10 > right and axes.get_xscale() == "log"
+        first, last = axes.get_xlim()
+        assert first > 50 > 10 > last and axes.get_xscale() == "log"
 
 
 def test_lines_are_means_in_percent(drawn):
@@ -44,9 +45,9 @@ def test_the_second_panel_is_near_dense(drawn):
 
 
 def test_a_short_axis_has_more_ticks():
-    for left, ticks in (([0.5, 0.25], [50, 35, 25]), ([0.5, 0.1], [50, 20, 10])):
+    for shares, ticks in (([0.5, 0.25], [50, 35, 25]), ([0.5, 0.1], [50, 20, 10])):
         axes = Figure().subplots()
-        weights_left.percent_axis(axes, left)
+        left.percent_axis(axes, shares)
         assert axes.get_xticks().tolist() == ticks
 
 

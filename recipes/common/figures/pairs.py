@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import jaxprune as jp
 from jaxprune.plots import Matrix as Matrix
 from jaxprune.plots import Paths as Paths
-from recipes.common.plots import STYLE, looks, png
+from recipes.common.figures.style import STYLE, looks, png
 
 
 def heat_maps(matrices: Mapping[str, Matrix]) -> bytes:

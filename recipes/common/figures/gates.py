@@ -11,7 +11,7 @@ from matplotlib import colormaps, rc_context
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from recipes.common.plots import COLORS, STYLE, Curve, Look, band, curve, png, steps_locator
+from recipes.common.figures.style import COLORS, STYLE, Curve, Look, band, curve, png, steps_locator
 
 LEAST = 1e-3  # the smallest fraction of gates that has a colour of its own
 

@@ -11,7 +11,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from recipes.common.errors import RecipeError
-from recipes.common.layout import by_name
+from recipes.sharded.layout import by_name
 
 
 def manager(folder: Path, keep: int) -> ocp.CheckpointManager:

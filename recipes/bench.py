@@ -27,7 +27,7 @@ from recipes.benchmarks.seeds import many_seeds
 from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
 from recipes.benchmarks.training import compile_time
-from recipes.common import cli, models, results, run, timing
+from recipes.common import cli, folder, models, results, timing
 from recipes.common.errors import RecipeError
 
 PROGRAM = "python -m recipes.bench"
@@ -88,8 +88,8 @@ def bench(config: Config) -> dict[str, Any]:
     plan, names = plan_of(config), _listed("--only", config.only, tuple(BENCHMARKS))
     if "barriers" in names:
         cli.at_least("--seeds, with pairs for barriers,", plan.seeds, 2)
-    run.check_out(config.out, config.overwrite)
-    run.start(config.out, cli.to_yaml(config), config.overwrite)
+    folder.check_out(config.out, config.overwrite)
+    folder.start(config.out, cli.to_yaml(config), config.overwrite)
 
     began = time.perf_counter()
     environment = machine()
@@ -106,7 +106,7 @@ def bench(config: Config) -> dict[str, Any]:
     }
     save(config, sections, summary)
     writeup.figures_to_terminal([figure for section in sections for figure in section.figures])
-    print(f"Everything is in {config.out}: see {config.out / run.REPORT}")
+    print(f"Everything is in {config.out}: see {config.out / folder.REPORT}")
     return summary
 
 
@@ -164,13 +164,13 @@ def save(config: Config, sections: Sequence[Section], summary: dict[str, Any]) -
     """Writes the picture, summary.json and report.md."""
     has_bars = any(section.bars for section in sections)
     if has_bars:
-        run.write(config.out / RATIOS, picture.ratios(sections))
+        folder.write(config.out / RATIOS, picture.ratios(sections))
     command = _command(config)
     report = writeup.to_markdown(
-        sections, RATIOS if has_bars else None, run.SUMMARY, command, summary["environment"]
+        sections, RATIOS if has_bars else None, folder.SUMMARY, command, summary["environment"]
     )
-    run.write_json(config.out / run.SUMMARY, summary)
-    run.write(config.out / run.REPORT, report)
+    folder.write_json(config.out / folder.SUMMARY, summary)
+    folder.write(config.out / folder.REPORT, report)
 
 
 def _listed(flag: str, value: str, choices: Sequence[str]) -> tuple[str, ...]:

@@ -23,12 +23,12 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, dead, lanes, measures, models, results, run, settings, study
+from recipes.common import cli, dead, folder, lanes, measures, models, results, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures.pairs import Matrix, Paths, along_paths, heat_maps
 from recipes.common.measures import PathSettings
-from recipes.common.writeup import Writeup, finish
+from recipes.common.report import Writeup, finish
 from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.connectivity"
@@ -202,7 +202,7 @@ def save(
     config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], summary: dict[str, Any]
 ) -> None:
     """Writes the model, the plots, summary.json and report.md; prints the table."""
-    study.save_model(config.out / run.MODEL, outcome, "sparse")
+    study.save_model(config.out / folder.MODEL, outcome, "sparse")
     errors = {arm: 100 * measured.barrier["error"] for arm, measured in pairs.items()}
     highest = max(error.max() for error in errors.values())  # one scale for both
     for arm in errors:
@@ -288,7 +288,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{summary['seconds']:.0f} s of training, {seconds[0]:.1f} s and {seconds[1]:.1f} s "
             f"for the matrices, peak memory {peak:.2f} GB"
         ),
-        command=run.again(PROGRAM, config.out),
+        command=folder.again(PROGRAM, config.out),
         pictures={
             MATRICES: "By how many points the test error rises above the chord between every two "
             "seeds (n/a with a seed at chance), and the intersection over union of their masks.",
@@ -296,7 +296,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             "quadratic Bezier with its middle trained.",
         },
         layers={"sparse": layers},
-        models=[run.MODEL],
+        models=[folder.MODEL],
         environment=summary["environment"],
     )
 

@@ -33,7 +33,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, models, results, run
+from recipes.common import cli, data, dead, folder, models, results
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped, deferred_signals
 from recipes.common.models import classification
@@ -104,7 +104,7 @@ def start_or_train(config: Config, argv: Sequence[str]) -> dict[str, Any] | None
     if config.processes is None or processes.was_started():
         processes.join()
         return train(config)
-    run.check_out(config.out, config.overwrite, config.resume)  # before any of them is started
+    folder.check_out(config.out, config.overwrite, config.resume)  # before any of them is started
     command = (sys.executable, "-m", "recipes.distributed", *argv)
     code = processes.start(command, config.processes, config.devices)
     if code:
@@ -141,7 +141,7 @@ def train(config: Config) -> dict[str, Any]:
         )
     like, init, step = program(config, mesh)
     _begin(config)
-    saves = checkpoints.manager(config.out / run.CHECKPOINT, config.keep)
+    saves = checkpoints.manager(config.out / folder.CHECKPOINT, config.keep)
     with closing(saves), jax.set_mesh(mesh), _signals() as received:
         if config.resume and saves.latest_step() is not None:
             first, state = checkpoints.restore(saves, like)
@@ -251,11 +251,11 @@ def _begin(config: Config) -> None:
     error = None
     if processes.is_first():
         try:
-            run.check_out(config.out, config.overwrite, config.resume)
+            folder.check_out(config.out, config.overwrite, config.resume)
             if config.resume:
-                run.lock(config.out)
+                folder.lock(config.out)
             else:
-                run.start(config.out, cli.to_yaml(config), config.overwrite)
+                folder.start(config.out, cli.to_yaml(config), config.overwrite)
         except RecipeError as found:
             error = found
     processes.first_only(error)
@@ -264,17 +264,17 @@ def _begin(config: Config) -> None:
 def _forget_after(config: Config, step: int) -> None:
     """Drops the metrics of steps that will be made again."""
     if processes.is_first():
-        kept = [r for r in run.read_lines(config.out / run.METRICS) if r["step"] <= step]
-        run.remove(config.out / run.METRICS)
+        kept = [r for r in folder.read_lines(config.out / folder.METRICS) if r["step"] <= step]
+        folder.remove(config.out / folder.METRICS)
         for record in kept:
-            run.append(config.out / run.METRICS, record)
+            folder.append(config.out / folder.METRICS, record)
 
 
 def _log(config: Config, step: int, loss: jax.Array, state: State) -> None:
     sparsity = jp.sparsity(jp.get_masks(state.opt_state))
     if processes.is_first():
         record = {"step": step, "loss": float(loss), "sparsity": round(float(sparsity), 7)}
-        run.append(config.out / run.METRICS, record)
+        folder.append(config.out / folder.METRICS, record)
         print(f"{step}/{config.steps}  loss {record['loss']:.4f}", file=sys.stderr, flush=True)
 
 
@@ -324,14 +324,14 @@ def _finish(
         "masks_sha256": digest(masks),
     }
     if processes.is_first():
-        run.write_json(config.out / run.SUMMARY, summary)
-        run.unlock(config.out)
+        folder.write_json(config.out / folder.SUMMARY, summary)
+        folder.unlock(config.out)
         for key in ("processes", "devices", "loss", "sparsity", "params_sha256", "masks_sha256"):
             print(f"{key:14} {summary[key]}")
         print(f"{'test accuracy':14} {results.percent(summary['test_accuracy'])}")
         for sign in dead.told(summary):
             print(sign)
-        print(f"Everything is in {config.out}: see {config.out / run.SUMMARY}")
+        print(f"Everything is in {config.out}: see {config.out / folder.SUMMARY}")
     return summary
 
 

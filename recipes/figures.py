@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from recipes.common import cli, run
+from recipes.common import cli, folder
 from recipes.common.bars import latency
 from recipes.common.errors import RecipeError
 from recipes.common.figures import pairs, style
@@ -60,24 +60,24 @@ def figures(config: Config) -> list[Path]:
     }
     config.out.mkdir(parents=True, exist_ok=True)
     for name, png in drawn.items():
-        run.write(config.out / name, png)
+        folder.write(config.out / name, png)
         print(config.out / name)
     return [config.out / name for name in drawn]
 
 
-def band(folder: Path) -> bytes:
+def band(out: Path) -> bytes:
     """Mean and range over seeds of gradual pruning and its dense twin."""
-    asked, summary = config_of(folder, "gmp"), summary_of(folder, "gmp")
-    history = run.read_lines(folder / run.METRICS)
+    asked, summary = config_of(out, "gmp"), summary_of(out, "gmp")
+    history = folder.read_lines(out / folder.METRICS)
     accuracy = {arm: style.curve(history, arm, "test_accuracy") for arm in ("dense", "sparse")}
     sparsity = {"sparse": style.curve(history, "sparse", "sparsity")}
     between = pruning_steps(asked["begin"], asked["end"], summary["steps"])
     return style.training_curves(accuracy, sparsity, between)
 
 
-def barriers(folder: Path) -> bytes:
+def barriers(out: Path) -> bytes:
     """By how much the error rises between every two seeds, dense and pruned."""
-    arms = summary_of(folder, "connectivity")["arms"]
+    arms = summary_of(out, "connectivity")["arms"]
     errors = {arm: 100 * np.asarray(own["error_barrier"]["matrix"]) for arm, own in arms.items()}
     highest = max(error.max() for error in errors.values())  # one scale for both
     maps = {
@@ -87,47 +87,46 @@ def barriers(folder: Path) -> bytes:
     return pairs.heat_maps(maps)
 
 
-def compacted(folder: Path) -> dict[str, Mapping[str, Any]]:
+def compacted(out: Path) -> dict[str, Mapping[str, Any]]:
     """{network: the cells of its benchmark} at the largest batch, of those that were timed."""
     found: dict[str, tuple[int, Mapping[str, Any]]] = {}
-    for name, section in summary_of(folder, "bench")["sections"].items():
+    for name, section in summary_of(out, "bench")["sections"].items():
         kind, *what = name.split()
         if kind == "compact":
             model, batch = what[0], int(what[1])
             if batch > found.get(model, (0,))[0]:
                 found[model] = batch, section["cells"]
     if not found:
-        raise RecipeError(f"'{folder}' has not timed `compact`: {_command('bench', folder)}")
+        raise RecipeError(f"'{out}' has not timed `compact`: {_command('bench', out)}")
     return {
         f"{NAMES.get(model, model)}, batch of {batch}": cells
         for model, (batch, cells) in found.items()
     }
 
 
-def summary_of(folder: Path, recipe: str) -> dict[str, Any]:
+def summary_of(out: Path, recipe: str) -> dict[str, Any]:
     """summary.json of a run of this recipe; `RecipeError` says how to make one."""
     try:
-        found = json.loads((folder / run.SUMMARY).read_text())
+        found = json.loads((out / folder.SUMMARY).read_text())
     except (OSError, ValueError):
         raise RecipeError(
-            f"--{recipe} '{folder}' holds no finished run: {_command(recipe, folder)}"
+            f"--{recipe} '{out}' holds no finished run: {_command(recipe, out)}"
         ) from None
     if found.get("recipe") != recipe:
         raise RecipeError(
-            f"--{recipe} '{folder}' is a run of recipes.{found.get('recipe')}: "
-            f"{_command(recipe, folder)}"
+            f"--{recipe} '{out}' is a run of recipes.{found.get('recipe')}: {_command(recipe, out)}"
         )
     return found
 
 
-def config_of(folder: Path, recipe: str) -> dict[str, Any]:
+def config_of(out: Path, recipe: str) -> dict[str, Any]:
     """config.yaml of a run of this recipe."""
-    summary_of(folder, recipe)
-    return yaml.safe_load((folder / run.CONFIG).read_text())
+    summary_of(out, recipe)
+    return yaml.safe_load((out / folder.CONFIG).read_text())
 
 
-def _command(recipe: str, folder: Path) -> str:
-    return COMMANDS[recipe].format(folder) + " makes one"
+def _command(recipe: str, out: Path) -> str:
+    return COMMANDS[recipe].format(out) + " makes one"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, run
+from recipes.common import cli, folder
 from recipes.common.errors import RecipeError
 from recipes.common.figures.gallery import Drawing, draw, source
 
@@ -58,7 +58,7 @@ def gallery(config: Config) -> list[Path]:
             continue
         drawing = jax.jit(lambda lines=lines: outcome(run_lines(common, lines)))()
         path.parent.mkdir(parents=True, exist_ok=True)
-        run.write(path, draw(drawing, common + lines))
+        folder.write(path, draw(drawing, common + lines))
         print(path, flush=True)
         drawn.append(path)
     return drawn

@@ -31,13 +31,13 @@ from recipes.common import (
     cli,
     data,
     dead,
+    folder,
     hessians,
     matching,
     measures,
     models,
     planes,
     results,
-    run,
     settings,
     spectra,
     study,
@@ -46,8 +46,8 @@ from recipes.common.arms import Arm, Weights
 from recipes.common.errors import RecipeError
 from recipes.common.figures.planes import Panel, contours, planes_and_lines
 from recipes.common.lanes import lane_of
-from recipes.common.progress import progress
-from recipes.common.writeup import Writeup, finish
+from recipes.common.report import Writeup, finish
+from recipes.common.terminal import progress
 from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.landscape"
@@ -259,7 +259,7 @@ def save(
     config: Config, outcome: study.Outcome, measured: dict[str, Measured], summary: dict[str, Any]
 ) -> None:
     """Writes the model, the plots and what they show, summary.json and report.md; prints it."""
-    study.save_model(config.out / run.MODEL, outcome, "sparse")
+    study.save_model(config.out / folder.MODEL, outcome, "sparse")
     label = "Training loss"
     through = {arm.capitalize(): own.through for arm, own in measured.items()}
     around = {arm.capitalize(): own.around for arm, own in measured.items()}
@@ -275,7 +275,7 @@ def save(
         figures[ALIGNED] = planes_and_lines(panels, label, lines, label)
     curved = {arm: own.curved for arm, own in measured.items()}
     figures[CURVATURE] = spectra.curvature(hessians.densities(curved))
-    run.write(config.out / ARRAYS, arrays(measured))
+    folder.write(config.out / ARRAYS, arrays(measured))
     writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
     finish(config.out, writeup, summary, figures)
 
@@ -357,10 +357,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"Hessian-vector product takes {timed['ratio']:.2f} gradients "
             f"({timed['product_ms']:.1f} ms)"
         ),
-        command=run.again(PROGRAM, config.out),
+        command=folder.again(PROGRAM, config.out),
         pictures=pictures,
         layers={"sparse": layers},
-        models=[run.MODEL],
+        models=[folder.MODEL],
         environment=summary["environment"],
     )
 

@@ -31,15 +31,15 @@ from jaxprune.structured.cost import counter
 from jaxprune.structured.kept import Removal
 from recipes.common import (
     cli,
-    compacted,
     cutting,
     data,
     dead,
+    folder,
     lanes,
     measures,
     models,
-    run,
     settings,
+    small,
 )
 from recipes.common.errors import RecipeError
 from recipes.common.journal import At, Journal, journal
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def relax(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     check(config)
-    run.check_out(config.out, config.overwrite, config.resume)
+    folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     with journal(config, PROGRAM) as kept:
@@ -358,7 +358,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     }
     module = models.model(**model)
     plan = settings.plan_of(config, len(dataset.train.labels))
-    structure = compacted.structure_of(module, dataset.train.images.shape[1:])
+    structure = small.structure_of(module, dataset.train.images.shape[1:])
     held = cutting.held(structure) if config.collapse else list(structure.groups)
     count = counter(structure)
     dense = count({}).flops

@@ -22,7 +22,7 @@ import jax
 import jaxprune as jp
 from recipes.benchmarks import writeup
 from recipes.benchmarks.section import Section
-from recipes.common import cli, results, run
+from recipes.common import cli, folder, results
 from recipes.common.errors import RecipeError
 from recipes.sharded import collectives, compiled, decoder, layout
 
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def scale(config: Config) -> dict[str, Any]:
     """Compiles, prints tables, writes the folder `config.out`; returns what summary.json holds."""
     sizes = check(config)
-    run.check_out(config.out, config.overwrite)
-    run.start(config.out, cli.to_yaml(config), config.overwrite)
+    folder.check_out(config.out, config.overwrite)
+    folder.start(config.out, cli.to_yaml(config), config.overwrite)
     params = decoder.shapes(sizes)
     weights, prunable = (
         sum(x.size for x in jax.tree.leaves(t)) for t in (params, jp.kernels(params))
@@ -94,10 +94,10 @@ def scale(config: Config) -> dict[str, Any]:
         "devices": {own.name: own.numbers for own in sections},
         "environment": results.environment(),
     }
-    run.write_json(config.out / run.SUMMARY, summary)
-    run.write(config.out / run.REPORT, report(config, sections, summary))
-    run.unlock(config.out)
-    print(f"{NOTE}\n\nEverything is in {config.out}: see {config.out / run.REPORT}")
+    folder.write_json(config.out / folder.SUMMARY, summary)
+    folder.write(config.out / folder.REPORT, report(config, sections, summary))
+    folder.unlock(config.out)
+    print(f"{NOTE}\n\nEverything is in {config.out}: see {config.out / folder.REPORT}")
     return summary
 
 
@@ -110,13 +110,13 @@ def report(config: Config, sections: Sequence[Section], summary: dict[str, Any])
         + ", ".join(f"{name} {value}" for name, value in summary["environment"].items())
         + ".",
         "",
-        f"Run it again: `{run.again(PROGRAM, config.out)}`",
+        f"Run it again: `{folder.again(PROGRAM, config.out)}`",
     ]
     for own in sections:
         lines += ["", f"## {own.headline}", ""]
         for row in (("", *own.columns), ("---", *("---:" for _ in own.columns)), *own.rows):
             lines.append(f"| {' | '.join(row)} |")
-    return "\n".join((*lines, "", NOTE, "", f"All numbers are in `{run.SUMMARY}`.", ""))
+    return "\n".join((*lines, "", NOTE, "", f"All numbers are in `{folder.SUMMARY}`.", ""))
 
 
 def check(config: Config) -> decoder.Sizes:

@@ -27,7 +27,7 @@ import optax
 import tyro
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, lanes, measures, models, results, run, settings
+from recipes.common import cli, data, dead, folder, lanes, measures, models, results, settings
 from recipes.common.errors import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, Network
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def sparse_model_soups(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     check(config)
-    run.check_out(config.out, config.overwrite, config.resume)
+    folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     began = time.perf_counter()

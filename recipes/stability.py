@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, lanes, measures, models, run, settings
+from recipes.common import cli, data, dead, folder, lanes, measures, models, settings
 from recipes.common.errors import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def stability(config: Config) -> dict[str, Any]:
     """Trains, forks, writes the folder `config.out`; returns what summary.json holds."""
     check(config)
-    run.check_out(config.out, config.overwrite, config.resume)
+    folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     began = time.perf_counter()

@@ -31,14 +31,14 @@ from jaxprune.structured.compact import Compact
 from recipes.common import (
     before_after,
     cli,
-    compacted,
     data,
     dead,
+    folder,
     lanes,
     measures,
     models,
-    run,
     settings,
+    small,
 )
 from recipes.common.data import Dataset, Split
 from recipes.common.errors import RecipeError
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def structured_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     check(config)
-    run.check_out(config.out, config.overwrite, config.resume)
+    folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     check_budget(study)
@@ -252,13 +252,13 @@ def removed(
         seeds, told = [], []
         for k in range(i * n, (i + 1) * n):
             variables, kept = lanes.lane_of(networks.network.variables, k), known(s, networks, k)
-            small = jp.compact(s.structure, variables, kept)
-            seeds.append((kept, small.params))
+            compacted = jp.compact(s.structure, variables, kept)
+            seeds.append((kept, compacted.params))
             masked = Compact(variables, s.program.module.apply)
-            told.append(compacted.compare(masked, small, dataset.test))
+            told.append(small.compare(masked, compacted, dataset.test))
         path = out / model_path(arm, share)
-        run.remove(path)  # of a round that was stopped
-        compacted.save(path, s.network, image, seeds)
+        folder.remove(path)  # of a round that was stopped
+        small.save(path, s.network, image, seeds)
         found[arm] = {key: [own[key] for own in told] for key in told[0]}
     return found
 
@@ -413,7 +413,7 @@ def study_of(config: Config, dataset: Dataset) -> Study:
     }
     module = models.model(**network)
     plan = settings.plan_of(config, len(dataset.train.labels))
-    structure = compacted.structure_of(module, dataset.train.images.shape[1:])
+    structure = small.structure_of(module, dataset.train.images.shape[1:])
     scored_on = Split(*(x[: config.examples] for x in dataset.train))
     more = max(round(config.retrain * plan.steps), 1)
     longest = max(plan.steps, more)

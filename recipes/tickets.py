@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, lanes, measures, models, results, run, settings
+from recipes.common import cli, data, dead, folder, lanes, measures, models, results, settings
 from recipes.common.errors import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def tickets(config: Config) -> dict[str, Any]:
     """Trains, prunes, writes the folder `config.out`; returns what summary.json holds."""
     check(config)
-    run.check_out(config.out, config.overwrite, config.resume)
+    folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     held = config.validation
     held = round(HELD_OUT * len(dataset.train.labels)) if held is None else held

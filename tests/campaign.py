@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from recipes import dynamic, gmp, soup
-from recipes.common import checkpoint, run
+from recipes.common import checkpoint, folder
 
 TINY = "--seeds 2 --train-examples 128 --width 0.05 --batch-size 32 --checkpoint-every 0"
 PAIR = f"{TINY} --steps 30 --log-every 3 --evaluations 3 --every 2 --sparsity 0.8"
@@ -59,16 +59,16 @@ class Alone(NamedTuple):
     seconds: float
 
 
-def campaign(name: str, folder: Path, kills: int, seed: int) -> str:
+def campaign(name: str, within: Path, kills: int, seed: int) -> str:
     """Kills processes of a kind of run `kills` times, in words; AssertionError if bits differ."""
     chance, began = random.Random(f"{seed} {name}"), time.monotonic()
-    out = folder / f"{name}-alone"
+    out = within / f"{name}-alone"
     assert process(name, out) == 0, log(out)
     alone = Alone(out, int(beside(out, "operations").read_text()), time.monotonic() - began)
     killed = inside = runs = 0
     while killed < kills or runs == 0:
         runs += 1
-        out, code = folder / f"{name}-{runs}", -1
+        out, code = within / f"{name}-{runs}", -1
         while code:
             kill = NEVER
             if killed < kills and killed % 2:  # once compiled, it takes a third of the time
@@ -87,7 +87,7 @@ def campaign(name: str, folder: Path, kills: int, seed: int) -> str:
 
 def in_a_save(out: Path) -> bool:
     """Whether a checkpoint was begun and is not whole."""
-    return any((out / run.CHECKPOINT).glob("*.orbax-checkpoint-tmp"))
+    return any((out / folder.CHECKPOINT).glob("*.orbax-checkpoint-tmp"))
 
 
 def process(name: str, out: Path, alone: Alone | None = None, kill: Kill = NEVER) -> int:
@@ -113,9 +113,9 @@ def train(name: str, out: Path, alone: Alone | None, kill: Kill) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     recipe, flags = RUNS[name]
-    if (out / run.CONFIG).is_file():
+    if (out / folder.CONFIG).is_file():
         flags = "--resume"
-    if not (out / run.SUMMARY).is_file() or (out / run.CHECKPOINT).is_dir():
+    if not (out / folder.SUMMARY).is_file() or (out / folder.CHECKPOINT).is_dir():
         recipe.main([*flags.split(), "--out", str(out)])
     if alone:
         assert_same(out, alone.out)
@@ -153,14 +153,14 @@ def log(out: Path) -> str:
 
 def assert_same(out: Path, other: Path) -> None:
     """Metrics, summary and network of two runs have the same bits; nothing is left over."""
-    assert without_clocks(run.read_lines(out / run.METRICS)) == without_clocks(
-        run.read_lines(other / run.METRICS)
+    assert without_clocks(folder.read_lines(out / folder.METRICS)) == without_clocks(
+        folder.read_lines(other / folder.METRICS)
     ), f"metrics of {out}"
-    summaries = (json.loads((folder / run.SUMMARY).read_text()) for folder in (out, other))
+    summaries = (json.loads((run / folder.SUMMARY).read_text()) for run in (out, other))
     assert without_clocks(next(summaries)) == without_clocks(next(summaries)), f"summary of {out}"
-    names = [sorted(path.name for path in folder.iterdir()) for folder in (out, other)]
+    names = [sorted(path.name for path in run.iterdir()) for run in (out, other)]
     assert names[0] == names[1], f"files of {out}: {names[0]}"
-    models = [path.parent for path in (other / run.MODEL).rglob("_CHECKPOINT_METADATA")]
+    models = [path.parent for path in (other / folder.MODEL).rglob("_CHECKPOINT_METADATA")]
     assert models
     for model in models:
         networks = [checkpoint.load_model(p) for p in (out / model.relative_to(other), model)]
@@ -180,9 +180,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX has not started yet
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as within:
         for name in RUNS:
-            print(campaign(name, Path(folder), asked.kills, asked.seed), flush=True)
+            print(campaign(name, Path(within), asked.kills, asked.seed), flush=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"{used.ru_utime + used.ru_stime:.0f} s of CPU")
 

@@ -14,7 +14,7 @@ from recipes.benchmarks.section import Figure, Plan, Section, Target, comparison
 from recipes.benchmarks.training import CLASSES, MNIST
 from recipes.common import measures, models
 from recipes.common.data import Split
-from recipes.common.progress import progress
+from recipes.common.terminal import progress
 from recipes.common.timing import Measured, interleaved
 
 POINTS = 11

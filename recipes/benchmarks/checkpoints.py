@@ -18,8 +18,8 @@ import jaxprune as jp
 from recipes.benchmarks.section import Figure, Plan, Section, Target, digits, megabytes
 from recipes.benchmarks.steps import SPARSITY, State, describe, kernels, step_of
 from recipes.common.checkpoints import Checkpoints
-from recipes.common.progress import progress
 from recipes.common.settings import Settings
+from recipes.common.terminal import progress
 
 DENSE, WORST, SPARSE = "adam", "adam and masks, no zeros", f"adam, {100 * SPARSITY:g} % sparse"
 SAVES = 5  # at most, of each

@@ -14,7 +14,7 @@ import jaxprune as jp
 from recipes.benchmarks.section import Figure, Plan, Section, Target, megabytes, share
 from recipes.benchmarks.steps import State, describe, gradual, kernels, name_of, step_of
 from recipes.common.checkpoints import Checkpoints
-from recipes.common.progress import progress
+from recipes.common.terminal import progress
 from recipes.common.timing import temp_bytes
 
 ALLOCATIONS = (jp.uniform, jp.erk, jp.global_threshold)

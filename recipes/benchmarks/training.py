@@ -16,7 +16,7 @@ import jaxprune as jp
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.steps import SPARSITY, name_of
 from recipes.common import lanes, models
-from recipes.common.progress import progress
+from recipes.common.terminal import progress
 from recipes.common.timing import Measured, interleaved
 
 CLASSES = 10

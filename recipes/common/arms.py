@@ -20,8 +20,8 @@ from recipes.common import churn, lanes, measures
 from recipes.common.data import Dataset, Split
 from recipes.common.journal import Journal
 from recipes.common.lanes import Network, State
-from recipes.common.progress import progress
 from recipes.common.settings import Plan
+from recipes.common.terminal import progress
 
 
 class Weights(Enum):

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
-from recipes.common import run
+from recipes.common import folder
 from recipes.common.errors import RecipeError
 
 
@@ -58,7 +58,7 @@ def write(path: Path, tree: Any) -> None:
     Raises `RecipeError` where it can't be written, such as on a full disk.
     """
     try:
-        with run.writing(path, Exception), ocp.StandardCheckpointer() as checkpointer:
+        with folder.writing(path, Exception), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), tree, force=True)
     except RecipeError:
         for draft in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):

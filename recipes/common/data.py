@@ -15,7 +15,7 @@ import numpy as np
 from rich.progress import track
 
 from recipes.common.errors import RecipeError
-from recipes.common.progress import console
+from recipes.common.terminal import console
 
 SHOWN = 5  # folders, where a data set is not in --data-dir
 DATASETS = ("digits", "mnist", "cifar10")

@@ -1,7 +1,7 @@
 """Networks that came to nothing: at chance, or without a weight in a layer. Every recipe asks here.
 
 An accuracy carries these signs beside its mean, so that no table prints it without the mark, and
-`writeup.finish` tells of them after every table.
+`report.finish` tells of them after every table.
 """
 
 from __future__ import annotations

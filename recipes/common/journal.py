@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from recipes.common import cli, results, run
+from recipes.common import cli, folder, results
 from recipes.common.checkpoints import KEPT, Checkpoints, Saved
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped, deferred_signals
-from recipes.common.progress import progress
+from recipes.common.terminal import progress
 
 if TYPE_CHECKING:
     from recipes.common.settings import Settings
@@ -39,19 +39,19 @@ def journal(config: Settings, program: str) -> Iterator[Journal]:
     """
     try:
         if config.resume:
-            run.lock(config.out)
-            run.check_out(config.out, resume=True)
+            folder.lock(config.out)
+            folder.check_out(config.out, resume=True)
         else:
-            run.start(config.out, cli.to_yaml(config), config.overwrite)
+            folder.start(config.out, cli.to_yaml(config), config.overwrite)
         with ExitStack() as stack:
-            folders = {run.CHECKPOINT: KEPT} | ({run.BEST: 1} if config.keep_best else {})
+            folders = {folder.CHECKPOINT: KEPT} | ({folder.BEST: 1} if config.keep_best else {})
             checkpoints = [
                 stack.enter_context(closing(Checkpoints(config.out / name, keep)))
                 for name, keep in folders.items()
             ]
             yield Journal(config, program, checkpoints, stack.enter_context(deferred_signals()))
     except BaseException:  # else it is held until the run is finished
-        run.unlock(config.out)
+        folder.unlock(config.out)
         raise
 
 
@@ -93,7 +93,7 @@ class Journal:
     def log(self, record: dict[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
         self.records.append(record)
-        run.append(self._out / run.METRICS, record)
+        folder.append(self._out / folder.METRICS, record)
 
     def last(self, like: Any) -> Any | None:
         """The last settled state of the run that is resumed, like `like`; None if it had none."""
@@ -165,7 +165,7 @@ class Journal:
             self._saved_at = time.monotonic()
         if signum:
             self._checkpoints.wait()
-            path = self._out / run.CHECKPOINT / str(self._checkpoints.last)
+            path = self._out / folder.CHECKPOINT / str(self._checkpoints.last)
             raise Stopped(
                 signum,
                 f"stopped after {self.step:,} steps; the checkpoint is in {path}; go on with: "
@@ -181,7 +181,7 @@ class Journal:
             self.settled = saved.about["settled"]
             _warn_of_versions(saved)
         else:
-            before = cli.read_yaml(config.out / run.CONFIG)
+            before = cli.read_yaml(config.out / folder.CONFIG)
             print(f"'{config.out}' has no checkpoint yet: it begins again", file=sys.stderr)
         if changes := _changes(before, self._about["config"]):
             if not config.allow_changes:
@@ -192,9 +192,9 @@ class Journal:
                 )
             self._about["changes"].append(f"from step {self.step:,} on {', '.join(changes)}")
         notes = "".join(f"# {line}\n" for line in self._about["changes"])
-        run.write(config.out / run.CONFIG, notes + cli.to_yaml(config))
+        folder.write(config.out / folder.CONFIG, notes + cli.to_yaml(config))
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        run.write(config.out / run.METRICS, lines)
+        folder.write(config.out / folder.METRICS, lines)
         return saved
 
 

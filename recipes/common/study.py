@@ -13,14 +13,14 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import arms, checkpoint, data, dead, lanes, results, run, settings
+from recipes.common import arms, checkpoint, data, dead, folder, lanes, results, settings
 from recipes.common.arms import Arm, History, States, Weights
 from recipes.common.errors import RecipeError
 from recipes.common.figures import style
 from recipes.common.journal import journal
 from recipes.common.lanes import State
+from recipes.common.report import Writeup, finish
 from recipes.common.settings import Settings
-from recipes.common.writeup import Writeup, finish
 
 CURVES, LAYERS = "plots/training.png", "plots/layers.png"
 
@@ -50,7 +50,7 @@ def train(
     Raises `RecipeError`, before anything is written, for a folder that may not be written to, data
     that can't be read, and arms that can't be: a layer without a weight, for one.
     """
-    run.check_out(config.out, config.overwrite, config.resume)
+    folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     plan = settings.plan_of(config, len(dataset.train.labels))
     made = make_arms(dataset, plan.steps)
@@ -147,9 +147,9 @@ def publish(
     The report tells the layers of all arms with masks, or of those in `told`.
     """
     out = config.out
-    models = {name: f"{run.MODEL}/{name.replace(' ', '-')}" for name in masked(outcome)}
+    models = {name: f"{folder.MODEL}/{name.replace(' ', '-')}" for name in masked(outcome)}
     if list(models) == ["sparse"]:  # one network needs no name
-        models = {"sparse": run.MODEL}
+        models = {"sparse": folder.MODEL}
     for name, path in models.items():
         save_model(out / path, outcome, name)
     columns, rows = table(summary["arms"])
@@ -163,7 +163,7 @@ def publish(
         columns=columns,
         rows=rows,
         footline=f"{wall:.0f} s with compilation and tests, peak memory {peak:.2f} GB",
-        command=run.again(program, out),
+        command=folder.again(program, out),
         pictures={path: figure.caption for path, figure in figures.items()},
         layers={n: layer_report(outcome, n) for n in models if told is None or n in told},
         models=list(models.values()),

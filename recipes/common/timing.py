@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from recipes.common.progress import progress
+from recipes.common.terminal import progress
 
 Clock = Callable[[], float]  # seconds
 _TRIES = 8  # at the length of a sample, each at most ten times the one before

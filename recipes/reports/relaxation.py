@@ -14,18 +14,18 @@ from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Removal
 from recipes.common import (
     before_after,
-    compacted,
     flops_left,
+    folder,
     lanes,
     latency,
     relaxation_plots,
     results,
-    run,
+    small,
 )
 from recipes.common.data import Dataset
 from recipes.common.figures import layers, style
 from recipes.common.journal import Journal
-from recipes.common.writeup import Writeup, finish
+from recipes.common.report import Writeup, finish
 
 if TYPE_CHECKING:
     from recipes.relaxation import Config, Study
@@ -135,27 +135,27 @@ def summarise(
     """The content of summary.json; compacts and saves the networks, measures latencies."""
     began, n = time.perf_counter(), len(s.keys)
     image = dataset.train.images.shape[1:]
-    sizes, accuracy, removed, small = {}, {}, {}, {}
+    sizes, accuracy, removed, fast = {}, {}, {}, {}
     for i, arm in enumerate(s.arms):
         removals = left[i * n : (i + 1) * n]
         sizes[arm] = [before_after.size_of(s.neurons.structure, own) for own in removals]
         accuracy[arm] = np.asarray(records[-1][arm]["test_accuracy"])
         if arm == DENSE:
             dense = lanes.lane_of(variables, 0)
-            small[arm] = Compact(dense, s.program.module.apply)
+            fast[arm] = Compact(dense, s.program.module.apply)
             continue
         own = [lanes.lane_of(variables, i * n + k) for k in range(n)]
         compact = [
             jp.compact(s.neurons.structure, *pair) for pair in zip(own, removals, strict=True)
         ]
         seeds = [(gone, one.params) for gone, one in zip(removals, compact, strict=True)]
-        compacted.save(config.out / model_path(arm), s.model, image, seeds)
-        small[arm] = compact[0]
-        removed[arm] = compacted.compare(
+        small.save(config.out / model_path(arm), s.model, image, seeds)
+        fast[arm] = compact[0]
+        removed[arm] = small.compare(
             Compact(own[0], s.program.module.apply), compact[0], dataset.test
         ) | {"leaves": [list(gone.removed) for gone in removals]}
     times = (
-        latency.latencies(small, image, rounds=config.timings, seed=config.seed)
+        latency.latencies(fast, image, rounds=config.timings, seed=config.seed)
         if config.timings
         else {}
     )
@@ -180,7 +180,7 @@ def summarise(
 
 def model_path(arm: str) -> str:
     """Where the compacted networks of an arm are, below the folder of the run."""
-    return f"{run.MODEL}/{arm.replace(' %', '').replace(' ', '-')}"
+    return f"{folder.MODEL}/{arm.replace(' %', '').replace(' ', '-')}"
 
 
 def pictures(
@@ -254,12 +254,12 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
             f"Gated and compacted networks: logits differ by at most {largest:.1e}, {differ} "
             f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
         ),
-        command=run.again(PROGRAM, config.out),
+        command=folder.again(PROGRAM, config.out),
         pictures=captions,
         layers={"all networks": repr(s.neurons.structure)},
         models=[model_path(arm) for arm in s.arms if arm != DENSE],
         of_layers="The neurons that have gates, and what goes with them",
         saved="The compacted networks of all seeds are in {models}: read one with "
-        "`recipes.common.compacted.load`.",
+        "`recipes.common.small.load`.",
         environment=summary["environment"],
     )

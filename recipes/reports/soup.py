@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import checkpoint, dead, lanes, measures, results, run, soup_plots
+from recipes.common import checkpoint, dead, folder, lanes, measures, results, soup_plots
 from recipes.common.figures import pairs, style
 from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
-from recipes.common.writeup import Writeup, finish
+from recipes.common.report import Writeup, finish
 
 if TYPE_CHECKING:
     from recipes.soup import Config, Lineages, Study
@@ -114,7 +114,7 @@ def save(
     writeup: Writeup,
 ) -> None:
     """Writes the soups, the plots, summary.json and report.md; prints the table."""
-    checkpoint.save_model(config.out / run.MODEL, *soups)
+    checkpoint.save_model(config.out / folder.MODEL, *soups)
     after = records[1:]
     sparsities = [record["sparsity"] for record in after]
     accuracy = {
@@ -183,7 +183,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         columns=[f"{100 * phase['sparsity']:.4g} % sparse" for phase in after],
         rows=rows,
         footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=run.again(PROGRAM, config.out),
+        command=folder.again(PROGRAM, config.out),
         pictures={
             SOUPS: "Left: means over seeds, and a band from the worst soup to the best. Right: "
             "each dot is a seed, beside the mean of its children; with the mean over seeds and "
@@ -197,6 +197,6 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             LAYERS: "Weights kept in each layer: mean and standard deviation over seeds.",
         },
         layers={SOUP: layers},
-        models=[run.MODEL],
+        models=[folder.MODEL],
         environment=summary["environment"],
     )

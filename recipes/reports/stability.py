@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoint, dead, lanes, measures, results, run
+from recipes.common import checkpoint, dead, folder, lanes, measures, results
 from recipes.common.figures import pairs
 from recipes.common.figures.pairs import Forks
 from recipes.common.lanes import Network
-from recipes.common.writeup import Writeup, finish
+from recipes.common.report import Writeup, finish
 
 if TYPE_CHECKING:
     from recipes.stability import Config
@@ -96,7 +96,7 @@ def save(
     config: Config, pruned: Network, records: Records, summary: dict[str, Any], writeup: Writeup
 ) -> None:
     """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
-    checkpoint.save_model(config.out / run.MODEL, *pruned)
+    checkpoint.save_model(config.out / folder.MODEL, *pruned)
     steps = [record["step"] for record in records]
 
     def drawn(arm: str, i: int) -> np.ndarray:
@@ -144,7 +144,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         columns=("error I", "error B", "loss I", "test accuracy"),
         rows=rows,
         footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=run.again(PROGRAM, config.out),
+        command=folder.again(PROGRAM, config.out),
         pictures={
             PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
             "means. Below the dashed line training is stable; with a child at chance there is no "
@@ -152,6 +152,6 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             "forks are evenly spaced, not to scale."
         },
         layers={"sparse": layers},
-        models=[run.MODEL],
+        models=[folder.MODEL],
         environment=summary["environment"],
     )

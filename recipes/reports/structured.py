@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.structured.compact import Compact
-from recipes.common import before_after, compacted, flops_left, lanes, latency, results, run
+from recipes.common import before_after, flops_left, folder, lanes, latency, results, small
 from recipes.common.data import Dataset
 from recipes.common.figures import layers, style
-from recipes.common.writeup import Writeup, finish
+from recipes.common.report import Writeup, finish
 
 if TYPE_CHECKING:
     from recipes.structured import Config, Study
@@ -34,7 +34,7 @@ def write(
 
 def model_path(arm: str, share: float) -> str:
     """Where the compacted networks of a score are, below the folder of the run."""
-    return f"{run.MODEL}/{arm}-{100 * share:g}"
+    return f"{folder.MODEL}/{arm}-{100 * share:g}"
 
 
 def summarise(
@@ -93,7 +93,7 @@ def timed(
     for share in s.targets:
         for score in s.scores:
             path = config.out / model_path(score, share)
-            networks[row_name(score, share)] = compacted.load(path)
+            networks[row_name(score, share)] = small.load(path)
     return latency.latencies(networks, image, rounds=config.timings, seed=config.seed)
 
 
@@ -147,7 +147,7 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
             f"Masked and compacted networks: logits differ by at most {largest:.1e}, {differ} "
             f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
         ),
-        command=run.again(PROGRAM, config.out),
+        command=folder.again(PROGRAM, config.out),
         pictures={
             FLOPS: "Test accuracy against the FLOPs that are left, right after each pruning and "
             "after training on: means over seeds; bands from the worst seed to the best. Dashed: "
@@ -161,6 +161,6 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         of_layers="The neurons that can be pruned, and what goes with them",
         saved=(
             "The compacted networks of all seeds are in {models}: read one with "
-            "`recipes.common.compacted.load(path, seed)`."
+            "`recipes.common.small.load(path, seed)`."
         ),
     )

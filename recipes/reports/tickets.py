@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recipes.common import checkpoint, dead, lanes, results, run
+from recipes.common import checkpoint, dead, folder, lanes, results
 from recipes.common.figures import left, style
 from recipes.common.lanes import Network
-from recipes.common.writeup import Writeup, finish
+from recipes.common.report import Writeup, finish
 
 if TYPE_CHECKING:
     from recipes.tickets import Config, Study
@@ -117,7 +117,7 @@ def save(
 ) -> None:
     """Writes the networks of the last phase, the plots, summary.json and report.md."""
     for arm, end in ends.items():
-        checkpoint.save_model(config.out / run.MODEL / arm, *end.network)
+        checkpoint.save_model(config.out / folder.MODEL / arm, *end.network)
     weights = summary["prunable_weights"]
     curves = {
         arm: (
@@ -177,7 +177,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
             f"Within {config.tolerance:g} points of dense down to: {held}. "
             f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
         ),
-        command=run.again(PROGRAM, config.out),
+        command=folder.again(PROGRAM, config.out),
         pictures={
             PICTURE: "Means over replicates; bands from the worst to the best, the grey one of the "
             "dense networks.",
@@ -185,6 +185,6 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
             "over replicates. Controls keep as many as ltr.",
         },
         layers=layers,
-        models=[f"{run.MODEL}/{arm}" for arm in config.method],
+        models=[f"{folder.MODEL}/{arm}" for arm in config.method],
         environment=summary["environment"],
     )

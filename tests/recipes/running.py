@@ -9,7 +9,7 @@ import jax
 import pytest
 import yaml
 
-from recipes.common import checkpoint, data, lanes, models, run
+from recipes.common import checkpoint, data, folder, lanes, models
 from recipes.common.journal import Journal
 
 SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
@@ -35,19 +35,19 @@ def exit_code(recipe, *argv):
     return stop.value.code
 
 
-def mistake(recipe, capsys, folder, argv):
-    """The one line on stderr, after exit code 2 and nothing written to `folder`."""
+def mistake(recipe, capsys, out, argv):
+    """The one line on stderr, after exit code 2 and nothing written to `out`."""
     assert exit_code(recipe, *argv) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert list(folder.iterdir()) == []
+    assert list(out.iterdir()) == []
     return said
 
 
 def metrics(out):
     """What a run logged, without its clock."""
-    records = run.read_lines(out / run.METRICS)
+    records = folder.read_lines(out / folder.METRICS)
     for record in records:
         for arm in record.values():
             if isinstance(arm, dict):
@@ -60,7 +60,7 @@ def interrupted(recipe, monkeypatch, argv, step=None, key="step", call=None):
 
     The exit code. Calls are counted from 1, in this process.
     """
-    append, offer = run.append, Journal._offer
+    append, offer = folder.append, Journal._offer
     calls = itertools.count(1)
 
     def append_and_interrupt(path, record):
@@ -74,18 +74,18 @@ def interrupted(recipe, monkeypatch, argv, step=None, key="step", call=None):
         offer(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "append", append_and_interrupt)
+        patch.setattr(folder, "append", append_and_interrupt)
         patch.setattr(Journal, "_offer", interrupt_and_offer)
         return exit_code(recipe, *argv)
 
 
 def test_accuracies(out, model=""):
     """Those (seeds,) of the networks that a run has saved, computed here, without its code."""
-    config = yaml.safe_load((out / run.CONFIG).read_text())
+    config = yaml.safe_load((out / folder.CONFIG).read_text())
     dataset = data.load(config["dataset"], train_examples=config["train_examples"])
     width = config.get("width", 1.0)
     module = models.model(config["model"], dataset.classes, config["norm"], width)
-    params, batch_stats, _ = checkpoint.load_model(out / run.MODEL / model)
+    params, batch_stats, _ = checkpoint.load_model(out / folder.MODEL / model)
 
     def accuracy(params, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -103,7 +103,7 @@ def wrote_everything(out, *pictures):
     Accuracies are on test data: those of the networks that were saved.
     """
     arms = json.loads((out / "summary.json").read_text()).get("arms", {})
-    for arm in (own.name for own in (out / run.MODEL).iterdir() if own.name in arms):
+    for arm in (own.name for own in (out / folder.MODEL).iterdir() if own.name in arms):
         numbers = arms[arm]
         if isinstance(numbers, list):  # of phases; the last is saved, at its end
             assert numbers[-1]["end_test_accuracy"]["per_seed"] == test_accuracies(out, arm), arm

@@ -11,7 +11,7 @@ import pytest
 import jaxprune as jp
 from recipes import bench
 from recipes.benchmarks import memory, section, seeds, steps
-from recipes.common import run, timing
+from recipes.common import folder, timing
 
 TINY = ["--weights", "2000", "--leaves", "1", "--seeds", "2", "--repeats", "2", "--sample-ms", "0"]
 TINY += ["--compiles", "1", "--models", "lenet", "--batch-size", "4", "--examples", "40"]
@@ -323,11 +323,15 @@ def test_too_many_weights_for_the_memory_are_one_line(tmp_path, capsys, monkeypa
 def test_a_part_can_run_alone(tmp_path):
     out = tmp_path / "bench"
     bench.main([*TINY, "--only", "memory", "--out", str(out)])
-    assert sorted(path.name for path in out.iterdir()) == [run.CONFIG, run.REPORT, run.SUMMARY]
-    assert set(json.loads((out / run.SUMMARY).read_text())["sections"]) == {"masks", "memory"}
+    assert sorted(path.name for path in out.iterdir()) == [
+        folder.CONFIG,
+        folder.REPORT,
+        folder.SUMMARY,
+    ]
+    assert set(json.loads((out / folder.SUMMARY).read_text())["sections"]) == {"masks", "memory"}
 
 
 def test_the_file_has_what_the_report_is_made_of(finished):
-    report = (finished / run.REPORT).read_text()
+    report = (finished / folder.REPORT).read_text()
     assert report.count("\n## ") == 13  # what was asked for, and twelve tables
-    assert run.SUMMARY in report
+    assert folder.SUMMARY in report

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recipes import relaxation, soup, stability, structured, tickets
-from recipes.common import lanes, run
+from recipes.common import folder, lanes
 
 SHORT = ["--seeds", "2", "--train-examples", "256", "--batch-size", "32", "--log-every", "4"]
 STUDIES = {
@@ -42,6 +42,6 @@ def test_on_two_devices_are_those_of_one(recipe, tmp_path, monkeypatch):
         monkeypatch.setattr(lanes, "gathered", watched)
         out = tmp_path / str(most)
         recipe.main([*SHORT, *STUDIES[recipe].split(), "--out", str(out)])
-        found.append(numbers(run.read_lines(out / run.METRICS)))
+        found.append(numbers(folder.read_lines(out / folder.METRICS)))
     assert used == {1, 2}
     np.testing.assert_allclose(*found, rtol=0.02, atol=0.02)

@@ -15,7 +15,7 @@ import yaml
 from jax.sharding import PartitionSpec as P
 
 from recipes import distributed
-from recipes.common import run
+from recipes.common import folder
 from recipes.common.errors import RecipeError
 from recipes.sharded import checkpoints, layout, processes
 from tests.recipes.running import exit_code
@@ -31,7 +31,7 @@ def started(*flags):
 
 
 def summary_of(out):
-    return yaml.safe_load((out / run.SUMMARY).read_text())
+    return yaml.safe_load((out / folder.SUMMARY).read_text())
 
 
 @pytest.mark.slow
@@ -40,14 +40,14 @@ def test_killed_processes_go_on_to_the_bits_of_one(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     alone = started(*SHORT, "--processes", "1", "--out", str(one))
     first = started(*SHORT, "--processes", "2", "--out", str(two))
-    while len(run.read_lines(two / run.METRICS)) < 3:  # 6 steps; the checkpoint is of 4
+    while len(folder.read_lines(two / folder.METRICS)) < 3:  # 6 steps; the checkpoint is of 4
         assert first.poll() is None, first.stdout.read().decode()
         time.sleep(0.05)
     children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True)
     for child in children.stdout.split():
         os.kill(int(child), signal.SIGKILL)
     first.communicate(timeout=60)
-    assert first.returncode != 0 and not (two / run.SUMMARY).exists()
+    assert first.returncode != 0 and not (two / folder.SUMMARY).exists()
 
     again = started("--processes", "2", "--resume", "--out", str(two))
     for process in (again, alone):
@@ -55,7 +55,7 @@ def test_killed_processes_go_on_to_the_bits_of_one(tmp_path):
         assert process.returncode == 0, said.decode()
     assert summary_of(two)["processes"] == 2 and summary_of(one)["processes"] == 1
     assert [summary_of(two)[key] for key in BITS] == [summary_of(one)[key] for key in BITS]
-    assert run.read_lines(two / run.METRICS) == run.read_lines(one / run.METRICS)
+    assert folder.read_lines(two / folder.METRICS) == folder.read_lines(one / folder.METRICS)
 
 
 # --- one process with the eight devices of the tests ---------------------------------------------
@@ -70,7 +70,7 @@ def alone(monkeypatch):
 def test_a_run_that_is_stopped_ends_with_the_same_bits(alone, tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     distributed.main([*SHORT, "--out", str(whole)])
-    append = run.append
+    append = folder.append
 
     def append_and_stop(path, record):
         append(path, record)
@@ -78,13 +78,13 @@ def test_a_run_that_is_stopped_ends_with_the_same_bits(alone, tmp_path, monkeypa
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "append", append_and_stop)
+        patch.setattr(folder, "append", append_and_stop)
         assert exit_code(distributed, *SHORT, "--out", str(stopped)) == 128 + signal.SIGTERM
     assert "stopped after step 6; go on with --resume" in capsys.readouterr().err
     distributed.main(["--resume", "--out", str(stopped)])
     assert [summary_of(stopped)[key] for key in BITS] == [summary_of(whole)[key] for key in BITS]
     assert summary_of(whole)["sparsity"] == pytest.approx(0.8, abs=1e-4)
-    assert run.read_lines(stopped / run.METRICS) == run.read_lines(whole / run.METRICS)
+    assert folder.read_lines(stopped / folder.METRICS) == folder.read_lines(whole / folder.METRICS)
 
     # another model: its first leaf that differs is named, and nothing is written
     assert exit_code(distributed, "--resume", "--width", "0.5", "--out", str(whole)) == 2

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from recipes import figures
-from recipes.common import run
+from recipes.common import folder
 from tests.recipes.running import mistake
 
 SPREAD = {"low": 0.3, "median": 0.35, "high": 0.4}
@@ -36,10 +36,10 @@ def runs(tmp_path):
     summaries["bench"]["sections"]["compact lenet 1"]["cells"] = {}
     for recipe, summary in summaries.items():
         (tmp_path / recipe).mkdir()
-        run.write_json(tmp_path / recipe / run.SUMMARY, {"recipe": recipe, **summary})
-    run.write(tmp_path / "gmp" / run.CONFIG, "begin: 0.1\nend: 0.7\n")
+        folder.write_json(tmp_path / recipe / folder.SUMMARY, {"recipe": recipe, **summary})
+    folder.write(tmp_path / "gmp" / folder.CONFIG, "begin: 0.1\nend: 0.7\n")
     lines = [json.dumps({"step": step, "dense": arm(0), "sparse": arm(step)}) for step in (3, 6, 9)]
-    run.write(tmp_path / "gmp" / run.METRICS, "\n".join(lines) + "\n")
+    folder.write(tmp_path / "gmp" / folder.METRICS, "\n".join(lines) + "\n")
     return {recipe: tmp_path / recipe for recipe in summaries}
 
 
@@ -76,6 +76,6 @@ def test_a_run_of_another_recipe(runs, capsys, tmp_path):
 
 
 def test_a_bench_without_compact(runs, tmp_path):
-    run.write_json(runs["bench"] / run.SUMMARY, {"recipe": "bench", "sections": {"step": {}}})
+    folder.write_json(runs["bench"] / folder.SUMMARY, {"recipe": "bench", "sections": {"step": {}}})
     with pytest.raises(figures.RecipeError, match="has not timed `compact`"):
         figures.compacted(runs["bench"])

@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import arms, checkpoint, checkpoints, data, lanes, run
+from recipes.common import arms, checkpoint, checkpoints, data, folder, lanes
 from tests.recipes import running
 from tests.recipes.running import exit_code, metrics
 
@@ -47,7 +47,7 @@ def test_the_summary_is_exact_numbers(finished):
 
 
 def test_metrics_of_both_arms(finished):
-    records = run.read_lines(finished / run.METRICS)
+    records = folder.read_lines(finished / folder.METRICS)
     assert [record["step"] for record in records] == [4, 8, 12]
     assert all(len(record["sparse"]["sparsity"]) == 2 for record in records)
     assert records[0]["dense"]["loss"] != records[-1]["dense"]["loss"]
@@ -56,7 +56,7 @@ def test_metrics_of_both_arms(finished):
 
 
 def test_the_model_loads_and_is_sparse(finished):
-    params, _, masks = checkpoint.load_model(finished / run.MODEL)
+    params, _, masks = checkpoint.load_model(finished / folder.MODEL)
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
         assert masks[layer]["bias"] is None
         assert not params[layer]["kernel"][~masks[layer]["kernel"]].any()
@@ -69,7 +69,7 @@ def test_the_configuration_reproduces_the_run(finished, tmp_path):
     config = str(finished / "config.yaml")
     gmp.main(["--config", config, "--out", str(again), "--keep-best"])
     assert metrics(again) == metrics(finished)
-    (best,) = (again / run.BEST).iterdir()  # only the last states are as sparse as asked for
+    (best,) = (again / folder.BEST).iterdir()  # only the last states are as sparse as asked for
     assert best.name == "12"
     sparse = checkpoints.read(best).tree["settled"]["sparse"]
     masks = jp.unpack(jp.get_masks(sparse["opt_state"]), sparse["params"])
@@ -149,8 +149,8 @@ def test_seeds_on_two_devices_are_those_of_one(finished, tmp_path, monkeypatch):
         for arm in ("dense", "sparse"):
             np.testing.assert_allclose(own[arm]["loss"], theirs[arm]["loss"], rtol=1e-5)
             assert own[arm].get("sparsity") == theirs[arm].get("sparsity")
-    *_, masks = checkpoint.load_model(out / run.MODEL)
-    *_, same = checkpoint.load_model(finished / run.MODEL)
+    *_, masks = checkpoint.load_model(out / folder.MODEL)
+    *_, same = checkpoint.load_model(finished / folder.MODEL)
     assert min(jax.tree.leaves(jax.tree.map(lambda a, b: np.mean(a == b), masks, same))) > 0.99
 
 
@@ -191,5 +191,5 @@ def test_a_convolutional_network_with_batch_norm(tmp_path):
     assert json.loads((out / "summary.json").read_text())["sparsity"] == pytest.approx(
         0.8, abs=1e-5
     )
-    _, batch_stats, _ = checkpoint.load_model(out / run.MODEL)
+    _, batch_stats, _ = checkpoint.load_model(out / folder.MODEL)
     assert batch_stats["BatchNorm_0"]["mean"].shape == (2, 32)

@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import landscape
-from recipes.common import data, matching, models, planes, run
+from recipes.common import data, folder, matching, models, planes
 from tests.recipes import running
 
 SHORT = "--steps 6 --train-examples 256 --every 2 --evaluations 2 --examples 100 --points 5 "
@@ -42,7 +42,7 @@ def finished(tmp_path_factory, measured_on):
 
 
 def summary_of(out):
-    return json.loads((out / run.SUMMARY).read_text())
+    return json.loads((out / folder.SUMMARY).read_text())
 
 
 def test_it_writes_everything(finished):
@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
     for arm in ("dense", "sparse"):
         a, b = (np.array(summary_of(f)["arms"][arm]["eigenvalues"]) for f in (out, finished))
         np.testing.assert_allclose(a, b, rtol=1e-3)
-    assert not (out / run.CHECKPOINT).exists()
+    assert not (out / folder.CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
 
 
 def test_a_finished_run_is_kept(finished, capsys):
-    before = (finished / run.SUMMARY).read_bytes()
+    before = (finished / folder.SUMMARY).read_bytes()
     assert exit_code(*SHORT.split(), "--out", str(finished)) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert (finished / run.SUMMARY).read_bytes() == before
+    assert (finished / folder.SUMMARY).read_bytes() == before
 
 
 def test_the_help_says_what_each_flag_is(capsys):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import prune_at_init
-from recipes.common import balanced, checkpoint, data, lanes, models, run
+from recipes.common import balanced, checkpoint, data, folder, lanes, models
 from recipes.reports import prune_at_init as report
 from tests.recipes import running
 from tests.recipes.running import metrics
@@ -55,7 +55,7 @@ def arms(out):
 
 
 def masks_of(out, arm):
-    _, _, masks = checkpoint.load_model(out / run.MODEL / arm.replace(" ", "-"))
+    _, _, masks = checkpoint.load_model(out / folder.MODEL / arm.replace(" ", "-"))
     return masks
 
 
@@ -86,11 +86,11 @@ def test_the_methods_differ_and_so_do_the_seeds(finished):
 
 
 def test_masks_stay_as_they_were_made(finished):
-    for record in run.read_lines(finished / run.METRICS):
+    for record in folder.read_lines(finished / folder.METRICS):
         for method in prune_at_init.METHODS:
             assert record[method]["sparsity"] == pytest.approx([0.9, 0.9], abs=1e-4)
             assert record[method]["overlap_first"] == [1, 1]
-    params, _, masks = checkpoint.load_model(finished / run.MODEL / "force")
+    params, _, masks = checkpoint.load_model(finished / folder.MODEL / "force")
     assert not params["Dense_0"]["kernel"][~masks["Dense_0"]["kernel"]].any()
 
 

@@ -12,7 +12,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.structured.kept import Removal
 from recipes import relaxation
-from recipes.common import compacted, data, lanes, run
+from recipes.common import data, folder, lanes, small
 from recipes.common.lanes import Network
 from recipes.relaxation import GATES, NETWORK
 from recipes.reports import relaxation as report
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 
 def records(out):
     """What a run logged, without its clock."""
-    found = run.read_lines(out / run.METRICS)
+    found = folder.read_lines(out / folder.METRICS)
     for record in found:
         del record["seconds"]
     return found
@@ -72,11 +72,11 @@ def test_a_stage_prunes_first_and_then_trains(finished):
 
 def test_the_models_are_small_and_load_without_the_large_ones(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    small = compacted.load(finished / "model" / "relaxed-25")
+    compacted = small.load(finished / "model" / "relaxed-25")
     widths = summary["networks"][ARMS[2]]["widths"][0]
-    assert small.params["params"]["Dense_0"]["kernel"].shape == (64, widths["params/Dense_0"])
+    assert compacted.params["params"]["Dense_0"]["kernel"].shape == (64, widths["params/Dense_0"])
     digits = data.load("digits", train_examples=256)
-    right = np.argmax(small.fn(small.params, digits.test.images), -1) == digits.test.labels
+    right = np.argmax(compacted.fn(compacted.params, digits.test.images), -1) == digits.test.labels
     accuracy = summary["networks"][ARMS[2]]["test_accuracy"]["per_seed"][0]
     assert right.mean() == pytest.approx(accuracy, abs=1e-6)
     assert summary["masked_and_compacted"][ARMS[2]]["largest_difference"] < 1e-5
@@ -88,7 +88,7 @@ def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_pa
     assert running.interrupted(relaxation, monkeypatch, argv, step=12) == 130  # within the last
     relaxation.main(["--out", str(out), "--resume"])
     assert records(out) == records(finished)
-    models = (compacted.load(folder / "model" / "relaxed-25", 1) for folder in (out, finished))
+    models = (small.load(path / "model" / "relaxed-25", 1) for path in (out, finished))
     jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
 
 
@@ -137,10 +137,13 @@ def test_gates_and_masks_are_a_smaller_network(study):
         assert not gate[~left.kept[name]].any() and gate.max() == 1  # of those that are left
     variables = {"params": lanes.lane_of(params[NETWORK], 1)}
     structure = s.neurons.structure
-    small = jp.compact(structure, jp.apply_gates(structure, variables, gates), left)
+    compacted = jp.compact(structure, jp.apply_gates(structure, variables, gates), left)
     images = digits.test.images[:8]
     np.testing.assert_allclose(
-        s.program.module.apply(own, images), small.fn(small.params, images), rtol=1e-4, atol=1e-5
+        s.program.module.apply(own, images),
+        compacted.fn(compacted.params, images),
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 

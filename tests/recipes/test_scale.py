@@ -6,7 +6,7 @@ import yaml
 
 import jaxprune as jp
 from recipes import scale
-from recipes.common import run
+from recipes.common import folder
 from recipes.sharded import collectives, compiled, decoder, layout
 from recipes.sharded.collectives import Moved
 from tests.recipes.running import exit_code
@@ -57,9 +57,9 @@ def test_a_run(found, monkeypatch, tmp_path, capsys):
     out = tmp_path / "run"
     scale.main([*FLAGS, "--devices", "8", "--tokens", "32", "--out", str(out)])
     assert "8 devices, 4 x 2 of data and model" in capsys.readouterr().out
-    summary = yaml.safe_load((out / run.SUMMARY).read_text())
+    summary = yaml.safe_load((out / folder.SUMMARY).read_text())
     assert compiled.from_dict(summary["devices"]["8"]["dense"]) == found["dense"]
-    assert "| its mask update, a pass |" in (out / run.REPORT).read_text()
+    assert "| its mask update, a pass |" in (out / folder.REPORT).read_text()
 
 
 @pytest.mark.parametrize(

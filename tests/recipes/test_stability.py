@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import stability
-from recipes.common import checkpoint, data, lanes, models, run
+from recipes.common import checkpoint, data, folder, lanes, models
 from recipes.common.lanes import Lane
 from tests.recipes import running
 
@@ -46,7 +46,8 @@ def finished(tmp_path_factory):
 def records_of(out):
     """What it logged, without its clock."""
     return [
-        {k: v for k, v in r.items() if k != "seconds"} for r in run.read_lines(out / run.METRICS)
+        {k: v for k, v in r.items() if k != "seconds"}
+        for r in folder.read_lines(out / folder.METRICS)
     ]
 
 
@@ -89,7 +90,7 @@ def test_the_summary_is_exact_numbers(finished):
 
 
 def test_the_model_is_the_pruned_trunks(finished):
-    params, _, masks = checkpoint.load_model(finished / run.MODEL)
+    params, _, masks = checkpoint.load_model(finished / folder.MODEL)
     kernel, mask = params["Dense_0"]["kernel"], masks["Dense_0"]["kernel"]
     assert not kernel[~mask].any() and kernel.shape == (2, 64, 256)
     kept = sum(int(m[0].sum()) for m in jax.tree.leaves(masks))

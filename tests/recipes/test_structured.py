@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import structured
-from recipes.common import compacted, data, lanes, run
+from recipes.common import data, folder, lanes, small
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--rounds", "1", "--score", "l1"]
@@ -40,7 +40,8 @@ def summary(finished):
 def records_of(out):
     """What a run logged, without its clock."""
     return [
-        {k: v for k, v in r.items() if k != "seconds"} for r in run.read_lines(out / run.METRICS)
+        {k: v for k, v in r.items() if k != "seconds"}
+        for r in folder.read_lines(out / folder.METRICS)
     ]
 
 
@@ -91,7 +92,7 @@ def test_removed_networks_are_the_masked_ones(finished, summary):
 
 def test_what_is_pruned_stays_pruned_and_seeds_differ(finished):
     kept = {
-        share: json.loads((finished / run.MODEL / f"l1-{share}" / compacted.KEPT).read_text())
+        share: json.loads((finished / folder.MODEL / f"l1-{share}" / small.KEPT).read_text())
         for share in (50, 25)
     }
     for many, few in zip(kept[50]["kept"], kept[25]["kept"], strict=True):
@@ -103,10 +104,12 @@ def test_a_saved_network_does_what_the_table_says(finished, summary):
     test = data.load("digits", train_examples=300).test
     for score in SCORES:
         own = summary["networks"][f"{score} 25 %"]
-        small = compacted.load(finished / run.MODEL / f"{score}-25", seed=1)
-        answers = np.argmax(small.fn(small.params, test.images), 1)
+        compacted = small.load(finished / folder.MODEL / f"{score}-25", seed=1)
+        answers = np.argmax(compacted.fn(compacted.params, test.images), 1)
         assert np.mean(answers == test.labels) == own["test_accuracy"]["per_seed"][1]
-        assert small.params["params"]["Dense_1"]["kernel"].shape == tuple(own["widths"][1].values())
+        assert compacted.params["params"]["Dense_1"]["kernel"].shape == tuple(
+            own["widths"][1].values()
+        )
 
 
 def test_an_interrupted_run_goes_on_to_the_same(finished, tmp_path, monkeypatch):
@@ -117,9 +120,9 @@ def test_an_interrupted_run_goes_on_to_the_same(finished, tmp_path, monkeypatch)
     structured.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished)
     for model in ("l1-50", "random-25"):
-        both = (compacted.load(folder / run.MODEL / model).params for folder in (out, finished))
+        both = (small.load(path / folder.MODEL / model).params for path in (out, finished))
         jax.tree.map(np.testing.assert_array_equal, *both)
-    assert "batch 1" not in (out / run.REPORT).read_text()  # nothing was timed
+    assert "batch 1" not in (out / folder.REPORT).read_text()  # nothing was timed
 
 
 def test_shares_fall_by_the_same_fraction():

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import tickets
-from recipes.common import checkpoint, data, lanes, run
+from recipes.common import checkpoint, data, folder, lanes
 from recipes.reports import tickets as report
 from tests.recipes import running
 
@@ -40,21 +40,21 @@ def compiled():
 def finished(tmp_path_factory, compiled):
     """The folder of a short run of all arms, and how much was compiled up to each line."""
     out, counts = tmp_path_factory.mktemp("runs") / "tickets", []
-    append = run.append
+    append = folder.append
 
     def counted(path, record):
         append(path, record)
         counts.append(len(compiled))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "append", counted)
+        patch.setattr(folder, "append", counted)
         tickets.main([*ALL, "--out", str(out)])
     return out, counts
 
 
 def records_of(out):
     """What it logged, without its clock."""
-    records = run.read_lines(out / run.METRICS)
+    records = folder.read_lines(out / folder.METRICS)
     return [{key: v for key, v in record.items() if key != "seconds"} for record in records]
 
 
@@ -103,7 +103,7 @@ def test_early_steps_are_steps_at_which_validation_was_measured(finished):
 
 
 def test_controls_have_the_tickets_masks_or_counts(finished):
-    load = lambda arm: checkpoint.load_model(finished[0] / run.MODEL / arm)
+    load = lambda arm: checkpoint.load_model(finished[0] / folder.MODEL / arm)
     (params, _, masks), (new, _, same), (_, _, random) = map(load, ("ltr", "reinit", "random"))
     jax.tree.map(np.testing.assert_array_equal, masks, same)
     for layer in LAYERS:
@@ -115,7 +115,7 @@ def test_controls_have_the_tickets_masks_or_counts(finished):
 
 
 def test_the_summary_says_down_to_where_an_arm_keeps_up(finished):
-    summary = json.loads((finished[0] / run.SUMMARY).read_text())
+    summary = json.loads((finished[0] / folder.SUMMARY).read_text())
     assert summary["prunable_weights"] == WEIGHTS
     assert summary["phase_steps"] == {
         arm: 9 if arm in ("ltr", "sap", "random") else 12 for arm in ARMS
@@ -135,15 +135,15 @@ def test_an_interrupted_study_goes_on_with_the_next_phase(finished, tmp_path, mo
     said = capsys.readouterr().err
     assert f"go on with: python -m recipes.tickets --out {out} --resume" in said
     assert records_of(out) == records_of(finished[0])[:2]
-    (out / run.METRICS).unlink()  # the checkpoint has its lines
+    (out / folder.METRICS).unlink()  # the checkpoint has its lines
     resume = ["--out", str(out), "--resume"]
     assert running.interrupted(tickets, monkeypatch, resume, call=1) == 130  # within a phase
     tickets.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished[0])
     for arm in ARMS:
-        both = (checkpoint.load_model(folder / run.MODEL / arm) for folder in (out, finished[0]))
+        both = (checkpoint.load_model(path / folder.MODEL / arm) for path in (out, finished[0]))
         jax.tree.map(np.testing.assert_array_equal, *both)
-    assert not (out / run.CHECKPOINT).exists()
+    assert not (out / folder.CHECKPOINT).exists()
 
 
 def starts(network_of, index=1, **changes):

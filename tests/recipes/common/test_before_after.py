@@ -7,7 +7,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
-from recipes.common import before_after, compacted, latency, models
+from recipes.common import before_after, latency, models, small
 from recipes.common.figures import layers
 
 NETWORK = {"name": "mlp", "classes": 3, "norm": "group", "width": 1 / 32}  # 8 and 4 neurons
@@ -19,10 +19,10 @@ KEPT = {"params/Dense_0": np.arange(8) % 2 == 0}
 def networks():
     """The structure of a network, and the network whole and compacted."""
     module = models.model(**NETWORK)
-    structure = compacted.structure_of(module, IMAGE)
+    structure = small.structure_of(module, IMAGE)
     variables = module.init(jax.random.key(0), jnp.ones((1, *IMAGE)))
-    small = jp.compact(structure, variables, KEPT)
-    return structure, {"dense": Compact(variables, module.apply), "half": small}
+    compacted = jp.compact(structure, variables, KEPT)
+    return structure, {"dense": Compact(variables, module.apply), "half": compacted}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_weights_and_flops_are_counted(numbers):
 
 def test_running_statistics_are_no_weights():
     module = models.model("conv", 3, "batch", 0.25)
-    structure = compacted.structure_of(module, IMAGE)
+    structure = small.structure_of(module, IMAGE)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *IMAGE)))
     weights = sum(w.size for w in jax.tree.leaves(shapes["params"]))
     assert before_after.size_of(structure, {}).weights == weights
@@ -90,9 +90,9 @@ def test_the_figure_has_a_bar_and_a_dot_for_each_layer(monkeypatch):
 def test_what_is_saved_is_loaded_without_the_original_weights(networks, tmp_path):
     _, own = networks
     seeds = [({}, own["dense"].params), (KEPT, own["half"].params)]
-    compacted.save(tmp_path / "model", NETWORK, IMAGE, seeds)
+    small.save(tmp_path / "model", NETWORK, IMAGE, seeds)
     x = jnp.ones((5, *IMAGE))
-    for seed, small in enumerate(own.values()):
-        loaded = compacted.load(tmp_path / "model", seed)
-        np.testing.assert_array_equal(loaded.fn(loaded.params, x), small.fn(small.params, x))
+    for seed, whole in enumerate(own.values()):
+        loaded = small.load(tmp_path / "model", seed)
+        np.testing.assert_array_equal(loaded.fn(loaded.params, x), whole.fn(whole.params, x))
     assert loaded.params["params"]["Dense_0"]["kernel"].shape == (4, 4)

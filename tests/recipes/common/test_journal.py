@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.common import checkpoints, cli, results, run
+from recipes.common import checkpoints, cli, folder, results
 from recipes.common.errors import RecipeError
 from recipes.common.interrupt import Stopped
 from recipes.common.journal import Journal, journal
@@ -58,7 +58,7 @@ def toy(config, phases=3):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp("toy") / "alone"
-    return *toy(Config(out)), (out / run.METRICS).read_text()
+    return *toy(Config(out)), (out / folder.METRICS).read_text()
 
 
 def stop(monkeypatch, config, call, signum=signal.SIGTERM):
@@ -85,21 +85,21 @@ def test_it_goes_on_from_wherever_it_was_stopped(tmp_path, monkeypatch, alone, c
     path = f"{config.out}/checkpoint/{step}"
     assert said.startswith(f"stopped after {step} steps; the checkpoint is in {path}; go on with: ")
     assert said.endswith(f"{PROGRAM} --out {config.out} --resume")
-    run.append(config.out / run.METRICS, {"phase": "logged, and then killed"})
+    folder.append(config.out / folder.METRICS, {"phase": "logged, and then killed"})
     x, records = toy(replace(config, resume=True))
     assert (x == alone[0]).all()
     assert records == alone[1]
-    assert (config.out / run.METRICS).read_text() == alone[2]
+    assert (config.out / folder.METRICS).read_text() == alone[2]
 
 
 def test_it_is_saved_when_it_is_time_to(tmp_path, alone):
     config = Config(tmp_path / "often", checkpoint_every=0.0)
     toy(config)
-    assert sorted(path.name for path in (config.out / run.CHECKPOINT).iterdir()) == ["10", "12"]
+    assert sorted(path.name for path in (config.out / folder.CHECKPOINT).iterdir()) == ["10", "12"]
     assert toy(replace(config, resume=True))[1] == alone[1]  # nothing is left to do
     config = Config(tmp_path / "never")
     toy(config)
-    assert list((config.out / run.CHECKPOINT).iterdir()) == []
+    assert list((config.out / folder.CHECKPOINT).iterdir()) == []
 
 
 @pytest.mark.parametrize("call", [None, 3, 5, 7])
@@ -108,8 +108,8 @@ def test_the_best_is_kept(tmp_path, monkeypatch, alone, call):
     if call:
         stop(monkeypatch, config, call)
     assert toy(replace(config, resume=call is not None))[1] == alone[1]
-    assert [path.name for path in (config.out / run.BEST).iterdir()] == ["8"]
-    best = checkpoints.read(config.out / run.BEST / "8")
+    assert [path.name for path in (config.out / folder.BEST).iterdir()] == ["8"]
+    best = checkpoints.read(config.out / folder.BEST / "8")
     assert best.about["score"] == [0.9, 0.8]
     assert best.tree["settled"].tolist() == alone[1][1]["x"]
 
@@ -126,8 +126,8 @@ def test_the_clock_of_a_run_goes_on_where_it_was(tmp_path):
 
 def test_without_a_checkpoint_it_begins_again(tmp_path, capsys, alone):
     config = Config(tmp_path / "toy")
-    run.start(config.out, cli.to_yaml(config))
-    run.append(config.out / run.METRICS, {"phase": "logged, and then killed"})
+    folder.start(config.out, cli.to_yaml(config))
+    folder.append(config.out / folder.METRICS, {"phase": "logged, and then killed"})
     assert toy(replace(config, resume=True))[1] == alone[1]
     assert f"'{config.out}' has no checkpoint yet: it begins again" in capsys.readouterr().err
 
@@ -140,13 +140,13 @@ def test_other_settings_are_refused_and_told(tmp_path, monkeypatch):
         RecipeError, match=r"--sparsity 0.9 -> 0.5, --optimizer adam -> sgd\. Leave"
     ):
         toy(other)
-    (config.out / run.CONFIG).write_text(cli.to_yaml(other))  # nor by the file
+    (config.out / folder.CONFIG).write_text(cli.to_yaml(other))  # nor by the file
     with pytest.raises(RecipeError, match=r"--sparsity 0.9 -> 0.5.*--allow-changes"):
         toy(other)
     x, records = toy(replace(other, allow_changes=True))
     assert records[0]["x"] == [9 + 3 * 0.9 + 0.9] * 2  # what was done stays
     assert (x != 1056.6).all()
-    told = (config.out / run.CONFIG).read_text().splitlines()
+    told = (config.out / folder.CONFIG).read_text().splitlines()
     assert told[0] == "# from step 6 on --sparsity 0.9 -> 0.5, --optimizer adam -> sgd"
     assert "sparsity: 0.5" in told
 
@@ -170,8 +170,8 @@ def test_other_versions_are_told(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_second_process_is_refused(tmp_path, resume):
-    run.start(tmp_path, cli.to_yaml(Config(tmp_path)))
-    run.unlock(tmp_path)
+    folder.start(tmp_path, cli.to_yaml(Config(tmp_path)))
+    folder.unlock(tmp_path)
     other = os.open(tmp_path, os.O_RDONLY)  # as another process would
     fcntl.flock(other, fcntl.LOCK_EX)
     with pytest.raises(RecipeError, match="another process is writing to --out"):
@@ -197,7 +197,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch, alone):
 def test_a_full_disk_replaces_nothing(tmp_path, monkeypatch):
     config = Config(tmp_path / "toy")
     toy(config)
-    before = (config.out / run.METRICS).read_text()
+    before = (config.out / folder.METRICS).read_text()
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -205,6 +205,6 @@ def test_a_full_disk_replaces_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(RecipeError, match=r"can't write '.*config.yaml': No space left"):
-            run.start(config.out, "other: 1\n", overwrite=True)
-    assert (config.out / run.METRICS).read_text() == before
-    assert "sparsity: 0.9" in (config.out / run.CONFIG).read_text()
+            folder.start(config.out, "other: 1\n", overwrite=True)
+    assert (config.out / folder.METRICS).read_text() == before
+    assert "sparsity: 0.9" in (config.out / folder.CONFIG).read_text()

@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recipes.common import dead, run
+from recipes.common import dead, folder
+from recipes.common.folder import CHECKPOINT, METRICS, REPORT, SUMMARY
 
 STACK = (
     "The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read "
@@ -44,13 +45,13 @@ def finish(
     """
     signs = dead.told(summary)
     for path, png in figures.items():
-        run.write(out / path, png)
-    run.write_json(out / run.SUMMARY, summary)
-    run.write(out / run.REPORT, to_markdown(writeup, signs))
-    run.remove(out / run.CHECKPOINT)
-    run.unlock(out)
+        folder.write(out / path, png)
+    folder.write_json(out / SUMMARY, summary)
+    folder.write(out / REPORT, to_markdown(writeup, signs))
+    folder.remove(out / CHECKPOINT)
+    folder.unlock(out)
     to_terminal(writeup, signs)
-    print(f"Everything is in {out}: see {out / run.REPORT}")
+    print(f"Everything is in {out}: see {out / REPORT}")
 
 
 def to_terminal(writeup: Writeup, signs: Sequence[str] = ()) -> None:
@@ -61,7 +62,7 @@ def to_terminal(writeup: Writeup, signs: Sequence[str] = ()) -> None:
     for row in writeup.rows:
         table.add_row(*row)
     more = len(signs) - dead.ON_TERMINAL
-    rest = [f"... and {more} more: see {run.REPORT}"] if more > 0 else []
+    rest = [f"... and {more} more: see {REPORT}"] if more > 0 else []
     lines = [*signs[: dead.ON_TERMINAL], *rest, writeup.footline]
     Console(highlight=False, markup=False).print(writeup.headline, table, *lines, sep="\n")
 
@@ -92,7 +93,7 @@ Run it again: `{writeup.command}`
 {layers}
 
 {writeup.saved.format(models=models)}
-Every logged point is a line of `{run.METRICS}`; all numbers of this page are in `{run.SUMMARY}`.
+Every logged point is a line of `{METRICS}`; all numbers of this page are in `{SUMMARY}`.
 
 {writeup.footline}. {environment}.
 """

@@ -19,7 +19,7 @@ import jaxprune as jp
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Kept, Removal
-from recipes.common import checkpoint, models, run
+from recipes.common import checkpoint, folder, models
 from recipes.common.data import Split
 
 KEPT = "kept.json"  # beside the arrays
@@ -52,7 +52,7 @@ def save(
     ]
     removed = [list(removal.removed) for removal in removals]
     content = {"network": dict(network), "image": list(image), "kept": kept, "removed": removed}
-    run.write(path / KEPT, json.dumps(content) + "\n")
+    folder.write(path / KEPT, json.dumps(content) + "\n")
 
 
 def compare(whole: Compact, small: Compact, test: Split, batch_size: int = 250) -> dict[str, Any]:

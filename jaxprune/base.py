@@ -88,8 +88,11 @@ def copied(tree: Any) -> Any:
 def widened(x: Any) -> Any:
     """`x` as floats that scores can be computed and ranked in: float32, or float64 where it is.
 
-    In float16 a product of two small numbers is zero, and float8 may have no infinity.
+    In float16 a product of two small numbers is zero, and float8 may have no infinity. What is
+    complex stays as it is.
     """
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return x
     return x.astype(jnp.float64 if x.dtype.itemsize == 8 else jnp.float32)
 
 

@@ -201,6 +201,7 @@ _LIFTED = re.compile(r"(Scan|Vmap)[A-Z].*")  # how flax names what nn.scan and n
 _SEVERAL = re.compile(r"(.*_)?(layers|blocks)|stack(ed)?|scan(ned)?(_.*)?")
 _NORM = re.compile(r".*norm.*|bn(_?\w)?|ln(_?\w)?", re.IGNORECASE)
 _DENSE = re.compile(r"Dense_\d+")
+_LOCAL = re.compile(r"ConvLocal.*")  # flax: a matrix for each place is one layer
 _KERNEL = ("kernel", "w", "weight")
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -260,6 +261,9 @@ def _shows(leaf: str, depth: int, shapes: Shapes, are_seeds: bool) -> bool | Non
     is_kernel = own in _KERNEL and not is_norm
     if len(shape) < 2 or (is_kernel and (len(shape) < 3 or (bias is not None and len(bias) < 2))):
         return False
+    # (outputs, inputs, window...) and (outputs, 1...): a convolution of equinox
+    if own == "weight" and bias is not None and {*bias[1:]} == {1}:
+        return False
     if any(_LIFTED.fullmatch(part) for part in inside):
         return True
     if are_seeds:
@@ -272,6 +276,8 @@ def _shows(leaf: str, depth: int, shapes: Shapes, are_seeds: bool) -> bool | Non
         return True
     if is_kernel and bias is not None:
         if bias == shape[-len(bias) :]:  # (inputs, heads, features) and (heads, features)
+            return False
+        if _LOCAL.fullmatch(parent):
             return False
         if bias == (shape[0], *shape[1 - len(bias) :]):  # (layers, ..., outputs), (layers, outputs)
             return True

@@ -186,6 +186,7 @@ def select(
     Raises:
       ValueError: if the sparsity is outside [0, 1), nothing is prunable, or the pattern can't mean
         the sparsity that the allocation gives a leaf.
+      TypeError: if scores are complex.
 
     Warns:
       UserWarning: if a layer is left with no weight, where that is known (not under `jit`); or if
@@ -204,6 +205,7 @@ def select(
             "rank 2 or more that are no bias, norm scale or embedding; name others with "
             "prunable=matching(...)."
         )
+    _check_real(scores)
     _warn_of_stacks(scores)
     masks = _masks(scores, allocation, as_sparsity(sparsity), pattern)
     for leaf_name, mask in named_leaves(masks):
@@ -274,6 +276,15 @@ def _check_mask(leaf_name: str, leaf: jax.Array, mask: Any) -> None:
             f"the pattern must return a bool mask of shape {leaf.shape} for '{leaf_name}'; got "
             f"{getattr(mask, 'dtype', type(mask).__name__)} of shape {np.shape(mask)}."
         )
+
+
+def _check_real(scores: Scores) -> None:
+    for leaf_name, leaf in named_leaves(scores):
+        if leaf is not None and jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"scores are real numbers, higher = keep; those of '{leaf_name}' are {leaf.dtype}. "
+                "Rank complex weights by their size, as magnitude does."
+            )
 
 
 def _warn_of_stacks(scores: Scores) -> None:

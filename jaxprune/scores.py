@@ -15,6 +15,7 @@ import optax
 
 from jaxprune.base import Params, Score, Scores, is_none, map_scored, widened
 from jaxprune.keys import key_first
+from jaxprune.layers import folded, split_like
 from jaxprune.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import automatic, explicit_sharding
 
@@ -31,6 +32,8 @@ def magnitude(params: Params, **_: Any) -> Scores:
 def saliency(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     """|w dL/dw|, like `params`: how much the loss changes, to first order, if the weight goes.
 
+    Of complex weights that is the real part of the product, as `jax.grad` conjugates.
+
     Raises:
       ValueError: without `grads`.
 
@@ -38,7 +41,7 @@ def saliency(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     Convolutional Neural Networks for Resource Efficient Inference.
     """
     _need_grads("saliency", params, grads)
-    return map_scored(lambda w, g: jnp.abs(widened(w) * widened(g)), params, grads)
+    return map_scored(lambda w, g: jnp.abs((widened(w) * widened(g)).real), params, grads)
 
 
 def gradient(params: Params, *, grads: Params = None, **_: Any) -> Scores:
@@ -52,7 +55,7 @@ def gradient(params: Params, *, grads: Params = None, **_: Any) -> Scores:
 
 
 def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
-    """w^2 nu, like `params`; nu is the optimizer's mean of squared gradients (adam, rmsprop, ...).
+    """|w|^2 nu, like `params`; nu is the optimizer's mean of squared gradients (adam, lamb, ...).
 
     The second-order estimate of the loss without the weight, with the diagonal of the empirical
     Fisher matrix for the curvature. At the first step nu is zero: prune later, with
@@ -64,20 +67,22 @@ def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
     Reference: Theis et al., 2018, Faster Gaze Prediction with Dense Networks and Fisher Pruning.
     """
     found = [by_keys(nu) for _, nu in optax.tree.get_all_with_path(opt_state, "nu")]
+    whole = folded(params)  # the state has stacks where the params have layers
 
-    def score(path: str, keys: tuple, w: jax.Array) -> jax.Array:
+    def second_moment(path: str, keys: tuple, w: jax.Array) -> jax.Array:
         nus = [nu[keys] for nu in found if getattr(nu.get(keys), "shape", None) == w.shape]
         if not nus:
             raise ValueError(
                 f"fisher needs the optimizer's second moment `nu` of '{path}', shape {w.shape}; "
                 "its state has none. Use adam, adamw, lamb or rmsprop, or another score."
             )
-        return widened(w) ** 2 * widened(nus[0])
+        return nus[0]
 
-    named = zip(named_leaves(params), by_keys(params), strict=True)
-    leaves = [None if w is None else score(path, keys, w) for (path, w), keys in named]
-    treedef = jax.tree.structure(params, is_leaf=is_none)
-    return jax.tree.unflatten(treedef, leaves)
+    named = zip(named_leaves(whole), by_keys(whole), strict=True)
+    leaves = [None if w is None else second_moment(path, keys, w) for (path, w), keys in named]
+    moments = jax.tree.unflatten(jax.tree.structure(whole, is_leaf=is_none), leaves)
+    own = split_like(moments, params)
+    return map_scored(lambda w, nu: jnp.abs(widened(w)) ** 2 * widened(nu).real, params, own)
 
 
 @key_first

@@ -82,6 +82,19 @@ def test_one_call_prunes_layers_one_by_one(score, allocation):
     assert jp.sparsity(masks) == jp.sparsity(wanted)
 
 
+def test_fisher_finds_the_moments_of_a_stack():
+    """The optimizer's state has stacks where the params that are scored have layers."""
+    schedule = optax.polynomial_schedule(0.0, 0.75, 1, 2)
+    for score in (jp.fisher, jp.lamp(jp.fisher)):
+        transform = jp.prune(score, jp.global_threshold, schedule)
+        make = lambda p, t=transform: jp.sparsify(optax.adam(0.02), t)
+        wanted, found = run(make, LIST, lambda p: p), run(make, SCAN, as_list)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    tx = jp.sparsify(optax.sgd(0.1), jp.prune(jp.fisher, jp.uniform, 0.5))
+    with pytest.raises(ValueError, match=r"`nu` of 'layers/kernel', shape \(3, 8, 8\)"):
+        tx.update(SCAN, tx.init(SCAN), SCAN)
+
+
 def test_pruning_at_initialisation_scores_layers():
     on_scan = lambda p: loss(as_list(p))
     for masks in (
@@ -210,6 +223,10 @@ def test_an_axis_of_layers_that_is_said():
         {"Conv_0": {"kernel": (3, 3, 3, 8)}, "Dense_0": {"kernel": (8, 4), "bias": (4,)}},
         {"ScanLSTM_0": {"hi": {"kernel": (8, 8), "bias": (8,)}, "ii": {"kernel": (8, 8)}}},
         {"w": (3, 4, 5), "v": (5, 2)},
+        # equinox: a window of one, with inputs and without as many
+        {"conv": {"weight": (8, 4, 1, 1), "bias": (8, 1, 1)}, "out": {"weight": (4, 8)}},
+        {"layers": {"0": {"weight": (8, 4, 1), "bias": (8, 1)}}, "out": {"weight": (4, 8)}},
+        {"ConvLocal_0": {"kernel": (5, 12, 16), "bias": (5, 16)}, "out": {"kernel": (8, 4)}},
         # a stack of seeds
         {"Dense_0": {"kernel": (3, 8, 8), "bias": (3, 8)}, "Dense_1": {"kernel": (3, 8, 4)}},
     ],

@@ -46,6 +46,24 @@ def test_scores_that_only_read_keep_the_dtype_and_others_are_float32(dtype):
         assert score(w, grads=g)["kernel"].dtype == jnp.float32
 
 
+def test_scores_of_complex_weights():
+    w, g = {"k": jnp.array([[1.0, 2j, 3.0, 4j]])}, {"k": jnp.array([[1 + 1j, 3.0, 1j, 2j]])}
+    np.testing.assert_array_equal(jp.magnitude(w)["k"], [[1, 2, 3, 4]])
+    # the real part of w g: 1, 0, 0, -8
+    np.testing.assert_array_equal(jp.saliency(w, grads=g)["k"], [[1, 0, 0, 8]])
+    # what the loss loses, to first order, is its slope along the weight
+    loss = lambda p: jnp.sum(jnp.array([[1.0, 2.0, 3.0, 4.0]]) * jnp.abs(p["k"] - 1j) ** 2)
+    along = lambda t: loss({"k": w["k"] * jnp.array([[1, t, 1, 1]])})
+    of_second = jp.saliency(w, grads=jax.grad(loss)(w))["k"][0, 1]
+    np.testing.assert_allclose(of_second, abs(jax.grad(along)(1.0)), rtol=1e-6)
+    nu = {"k": jnp.array([[1.0, 1.0, 2.0, 0.5]], jnp.complex64)}  # as adam has it
+    state = optax.ScaleByAdamState(jnp.int32(1), g, nu)
+    np.testing.assert_allclose(jp.fisher(w, opt_state=state)["k"], [[1, 4, 18, 8]], rtol=1e-6)
+    for allocation in (jp.uniform, jp.global_threshold):
+        with pytest.raises(TypeError, match=r"'k' are complex64\. Rank complex weights by"):
+            jp.select(w, allocation, 0.5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_products_of_small_numbers_rank_in_half_precision_too(dtype):
     """In float16 w^2 nu and w g of usual sizes would all be zero, and kept by place."""

@@ -86,19 +86,24 @@ class OnceState(NamedTuple):
 
 
 def once(transform: MaskTransform) -> MaskTransform:
-    """`transform` the first time that it is asked to update; after that its masks are frozen."""
+    """`transform` the first time that an update of it is due; after that its masks are frozen."""
     check_transform("once", transform)
 
     def init(params: Params) -> OnceState:
         state = transform.init(params)
         return OnceState(state.masks, jnp.zeros((), bool), without_masks(state))
 
-    def update(state: OnceState, params: Params, **context: Any) -> OnceState:
+    def update(
+        state: OnceState, params: Params, *, step: Any, at_end: Any = False, **context: Any
+    ) -> OnceState:
+        time = {"step": step, "at_end": at_end}
+
         def first() -> OnceState:
-            new = transform.update(with_masks(state.rest, state.masks), params, **context)
+            rest = with_masks(state.rest, state.masks)
+            new = transform.update(rest, params, **time, **context)
             return OnceState(new.masks, jnp.ones((), bool), without_masks(new))
 
-        return _where_due(~state.done, first, state)
+        return _where_due(due(state, **time), first, state)
 
     def due(state: OnceState, **time: Any) -> Any:
         if transform.due is None:

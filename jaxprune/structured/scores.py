@@ -113,12 +113,12 @@ def per_group(
 
 
 def square(params: Params, **_: Any) -> Scores:
-    """w^2, like `params`: for the squared L2 norm of slices."""
-    return map_scored(lambda w: widened(w) ** 2, params)
+    """|w|^2, like `params`: for the squared L2 norm of slices."""
+    return map_scored(lambda w: jnp.abs(widened(w)) ** 2, params)
 
 
 def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
-    """W dL/dw, like `params`, signed: for `per_group(..., of=abs_of_sum)`.
+    """W dL/dw, like `params`, signed: for `per_group(..., of=abs_of_sum)`; its real part.
 
     Raises:
       ValueError: without `grads`.
@@ -127,7 +127,7 @@ def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     """
     if grads is None:
         raise ValueError("contribution needs gradients: call its score with grads=grads.")
-    return map_scored(lambda w, g: widened(w) * widened(g), params, grads)
+    return map_scored(lambda w, g: (widened(w) * widened(g)).real, params, grads)
 
 
 def geometric_median(structure: Structure, prunable: Callable[[Params], Params] = kernels) -> Score:

@@ -318,6 +318,11 @@ def test_once_in_every_acts_at_the_start():
     assert last.tolist() == [-1] * 4 + [4] * 8
 
 
+def test_once_waits_for_the_cadence_inside_it():
+    calls = over_steps(jp.once(jp.every(3, counting(), start=4)), 9, lambda s: s.rest.calls)
+    np.testing.assert_array_equal(calls, [0, 0, 0, 0, 1, 1, 1, 1, 1])
+
+
 def test_once_freezes_the_masks():
     transform = one_shot()
     first = ask(transform, transform.init(PARAMS), 0)

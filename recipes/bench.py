@@ -28,7 +28,7 @@ from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
 from recipes.benchmarks.training import compile_time
 from recipes.common import cli, folder, models, results, timing
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 
 PROGRAM = "python -m recipes.bench"
 RATIOS = "plots/ratios.png"

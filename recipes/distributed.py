@@ -34,9 +34,9 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from recipes.common import cli, data, dead, folder, models, results
-from recipes.common.errors import RecipeError
-from recipes.common.interrupt import Stopped, deferred_signals
+from recipes.common.folder import RecipeError
 from recipes.common.models import classification
+from recipes.common.terminal import Stopped, deferred_signals
 from recipes.gmp import gradual
 from recipes.sharded import checkpoints, layout, processes
 

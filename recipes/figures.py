@@ -16,10 +16,10 @@ import numpy as np
 import yaml
 
 from recipes.common import cli, folder
-from recipes.common.bars import latency
-from recipes.common.errors import RecipeError
 from recipes.common.figures import pairs, style
+from recipes.common.figures.gallery import latency
 from recipes.common.figures.pairs import Matrix
+from recipes.common.folder import RecipeError
 from recipes.gmp import pruning_steps
 
 PROGRAM = "python -m recipes.figures"

@@ -18,8 +18,8 @@ import optax
 
 import jaxprune as jp
 from recipes.common import cli, folder
-from recipes.common.errors import RecipeError
 from recipes.common.figures.gallery import Drawing, draw, source
+from recipes.common.folder import RecipeError
 
 PROGRAM = "python -m recipes.gallery"
 PAGE = Path(__file__).parents[1] / ".docs" / "pages" / "methods.md"

@@ -27,8 +27,8 @@ import jaxprune as jp
 from recipes.common import cli, consensus, gating, models, results, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
-from recipes.common.errors import RecipeError
 from recipes.common.figures import gates
+from recipes.common.folder import RecipeError
 from recipes.gmp import gradual
 
 PROGRAM = "python -m recipes.gates"

@@ -39,12 +39,11 @@ from recipes.common import (
     planes,
     results,
     settings,
-    spectra,
     study,
 )
 from recipes.common.arms import Arm, Weights
-from recipes.common.errors import RecipeError
-from recipes.common.figures.planes import Panel, contours, planes_and_lines
+from recipes.common.figures.planes import Panel, contours, curvature, planes_and_lines
+from recipes.common.folder import RecipeError
 from recipes.common.lanes import lane_of
 from recipes.common.report import Writeup, finish
 from recipes.common.terminal import progress
@@ -274,7 +273,7 @@ def save(
         lines = {title: list(bend.lines.values()) for title, bend in bends.items()}
         figures[ALIGNED] = planes_and_lines(panels, label, lines, label)
     curved = {arm: own.curved for arm, own in measured.items()}
-    figures[CURVATURE] = spectra.curvature(hessians.densities(curved))
+    figures[CURVATURE] = curvature(hessians.densities(curved))
     folder.write(config.out / ARRAYS, arrays(measured))
     writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
     finish(config.out, writeup, summary, figures)

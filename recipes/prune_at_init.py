@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import balanced, cli, lanes, models, settings, study
+from recipes.common import cli, lanes, models, settings, study
 from recipes.common.arms import Arm, Weights
-from recipes.common.data import Dataset, Split
+from recipes.common.data import Dataset, Split, balanced_rows
 from recipes.common.models import LossFn, classification
 from recipes.reports import prune_at_init as report
 from recipes.reports.prune_at_init import REDRAWN, SHUFFLED, Kind, kinds, name
@@ -80,7 +80,7 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     make = {}
     for method in config.method:
         of_each = config.per_class or PER_CLASS.get(method, EXAMPLES)
-        rows = partial(balanced.balanced_rows, labels=labels, classes=classes, of_each=of_each)
+        rows = partial(balanced_rows, labels=labels, classes=classes, of_each=of_each)
         make[method] = maker(masks_of(method, module, rows, config.rounds))
     draw = redraw(module, dataset.train.images)
 

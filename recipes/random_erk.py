@@ -22,11 +22,11 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, models, results, settings, study, widths
+from recipes.common import cli, models, results, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split
-from recipes.common.errors import RecipeError
-from recipes.common.figures import style
+from recipes.common.figures import left, style
+from recipes.common.folder import RecipeError
 from recipes.common.models import LossFn, classification
 from recipes.prune_at_init import loss_on
 
@@ -191,7 +191,7 @@ def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> 
 
     names = ("dense", *config.allocation)
     return study.Picture(
-        widths.picture(
+        left.over_widths(
             {arm: curve(arm, "test_accuracy") for arm in names},
             {arm: curve(arm, "accuracy_minus_dense") for arm in config.allocation},
             {"weights": "numbers of weights", "sparsity": "sparsity"}[config.equal],

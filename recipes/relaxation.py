@@ -41,7 +41,7 @@ from recipes.common import (
     settings,
     small,
 )
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Network, State
 from recipes.reports import relaxation as report

@@ -23,7 +23,7 @@ import jaxprune as jp
 from recipes.benchmarks import writeup
 from recipes.benchmarks.section import Section
 from recipes.common import cli, folder, results
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.sharded import collectives, compiled, decoder, layout
 
 PROGRAM = "python -m recipes.scale"

@@ -28,7 +28,7 @@ import tyro
 
 import jaxprune as jp
 from recipes.common import cli, data, dead, folder, lanes, measures, models, results, settings
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, Network
 from recipes.common.measures import PathSettings

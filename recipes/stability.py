@@ -23,7 +23,7 @@ import tyro
 
 import jaxprune as jp
 from recipes.common import cli, data, dead, folder, lanes, measures, models, settings
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
 from recipes.common.measures import PathSettings

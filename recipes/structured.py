@@ -28,20 +28,9 @@ import tyro
 import jaxprune as jp
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
-from recipes.common import (
-    before_after,
-    cli,
-    data,
-    dead,
-    folder,
-    lanes,
-    measures,
-    models,
-    settings,
-    small,
-)
+from recipes.common import cli, data, dead, folder, lanes, measures, models, settings, small
 from recipes.common.data import Dataset, Split
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Network
 from recipes.reports import structured as report
@@ -266,10 +255,9 @@ def removed(
 def sizes(s: Study, networks: Networks) -> dict[str, list[Any]]:
     """Weights, FLOPs and widths of the networks of an arm."""
     found = [
-        before_after.size_of(s.structure, known(s, networks, k))._asdict()
-        for k in range(len(s.keys))
+        small.size_of(s.structure, known(s, networks, k))._asdict() for k in range(len(s.keys))
     ]
-    return {key: [own[key] for own in found] for key in before_after.Size._fields}
+    return {key: [own[key] for own in found] for key in small.Size._fields}
 
 
 def named(s: Study, kept: Sequence[Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import optax
 
 import jaxprune as jp
 from recipes.common import cli, data, dead, folder, lanes, measures, models, results, settings
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
 from recipes.reports import tickets as report

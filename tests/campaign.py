@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from recipes import dynamic, gmp, soup
-from recipes.common import checkpoint, folder
+from recipes.common import checkpoints, folder
 
 TINY = "--seeds 2 --train-examples 128 --width 0.05 --batch-size 32 --checkpoint-every 0"
 PAIR = f"{TINY} --steps 30 --log-every 3 --evaluations 3 --every 2 --sparsity 0.8"
@@ -163,7 +163,7 @@ def assert_same(out: Path, other: Path) -> None:
     models = [path.parent for path in (other / folder.MODEL).rglob("_CHECKPOINT_METADATA")]
     assert models
     for model in models:
-        networks = [checkpoint.load_model(p) for p in (out / model.relative_to(other), model)]
+        networks = [checkpoints.load_model(p) for p in (out / model.relative_to(other), model)]
         jax.tree.map(np.testing.assert_array_equal, *networks)
 
 

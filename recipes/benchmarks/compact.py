@@ -9,8 +9,7 @@ import jaxprune as jp
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.training import CIFAR, CLASSES, CONTROL, DENSE, MNIST
 from recipes.common import models
-from recipes.common.latency import BATCHES, forward
-from recipes.common.timing import measure
+from recipes.common.timing import BATCHES, forward, measure
 
 BUDGETS = (0.5, 0.25)  # of the dense network's FLOPs
 MULTIPLE = 8  # of channels: with 27 or 45 of them a convolution is slower than with 32 or 64

@@ -15,8 +15,8 @@ import numpy as np
 import tyro
 import yaml
 
-from recipes.common.errors import RecipeError, reason
-from recipes.common.interrupt import NOTHING_MORE, Stopped, signals_stop
+from recipes.common.folder import RecipeError, reason
+from recipes.common.terminal import NOTHING_MORE, Stopped, signals_stop
 
 C = TypeVar("C")
 

@@ -1,4 +1,7 @@
-"""Data sets as arrays in memory: the embedded digits, and MNIST and CIFAR-10 from TFDS folders."""
+"""Data sets as arrays in memory: the embedded digits, and MNIST and CIFAR-10 from TFDS folders.
+
+A batch may be balanced: it has as many examples of each class.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.progress import track
 
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.terminal import console
 
 SHOWN = 5  # folders, where a data set is not in --data-dir
@@ -162,3 +165,22 @@ def _read(name: str, split: str, folder: str | os.PathLike[str]) -> Split:
         raise RecipeError(f"cannot read '{name}' in '{folder}': {first_line}") from error
     stacked = np.stack(images).astype(np.float32)
     return Split(stacked.reshape(*stacked.shape[:3], -1), np.asarray(labels, np.int32))
+
+
+def balanced_rows(key: jax.Array, labels: np.ndarray, classes: int, of_each: int) -> jax.Array:
+    """Which examples: int32 (classes * of_each,), drawn without replacement, class by class.
+
+    Raises `RecipeError` if a class has fewer examples.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    for label, count in enumerate(counts):
+        if count < of_each:
+            raise RecipeError(
+                f"a balanced batch needs {of_each} examples of each of {classes} classes; class "
+                f"{label} has {count or 'none'} of {len(labels):,}. Take fewer of each, or more "
+                "training examples"
+            )
+    # in the order of their classes, and by chance within one
+    order = jnp.lexsort((jax.random.uniform(key, (len(labels),)), jnp.asarray(labels)))
+    first = np.cumsum(counts) - counts
+    return order[(first[:, None] + np.arange(of_each)[None]).ravel()].astype(jnp.int32)

@@ -10,8 +10,8 @@ import numpy as np
 
 import jaxprune as jp
 from recipes.common import lanes, timing
+from recipes.common.figures.planes import Curvature
 from recipes.common.planes import Measure, Params
-from recipes.common.spectra import Curvature
 
 
 class Curved(NamedTuple):

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.common import cli, folder, results
 from recipes.common.checkpoints import KEPT, Checkpoints, Saved
-from recipes.common.errors import RecipeError
-from recipes.common.interrupt import Stopped, deferred_signals
-from recipes.common.terminal import progress
+from recipes.common.folder import RecipeError
+from recipes.common.terminal import Stopped, deferred_signals, progress
 
 if TYPE_CHECKING:
     from recipes.common.settings import Settings

@@ -15,7 +15,7 @@ import optax
 import jaxprune as jp
 from recipes.common import cli, data, settings
 from recipes.common.data import Split
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.settings import Settings
 
 STATISTICS = ("recalibrate", "interpolate")

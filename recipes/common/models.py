@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 
 MODELS = ("mlp", "lenet", "conv", "resnet20")
 NORMS = ("group", "batch")

@@ -15,7 +15,7 @@ from recipes.common.folder import CHECKPOINT, METRICS, REPORT, SUMMARY
 
 STACK = (
     "The masked weights and the masks (one bit each), a stack over seeds, are in {models}: read "
-    "them with `recipes.common.checkpoint.load_model`."
+    "them with `recipes.common.checkpoints.load_model`."
 )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 import optax
 
 from recipes.common import cli, data, models
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 
 OPTIMIZERS = {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {

@@ -1,14 +1,16 @@
-"""Compacted networks on disk: the small arrays, and which neurons of which network they are.
+"""Compacted networks: saved, loaded, and compared with the networks that they were.
 
-A fresh process needs no original weights: it reads the program of the network on shapes.
+A fresh process needs no original weights: it reads the program of the network on shapes. The table
+compares weights, FLOPs, measured latency and accuracy, before and after.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,11 +18,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
+from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
-from jaxprune.structured.kept import Kept, Removal
-from recipes.common import checkpoint, folder, models
+from jaxprune.structured.kept import Kept, Removal, known, removed
+from recipes.common import checkpoints, folder, models, results
 from recipes.common.data import Split
+from recipes.common.timing import CONTROL
 
 KEPT = "kept.json"  # beside the arrays
 
@@ -44,7 +48,7 @@ def save(
       image: (h, w, c).
       seeds: (kept neurons, or what is removed too, small variables) of each.
     """
-    checkpoint.write(path, {str(i): own for i, (_, own) in enumerate(seeds)})
+    checkpoints.write(path, {str(i): own for i, (_, own) in enumerate(seeds)})
     removals = [own if isinstance(own, Removal) else Removal(own, ()) for own, _ in seeds]
     kept = [
         {name: np.flatnonzero(own).tolist() for name, own in removal.kept.items()}
@@ -88,3 +92,107 @@ def load(path: Path, seed: int = 0) -> Compact:
         variables = checkpointer.restore(path.absolute())[str(seed)]
     removed = tuple(content["removed"][seed])
     return Compact(variables, jp.replay(structure, Removal(kept, removed)))
+
+
+READING = (
+    "what is left of the weights and FLOPs of the first row, and how many times as fast a batch of "
+    "so many images is read: medians of paired times; A/A is the first row against itself"
+)
+
+
+class Size(NamedTuple):
+    """How large a network is."""
+
+    weights: int  # that are trained
+    flops: int  # of one image; a multiply and an add are 2
+    widths: dict[str, int]  # neurons by group
+
+
+def size_of(structure: Structure, kept: Kept, trained: str = "params/") -> Size:
+    """That of the network of the kept neurons.
+
+    Args:
+      structure: of `analyze(module.apply, variables, one_image)`.
+      kept: bool (size,) by group; of a group that is not named all are kept. Or a `Removal`.
+      trained: how the paths of weights begin; running statistics are none.
+    """
+    neurons, gone = known(structure, kept), removed(kept)
+    keep = Keep({structure.atoms[name]: own for name, own in neurons.items()})
+    left = {path: math.prod(keep.shape(axes)) for path, axes in structure.axes.items()}
+    weights = sum(n for path, n in left.items() if path.startswith(trained) and path not in gone)
+    widths = {name: group.size for name, group in structure.groups.items()}
+    widths |= {name: int(np.sum(own)) for name, own in neurons.items()}
+    return Size(weights, jp.cost(structure, kept).flops, widths)
+
+
+def numbers(
+    sizes: Mapping[str, Sequence[Size]],
+    accuracy: Mapping[str, np.ndarray],
+    latencies: Mapping[str, Mapping[str, Any]],
+    chance: float,
+) -> dict[str, dict[str, Any]]:
+    """For summary.json: by network, lists over seeds.
+
+    Args:
+      sizes: of each network, of all its seeds; the first is the one before.
+      accuracy: fractions (seeds,) on test data.
+      latencies: those of `timing.latencies`, of the first seed's networks or some of them.
+      chance: that of `dead.chance`, on the same test data.
+    """
+    before = next(iter(sizes.values()))
+    return {
+        name: {
+            "test_accuracy": results.accuracy(accuracy[name], chance),
+            "weights": [size.weights for size in own],
+            "flops": [size.flops for size in own],
+            "weights_left": _share(own, before, "weights"),
+            "flops_left": _share(own, before, "flops"),
+            "widths": [size.widths for size in own],
+            "latency": {batch: by[name] for batch, by in latencies.items() if name in by},
+        }
+        for name, own in sizes.items()
+    }
+
+
+def _share(after: Sequence[Size], before: Sequence[Size], what: str) -> list[float]:
+    pairs = zip(after, before, strict=True)
+    return [getattr(own, what) / getattr(first, what) for own, first in pairs]
+
+
+def table(
+    networks: Mapping[str, Mapping[str, Any]], latencies: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of `numbers`: the first row as it is, the others relative to it."""
+    batches = list(latencies)
+    columns = ["test accuracy", "weights", "FLOPs", *(f"batch {batch}" for batch in batches)]
+    rows = []
+    for i, (name, own) in enumerate(networks.items()):
+        cells = [name, results.percent(own["test_accuracy"])]
+        if i == 0:
+            cells += [f"{own['weights'][0]:,}", _large(own["flops"][0])]
+        else:
+            cells += [_percent(own[key]) for key in ("weights_left", "flops_left")]
+        cells += [_time(own["latency"].get(batch), whole=i == 0) for batch in batches]
+        rows.append(cells)
+    band = [by[CONTROL]["times_as_fast"] for by in latencies.values()]
+    spreads = [f"{spread['low']:.2f}-{spread['high']:.2f}x" for spread in band]
+    return columns, [*rows, [CONTROL, "", "", "", *spreads]] if batches else rows
+
+
+def _large(n: int) -> str:
+    for scale, unit in ((1e9, "G"), (1e6, "M")):
+        if n >= scale:
+            return f"{n / scale:.3g} {unit}"
+    return f"{n:,}"
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{100 * np.mean(shares):.1f} %"
+
+
+def _time(latency: Any, whole: bool) -> str:
+    if latency is None:
+        return ""
+    if whole:
+        return f"{1e3 * latency['seconds']['median']:.3g} ms"
+    return f"{latency['times_as_fast']['median']:.2f}x"

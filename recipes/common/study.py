@@ -13,10 +13,10 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import arms, checkpoint, data, dead, folder, lanes, results, settings
+from recipes.common import arms, checkpoints, data, dead, folder, lanes, results, settings
 from recipes.common.arms import Arm, History, States, Weights
-from recipes.common.errors import RecipeError
 from recipes.common.figures import style
+from recipes.common.folder import RecipeError
 from recipes.common.journal import journal
 from recipes.common.lanes import State
 from recipes.common.report import Writeup, finish
@@ -177,7 +177,7 @@ def save_model(path: Path, outcome: Outcome, name: str) -> None:
     state = outcome.states[name]
     params = arms.network(outcome.arms[name], state)
     masks = like(jp.get_masks(state.opt_state), params)  # without what else was learned
-    checkpoint.save_model(path, params, state.batch_stats, masks)
+    checkpoints.save_model(path, params, state.batch_stats, masks)
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import remaining, study
-from recipes.common.figures import style
+from recipes.common import study
+from recipes.common.figures import left, style
 
 if TYPE_CHECKING:
     from recipes.prune_at_init import Config
@@ -69,9 +69,9 @@ def pictures(
     drawn = style.looks(["dense", *config.method])
     dense = np.asarray(numbers["dense"]["test_accuracy"]["per_seed"])
 
-    def line(method: str, control: str = "") -> remaining.Line:
+    def line(method: str, control: str = "") -> left.Line:
         own = [numbers[name(Kind(method, s, control), config)] for s in config.sparsity]
-        return remaining.Line(
+        return left.Line(
             left=[1 - s for s in config.sparsity],
             accuracy=np.array([n["test_accuracy"]["per_seed"] for n in own]),
             collapsed=np.array([n["collapsed"] for n in own]),
@@ -79,12 +79,12 @@ def pictures(
 
     made = {
         ACCURACY: study.Picture(
-            remaining.accuracy({m: line(m) for m in config.method}, dense, drawn),
+            left.accuracy({m: line(m) for m in config.method}, dense, drawn),
             "Test accuracy of the last step against weights left: mean over seeds; bands from the "
             "worst seed to the best. A cross: a layer kept no weight, in one seed at least.",
         ),
         study.LAYERS: study.Picture(
-            remaining.layers(layer_lines(config, outcome), drawn),
+            left.layers(layer_lines(config, outcome), drawn),
             "Weights kept in each layer, counted, against weights left in all: mean over seeds; "
             "bands from the lowest to the highest. A cross: the layer kept none, in one seed at "
             "least.",
@@ -96,7 +96,7 @@ def pictures(
     }
     if config.controls:
         made[CONTROLS] = study.Picture(
-            remaining.controls(
+            left.controls(
                 {
                     m: {c or "own masks": line(m, c) for c in ("", SHUFFLED, REDRAWN)}
                     for m in config.method
@@ -118,7 +118,7 @@ def layer_lines(config: Config, outcome: study.Outcome) -> dict[str, dict[str, s
             jp.get_masks(outcome.states[name(Kind(method, s), config)].opt_state)
             for s in config.sparsity
         ]
-        kept = [remaining.kept_by_layer(stack) for stack in stacks]
+        kept = [left.kept_by_layer(stack) for stack in stacks]
         for path in kept[0]:
             counts = np.array([k[path] for k in kept])
             lines.setdefault(path, {})[method] = ([1 - s for s in config.sparsity], counts)

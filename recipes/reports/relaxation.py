@@ -12,18 +12,10 @@ import numpy as np
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Removal
-from recipes.common import (
-    before_after,
-    flops_left,
-    folder,
-    lanes,
-    latency,
-    relaxation_plots,
-    results,
-    small,
-)
+from recipes.common import folder, lanes, results, small, timing
 from recipes.common.data import Dataset
-from recipes.common.figures import layers, style
+from recipes.common.figures import gates, layers, style
+from recipes.common.figures.left import flops_left
 from recipes.common.journal import Journal
 from recipes.common.report import Writeup, finish
 
@@ -138,7 +130,7 @@ def summarise(
     sizes, accuracy, removed, fast = {}, {}, {}, {}
     for i, arm in enumerate(s.arms):
         removals = left[i * n : (i + 1) * n]
-        sizes[arm] = [before_after.size_of(s.neurons.structure, own) for own in removals]
+        sizes[arm] = [small.size_of(s.neurons.structure, own) for own in removals]
         accuracy[arm] = np.asarray(records[-1][arm]["test_accuracy"])
         if arm == DENSE:
             dense = lanes.lane_of(variables, 0)
@@ -155,7 +147,7 @@ def summarise(
             Compact(own[0], s.program.module.apply), compact[0], dataset.test
         ) | {"leaves": [list(gone.removed) for gone in removals]}
     times = (
-        latency.latencies(fast, image, rounds=config.timings, seed=config.seed)
+        timing.latencies(fast, image, rounds=config.timings, seed=config.seed)
         if config.timings
         else {}
     )
@@ -169,7 +161,7 @@ def summarise(
         "stages": [stage._asdict() for stage in s.stages],
         "flops": list(config.flops),
         "chance": chance,
-        "networks": before_after.numbers(sizes, accuracy, times, chance),
+        "networks": small.numbers(sizes, accuracy, times, chance),
         "masked_and_compacted": removed,
         "latency": times,
         "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
@@ -192,7 +184,7 @@ def pictures(
     cutting_stages = {stage.name for stage in s.stages if stage.threshold is not None}
     cut = [record for record in records if record["stage"] in cutting_stages]
     dense = np.asarray(records[-1][DENSE]["test_accuracy"])
-    whole = before_after.size_of(s.neurons.structure, {})
+    whole = small.size_of(s.neurons.structure, {})
     widths = {
         arm: {
             group: np.array([own[group] for own in summary["networks"][arm]["widths"]])
@@ -204,10 +196,10 @@ def pictures(
     looks = zip(s.arms, cycle(style.COLORS), cycle("os^D"), strict=False)
     drawn = {arm: style.Look(color, "-", marker) for arm, color, marker in looks}
     return {
-        STAGES: relaxation_plots.stages(records, drawn, ends),
-        GATES: relaxation_plots.histograms(gated, relaxed, ends[:-1]),
+        STAGES: gates.stages(records, drawn, ends),
+        GATES: gates.stage_histograms(gated, relaxed, ends[:-1]),
         WIDTHS: layers.picture(whole.widths, {"Widths": widths}, drawn),
-        FLOPS: flops_left.picture(
+        FLOPS: flops_left(
             {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
             {arm: _against_flops([r for r in cut if r["step"] in ends], arm) for arm in relaxed},
             dense,
@@ -225,7 +217,7 @@ def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> st
 
 def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
     """The result, for people."""
-    columns, rows = before_after.table(summary["networks"], summary["latency"])
+    columns, rows = small.table(summary["networks"], summary["latency"])
     largest = max(own["largest_difference"] for own in summary["masked_and_compacted"].values())
     differ = sum(own["answers_that_differ"] for own in summary["masked_and_compacted"].values())
     peak = summary["peak_memory_bytes"] / 1e9
@@ -246,7 +238,7 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         headline=(
             f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} steps "
             f"in {len(s.stages)} stages with thresholds {thresholds}. Mean ± standard deviation "
-            "over seeds, and " + before_after.READING
+            "over seeds, and " + small.READING
         ),
         columns=columns,
         rows=rows,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import checkpoint, dead, folder, lanes, measures, results, soup_plots
+from recipes.common import checkpoints, dead, folder, lanes, measures, results
 from recipes.common.figures import pairs, style
 from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
@@ -114,7 +114,7 @@ def save(
     writeup: Writeup,
 ) -> None:
     """Writes the soups, the plots, summary.json and report.md; prints the table."""
-    checkpoint.save_model(config.out / folder.MODEL, *soups)
+    checkpoints.save_model(config.out / folder.MODEL, *soups)
     after = records[1:]
     sparsities = [record["sparsity"] for record in after]
     accuracy = {
@@ -135,8 +135,8 @@ def save(
         for record in (after[:1] + after[-1:] if len(after) > 1 else after)
     }
     figures = {
-        SOUPS: soup_plots.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
-        BARRIERS: soup_plots.barriers(sparsities, heights, config.threshold),
+        SOUPS: pairs.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
+        BARRIERS: pairs.barriers(sparsities, heights, config.threshold),
         PATHS: pairs.along_paths(panels, config.threshold, "child"),
         LAYERS: style.layer_density({SOUP: results.layer_density(soups.masks)}),
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoint, dead, folder, lanes, measures, results
+from recipes.common import checkpoints, dead, folder, lanes, measures, results
 from recipes.common.figures import pairs
 from recipes.common.figures.pairs import Forks
 from recipes.common.lanes import Network
@@ -96,7 +96,7 @@ def save(
     config: Config, pruned: Network, records: Records, summary: dict[str, Any], writeup: Writeup
 ) -> None:
     """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
-    checkpoint.save_model(config.out / folder.MODEL, *pruned)
+    checkpoints.save_model(config.out / folder.MODEL, *pruned)
     steps = [record["step"] for record in records]
 
     def drawn(arm: str, i: int) -> np.ndarray:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.structured.compact import Compact
-from recipes.common import before_after, flops_left, folder, lanes, latency, results, small
+from recipes.common import folder, lanes, results, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import layers, style
+from recipes.common.figures.left import flops_left
 from recipes.common.report import Writeup, finish
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of summary.json; measures latencies."""
     began = time.perf_counter()
-    whole = before_after.size_of(s.structure, {})
+    whole = small.size_of(s.structure, {})
     sizes = {DENSE: [whole] * config.seeds, AS_LONG: [whole] * config.seeds}
     accuracy = {
         DENSE: np.array(records[0][DENSE]["test_accuracy"]),
@@ -53,7 +54,7 @@ def summarise(
         for score in s.scores:
             own, name = record[score], row_name(score, record["flops_asked"])
             measured = zip(own["weights"], own["flops"], own["widths"], strict=True)
-            sizes[name] = [before_after.Size(*size) for size in measured]
+            sizes[name] = [small.Size(*size) for size in measured]
             accuracy[name] = np.array(own["compacted_accuracy"])
             removed[name] = {key: own[key] for key in ("largest_difference", "answers_that_differ")}
     times = timed(config, s, dataset, records) if config.timings else {}
@@ -69,7 +70,7 @@ def summarise(
         "scope": config.scope,
         "flops": list(config.flops),
         "chance": chance,
-        "networks": before_after.numbers(sizes, accuracy, times, chance),
+        "networks": small.numbers(sizes, accuracy, times, chance),
         "masked_and_compacted": removed,
         "latency": times,
         "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
@@ -94,13 +95,13 @@ def timed(
         for score in s.scores:
             path = config.out / model_path(score, share)
             networks[row_name(score, share)] = small.load(path)
-    return latency.latencies(networks, image, rounds=config.timings, seed=config.seed)
+    return timing.latencies(networks, image, rounds=config.timings, seed=config.seed)
 
 
 def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, bytes]:
     """The figures, by their path below the folder of the run."""
     dense = np.array(records[-1][DENSE]["test_accuracy"])
-    whole = before_after.size_of(s.structure, {})
+    whole = small.size_of(s.structure, {})
     at_once, trained_on = (
         {score: curve(records[1:], score, key, whole.flops) for score in s.scores}
         for key in ("before_training_on", "test_accuracy")
@@ -114,7 +115,7 @@ def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, b
         }
     drawn = style.looks([DENSE, *s.scores])
     return {
-        FLOPS: flops_left.picture(at_once, trained_on, dense, s.shares),
+        FLOPS: flops_left(at_once, trained_on, dense, s.shares),
         WIDTHS: layers.picture(whole.widths, panels, drawn),
     }
 
@@ -128,7 +129,7 @@ def curve(records: Records, score: str, key: str, flops: int) -> style.Curve:
 
 def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
     """The result, for people."""
-    columns, rows = before_after.table(summary["networks"], summary["latency"])
+    columns, rows = small.table(summary["networks"], summary["latency"])
     removed = summary["masked_and_compacted"].values()
     largest = max(max(own["largest_difference"]) for own in removed)
     differ = sum(sum(own["answers_that_differ"]) for own in removed)
@@ -139,7 +140,7 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
             f"{config.model} on {config.dataset}, {config.seeds} seeds, {s.steps:,} steps, then "
             f"{len(s.shares)} rounds of {s.more:,}; scope of ranking: {config.scope}. Mean ± "
             "standard deviation over seeds of the compacted networks"
-            + (f", and {before_after.READING}" if summary["latency"] else "")
+            + (f", and {small.READING}" if summary["latency"] else "")
         ),
         columns=columns,
         rows=rows,

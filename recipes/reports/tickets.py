@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recipes.common import checkpoint, dead, folder, lanes, results
+from recipes.common import checkpoints, dead, folder, lanes, results
 from recipes.common.figures import left, style
 from recipes.common.lanes import Network
 from recipes.common.report import Writeup, finish
@@ -117,7 +117,7 @@ def save(
 ) -> None:
     """Writes the networks of the last phase, the plots, summary.json and report.md."""
     for arm, end in ends.items():
-        checkpoint.save_model(config.out / folder.MODEL / arm, *end.network)
+        checkpoints.save_model(config.out / folder.MODEL / arm, *end.network)
     weights = summary["prunable_weights"]
     curves = {
         arm: (
@@ -130,7 +130,7 @@ def save(
     density = {arm: results.layer_density(ends[arm].network.masks) for arm in methods}
     drawn = style.looks(["dense", *config.method])
     figures = {
-        PICTURE: left.picture(curves, np.array(records[0]["dense"]["test_accuracy"])),
+        PICTURE: left.weights_left(curves, np.array(records[0]["dense"]["test_accuracy"])),
         LAYERS: style.layer_density(density, drawn),
     }
     layers = {}

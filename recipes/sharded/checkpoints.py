@@ -1,6 +1,6 @@
 """Checkpoints of arrays that are spread over processes: each writes and reads its own part.
 
-Unlike `recipes.common.checkpoint`, which packs masks on one host, this keeps them as they lie.
+Unlike `recipes.common.checkpoints`, which packs masks on one host, this keeps them as they lie.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.sharded.layout import by_name
 
 

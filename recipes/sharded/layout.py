@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 
 
 def on_mesh(params: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:

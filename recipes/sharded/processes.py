@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import multihost_utils
 
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 PATIENCE = 60.0  # seconds for what was told to stop

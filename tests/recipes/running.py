@@ -9,7 +9,7 @@ import jax
 import pytest
 import yaml
 
-from recipes.common import checkpoint, data, folder, lanes, models
+from recipes.common import checkpoints, data, folder, lanes, models
 from recipes.common.journal import Journal
 
 SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
@@ -85,7 +85,7 @@ def test_accuracies(out, model=""):
     dataset = data.load(config["dataset"], train_examples=config["train_examples"])
     width = config.get("width", 1.0)
     module = models.model(config["model"], dataset.classes, config["norm"], width)
-    params, batch_stats, _ = checkpoint.load_model(out / folder.MODEL / model)
+    params, batch_stats, _ = checkpoints.load_model(out / folder.MODEL / model)
 
     def accuracy(params, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}

@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import connectivity
-from recipes.common import checkpoint, data, folder, models
+from recipes.common import checkpoints, data, folder, models
 from tests.recipes import running
 
 SHORT = ["--seeds", "3", "--steps", "40", "--every", "2", "--evaluations", "2", "--points", "5"]
@@ -48,7 +48,7 @@ def test_it_writes_everything(finished):
 
 def test_the_summary_is_what_the_library_says_of_the_model(finished):
     summary = summary_of(finished)
-    params, _, masks = checkpoint.load_model(finished / folder.MODEL)
+    params, _, masks = checkpoints.load_model(finished / folder.MODEL)
     overlaps = jp.pairwise(jp.overlap, jax.tree.map(np.asarray, masks))
     said = summary["arms"]["sparse"]["mask_overlap"]
     np.testing.assert_allclose(said["matrix"], overlaps, rtol=1e-6)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from recipes import distributed
 from recipes.common import folder
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.sharded import checkpoints, layout, processes
 from tests.recipes.running import exit_code
 

@@ -8,7 +8,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import dynamic
-from recipes.common import arms, checkpoint, data, folder, lanes, settings
+from recipes.common import arms, checkpoints, data, folder, lanes, settings
 from tests.recipes import running
 from tests.recipes.running import metrics
 
@@ -63,14 +63,14 @@ def test_masks_move_as_the_method_says(finished):
 
 def test_two_seeds_have_different_masks(finished):
     for method in ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf"):
-        _, _, masks = checkpoint.load_model(finished / folder.MODEL / method)
+        _, _, masks = checkpoints.load_model(finished / folder.MODEL / method)
         mask = masks["Dense_1"]["kernel"]
         assert (mask[0] != mask[1]).any()
 
 
 def test_every_model_is_sparse(finished):
     for method in dynamic.METHODS:
-        params, _, masks = checkpoint.load_model(finished / folder.MODEL / method)
+        params, _, masks = checkpoints.load_model(finished / folder.MODEL / method)
         for layer in ("Dense_0", "Dense_1", "Dense_2"):
             assert not params[layer]["kernel"][~masks[layer]["kernel"]].any()
 
@@ -83,7 +83,7 @@ def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_pa
     all_ = metrics(finished)
     assert metrics(out) == [{k: r[k] for k in ("step", "dense", *few)} for r in all_]
     for method in few:
-        models = (checkpoint.load_model(path / folder.MODEL / method) for path in (out, finished))
+        models = (checkpoints.load_model(path / folder.MODEL / method) for path in (out, finished))
         jax.tree.map(np.testing.assert_array_equal, *models)
 
 

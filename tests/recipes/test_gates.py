@@ -8,7 +8,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gates
-from recipes.common import arms, checkpoint, data, folder, gating, lanes, models, settings
+from recipes.common import arms, checkpoints, data, folder, gating, lanes, models, settings
 from tests.recipes import running
 from tests.recipes.running import metrics
 
@@ -57,11 +57,11 @@ def test_gates_close_before_they_become_masks(finished):
 
 def test_the_models_are_networks_without_gates(finished):
     for arm in ("neuron", "weight", "gmp"):
-        params, _, masks = checkpoint.load_model(finished / folder.MODEL / arm)
+        params, _, masks = checkpoints.load_model(finished / folder.MODEL / arm)
         assert sorted(params) == ["Dense_0", "Dense_1", "Dense_2"]
         for layer in params:
             assert not params[layer]["kernel"][~masks[layer]["kernel"]].any()
-    _, _, masks = checkpoint.load_model(finished / folder.MODEL / "neuron")
+    _, _, masks = checkpoints.load_model(finished / folder.MODEL / "neuron")
     rows = np.asarray(masks["Dense_1"]["kernel"]).any(-1)  # (seeds, neurons)
     columns = np.asarray(masks["Dense_0"]["kernel"]).any(-2)
     np.testing.assert_array_equal(rows, columns)  # a neuron goes whole
@@ -74,7 +74,7 @@ def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_pa
     gates.main(["--out", str(out), "--resume"])
     few = ("step", "dense", "neuron", "gmp")
     assert metrics(out) == [{key: record[key] for key in few} for record in metrics(finished)]
-    models_ = (checkpoint.load_model(path / folder.MODEL / "neuron") for path in (out, finished))
+    models_ = (checkpoints.load_model(path / folder.MODEL / "neuron") for path in (out, finished))
     jax.tree.map(np.testing.assert_array_equal, *models_)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import arms, checkpoint, checkpoints, data, folder, lanes
+from recipes.common import arms, checkpoints, data, folder, lanes
 from tests.recipes import running
 from tests.recipes.running import exit_code, metrics
 
@@ -56,7 +56,7 @@ def test_metrics_of_both_arms(finished):
 
 
 def test_the_model_loads_and_is_sparse(finished):
-    params, _, masks = checkpoint.load_model(finished / folder.MODEL)
+    params, _, masks = checkpoints.load_model(finished / folder.MODEL)
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
         assert masks[layer]["bias"] is None
         assert not params[layer]["kernel"][~masks[layer]["kernel"]].any()
@@ -149,8 +149,8 @@ def test_seeds_on_two_devices_are_those_of_one(finished, tmp_path, monkeypatch):
         for arm in ("dense", "sparse"):
             np.testing.assert_allclose(own[arm]["loss"], theirs[arm]["loss"], rtol=1e-5)
             assert own[arm].get("sparsity") == theirs[arm].get("sparsity")
-    *_, masks = checkpoint.load_model(out / folder.MODEL)
-    *_, same = checkpoint.load_model(finished / folder.MODEL)
+    *_, masks = checkpoints.load_model(out / folder.MODEL)
+    *_, same = checkpoints.load_model(finished / folder.MODEL)
     assert min(jax.tree.leaves(jax.tree.map(lambda a, b: np.mean(a == b), masks, same))) > 0.99
 
 
@@ -191,5 +191,5 @@ def test_a_convolutional_network_with_batch_norm(tmp_path):
     assert json.loads((out / "summary.json").read_text())["sparsity"] == pytest.approx(
         0.8, abs=1e-5
     )
-    _, batch_stats, _ = checkpoint.load_model(out / folder.MODEL)
+    _, batch_stats, _ = checkpoints.load_model(out / folder.MODEL)
     assert batch_stats["BatchNorm_0"]["mean"].shape == (2, 32)

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import prune_at_init
-from recipes.common import balanced, checkpoint, data, folder, lanes, models
+from recipes.common import checkpoints, data, folder, lanes, models
 from recipes.reports import prune_at_init as report
 from tests.recipes import running
 from tests.recipes.running import metrics
@@ -55,7 +55,7 @@ def arms(out):
 
 
 def masks_of(out, arm):
-    _, _, masks = checkpoint.load_model(out / folder.MODEL / arm.replace(" ", "-"))
+    _, _, masks = checkpoints.load_model(out / folder.MODEL / arm.replace(" ", "-"))
     return masks
 
 
@@ -90,7 +90,7 @@ def test_masks_stay_as_they_were_made(finished):
         for method in prune_at_init.METHODS:
             assert record[method]["sparsity"] == pytest.approx([0.9, 0.9], abs=1e-4)
             assert record[method]["overlap_first"] == [1, 1]
-    params, _, masks = checkpoint.load_model(finished / folder.MODEL / "force")
+    params, _, masks = checkpoints.load_model(finished / folder.MODEL / "force")
     assert not params["Dense_0"]["kernel"][~masks["Dense_0"]["kernel"]].any()
 
 
@@ -98,7 +98,7 @@ def test_snip_s_masks_are_those_of_its_score(finished):
     digits = data.load("digits", train_examples=256).train
     module, key = models.model("mlp", 10), lanes.seed_keys(0, 1)[0]
     params = module.init(jax.random.fold_in(key, 0), digits.images[:1])["params"]
-    rows = balanced.balanced_rows(jax.random.fold_in(key, 2), digits.labels, 10, 5)
+    rows = data.balanced_rows(jax.random.fold_in(key, 2), digits.labels, 10, 5)
     batch = digits.images[rows], digits.labels[rows]
     loss = lambda params: models.classification(module)(params, {}, *batch)[0]
     masks = jp.select(jp.snip(loss, params), jp.global_threshold, 0.9)

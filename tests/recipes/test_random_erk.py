@@ -9,7 +9,7 @@ import pytest
 import jaxprune as jp
 from recipes import random_erk
 from recipes.common import arms as ways
-from recipes.common import checkpoint, data, folder, lanes, models
+from recipes.common import checkpoints, data, folder, lanes, models
 from tests.recipes import running
 
 SHORT = [*running.SHORT, "--sparsity", "0.6", "--allocation", *random_erk.ALLOCATIONS]
@@ -48,7 +48,7 @@ def test_all_allocations_keep_as_many_weights(finished):
 def test_each_allocation_has_its_ratios(finished):
     density = {}
     for allocation in random_erk.ALLOCATIONS:
-        _, _, masks = checkpoint.load_model(finished / folder.MODEL / allocation)
+        _, _, masks = checkpoints.load_model(finished / folder.MODEL / allocation)
         density[allocation] = [
             np.mean(masks[f"Dense_{i}"]["kernel"], axis=(1, 2)) for i in range(3)
         ]
@@ -99,7 +99,7 @@ def test_widths_keep_equally_many_weights(wide):
         assert erk["accuracy_minus_dense"]["mean"] == pytest.approx(
             erk["test_accuracy"]["mean"] - dense["test_accuracy"]["mean"]
         )
-    params, _, _ = checkpoint.load_model(wide / folder.MODEL / "erk-x2")
+    params, _, _ = checkpoints.load_model(wide / folder.MODEL / "erk-x2")
     assert params["Dense_0"]["kernel"].shape == (2, 64, 512)
 
 
@@ -117,7 +117,7 @@ def test_a_convolutional_network_with_batch_norm(tmp_path):
     out = tmp_path / "conv"
     flags = ["--model", "conv", "--norm", "batch", "--allocation", "snip", "--widths", "1.3"]
     random_erk.main([*running.SHORT, *flags, "--out", str(out)])
-    _, batch_stats, _ = checkpoint.load_model(out / folder.MODEL / "snip")
+    _, batch_stats, _ = checkpoints.load_model(out / folder.MODEL / "snip")
     assert batch_stats["BatchNorm_0"]["mean"].shape == (2, 40)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import soup
-from recipes.common import checkpoint, cli, data, folder, lanes, measures, models
+from recipes.common import checkpoints, cli, data, folder, lanes, measures, models
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--sparsities", "0.5", "0.9"]
@@ -94,7 +94,7 @@ def test_the_best_child_is_chosen_on_validation_data_and_reported_on_test_data(f
 
 
 def test_the_saved_soup_is_sparse_and_of_the_accuracy_that_is_told(finished):
-    params, _, masks = checkpoint.load_model(finished / folder.MODEL)
+    params, _, masks = checkpoints.load_model(finished / folder.MODEL)
     kept = 0
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
         kernel, mask = params[layer]["kernel"], masks[layer]["kernel"]
@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeyp
     assert running.interrupted(soup, monkeypatch, resume, call=2) == 130  # within a phase
     soup.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished)
-    loaded = (checkpoint.load_model(path / folder.MODEL) for path in (out, finished))
+    loaded = (checkpoints.load_model(path / folder.MODEL) for path in (out, finished))
     jax.tree.map(np.testing.assert_array_equal, *loaded)
 
 
@@ -216,7 +216,7 @@ def test_running_statistics_are_made_anew(tmp_path):
     soup.main([*argv, "--out", str(tmp_path / "run")])
     summary = json.loads((tmp_path / "run" / folder.SUMMARY).read_text())
     assert summary["running_statistics"] == "recalibrated"
-    _, batch_stats, _ = checkpoint.load_model(tmp_path / "run" / folder.MODEL)
+    _, batch_stats, _ = checkpoints.load_model(tmp_path / "run" / folder.MODEL)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(batch_stats))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import stability
-from recipes.common import checkpoint, data, folder, lanes, models
+from recipes.common import checkpoints, data, folder, lanes, models
 from recipes.common.lanes import Lane
 from tests.recipes import running
 
@@ -90,7 +90,7 @@ def test_the_summary_is_exact_numbers(finished):
 
 
 def test_the_model_is_the_pruned_trunks(finished):
-    params, _, masks = checkpoint.load_model(finished / folder.MODEL)
+    params, _, masks = checkpoints.load_model(finished / folder.MODEL)
     kernel, mask = params["Dense_0"]["kernel"], masks["Dense_0"]["kernel"]
     assert not kernel[~mask].any() and kernel.shape == (2, 64, 256)
     kept = sum(int(m[0].sum()) for m in jax.tree.leaves(masks))

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import tickets
-from recipes.common import checkpoint, data, folder, lanes
+from recipes.common import checkpoints, data, folder, lanes
 from recipes.reports import tickets as report
 from tests.recipes import running
 
@@ -103,7 +103,7 @@ def test_early_steps_are_steps_at_which_validation_was_measured(finished):
 
 
 def test_controls_have_the_tickets_masks_or_counts(finished):
-    load = lambda arm: checkpoint.load_model(finished[0] / folder.MODEL / arm)
+    load = lambda arm: checkpoints.load_model(finished[0] / folder.MODEL / arm)
     (params, _, masks), (new, _, same), (_, _, random) = map(load, ("ltr", "reinit", "random"))
     jax.tree.map(np.testing.assert_array_equal, masks, same)
     for layer in LAYERS:
@@ -141,7 +141,7 @@ def test_an_interrupted_study_goes_on_with_the_next_phase(finished, tmp_path, mo
     tickets.main(["--out", str(out), "--resume"])
     assert records_of(out) == records_of(finished[0])
     for arm in ARMS:
-        both = (checkpoint.load_model(path / folder.MODEL / arm) for path in (out, finished[0]))
+        both = (checkpoints.load_model(path / folder.MODEL / arm) for path in (out, finished[0]))
         jax.tree.map(np.testing.assert_array_equal, *both)
     assert not (out / folder.CHECKPOINT).exists()
 

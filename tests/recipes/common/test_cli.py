@@ -13,8 +13,8 @@ import pytest
 
 import recipes
 from recipes.common import cli
-from recipes.common.errors import RecipeError
-from recipes.common.interrupt import Stopped, deferred_signals
+from recipes.common.folder import RecipeError
+from recipes.common.terminal import Stopped, deferred_signals
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from recipes.common import folder
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 
 
 def test_a_new_or_empty_folder_is_fine(tmp_path):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from recipes.common import checkpoints, cli, folder, results
-from recipes.common.errors import RecipeError
-from recipes.common.interrupt import Stopped
+from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
+from recipes.common.terminal import Stopped
 
 PROGRAM = "python -m recipes.toy"
 CALLS = 9  # of the device, and settled states: 3 phases of 2 calls, each settled

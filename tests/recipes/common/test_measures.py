@@ -9,7 +9,7 @@ import pytest
 import jaxprune as jp
 from recipes.common import measures, models, results
 from recipes.common.data import Dataset, Split
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 
 
 def split(examples, seed=0):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recipes.common.errors import RecipeError
+from recipes.common.folder import RecipeError
 from recipes.common.models import FIRST_LAST, model
 
 

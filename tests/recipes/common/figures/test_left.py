@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from recipes.common import flops_left
 from recipes.common.figures import left
 
 DENSE = np.array([0.9, 0.92])
@@ -19,12 +18,12 @@ def drawn(monkeypatch):
     """The axes of a figure."""
     figures = []
     monkeypatch.setattr(left, "png", lambda figure: figures.append(figure) or b"")
-    left.picture(CURVES, DENSE)
+    left.weights_left(CURVES, DENSE)
     return figures[0].axes
 
 
 def test_it_is_a_png():
-    assert left.picture(CURVES, DENSE).startswith(b"\x89PNG")
+    assert left.weights_left(CURVES, DENSE).startswith(b"\x89PNG")
 
 
 def test_few_weights_are_on_the_right_of_a_log_axis(drawn):
@@ -53,9 +52,9 @@ def test_a_short_axis_has_more_ticks():
 
 def test_flops_are_told_when_pruned_and_trained_on(monkeypatch):
     figures = []
-    monkeypatch.setattr(flops_left, "png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(left, "png", lambda figure: figures.append(figure) or b"")
     lower = {"ltr": (CURVES["ltr"][0], CURVES["ltr"][1] - 0.1)}
-    flops_left.picture(lower, {"ltr": CURVES["ltr"]}, DENSE, [0.5, 0.1])
+    left.flops_left(lower, {"ltr": CURVES["ltr"]}, DENSE, [0.5, 0.1])
     for axes, first in zip(figures[0].axes, (82.5, 92.5), strict=True):
         lines = {line.get_label(): line.get_xydata() for line in axes.get_lines()}
         np.testing.assert_allclose(lines["ltr"][0], [50, first])

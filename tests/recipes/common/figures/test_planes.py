@@ -3,10 +3,11 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from recipes.common.figures import planes
-from recipes.common.figures.planes import Line, Mark, Panel
+from recipes.common.figures.planes import Curvature, Line, Mark, Panel, curvature
 
 MARKS = [Mark("seed 0", 0.0, 0.0), Mark("seed 1", 2.0, 0.0), Mark("seed 2", 1.0, 1.5)]
 
@@ -45,3 +46,12 @@ def test_planes_and_lines():
     lines = [Line("as trained", alphas, alphas), Line("matched", alphas, alphas**2)]
     panels, below = {"A": panel(), "B": panel()}, {"A": lines, "B": lines}
     assert size(planes.planes_and_lines(panels, "loss", below, "loss")) == (1400, 1080)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_curvature(seeds):
+    grid = np.linspace(-1, 5, 50)
+    density = np.stack([np.exp(-((grid - i) ** 2)) for i in range(seeds)])
+    own = Curvature(np.arange(1.0, 4.0)[::-1] * np.ones((seeds, 1)), grid, density)
+    png = curvature({"dense": own, "sparse": own})
+    assert Image.open(io.BytesIO(png)).size == (1400, 580)

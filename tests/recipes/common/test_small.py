@@ -7,7 +7,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
-from recipes.common import before_after, latency, models, small
+from recipes.common import models, small, timing
 from recipes.common.figures import layers
 
 NETWORK = {"name": "mlp", "classes": 3, "norm": "group", "width": 1 / 32}  # 8 and 4 neurons
@@ -28,13 +28,13 @@ def networks():
 @pytest.fixture(scope="module")
 def numbers(networks):
     structure, own = networks
-    times = latency.latencies(own, IMAGE, batches=(1, 4), rounds=3, least_seconds=1e-4)
+    times = timing.latencies(own, IMAGE, batches=(1, 4), rounds=3, least_seconds=1e-4)
     sizes = {
-        "dense": [before_after.size_of(structure, {})],
-        "half": [before_after.size_of(structure, KEPT)],
+        "dense": [small.size_of(structure, {})],
+        "half": [small.size_of(structure, KEPT)],
     }
     accuracy = {"dense": np.array([0.9]), "half": np.array([0.8])}
-    return before_after.numbers(sizes, accuracy, times, chance=0.85), times
+    return small.numbers(sizes, accuracy, times, chance=0.85), times
 
 
 def test_weights_and_flops_are_counted(numbers):
@@ -51,7 +51,7 @@ def test_running_statistics_are_no_weights():
     structure = small.structure_of(module, IMAGE)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *IMAGE)))
     weights = sum(w.size for w in jax.tree.leaves(shapes["params"]))
-    assert before_after.size_of(structure, {}).weights == weights
+    assert small.size_of(structure, {}).weights == weights
 
 
 def test_every_network_is_timed_beside_the_first_and_its_control(numbers):
@@ -65,13 +65,13 @@ def test_every_network_is_timed_beside_the_first_and_its_control(numbers):
 
 
 def test_the_table(numbers):
-    columns, rows = before_after.table(*numbers)
+    columns, rows = small.table(*numbers)
     assert columns == ["test accuracy", "weights", "FLOPs", "batch 1", "batch 4"]
     dense, half, control = rows
     assert dense[:4] == ["dense", "90.00 ± 0.00 %", "91", "152"] and dense[4].endswith(" ms")
     assert half[:4] == ["half", "80.00 ± 0.00 % †", "60.4 %", "57.9 %"] and half[4].endswith("x")
     assert control[:4] == ["A/A", "", "", ""] and "-" in control[4]
-    untimed = before_after.table(numbers[0], {})
+    untimed = small.table(numbers[0], {})
     assert [row[0] for row in untimed[1]] == ["dense", "half"]
 
 

@@ -30,6 +30,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
     Raises:
       ValueError: if the paths or the shapes differ; it names the leaf.
+      TypeError: if a gate multiplies a leaf that is no float, as where masks are given as params.
     """
     in_layers = has_layers(masks) and not has_layers(params)
     if in_layers and not _are_bool(masks):  # gates may be smaller than the weights of a layer
@@ -130,6 +131,7 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
 
     Raises:
       ValueError: if their paths or shapes differ, or all are None.
+      TypeError: of what is not bool.
     """
     pairs = []
     for (leaf_name, a), (_, b) in zip(
@@ -140,6 +142,13 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
                 f"only one of these masks prunes '{leaf_name}': make both with the same prunable."
             )
         if a is not None:
+            for one in (a, b):
+                if not is_mask(one):
+                    raise TypeError(
+                        f"overlap is of masks (bool); '{leaf_name}' is {jnp.result_type(one)}. Of "
+                        "optimizer states: get_masks(opt_state); of params: jax.tree.map(lambda w: "
+                        "w != 0, params)."
+                    )
             pairs.append((a, b))
     if not pairs:
         raise ValueError(_NO_MASKS)
@@ -205,6 +214,12 @@ def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
         fits = False
     if not fits:
         raise ValueError(_shapes_differ(leaf_name, leaf, mask))
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        raise TypeError(
+            f"the gate of '{leaf_name}' is {mask.dtype}, and multiplies; its parameter is "
+            f"{jnp.result_type(leaf)}, which it would round. Params come first: "
+            "apply_masks(params, masks)."
+        )
     return leaf * mask.astype(leaf.dtype)
 
 

@@ -188,6 +188,20 @@ def test_a_gate_multiplies():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [bool, jnp.int32])
+def test_a_gate_multiplies_only_floats(dtype):
+    """Else a gate of 0.3 is True of a bool, and 0 of an integer; and the two may be swapped."""
+    with pytest.raises(TypeError, match=r"gate of 'kernel' is float32.*apply_masks\(params, masks"):
+        jp.apply_masks({"kernel": jnp.ones(2, dtype)}, {"kernel": jnp.array([0.3, 1.0])})
+
+
+def test_overlap_of_what_is_not_bool():
+    params = {"kernel": jnp.ones(2)}
+    for pair in ((params, params), ({"kernel": jnp.ones(2, bool)}, params)):
+        with pytest.raises(TypeError, match=r"overlap is of masks .*'kernel' is float32"):
+            jp.overlap(*pair)
+
+
 @pytest.mark.parametrize("shape", [(2, 1), (1, 4), (1, 1)])
 def test_a_gate_may_broadcast(shape):
     gate = 2 * jnp.ones(shape, jnp.bfloat16)

@@ -108,6 +108,16 @@ def atoms(e: Expr) -> Iterator[Atom]:
             yield from atoms(inner)
 
 
+def has_single(e: Expr) -> bool:
+    """Whether a segment of a concatenation is one neuron, which is no atom."""
+    e = resolved(e)
+    if isinstance(e, Atom):
+        return False
+    if isinstance(e, Prod):
+        return any(map(has_single, e.factors))
+    return ONE in e.parts or any(map(has_single, e.parts))
+
+
 def freeze(e: Expr, why: str) -> None:
     """No neuron of `e` may be pruned."""
     for atom in atoms(e):

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxprune.coupling.expressions import Atom, Axes, atoms
+from jaxprune.coupling.expressions import Atom, Axes, atoms, has_single
 from jaxprune.coupling.structure import Member, Neurons
 from jaxprune.coupling.uses import Uses
 from jaxprune.rules import matches, quoted
+
+SINGLE = "one neuron that is read apart from the others, such as h[:, 0]"
 
 
 def named(leaves: dict[str, Axes], uses: Uses) -> dict[str, Atom]:
@@ -106,10 +108,18 @@ def _roles(members: Mapping[Atom, int], uses: Uses) -> dict[Atom, str]:
 
 
 def reasons(leaves: dict[str, Axes]) -> dict[str, tuple[Member, ...]]:
+    """Why what is on an axis can't be pruned, and which axes these are.
+
+    A neuron that was cut off by itself is no group, since a group of one has nothing to choose:
+    on an axis with other neurons, which can be pruned, the table says where it is.
+    """
     found: dict[str, dict[Member, None]] = {}
     for path, axes in leaves.items():
         for i, e in enumerate(axes):
-            for atom in atoms(e):
+            own = list(atoms(e))
+            for atom in own:
                 for why in atom.frozen:
                     found.setdefault(why, {}).setdefault(Member(path, i))
+            if has_single(e) and not all(atom.frozen for atom in own):
+                found.setdefault(SINGLE, {}).setdefault(Member(path, i))
     return {why: tuple(members) for why, members in found.items()}

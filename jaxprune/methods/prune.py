@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune.allocation import er, erk, erk_plus, global_threshold, uniform, uniform_plus
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -29,7 +30,10 @@ from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
 from jaxprune.rules import check_any, kernels
 from jaxprune.schedules import check_schedule, sparsity_at
-from jaxprune.scores import lamp, random
+from jaxprune.scores import fisher, gradient, lamp, magnitude, random, saliency
+
+_SCORES = (magnitude, saliency, gradient, fisher)
+_ALLOCATIONS = (uniform, uniform_plus, er, erk, erk_plus, global_threshold)
 
 
 def prune(
@@ -65,6 +69,7 @@ def prune(
     for model compression.
     """
     _check_functions(score, prunable)
+    _check_order(score, allocation)
     check_callables(allocation, pattern)
     if callable(sparsity):
         check_schedule(sparsity)
@@ -118,4 +123,13 @@ def _check_functions(score: Any, prunable: Any) -> None:
     if any(score is maker for maker in example_of):
         raise TypeError(
             f"prune: {score.__name__} makes a score: call it, as in {example_of[score]}."
+        )
+
+
+def _check_order(score: Any, allocation: Any) -> None:
+    """TypeError where one is given in the place of the other: else it fails far from here."""
+    if score in _ALLOCATIONS or allocation in _SCORES:
+        raise TypeError(
+            "prune(score, allocation, sparsity) takes a score, such as jp.magnitude, then an "
+            f"allocation, such as jp.erk; got {shown(score)}, then {shown(allocation)}."
         )

@@ -39,16 +39,19 @@ def abs_of_sum(own: Slices) -> jax.Array:
 def distances(x: jax.Array) -> jax.Array:
     """(size,): the sum of the Euclidean distances from each row of `x` to all others.
 
-    Rows that are all zero are pruned neurons, and none of the others.
+    Rows that are all zero are pruned neurons, and none of the others. Nor are those that hold inf
+    or nan, which are inf away.
     """
     x = x.astype(jnp.float32)
+    finite = jnp.isfinite(x).all(1)
+    x = jnp.where(finite[:, None], x, 0.0)
     others = (x != 0).any(1)
     x = x - x.mean(0, keepdims=True)  # nearer to zero, where squares are exact
     norms = (x * x).sum(1)
     squares = norms[:, None] + norms[None] - 2 * jnp.dot(x, x.T, precision="highest")
     itself = jnp.eye(len(x), dtype=bool)
     apart = jnp.where(itself | ~others[None], 0.0, jnp.maximum(squares, 0.0))
-    return jnp.sqrt(apart).sum(1)
+    return jnp.where(finite, jnp.sqrt(apart).sum(1), jnp.inf)
 
 
 def per_group(
@@ -191,15 +194,18 @@ def random_neurons(key: jax.Array, structure: Structure) -> Score:
 def normalised(score: Score, by: Callable[[jax.Array], jax.Array] = jnp.mean) -> Score:
     """A score of a score: s / by(s) in each group, so that one threshold serves all of them.
 
+    What is inf or nan scores inf, and is 0 in `by`: one weight that diverged does not decide over
+    its group.
+
     Args:
       score: of groups.
       by: `(size,) -> scalar`: `jnp.mean`, `jnp.max`, `jnp.linalg.norm`, ... For the normalisation
         of LAMP take `lamp(score)`.
     """
 
-    def scores(params: Params, **context: Any) -> Scores:
-        return map_scored(
-            lambda s: s / jnp.maximum(by(s), jnp.finfo(s.dtype).tiny), score(params, **context)
-        )
+    def group(s: jax.Array) -> jax.Array:
+        finite = jnp.where(jnp.isfinite(s), s, 0.0)
+        scaled = finite / jnp.maximum(by(finite), jnp.finfo(s.dtype).tiny)
+        return jnp.where(jnp.isnan(s) | jnp.isposinf(s), jnp.inf, scaled)
 
-    return scores
+    return lambda params, **context: map_scored(group, score(params, **context))

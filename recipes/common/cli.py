@@ -104,6 +104,11 @@ def from_yaml(cls: type[C], file: Path) -> C:
     hints = get_type_hints(cls)
     known = [field.name for field in fields(cls) if field.name not in NOT_SAVED]  # type: ignore[arg-type]
     values = {}
+    unknown = [f"'{key}'" for key in read if key not in known]
+    if len(unknown) > 1:
+        raise RecipeError(
+            f"unknown keys {', '.join(unknown)} in --config '{file}'; is it of another recipe?"
+        )
     for key, value in read.items():
         if key not in known:
             hint = close(str(key), known) or f"known are {', '.join(known)}"

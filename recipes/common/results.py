@@ -35,8 +35,12 @@ def accuracy(
 
 
 def percent(numbers: dict[str, Any]) -> str:
-    """`over_seeds` of fractions as "97.81 ± 0.12 %"; marked if it is the accuracy of the dead."""
-    return f"{100 * numbers['mean']:.2f} ± {100 * numbers['std']:.2f} %{dead.mark(numbers)}"
+    """`over_seeds` of fractions as "97.81 ± 0.12 %"; marked if it is the accuracy of the dead.
+
+    One seed has no deviation: "97.81 %".
+    """
+    deviation = f" ± {100 * numbers['std']:.2f}" if len(numbers["per_seed"]) > 1 else ""
+    return f"{100 * numbers['mean']:.2f}{deviation} %{dead.mark(numbers)}"
 
 
 def plus_minus(numbers: dict[str, Any], decimals: int, factor: float = 1) -> str:

@@ -98,6 +98,9 @@ class Settings:
     """Read all of these from a config.yaml; flags given beside it win."""
 
 
+MOST_SEEDS = 65_536  # far more than fit: XLA aborts the process where it finds no memory
+
+
 class Plan(NamedTuple):
     """How to train: the same for all arms."""
 
@@ -129,6 +132,8 @@ def check(settings: Settings) -> None:
     for flag in ("seeds", "batch_size", "evaluations", "log_every"):
         value = getattr(settings, flag)
         cli.at_least(f"--{flag.replace('_', '-')}", 1 if value is None else value, 1)
+    if settings.seeds > MOST_SEEDS:
+        raise RecipeError(f"--seeds must be at most {MOST_SEEDS:,}, got {settings.seeds:,}")
 
 
 def plan_of(settings: Settings, examples: int) -> Plan:

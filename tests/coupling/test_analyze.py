@@ -252,6 +252,24 @@ def test_frozen_by(through, why):
     assert why in repr(structure)
 
 
+@pytest.mark.parametrize(
+    ("through", "n"),
+    [
+        (lambda h: jnp.roll(h, 1, 1), 5),
+        (lambda h: h + h[:, :1], 5),
+        (lambda h: jnp.concatenate([h[:, :2], h[:, 3:], h[:, 2:3]], 1), 5),
+        (lambda h: h * 2, 6),
+    ],
+)
+def test_a_neuron_that_is_read_alone_is_told_of(through, n):
+    """It is in no group, and the table says so."""
+    params = weights(a=(4, 6), b=(6, 2))
+    structure = jp.analyze(lambda p, x: through(x @ p["a"]) @ p["b"], params, X)
+    assert sum(group.size for group in structure.groups.values()) == n
+    said = "one neuron that is read apart from the others, such as h[:, 0]: a[1] b[0]"
+    assert (said in repr(structure)) == (n < 6)
+
+
 def test_a_function_that_returns_new_statistics_freezes_what_they_are_of():
     """Why one analyses the function as it is evaluated: an output's axes can't be pruned."""
     params = weights(a=(4, 6), b=(6, 2))

@@ -456,3 +456,13 @@ def test_no_pattern(pattern):
 def test_a_score_that_was_not_called(score):
     with pytest.raises(TypeError, match=f"prune: {score.__name__} makes a score: call it"):
         jp.prune(score, jp.uniform, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("score", "allocation"),
+    [(jp.erk, jp.magnitude), (jp.uniform, jp.erk), (jp.magnitude, jp.saliency)],
+)
+def test_score_and_allocation_the_other_way_round(score, allocation):
+    said = f"score.*then an allocation.*{score.__name__}, then the function {allocation.__name__}"
+    with pytest.raises(TypeError, match=said):
+        jp.prune(score, allocation, 0.5)

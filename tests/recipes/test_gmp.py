@@ -118,6 +118,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
         ("--allocation best", "unknown --allocation 'best'"),
         ("--pattern 2:4", "unknown --pattern '2:4'"),
         ("--seeds 0", "--seeds must be at least 1, got 0"),
+        ("--seeds 1000000000", "--seeds must be at most 65,536, got 1,000,000,000"),
         ("--every 0", "--every must be at least 1, got 0"),
         ("--log-every 0", "--log-every must be at least 1, got 0"),
         ("--seed 2147483648", "--seed must be at most 2,147,483,647 (int32), got 2,147,483,648"),

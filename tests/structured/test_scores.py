@@ -139,6 +139,16 @@ def test_what_is_pruned_is_no_neighbor():
     np.testing.assert_allclose(distances(own)[:3], distances(own[:3]), rtol=1e-5)
 
 
+SCORES_OF_GROUPS = {
+    "lamp": lambda structure: jp.lamp(jp.per_group(structure)),
+    "mean": lambda structure: jp.normalised(jp.per_group(structure)),
+    "max": lambda structure: jp.normalised(jp.per_group(structure, jp.square), jnp.max),
+    "norm": lambda structure: jp.normalised(jp.per_group(structure), jnp.linalg.norm),
+    "median": jp.geometric_median,
+    "normalised median": lambda structure: jp.normalised(jp.geometric_median(structure)),
+}
+
+
 def test_lamp_and_other_normalisations():
     own = lambda params, **_: {"a": jnp.array([1.0, 2, 3, 4])}
     close(jp.lamp(own)({}), [1 / 30, 4 / 29, 9 / 25, 1])
@@ -146,6 +156,24 @@ def test_lamp_and_other_normalisations():
     close(jp.normalised(own, jnp.max)({}), [0.25, 0.5, 0.75, 1])
     zero = lambda params, **_: {"a": jnp.zeros(2)}
     close(jp.normalised(zero)({}), [0, 0])
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("score", SCORES_OF_GROUPS)
+def test_a_weight_that_diverged_decides_over_no_other_neuron(score, value):
+    """Or the group is ranked by index."""
+    params = {"a": jax.random.normal(jax.random.key(0), (5, 6)), "b": jnp.ones((6, 3))}
+    fn = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+    structure = jp.analyze(fn, params, jnp.ones((1, 5)))
+    of = SCORES_OF_GROUPS[score](structure)
+    hurt = of(params | {"a": params["a"].at[2, 4].set(value)})["a"]
+    others = [0, 1, 2, 3, 5]
+    ranks = lambda s: np.argsort(np.asarray(s)[others]).tolist()
+    without = of(params | {"a": params["a"].at[:, 4].set(0.0)})["a"]  # no neighbor
+    assert hurt[4] == jnp.inf and np.isfinite(hurt[np.array(others)]).all()
+    assert ranks(hurt) == ranks(without)
+    pruned = np.flatnonzero(~jp.pick(structure, {"a": hurt}, 0.5)["a"])
+    assert pruned.tolist() == sorted(np.array(others)[ranks(without)[:3]].tolist())
 
 
 @pytest.mark.parametrize("name", ["channels first", "concat"])

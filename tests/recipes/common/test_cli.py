@@ -101,6 +101,7 @@ def test_numbers_as_people_write_them(tmp_path):
         ("step: 5", "unknown key 'step' in --config .*; did you mean 'steps'?"),
         ("zebra: 5", "unknown key 'zebra' in --config .*; known are dataset, data_dir"),
         ("overwrite: true", "unknown key 'overwrite'"),
+        ("zebra: 5\nlion: 6", "unknown keys 'zebra', 'lion' in --config .*; is it of another"),
         ("steps: five", "'steps' in --config .* must be int or null, got 'five'"),
         ("steps: 5.5", "must be int or null, got 5.5"),
         ("steps: true", "must be int or null, got True"),

@@ -15,6 +15,7 @@ def test_over_seeds():
     }
     assert results.over_seeds([0.5])["std"] == 0.0
     assert results.percent(results.over_seeds([0.97, 0.99])) == "98.00 ± 1.41 %"
+    assert results.percent(results.over_seeds([0.97])) == "97.00 %"  # of one there is no deviation
 
 
 def test_plus_minus():

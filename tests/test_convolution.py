@@ -174,6 +174,11 @@ def test_what_it_does_not_cover_goes_to_lax():
         conv_general_dilated(x, grouped, (1, 1), "SAME", **options),
         lax.conv_general_dilated(x, grouped, (1, 1), "SAME", **options),
     )
+    half, kernel = x.astype(jnp.bfloat16), jnp.ones((3, 3, 4, 5), jnp.bfloat16)
+    options = {"dimension_numbers": NHWC, "preferred_element_type": jnp.float32}
+    wide = conv_general_dilated(half, kernel, (1, 1), "SAME", **options)
+    assert wide.dtype == jnp.float32
+    assert_close(wide, lax.conv_general_dilated(half, kernel, (1, 1), "SAME", **options))
     nchw, oihw = x.transpose(0, 3, 1, 2), jax.random.normal(jax.random.key(1), (5, 4, 3, 3))
     assert_close(
         conv_general_dilated(nchw, oihw, (1, 1), "SAME"),

@@ -3,7 +3,9 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
@@ -91,6 +93,23 @@ def states(config, steps, model="mlp", norm="group"):
     first = arms.begin(arm, keys, digits.train.images)
     state = lanes.train(program, first, arms.seeds_of(keys), steps, lambda step, state: None)
     return arm, state
+
+
+def test_gates_act_up_to_the_step_at_which_they_become_masks():
+    plan = gating.Plan(
+        gate=lambda step: jp.hard_concrete(), above=0.0, target=lambda step: 0.3, final=0.3,
+        price=None, harden=3, rate=0.1,
+    )  # fmt: skip
+    module, train = models.MLP((4,), 10), data.load("digits", train_examples=8).train
+    arm = gating.arm(module, optax.sgd(0.1), gating.weights(0.0, None), plan)
+    params = module.init(jax.random.key(0), train.images)["params"]
+    learned, plain = arm.learned.start(params), models.classification(module)
+    loss = lambda step: arm.learned.loss(learned, {}, *train, jnp.int32(step), jax.random.key(1))[0]
+    expected = plain(params, {}, *train)[0]
+    assert [float(loss(step)) == float(expected) for step in (2, 3, 4)] == [False, False, True]
+    kernel = lambda step: arm.learned.network(learned, jnp.int32(step))["Dense_0"]["kernel"]
+    same = [bool((kernel(step) == params["Dense_0"]["kernel"]).all()) for step in (2, 3, 4)]
+    assert same == [False, False, True]
 
 
 def test_a_family_with_a_schedule_learns_and_meets_the_budget():

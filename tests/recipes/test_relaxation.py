@@ -165,6 +165,27 @@ def test_dense_networks_have_no_gates_and_what_was_cut_does_not_learn(study):
     assert not moved[1][~rows].any() and not moved[1][:, ~columns].any() and moved.any((1, 2)).all()
 
 
+def test_each_stage_sees_the_examples_that_follow_those_of_the_one_before(study, monkeypatch):
+    s, _ = study
+    seen, settled = [], relaxation.untrained(s)
+
+    class Here:
+        """A journal that is never interrupted, and a watch that looks at nothing."""
+
+        once = staticmethod(lambda name, steps, state, train, words: train(state, 0, Here.look))
+        begin = look = staticmethod(lambda *_: None)
+
+    def advance(p, state, lane, stop, start=0, first=0):
+        seen.append(first + start)
+        yield lanes.Progress(stop, 0.0, state, {})
+
+    monkeypatch.setattr(lanes, "advance", advance)
+    for index in range(3):
+        settled, _ = relaxation.one_stage(s, Here, Here, index, settled)
+    steps = [stage.steps for stage in s.stages]
+    assert seen == [0, steps[0], steps[0] + steps[1]]
+
+
 def test_weight_decay_is_not_for_gates(study):
     """Else it would pull logits to 0, and gates to 1/2."""
     s, _ = study

@@ -200,3 +200,12 @@ def test_a_dense_copy_learns_where_the_network_is_sparse(digits):
     used = arms.network(arm, state)["Dense_0"]["kernel"][0]
     kernel = state.params["Dense_0"]["kernel"][0]
     np.testing.assert_array_equal(used, np.where(masks["Dense_0"]["kernel"], kernel, 0))
+
+
+def test_the_best_is_the_most_accurate_of_the_sparsest():
+    """Means over arms with masks; of all where there is none."""
+    dense = {"test_accuracy": [0.9, 0.7]}
+    sparse = {"sparsity": [0.5, 0.7], "test_accuracy": [0.5, 0.7]}
+    found = arms._score({"step": 3, "dense": dense, "sparse": sparse})
+    assert found == pytest.approx([0.6, 0.6])
+    assert arms._score({"step": 3, "dense": dense}) == pytest.approx([0.0, 0.8])

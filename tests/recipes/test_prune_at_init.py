@@ -1,6 +1,7 @@
 """Every method end to end, in this process: what it writes, refuses, and survives."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,27 @@ def test_snip_s_masks_are_those_of_its_score(finished):
 
 
 # --- what methods are given ---------------------------------------------------------------------
+
+
+def test_grasp_takes_its_loss_at_the_temperature_of_its_authors():
+    module, key = models.MLP((8,), 10), jax.random.key(0)
+    images, labels = (part[:32] for part in data.load("digits", train_examples=64).train)
+    params = module.init(key, images)["params"]
+
+    def loss(params, temperature):
+        logits = jax.nn.log_softmax(module.apply({"params": params}, images) / temperature)
+        return -logits[jnp.arange(32), labels].mean()
+
+    split = data.Split(jnp.asarray(images), jnp.asarray(labels))
+    masks = prune_at_init.masks_of("grasp", module, lambda key: jnp.arange(32))
+    found = masks(key, params, 0.5, split)["Dense_0"]["kernel"]
+
+    def alike(temperature):
+        scores = jp.grasp(partial(loss, temperature=temperature), params)
+        expected = jp.select(scores, jp.global_threshold, 0.5)["Dense_0"]["kernel"]
+        return float((found == expected).mean())
+
+    assert alike(200) > 0.995 > alike(1)
 
 
 @pytest.mark.parametrize("norm", models.NORMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -104,12 +105,17 @@ def _divided(decimal: jax.Array, n: Any) -> tuple[jax.Array, jax.Array]:
     return quotient, remainder % _GRID
 
 
-def n_true(*flags: jax.Array) -> jax.Array:
-    """How many are True in each of `flags` (bool, of one shape), int32, in one pass over memory."""
+def n_true(*flags: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
+    """How many are True in each of `flags` (bool, of one shape), int32, in one pass over memory.
+
+    Args:
+      axes: those that are counted along, by default all: the result is (flags, *the others).
+    """
     # never one operand alone: XLA's CPU backend is forty times slower at that (see selection.py)
     operands = flags if len(flags) > 1 else (flags[0], ~flags[0])
     zeros = (jnp.int32(0),) * len(operands)
     add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))
     ints = tuple(flag.astype(jnp.int32) for flag in operands)
-    counts = lax.optimization_barrier(lax.reduce(ints, zeros, add, tuple(range(flags[0].ndim))))
+    along = tuple(range(flags[0].ndim)) if axes is None else tuple(axes)
+    counts = lax.optimization_barrier(lax.reduce(ints, zeros, add, along))
     return jnp.stack(counts[: len(flags)])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
@@ -26,6 +28,64 @@ class Deferred:
 
     def __jax_array__(self) -> jax.Array:
         return self.compute(*self.operands)
+
+
+class Place(NamedTuple):
+    """Of a layer in its stack: the axes that are stacked, ascending, their sizes, and its `at`."""
+
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+    at: tuple[int, ...]
+
+
+class Layer(Deferred):
+    """One layer of a stack, deferred: what is done with each layer can be done with the stack.
+
+    Attributes:
+      stack: an array, or a `Deferred`; all layers of a stack have the same object.
+      place: where the layer is in it.
+    """
+
+    def __init__(self, stack: Any, place: Place, own: Deferred):
+        super().__init__(own.compute, own.operands, own.aval)
+        self.stack, self.place = stack, place
+
+
+def taken(leaf: Any, axes: tuple[int, ...], index: Sequence[Any]) -> Any:
+    """The layer at `index` of the axes that are stacked."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        rest = [n for axis, n in enumerate(leaf.shape) if axis not in axes]
+        return jax.ShapeDtypeStruct(tuple(rest), leaf.dtype)
+    for axis, i in sorted(zip(axes, index, strict=True), reverse=True):
+        leaf = lax.index_in_dim(leaf, int(i), axis, keepdims=False)
+    return leaf
+
+
+def cut(stack: jax.Array, axes: Sequence[int], sizes: Sequence[int]) -> list[Layer]:
+    """The layers of a stack, in the order of `np.ndindex(sizes)`; nothing is copied."""
+    order = np.argsort(axes).tolist()
+    ascending = lambda values: tuple(int(values[i]) for i in order)
+    axes, sizes, indices = ascending(axes), ascending(sizes), [*np.ndindex(*sizes)]
+    aval = jax.eval_shape(partial(taken, axes=axes, index=(0,) * len(axes)), stack)
+
+    def layer(index: tuple[int, ...]) -> Layer:
+        own = Deferred(partial(taken, axes=axes, index=index), (stack,), aval)
+        return Layer(stack, Place(axes, sizes, index), own)
+
+    return [layer(ascending(index)) for index in indices]
+
+
+def stacked_places(layers: Sequence[Layer]) -> list[int] | None:
+    """Which of these are the layers of their one stack, in its order; None if they are not all."""
+    first = layers[0]
+    at = {x.place.at: i for i, x in enumerate(layers)}
+    indices = [*np.ndindex(first.place.sizes)]
+    is_stack = (
+        all(x.stack is first.stack and x.place[:2] == first.place[:2] for x in layers)
+        and len(layers) == len(indices)
+        and at.keys() == set(indices)
+    )
+    return [at[index] for index in indices] if is_stack else None
 
 
 # Recomputing these in each of some fifteen passes is cheaper than one write of their result.
@@ -65,25 +125,101 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
     # only for what is not; the compiler leaves out the rest
     computed = avals if all(is_cheap) else jaxpr_as_fun(closed)(*map(jnp.asarray, operands))
 
-    def leaf(index: int) -> Any:
+    read = [[x for x, is_used in zip(operands, used, strict=True) if is_used] for _, used in parts]
+
+    def alone(index: int) -> Any:
         if not is_cheap[index]:
             return computed[index]
-        own, used = parts[index]
-        compute = jaxpr_as_fun(ClosedJaxpr(own, closed.consts))
-        kept = [x for x, is_used in zip(operands, used, strict=True) if is_used]
-        flat = [x.operands if isinstance(x, Deferred) else (x,) for x in kept]
+        compute = jaxpr_as_fun(ClosedJaxpr(parts[index][0], closed.consts))
+        return _composed(lambda *xs: compute(*xs)[0], read[index], avals[index])
 
-        def recomputed(*xs: jax.Array) -> jax.Array:
-            rest = iter(xs)
-            values = [[next(rest) for _ in own] for own in flat]
-            pairs = zip(kept, values, strict=True)
-            return compute(*(x.compute(*v) if isinstance(x, Deferred) else v[0] for x, v in pairs))[
-                0
-            ]
+    leaves = [alone(index) for index in each]
+    for alike in _alike([own for own, _ in parts], read, is_cheap, avals):
+        compute = jaxpr_as_fun(ClosedJaxpr(parts[alike[0]][0], closed.consts))
+        stack = _of_stacks(lambda *xs, f=compute: f(*xs)[0], read[alike[0]])
+        for index in alike:
+            place = _place(read[index])
+            assert place is not None
+            leaves[index] = Layer(stack, place, leaves[index])
+    return jax.tree.unflatten(treedef, leaves)
 
-        return Deferred(recomputed, tuple(x for own in flat for x in own), avals[index])
 
-    return jax.tree.unflatten(treedef, [leaf(index) for index in each])
+def _composed(compute: Callable[..., jax.Array], operands: Sequence[Any], aval: Any) -> Deferred:
+    """`compute(*operands)`, deferred, of operands that may be so too."""
+    flat = [x.operands if isinstance(x, Deferred) else (x,) for x in operands]
+
+    def recomputed(*xs: jax.Array) -> jax.Array:
+        rest = iter(xs)
+        values = [[next(rest) for _ in own] for own in flat]
+        pairs = zip(operands, values, strict=True)
+        return compute(*(x.compute(*v) if isinstance(x, Deferred) else v[0] for x, v in pairs))
+
+    return Deferred(recomputed, tuple(x for own in flat for x in own), aval)
+
+
+def _alike(
+    jaxprs: Sequence[Any], read: Sequence[Sequence[Any]], is_cheap: Sequence[bool], avals: Any
+) -> list[list[int]]:
+    """Groups of results that are one function of the layers of the same stacks, of all of them."""
+    groups: dict[Any, dict[tuple[int, ...], int]] = {}
+    for index, (own, operands) in enumerate(zip(jaxprs, read, strict=True)):
+        place = _place(operands) if is_cheap[index] else None
+        if place is None or _hides_arrays(own):
+            continue
+        layers = [x for x in operands if isinstance(x, Layer)]
+        if any(x.shape != avals[index].shape for x in layers):
+            continue
+        of = tuple(id(x.stack) if isinstance(x, Layer) else id(x) for x in operands)
+        # printed, two jaxprs have the same names where they do the same
+        groups.setdefault((str(own), of, place[:2]), {})[place.at] = index
+    return [
+        list(group.values())
+        for (_, _, (_, sizes)), group in groups.items()
+        if len(group) == math.prod(sizes)
+    ]
+
+
+def _place(operands: Sequence[Any]) -> Place | None:
+    """Of the layers that are read, the place, if they have but one."""
+    places = {x.place for x in operands if isinstance(x, Layer)}
+    return places.pop() if len(places) == 1 else None
+
+
+def _hides_arrays(jaxpr: Any) -> bool:
+    """Whether a jaxpr has arrays inside that are not seen where it is printed."""
+    literals = [x for eqn in jaxpr.eqns for x in eqn.invars if hasattr(x, "val")]
+    inner = [x for eqn in jaxpr.eqns for x in eqn.params.values() if _is_jaxpr(x)]
+    return any(np.ndim(x.val) for x in literals) or any(
+        x.consts or _hides_arrays(x.jaxpr) for x in inner
+    )
+
+
+def _of_stacks(f: Callable[..., jax.Array], operands: Sequence[Any]) -> Deferred:
+    """`f`, a function of layers, of their stacks."""
+    place = _place(operands)
+    assert place is not None
+    is_layer = [isinstance(x, Layer) for x in operands]
+    for axis in place.axes:
+        f = jax.vmap(f, [axis if own else None for own in is_layer], axis)
+    stacks = [x.stack if isinstance(x, Layer) else x for x in operands]
+    known = [x.aval if isinstance(x, Deferred) else x for x in stacks]
+    return _composed(f, stacks, jax.eval_shape(f, *known))
+
+
+def written(tree: Any) -> Any:
+    """`tree` with arrays in place of what is deferred, and layers of arrays in place of layers."""
+    stacks: dict[int, jax.Array] = {}
+
+    def leaf(x: Any) -> Any:
+        if not isinstance(x, Layer):
+            return jnp.asarray(x) if isinstance(x, Deferred) else x
+        if id(x.stack) not in stacks:
+            stacks[id(x.stack)] = jnp.asarray(x.stack)
+        stack, (axes, _, index) = stacks[id(x.stack)], x.place
+        own = Deferred(partial(taken, axes=axes, index=index), (stack,), x.aval)
+        return Layer(stack, x.place, own)
+
+    return jax.tree.map(leaf, tree)
 
 
 def read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array], Any]:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Scores, is_known, map_scored, widened
-from jaxprune.counting import n_true, portion
-from jaxprune.deferred import defer
+from jaxprune.counting import portion
+from jaxprune.deferred import Layer, defer
 from jaxprune.rules import named_leaves
 from jaxprune.selection import largest
+from jaxprune.uncut import counts_of, elementwise
 
 Counts = Any  # int32 scalars, like masks: how many weights of each leaf
 
@@ -31,8 +32,8 @@ def drop(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     """
     counts = _of_each(masks, counts)
     _check_room("drop", masks, counts)
-    left = map_scored(lambda m, n: n_true(m)[0] - n, masks, counts)
-    return _largest_of_each(defer(among, masks, scores), left)
+    kept, dropped = (jnp.stack(jax.tree.leaves(n)) for n in (counts_of(masks), counts))
+    return _largest_of_each(defer(among, masks, scores), kept - dropped)
 
 
 def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -50,12 +51,14 @@ def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
     counts = _of_each(masks, counts)
     _check_room("grow", masks, counts)
     free = defer(lambda m: map_scored(jnp.logical_not, m), masks)
-    return map_scored(jnp.logical_or, masks, _largest_of_each(defer(among, free, scores), counts))
+    grown = jnp.stack(jax.tree.leaves(counts))
+    return elementwise(jnp.logical_or, masks, _largest_of_each(defer(among, free, scores), grown))
 
 
 def portions(masks: Masks, fraction: Any, up: bool = False) -> Counts:
     """`floor(fraction * kept)` of each leaf, int32 scalars like `masks`; with `up` the ceiling."""
-    return map_scored(lambda m: portion(fraction, n_true(m)[0], up), masks)
+    leaves, treedef = jax.tree.flatten(counts_of(masks))
+    return jax.tree.unflatten(treedef, list(portion(fraction, jnp.stack(leaves), up)))
 
 
 def among(masks: Masks, scores: Scores) -> Scores:
@@ -69,9 +72,9 @@ def among(masks: Masks, scores: Scores) -> Scores:
     return map_scored(leaf, masks, scores)
 
 
-def _largest_of_each(scores: Scores, counts: Counts) -> Masks:
+def _largest_of_each(scores: Scores, counts: jax.Array) -> Masks:
     leaves, treedef = jax.tree.flatten(scores)
-    return jax.tree.unflatten(treedef, largest(leaves, jnp.stack(jax.tree.leaves(counts))))
+    return jax.tree.unflatten(treedef, largest(leaves, counts))
 
 
 def _of_each(masks: Masks, counts: Counts) -> Counts:
@@ -81,7 +84,7 @@ def _of_each(masks: Masks, counts: Counts) -> Counts:
 def _check_room(verb: str, masks: Masks, counts: Counts) -> None:
     named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
     for (path, mask), n in zip(named, jax.tree.leaves(counts), strict=True):
-        if not is_known((mask, n)):
+        if isinstance(mask, Layer) or not is_known((mask, n)):
             continue
         kept = int(np.sum(mask))
         room = kept if verb == "drop" else mask.size - kept

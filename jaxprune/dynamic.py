@@ -6,6 +6,7 @@ The number of weights that each leaf keeps never changes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,16 +24,17 @@ from jaxprune.base import (
     is_known,
     map_scored,
 )
-from jaxprune.counting import count, n_true
+from jaxprune.counting import count
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, grow, portions
-from jaxprune.layers import folded, has_layers, split_like
+from jaxprune.layers import folded, split_like
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import check_any, named_leaves
 from jaxprune.schedules import fraction_at, wrong_values
 from jaxprune.scores import magnitude, random
 from jaxprune.sharding import sharded_like
+from jaxprune.uncut import counts_of
 
 Prunable = Callable[[Params], Params]
 Drop = Callable[[Masks, Params, Any], Masks]  # (masks, params, fraction) -> fewer masks
@@ -96,17 +98,15 @@ def regrow(
         **context: Any,
     ) -> Any:
         masks = own_masks(state.masks, params, prunable)
-        in_layers = lambda tree: split_like(tree, masks)
-        weights = defer(in_layers, params) if has_layers(masks) else in_layers(params)
+        weights = split_like(params, masks, deferred=True)
+        slopes = None if grads is None else split_like(grads, masks, deferred=True)
         left = dropped(masks, weights, fraction_at(schedule, step, at_end))
 
-        def promised(params: Params, grads: Params) -> Scores:
-            slopes = None if grads is None else in_layers(grads)
-            return promise(in_layers(params), grads=slopes, step=step, **context)
+        def promised(weights: Params, slopes: Params) -> Scores:
+            return promise(weights, grads=slopes, step=step, **context)
 
-        gone = map_scored(lambda old, new: n_true(old & ~new)[0], masks, left)
-        scores = defer(promised, params, grads)
-        new = grow(left, scores, gone)
+        is_gone = defer(partial(map_scored, lambda old, new: old & ~new), masks, left)
+        new = grow(left, defer(promised, weights, slopes), counts_of(is_gone))
         return state._replace(masks=with_own(state.masks, new))
 
     return update

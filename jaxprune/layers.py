@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.tree_util import SequenceKey
 
+from jaxprune.deferred import Layer, cut, stacked_places, taken
 from jaxprune.layout import Kernel
 
 Path = tuple[Any, ...]
@@ -39,21 +39,26 @@ class Stack:
     def __init__(self, layers: Sequence[Any], axes: tuple, sizes: tuple[int, ...]):
         self.layers, self.axes, self.sizes = tuple(layers), axes, sizes
 
-    def split(self, tree: Any) -> Stack:
-        """Another tree of these stacks, None where this one is None."""
+    def split(self, tree: Any, deferred: bool = False) -> Stack:
+        """Another tree of these stacks, None where this one is None.
+
+        Args:
+          deferred: whether layers are to be `Layer`, which are not copied out of their stack.
+        """
         slots, treedef = _slots(self.layers[0])
         leaves = treedef.flatten_up_to(tree)
 
-        def layer(index: tuple[int, ...]) -> Any:
-            own = [
-                None if slot is None or leaf is None else taken(leaf, axes, index)
-                for slot, leaf, axes in zip(slots, leaves, self.axes, strict=True)
-            ]
-            pairs = zip(slots, own, strict=True)
-            kept = [s.split(x) if isinstance(s, Kernel) else x for s, x in pairs]
-            return jax.tree.unflatten(treedef, kept)
+        def column(slot: Any, leaf: Any, axes: tuple[int, ...]) -> Sequence[Any]:
+            if slot is None or leaf is None:
+                return [None] * len(self.layers)
+            if deferred and not isinstance(slot, Kernel):
+                return cut(leaf, axes, self.sizes)
+            own = [taken(leaf, axes, index) for index in np.ndindex(self.sizes)]
+            return [slot.split(x) for x in own] if isinstance(slot, Kernel) else own
 
-        return Stack([layer(index) for index in np.ndindex(self.sizes)], self.axes, self.sizes)
+        columns = [column(*own) for own in zip(slots, leaves, self.axes, strict=True)]
+        layers = [jax.tree.unflatten(treedef, own) for own in zip(*columns, strict=True)]
+        return Stack(layers, self.axes, self.sizes)
 
     def folded(self) -> Any:
         """The stacks."""
@@ -100,14 +105,19 @@ def _whole(x: Any) -> Any:
     return x.folded() if isinstance(x, Kernel) else x
 
 
-def split_like(tree: Any, chosen: Any) -> Any:
-    """`tree`, like the params, as `chosen` is: layers where it has them, None where it is None."""
-    return jax.tree.map(
-        lambda node, x: None if node is None else node.split(x) if is_node(node) else x,
-        chosen,
-        tree,
-        is_leaf=lambda x: x is None or is_node(x),
-    )
+def split_like(tree: Any, chosen: Any, deferred: bool = False) -> Any:
+    """`tree`, like the params, as `chosen` is: layers where it has them, None where it is None.
+
+    Args:
+      deferred: whether layers are to stay in their stacks, for `defer`, `written` and `largest`.
+    """
+
+    def split(node: Any, x: Any) -> Any:
+        if isinstance(node, Stack):
+            return node.split(x, deferred)
+        return None if node is None else node.split(x) if is_node(node) else x
+
+    return jax.tree.map(split, chosen, tree, is_leaf=lambda x: x is None or is_node(x))
 
 
 def folded(tree: Any) -> Any:
@@ -115,22 +125,15 @@ def folded(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.folded() if is_node(x) else x, tree, is_leaf=is_node)
 
 
-def taken(leaf: Any, axes: tuple[int, ...], index: Sequence[Any]) -> Any:
-    """The layer at `index` of the axes that are stacked."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        rest = [n for axis, n in enumerate(leaf.shape) if axis not in axes]
-        return jax.ShapeDtypeStruct(tuple(rest), leaf.dtype)
-    for axis, i in sorted(zip(axes, index, strict=True), reverse=True):
-        leaf = lax.index_in_dim(leaf, int(i), axis, keepdims=False)
-    return leaf
-
-
 def _stacked(layers: Sequence[Any], axes: tuple[int, ...], sizes: tuple[int, ...]) -> Any:
+    if all(isinstance(x, Layer) for x in layers) and stacked_places(layers) is not None:
+        return jnp.asarray(layers[0].stack)
     if isinstance(layers[0], jax.ShapeDtypeStruct):
         shape = list(layers[0].shape)
         for axis, n in sorted(zip(axes, sizes, strict=True)):
             shape.insert(axis, n)
         return jax.ShapeDtypeStruct(tuple(shape), layers[0].dtype)
+    layers = [jnp.asarray(x) for x in layers]
     if len(axes) == 1:
         return jnp.stack(layers, axes[0])
     first = jnp.stack(layers).reshape(*sizes, *layers[0].shape)

@@ -67,8 +67,9 @@ def own_masks(masks: Masks, params: Params, prunable: Callable[[Params], Params]
     """`masks` of what is prunable, else None: in a chain, other transforms prune other leaves.
 
     They are like what `prunable` gives, layers in place of stacks; `with_own` is the way back.
+    Layers stay in their stacks: see `deferred.Layer`.
     """
-    return split_like(like(masks, params), prunable(params))
+    return split_like(like(masks, params), prunable(params), deferred=True)
 
 
 def with_own(masks: Masks, own: Masks) -> Masks:

@@ -30,6 +30,7 @@ from jaxprune.base import (
     widened,
 )
 from jaxprune.counting import count, left
+from jaxprune.deferred import Deferred
 from jaxprune.layers import unclear_stacks
 from jaxprune.layout import as_matrix, from_matrix
 from jaxprune.rules import layouts_of, map_named, named_leaves, quoted, unsaid
@@ -209,7 +210,7 @@ def select(
     _warn_of_stacks(scores)
     masks = _masks(scores, allocation, as_sparsity(sparsity), pattern)
     for leaf_name, mask in named_leaves(masks):
-        if mask is not None and mask.size and is_known(mask) and not mask.any():
+        if mask is not None and mask.size and _is_known(mask) and not jnp.asarray(mask).any():
             warn_that_empty(leaf_name, stacklevel=3)
     return masks
 
@@ -229,7 +230,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         kept = jax.tree.map(lambda x, own: x.size - count(own, x.size), tree, sparsities)
         masks = jax.tree.unflatten(treedef, largest(leaves, jax.tree.leaves(kept)))
         for (leaf_name, n), (_, own) in zip(named_leaves(kept), named_leaves(masks), strict=True):
-            if isinstance(n, int) and not n and own.size and not is_known(own):
+            if isinstance(n, int) and not n and own.size and not _is_known(own):
                 warn_that_empty(
                     leaf_name, stacklevel=4
                 )  # the count is known while tracing, the mask is not
@@ -268,6 +269,10 @@ def check_callables(allocation: Any, pattern: Any) -> None:
             "pattern is a function (scores, sparsity) -> mask of one leaf, such as "
             f"jp.unstructured, jp.nm(2, 4), jp.block(4, 4) or jp.channel(-1); got {shown(pattern)}."
         )
+
+
+def _is_known(mask: Any) -> bool:
+    return is_known(mask.operands if isinstance(mask, Deferred) else mask)
 
 
 def _check_mask(leaf_name: str, leaf: jax.Array, mask: Any) -> None:

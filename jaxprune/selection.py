@@ -6,15 +6,16 @@ It needs no concatenation across leaves, vmaps, and under sharding its only comm
 sum of those counts. It stops as soon as a threshold separates k entries from the rest; should the
 k-th largest have equals, the same loop goes on to find a place among them.
 
-A pass is one *variadic* reduction a leaf: XLA's CPU backend runs a reduction of two or more
-operands ten to forty times faster than one of a single operand (jax 0.10.2), so that three counts
-cost less than one. All leaves share one loop, which saves most of what it costs to compile.
+A pass is one *variadic* reduction a leaf, or for all layers of a stack: XLA's CPU backend runs a
+reduction of two or more operands ten to forty times faster than one of a single operand (jax
+0.10.2), so that three counts cost less than one. All leaves share one loop, which saves most of
+what it costs to compile.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jax.sharding import AxisType
 from jaxprune import wide
 from jaxprune.counting import MOST, n_true
 from jaxprune.deferred import Deferred, read_anew
+from jaxprune.uncut import in_order, uncut
 
 _BITS = 2  # of a key, found in each pass; three would be a tenth faster, and compile a third longer
 
@@ -88,7 +90,7 @@ class _Search(NamedTuple):
 
 
 def _rankable(
-    keys: _Keys, x: jax.Array, ties: tuple[Any, Any], last: int, strides: Sequence[Any]
+    keys: _Keys, x: jax.Array, ties: tuple[Any, Any], last: int, strides: Mapping[int, Any]
 ) -> jax.Array:
     """Floats that rank like `x`; or of ties that are sought, those that equal it by their places.
 
@@ -96,13 +98,13 @@ def _rankable(
 
     Args:
       last: the place of the first entry, counted from the back of its group; static.
-      strides: of each axis, in entries.
+      strides: of each axis that is not stacked, in entries.
     """
     (seeks, tied), x = ties, x.astype(keys.float)
     x = jnp.where(jnp.isnan(x), jnp.inf, x)
     # places become the bits of normal floats: one comparison serves values and places
     place = jnp.full_like(x, keys.uint(last) + keys.normal, dtype=keys.uint)  # sharded like x
-    for axis, stride in enumerate(strides):
+    for axis, stride in strides.items():
         place -= lax.broadcasted_iota(keys.uint, x.shape, axis) * stride
     is_tied = lax.bitcast_convert_type(place, keys.float)
     among = jnp.where(x > tied, jnp.inf, jnp.where(x == tied, is_tied, -jnp.inf))
@@ -112,25 +114,35 @@ def _rankable(
 def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
     """See `largest`; also takes `Deferred` leaves, whose values are then never written.
 
+    Layers of one stack are read where they lie, and so are their masks.
+
     Args:
       k: int32 (leaves,), or if `together` a `Wide` scalar.
     """
     ranks = _WIDE if any(x.dtype.itemsize == 8 for x in leaves) else _NARROW
     sizes = np.array([x.size for x in leaves], np.int32)
+    groups = uncut(leaves)
+    lasts = [int(sizes[own.places[0]]) for own in groups]
     strides = [
-        [jnp.asarray(math.prod(x.shape[axis + 1 :]), ranks.uint) for axis in range(x.ndim)]
-        for x in leaves
+        {
+            axis: jnp.asarray(
+                math.prod(own.array.shape[i] for i in own.inner if i > axis), ranks.uint
+            )
+            for axis in own.inner
+        }
+        for own in groups
     ]
 
     def at_least(keys: jax.Array, seeks: jax.Array, tied: jax.Array) -> jax.Array:
         """How many entries of each leaf are at or above each key: int32 (leaves, keys)."""
         # strides are read anew too, or the place of every entry would be written to memory
-        arrays, (steps, keys) = read_anew(leaves, (strides, keys))
+        arrays, (steps, keys) = read_anew([own.array for own in groups], (strides, keys))
         values, n = ranks.value(keys), []
-        for i, x in enumerate(arrays):
-            ranked = _rankable(ranks, x, (seeks[i], tied[i]), int(sizes[i]), steps[i])
-            n.append(n_true(*(ranked >= value for value in values[i])))
-        return jnp.stack(n)
+        for own, x, last, step in zip(groups, arrays, lasts, steps, strict=True):
+            ranked = _rankable(ranks, x, (own.spread(seeks), own.spread(tied)), last, step)
+            above = [ranked >= own.spread(values[:, i]) for i in range(values.shape[1])]
+            n.append(n_true(*above, axes=own.inner).reshape(len(above), -1).T)
+        return in_order(groups, n)
 
     def shares(n_low: jax.Array, n_high: jax.Array) -> jax.Array:
         """How many each leaf keeps: all above `low`, and of those that tie the earlier leaves'."""
@@ -187,12 +199,13 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
     )
     low = ranks.value(jnp.maximum(found.low, ranks.lowest))
     keeps = (found.kept > 0) & ~none_wanted
-    masks = []
-    for i, x in enumerate(leaves):
-        ties = found.seeks[i], found.tied[i]
-        ranked = _rankable(ranks, jnp.asarray(x), ties, int(sizes[i]), strides[i])
-        masks.append((ranked >= low[i]) & keeps[i])
-    return masks
+    masks: dict[int, Any] = {}
+    for own, last, step in zip(groups, lasts, strides, strict=True):
+        ties = own.spread(found.seeks), own.spread(found.tied)
+        ranked = _rankable(ranks, jnp.asarray(own.array), ties, last, step)
+        kept = (ranked >= own.spread(low)) & own.spread(keeps)
+        masks |= zip(own.places, own.parts(kept), strict=True)
+    return [masks[i] for i in range(len(leaves))]
 
 
 def _zero(leaves: Sequence[Any], k: Any) -> jax.Array:

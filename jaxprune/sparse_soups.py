@@ -19,8 +19,8 @@ from jaxprune.base import (
     Score,
     check_fraction,
     is_known,
-    map_scored,
 )
+from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.layers import folded, split_like
 from jaxprune.masks import all_kept, apply_masks, like, own_masks, with_own
@@ -30,6 +30,7 @@ from jaxprune.rules import kernels
 from jaxprune.scores import magnitude
 from jaxprune.soups import soup
 from jaxprune.stacks import count_seeds
+from jaxprune.uncut import elementwise
 
 # (params, masks, variation) -> params: retrains one child under these masks, with a new optimizer
 Train = Callable[[Params, Masks, Any], Params]
@@ -123,9 +124,11 @@ def soup_phase(
     masks = folded(all_kept(prunable(params))) if masks is None else like(masks, params)
     _check_denser(masks, sparsity)
     left = own_masks(masks, params, prunable)
-    kept = select(among(left, score(split_like(params, left))), allocation, sparsity, pattern)
+    own = split_like(params, left, deferred=True)
+    ranked = defer(lambda left, own: among(left, score(own)), left, own)
+    kept = select(ranked, allocation, sparsity, pattern)
     # should the sparsity fall, nothing revives
-    masks = with_own(masks, map_scored(jnp.logical_and, left, kept))
+    masks = with_own(masks, elementwise(jnp.logical_and, left, kept))
     children = branch(train, params, masks, variations)
     return SoupPhase(average(children), masks, children)
 

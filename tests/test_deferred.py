@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.deferred import Deferred, defer
+from jaxprune.deferred import Deferred, Layer, cut, defer, written
 from jaxprune.selection import largest
 
 
@@ -117,3 +117,36 @@ def test_the_scores_that_a_sort_writes_are_seen():
     params = {"a": jnp.ones((256, 512))}
     eager = temporary_bytes(lambda p: jp.select(jp.lamp()(p), jp.uniform, 0.9), params)
     assert eager > params["a"].nbytes
+
+
+def test_what_is_done_with_all_layers_is_done_with_their_stack():
+    w = jnp.arange(24.0).reshape(2, 3, 4)
+    layers = cut(w, (2, 0), (4, 2))
+    assert [x.place.at for x in layers] == [(i, j) for j in range(4) for i in range(2)]
+    np.testing.assert_array_equal(jnp.asarray(layers[3]), w[1, :, 1])
+    scaled = defer(lambda xs, y: [y * jnp.abs(x) for x in xs], layers, jnp.float32(2))
+    stack = scaled[0].stack
+    assert all(isinstance(x, Layer) and x.stack is stack for x in scaled)
+    assert isinstance(stack, Deferred) and stack.operands[0] is w
+    np.testing.assert_array_equal(jnp.asarray(stack), 2 * w)
+    again = written(defer(lambda xs: [x + 1 for x in xs], scaled))
+    np.testing.assert_array_equal(again[0].stack, 2 * w + 1)
+    np.testing.assert_array_equal(jnp.asarray(again[3]), 2 * w[1, :, 1] + 1)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda xs: xs[:1],  # not all of them
+        lambda xs: [xs[0], 2 * xs[1]],  # not in the same way
+        lambda xs: [xs[0] + xs[1], xs[1]],  # not one by one
+        lambda xs: [x * np.arange(3.0, dtype=np.float32) * i for i, x in enumerate(xs)],
+        lambda xs: [x[:2] for x in xs],
+    ],
+)
+def test_what_is_not_done_with_all_layers_alike_is_done_with_each(f):
+    w = jnp.arange(6.0).reshape(2, 3)
+    found = defer(f, cut(w, (0,), (2,)))
+    assert not any(isinstance(x, Layer) for x in found)
+    for x, wanted in zip(found, f(list(w)), strict=True):
+        np.testing.assert_array_equal(jnp.asarray(x), wanted)

@@ -17,7 +17,8 @@ from jaxprune.base import (
     Pattern,
     check_fraction,
 )
-from jaxprune.layers import folded
+from jaxprune.deferred import defer
+from jaxprune.layers import folded, has_layers, split_like
 from jaxprune.masks import with_own
 from jaxprune.pattern import select, unstructured
 from jaxprune.rules import check_any, kernels
@@ -74,7 +75,10 @@ def dpf(
 
     def masks(params: Params, step: Any, at_end: Any) -> Masks:
         asked = sparsity_at(sparsity, step, at_end)
-        return select(magnitude(prunable(params)), allocation, asked, pattern)
+        chosen = prunable(params)
+        own = split_like(params, chosen, deferred=True)
+        scores = defer(magnitude, own) if has_layers(chosen) else magnitude(own)
+        return select(scores, allocation, asked, pattern)
 
     def init(params: Params) -> DpfState:
         check_any(prunable(params), params)

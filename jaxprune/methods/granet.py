@@ -17,7 +17,6 @@ from jaxprune.base import (
     MaskTransform,
     Params,
     is_known,
-    map_scored,
     shown,
 )
 from jaxprune.deferred import defer
@@ -30,6 +29,7 @@ from jaxprune.pattern import select
 from jaxprune.rules import kernels
 from jaxprune.schedules import check_schedule, first_value, sparsity_at
 from jaxprune.scores import gradient, magnitude
+from jaxprune.uncut import elementwise
 
 
 @key_first
@@ -88,10 +88,10 @@ def granet(
         state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        own = split_like(params, masks)
+        own = split_like(params, masks, deferred=True)
         ranked = defer(lambda m, w: among(m, magnitude(w)), masks, own)
         kept = select(ranked, global_threshold, sparsity_at(sparsity, step, at_end))
-        left = map_scored(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
+        left = elementwise(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
         pruned = MaskState(with_own(state.masks, left))
         return regenerate(pruned, params, step=step, at_end=at_end, **context)
 

@@ -19,18 +19,18 @@ from jaxprune.base import (
     Pattern,
     Score,
     check_sparsity,
-    map_scored,
     shown,
 )
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import among
 from jaxprune.layers import folded, split_like
-from jaxprune.masks import all_kept, like, own_masks, with_own
+from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
 from jaxprune.rules import check_any, kernels
 from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.scores import fisher, gradient, lamp, magnitude, random, saliency
+from jaxprune.uncut import elementwise
 
 _SCORES = (magnitude, saliency, gradient, fisher)
 _ALLOCATIONS = (uniform, uniform_plus, er, erk, erk_plus, global_threshold)
@@ -94,17 +94,17 @@ def prune(
     ) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
 
-        def scores(params: Params, grads: Params, old: Masks) -> Any:
-            # taken apart where they are read: a copy of stacks would be a copy of the model
-            own, left = split_like(params, masks), split_like(old, masks)
-            slopes = None if grads is None else split_like(grads, masks)
-            return among(left, score(own, grads=slopes, step=step, **context))
+        # layers stay in their stacks: a copy of these would be a copy of the model
+        own = split_like(params, masks, deferred=True)
+        slopes = None if grads is None else split_like(grads, masks, deferred=True)
 
-        old = like(state.masks, params)
+        def scores(own: Params, slopes: Params, masks: Masks) -> Any:
+            return among(masks, score(own, grads=slopes, step=step, **context))
+
         asked = sparsity_at(sparsity, step, at_end)
-        kept = select(defer(scores, params, grads, old), allocation, asked, pattern)
+        kept = select(defer(scores, own, slopes, masks), allocation, asked, pattern)
         # with what is kept already: a falling schedule revives nothing
-        return MaskState(with_own(state.masks, map_scored(jnp.logical_and, masks, kept)))
+        return MaskState(with_own(state.masks, elementwise(jnp.logical_and, masks, kept)))
 
     gradual = MaskTransform(init, update)
     return gradual if callable(sparsity) else once(gradual)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune.base import MaskState, MaskTransform, Params, map_scored
 from jaxprune.counting import n_true, portion
@@ -19,6 +20,7 @@ from jaxprune.rules import check_any, kernels, map_named
 from jaxprune.scores import magnitude
 from jaxprune.selection import largest
 from jaxprune.two_floats import TwoFloats, ceiling, over, plus, power, times, total, two_floats
+from jaxprune.uncut import counts_of, in_order, uncut
 
 # Relative: a bound that is whole may come out a little higher. Powers in float32 are right to 6e-8
 # each, and what they miss cancels out over many weights; their sum has 46 bits.
@@ -109,9 +111,9 @@ def sap(
 
     factor = two_floats(float((1 + eta) ** (-q / (q - p))))
 
-    def count(weights: list[Any], kept: list[Any], d: jax.Array) -> jax.Array:
+    def count(sizes: list[Any], d: jax.Array) -> jax.Array:
         """c, int32, in integers from m on."""
-        of_p, of_q = _sums(weights, kept, p, q)
+        of_p, of_q = _sums(sizes, p, q)
         some = of_q.high > 0
         ratio = over(of_p, TwoFloats(jnp.where(some, of_q.high, 1.0), of_q.low))
         bound = times(factor, times(of_p, power(ratio, p / (q - p))))
@@ -126,8 +128,15 @@ def sap(
         c = jnp.minimum(jnp.minimum(wanted, most) + portion(gamma - whole, spare), most)
         return jnp.where(jnp.isfinite(of_q.high), c, 0)
 
-    def of_leaf(w: jax.Array, mask: jax.Array) -> jax.Array:
-        return count([w], [mask], n_true(mask)[0])
+    def of_slice(w: jax.Array, mask: jax.Array) -> jax.Array:
+        return count([_size(w, mask)], n_true(mask)[0])
+
+    def of_each(sizes: Params, counts: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(sizes)
+        groups, d = uncut(leaves), jnp.stack(jax.tree.leaves(counts))
+        of_layers = jax.vmap(lambda x, d: count([x], d))
+        found = [of_layers(own.in_a_row(), d[np.array(own.places)]) for own in groups]
+        return jax.tree.unflatten(treedef, list(in_order(groups, found)))
 
     def along_axis(leaf_name: str, w: jax.Array, mask: jax.Array) -> jax.Array:
         assert axis is not None
@@ -137,25 +146,26 @@ def sap(
                 "leave it out with prunable=..."
             )
         slices = lambda x: jnp.moveaxis(x, axis, 0)
-        n = jax.vmap(of_leaf)(slices(w), slices(mask))
+        n = jax.vmap(of_slice)(slices(w), slices(mask))
         kept = jax.vmap(drop)(slices(mask), slices(jnp.abs(w)), n)
         return jnp.moveaxis(kept, 0, axis)
 
     def update(state: MaskState, params: Params, **_: Any) -> MaskState:
         masks = own_masks(state.masks, params, prunable)
-        own = split_like(params, masks)
+        own = split_like(params, masks, deferred=True)
         if axis is not None:
-            kept = map_named(along_axis, own, masks)
-        elif together:
-            ws, ms = jax.tree.leaves(own), jax.tree.leaves(masks)
-            d = jnp.stack([n_true(m)[0] for m in ms]).sum()
-            left = d - count(ws, ms, d)
+            kept = map_named(along_axis, *jax.tree.map(jnp.asarray, (own, masks)))
+            return MaskState(with_own(state.masks, kept))
+        sizes, counts = defer(partial(map_scored, _size), own, masks), counts_of(masks)
+        if together:
+            d = jnp.stack(jax.tree.leaves(counts)).sum()
+            left = d - count([jnp.asarray(x) for x in jax.tree.leaves(sizes)], d)
             scores, treedef = jax.tree.flatten(
                 defer(lambda own, masks: among(masks, magnitude(own)), own, masks)
             )
             kept = jax.tree.unflatten(treedef, largest(scores, left, together=True))
         else:
-            kept = drop(masks, magnitude(own), map_scored(of_leaf, own, masks))
+            kept = drop(masks, defer(magnitude, own), of_each(sizes, counts))
         return MaskState(with_own(state.masks, kept))
 
     return MaskTransform(init, update)
@@ -164,21 +174,24 @@ def sap(
 def _index(weights: list[Any], kept: list[Any], p: float, q: float) -> jax.Array:
     """The PQ index of all kept weights together; 0 where there are none, or all are zero."""
     d = jnp.stack([n_true(m)[0] for m in kept]).sum().astype(jnp.float32)
+    sizes = [_size(w, m) for w, m in zip(weights, kept, strict=True)]
     of_p, of_q = (
         (sums.high / jnp.maximum(d, 1)) ** (1 / norm)
-        for sums, norm in zip(_sums(weights, kept, p, q), (p, q), strict=True)
+        for sums, norm in zip(_sums(sizes, p, q), (p, q), strict=True)
     )
     return jnp.where(of_q == 0, 0.0, 1 - of_p / jnp.where(of_q == 0, 1.0, of_q))  # a nan stays one
 
 
-def _sums(weights: list[Any], kept: list[Any], *norms: float) -> list[TwoFloats]:
-    """Of each norm the sum of |w / unit|^norm over all kept weights together.
+def _size(w: jax.Array, mask: jax.Array) -> jax.Array:
+    """|w|, float32, zero where it is not kept."""
+    return jnp.where(mask, jnp.abs(w).astype(jnp.float32), 0)
+
+
+def _sums(sizes: list[Any], *norms: float) -> list[TwoFloats]:
+    """Of each norm the sum of |w / unit|^norm over all these together, |w| given.
 
     The unit is the largest, so that no power leaves float32; the index knows none.
     """
-    sizes = [
-        jnp.where(m, jnp.abs(w).astype(jnp.float32), 0) for w, m in zip(weights, kept, strict=True)
-    ]
     largest_of_all = jnp.stack([x.max(initial=0.0) for x in sizes]).max()
     unit = jnp.where(largest_of_all > 0, largest_of_all, 1.0)
     return [reduce(plus, [total((x / unit) ** norm) for x in sizes]) for norm in norms]

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation import erk
-from jaxprune.base import Allocation, Masks, MaskTransform, Params, map_scored
+from jaxprune.base import Allocation, Masks, MaskTransform, Params
 from jaxprune.deferred import defer
 from jaxprune.drop_grow import drop, portions
 from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.keys import key_first
 from jaxprune.rules import kernels
 from jaxprune.scores import magnitude, random
+from jaxprune.uncut import elementwise
 
 
 @key_first
@@ -65,9 +66,8 @@ def set(
 
 def closest_to_zero(masks: Masks, params: Params, fraction: Any) -> Masks:
     """Drops the fraction closest to zero of the kept weights of either sign."""
-    at_least, below = (lambda w: jnp.asarray(w) >= 0), (lambda w: jnp.asarray(w) < 0)
-    signs = map_scored(at_least, params), map_scored(below, params)
-    sides = [map_scored(jnp.logical_and, masks, sign) for sign in signs]
+    signs = (lambda mask, w: mask & (w >= 0)), (lambda mask, w: mask & (w < 0))
+    sides = [elementwise(sign, masks, params) for sign in signs]
     worth = defer(magnitude, params)
     left = [drop(side, worth, portions(side, fraction)) for side in sides]
-    return map_scored(jnp.logical_or, *left)
+    return elementwise(jnp.logical_or, *left)

@@ -20,7 +20,8 @@ from jaxprune.base import (
     map_scored,
 )
 from jaxprune.counting import n_true
-from jaxprune.layers import folded
+from jaxprune.deferred import defer
+from jaxprune.layers import folded, has_layers, split_like
 from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
 from jaxprune.rules import check_any, kernels
@@ -79,7 +80,8 @@ def top_kast(
     def init(params: Params) -> TopKastState:
         chosen = prunable(params)
         check_any(chosen, params)
-        scores = magnitude(chosen)
+        own = split_like(params, chosen, deferred=True)
+        scores = defer(magnitude, own) if has_layers(chosen) else magnitude(own)
         return TopKastState(
             masks=folded(select(scores, allocation, sparsity)),
             trained=folded(select(scores, allocation, backward_sparsity)),

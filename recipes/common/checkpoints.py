@@ -24,7 +24,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 import jaxprune as jp
-from recipes.common.folder import RecipeError, reason, writing
+from recipes.common import folder
+from recipes.common.folder import RecipeError, reason
 
 
 def pack(tree: Any) -> Any:
@@ -69,7 +70,7 @@ def write(path: Path, tree: Any) -> None:
     Raises `RecipeError` where it can't be written, such as on a full disk.
     """
     try:
-        with writing(path, Exception), ocp.StandardCheckpointer() as checkpointer:
+        with folder.writing(path, Exception), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), tree, force=True)
     except RecipeError:
         for draft in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):

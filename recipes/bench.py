@@ -27,7 +27,7 @@ from recipes.benchmarks.seeds import many_seeds
 from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
 from recipes.benchmarks.training import compile_time
-from recipes.common import cli, folder, models, results, timing
+from recipes.common import cli, folder, models, timing
 from recipes.common.folder import RecipeError
 
 PROGRAM = "python -m recipes.bench"
@@ -152,7 +152,7 @@ def machine() -> dict[str, Any]:
     """What the numbers depend on beside the flags."""
     return {
         "backend": jax.default_backend(),
-        **results.environment(),
+        **folder.environment(),
         "jaxlib": jax.lib.__version__,
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

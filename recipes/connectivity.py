@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, dead, folder, lanes, measures, models, results, settings, study
+from recipes.common import cli, dead, folder, lanes, measures, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures.pairs import Matrix, Paths, along_paths, heat_maps
@@ -238,7 +238,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     pairs, rule = summary["pairs"], summary["running_statistics"]
 
     def points(numbers: dict[str, Any]) -> str:
-        said = results.plus_minus(numbers, 2, 100)
+        said = report.plus_minus(numbers, 2, 100)
         return said if said == dead.NOT_MEASURED else f"{said} points"
 
     def joined(arm: dict[str, Any]) -> str:
@@ -250,7 +250,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         return dead.NOT_MEASURED if labels is None else str(len(set(labels)))
 
     def plain(numbers: dict[str, Any]) -> str:
-        return results.plus_minus(numbers, 3)
+        return report.plus_minus(numbers, 3)
 
     def row(name: str, say: Any) -> tuple[str, str, str]:
         return name, say(dense), say(sparse)
@@ -259,7 +259,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         return lambda arm: f"{100 * max(arm[path]):.2f} %"
 
     rows = [
-        row("test accuracy", lambda arm: results.percent(arm["test_accuracy"])),
+        row("test accuracy", lambda arm: report.percent(arm["test_accuracy"])),
         row("error barrier", lambda arm: points(arm["error_barrier"])),
         row("loss barrier", lambda arm: plain(arm["loss_barrier"])),
         row("error instability", lambda arm: points(arm["error_instability"])),

@@ -33,7 +33,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, folder, models, results
+from recipes.common import cli, data, dead, folder, models, report
 from recipes.common.folder import RecipeError
 from recipes.common.models import classification
 from recipes.common.terminal import Stopped, deferred_signals
@@ -302,7 +302,7 @@ def _tested(config: Config, mesh: Mesh, state: State, test: data.Split) -> dict[
     found = look(state.params, jp.get_masks(state.opt_state))
     accuracy, collapsed = jax.tree.map(np.asarray, found)
     empty = {path: 1 for path, empty in collapsed.items() if empty}
-    return results.accuracy(accuracy, dead.chance(test.labels), empty)
+    return report.accuracy(accuracy, dead.chance(test.labels), empty)
 
 
 def _finish(
@@ -328,7 +328,7 @@ def _finish(
         folder.unlock(config.out)
         for key in ("processes", "devices", "loss", "sparsity", "params_sha256", "masks_sha256"):
             print(f"{key:14} {summary[key]}")
-        print(f"{'test accuracy':14} {results.percent(summary['test_accuracy'])}")
+        print(f"{'test accuracy':14} {report.percent(summary['test_accuracy'])}")
         for sign in dead.told(summary):
             print(sign)
         print(f"Everything is in {config.out}: see {config.out / folder.SUMMARY}")

@@ -20,7 +20,7 @@ import jax
 import optax
 
 import jaxprune as jp
-from recipes.common import churn, cli, models, settings, study
+from recipes.common import cli, models, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import style
@@ -216,7 +216,7 @@ def churn_picture(outcome: study.Outcome) -> study.Picture:
         for key in ("overlap_first", "overlap_previous", "ever_active")
     )
     return study.Picture(
-        churn.picture(first, previous, explored, style.looks(outcome.arms)),
+        style.churn(first, previous, explored, style.looks(outcome.arms)),
         "How the masks move: overlap (intersection over union) with the first masks of training "
         "and with those of the line of metrics.jsonl before, where they had changed since; and "
         "the fraction of weights that were ever active, for methods that do not start dense.",

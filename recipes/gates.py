@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, consensus, gating, models, results, settings, study
+from recipes.common import cli, consensus, gating, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import gates
@@ -215,15 +215,15 @@ def landed(outcome: study.Outcome, arm: str, harden: int) -> dict[str, Any]:
     at = next(record[arm] for record in outcome.history if record["step"] >= harden)
     masks = jp.get_masks(outcome.states[arm].opt_state)
     return {
-        "expected_kept": results.over_seeds(at["expected"]),
-        "open_kept": results.over_seeds(at["open"]),
+        "expected_kept": report.over_seeds(at["expected"]),
+        "open_kept": report.over_seeds(at["open"]),
         "architectures": gating.architectures(masks),
     }
 
 
 def in_words(arm: str, numbers: dict[str, Any]) -> str:
     """A line for the terminal."""
-    expected, open_ = (results.percent(numbers[key]) for key in ("expected_kept", "open_kept"))
+    expected, open_ = (report.percent(numbers[key]) for key in ("expected_kept", "open_kept"))
     left = numbers["architectures"][0]
     return f"{arm}: expected kept {expected}, open {open_}; layers of the first seed read {left}"
 

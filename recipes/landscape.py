@@ -37,7 +37,7 @@ from recipes.common import (
     measures,
     models,
     planes,
-    results,
+    report,
     settings,
     study,
 )
@@ -229,20 +229,20 @@ def summarise(
         own = summary["arms"][arm]
         own |= {
             "weights": curved.dimension,
-            "largest_eigenvalue": results.over_seeds(curved.eigenvalues[:, 0]),
+            "largest_eigenvalue": report.over_seeds(curved.eigenvalues[:, 0]),
             "eigenvalues": curved.eigenvalues.tolist(),
             "eigenvalue_errors": curved.errors.tolist(),
-            "trace": results.over_seeds(curved.trace),
+            "trace": report.over_seeds(curved.trace),
             "trace_standard_errors": curved.trace_error.tolist(),
-            "trace_per_weight": results.over_seeds(curved.trace / curved.dimension),
+            "trace_per_weight": report.over_seeds(curved.trace / curved.dimension),
         }
         for when in ("before", "after") if bend is not None else ():
             assert bend is not None
             for name in ("loss", "error"):
-                barriers = results.over_seeds(bend.barriers[when][name])
+                barriers = report.over_seeds(bend.barriers[when][name])
                 own[f"{name}_barrier_{when}_matching"] = barriers
             if bend.overlaps:
-                overlap = results.over_seeds(bend.overlaps[when])
+                overlap = report.over_seeds(bend.overlaps[when])
                 own[f"mask_overlap_{when}_matching"] = overlap
     return {
         "recipe": "landscape",
@@ -306,7 +306,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         return name, say(dense), say(sparse)
 
     rows: list[Sequence[str]] = [
-        row("test accuracy", lambda arm: results.percent(arm["test_accuracy"])),
+        row("test accuracy", lambda arm: report.percent(arm["test_accuracy"])),
         row("weights", lambda arm: f"{arm['weights']:,}"),
         row("largest eigenvalue", lambda arm: number(arm["largest_eigenvalue"])),
         row("trace", lambda arm: number(arm["trace"])),
@@ -321,7 +321,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         for name in ("loss", "error"):
             for when in ("before", "after"):
                 field = f"{name}_barrier_{when}_matching"
-                say = number if name == "loss" else results.percent
+                say = number if name == "loss" else report.percent
                 own = [
                     dead.NOT_MEASURED if dead.at_chance(arm["test_accuracy"]) else say(arm[field])
                     for arm in (dense, sparse)

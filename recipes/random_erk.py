@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, models, results, settings, study
+from recipes.common import cli, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split
 from recipes.common.figures import left, style
@@ -179,7 +179,7 @@ def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:
         for allocation in config.allocation:
             own = numbers[name(allocation, width, config)]
             gaps = np.subtract(own["test_accuracy"]["per_seed"], dense)
-            own["accuracy_minus_dense"] = results.over_seeds(gaps)
+            own["accuracy_minus_dense"] = report.over_seeds(gaps)
 
 
 def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> study.Picture:

@@ -22,7 +22,7 @@ import jax
 import jaxprune as jp
 from recipes.benchmarks import writeup
 from recipes.benchmarks.section import Section
-from recipes.common import cli, folder, results
+from recipes.common import cli, folder
 from recipes.common.folder import RecipeError
 from recipes.sharded import collectives, compiled, decoder, layout
 
@@ -92,7 +92,7 @@ def scale(config: Config) -> dict[str, Any]:
         "weights": weights,
         "prunable_weights": prunable,
         "devices": {own.name: own.numbers for own in sections},
-        "environment": results.environment(),
+        "environment": folder.environment(),
     }
     folder.write_json(config.out / folder.SUMMARY, summary)
     folder.write(config.out / folder.REPORT, report(config, sections, summary))

@@ -27,11 +27,12 @@ import optax
 import tyro
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, folder, lanes, measures, models, results, settings
+from recipes.common import cli, data, dead, folder, lanes, measures, models, settings
 from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, Network
 from recipes.common.measures import PathSettings
+from recipes.common.report import kept_weights
 from recipes.reports import soup as report
 from recipes.reports.soup import (
     BEST,
@@ -175,7 +176,7 @@ def one_phase(
         "loss_barrier": measures.above_chord(between["loss"]).tolist(),
         "error_on_paths": _lists(between["error"]),
         "kept_weights": {
-            name: results.kept_weights(networks.masks)[0].tolist()
+            name: kept_weights(networks.masks)[0].tolist()
             for name, networks in pruned._asdict().items()
         },
     }

@@ -28,10 +28,11 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, folder, lanes, measures, models, results, settings
+from recipes.common import cli, data, dead, folder, lanes, measures, models, settings
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
+from recipes.common.report import kept_weights
 from recipes.reports import tickets as report
 from recipes.reports.tickets import CONTROLS, METHODS, PROGRAM, RETRAINING, REWINDING, End
 
@@ -357,7 +358,7 @@ def _where(lane: jax.Array, a: Any, b: Any) -> Any:
 def told(s: Study, end: End) -> dict[str, list[Any]]:
     """What there is to say of an arm; lists are over replicates."""
     return {
-        "kept_weights": results.kept_weights(end.network.masks)[0].tolist(),
+        "kept_weights": kept_weights(end.network.masks)[0].tolist(),
         "empty_layers": dead.empty_layers(end.network.masks),
         "validation_accuracy": end.validation.tolist(),
         "early_step": end.step.tolist(),

@@ -49,6 +49,9 @@ def shrink(structure: Structure, tree: Any, kept: Kept) -> Any:
     `optax.masked`), or one collection of Flax's variables. So with batch norm, where
     `{"params": ..., "batch_stats": ...}` is analyzed, moments of the params are made smaller too.
 
+    An optimizer that divides by a mean over a leaf (adafactor) counts the zeros of a masked network
+    there, and has none in the small one: with it the two train apart.
+
     Args:
       tree: params, gradients, masks, an optimizer's state, averages of weights, arrays or
         `jax.ShapeDtypeStruct`: parts like the params are made smaller, all else stays.

@@ -13,7 +13,7 @@ from jax import lax
 import jaxprune as jp
 from recipes.benchmarks.section import Figure, Plan, Section, Target, comparison
 from recipes.benchmarks.steps import SPARSITY, describe, kernels
-from recipes.common.results import tree_bytes
+from recipes.common.report import tree_bytes
 from recipes.common.timing import Cell, measure, ratio
 
 # one read and one write of the scores: to an array that is there, to a new one, to themselves

@@ -15,7 +15,7 @@ import optax
 
 import jaxprune as jp
 from recipes.benchmarks.section import Plan, Section, Target, comparison
-from recipes.common.results import tree_bytes
+from recipes.common.report import tree_bytes
 from recipes.common.timing import Cell, measure, noise
 
 SPARSITY = 0.9

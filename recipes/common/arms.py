@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import churn, lanes, measures
+from recipes.common import lanes, measures
 from recipes.common.data import Dataset, Split
 from recipes.common.journal import Journal
 from recipes.common.lanes import Network, State
@@ -160,12 +160,12 @@ class Watch:
     def __init__(self, arm: Arm, first: State):
         self.arm = arm
         self.masked = arm.weights is not Weights.DENSE
-        self.first_masks = churn.masks(first.opt_state) if self.masked else None
+        self.first_masks = measures.masks_of(first.opt_state) if self.masked else None
         self.measure = jax.jit(jax.vmap(arm.learned.measure)) if arm.learned else None
 
     def begin(self, state: State, spent: float, test: measures.Accuracy) -> None:
         """Training goes on from `state`, after `spent` seconds in earlier programs."""
-        self.masks = churn.masks(state.opt_state) if self.masked else None
+        self.masks = measures.masks_of(state.opt_state) if self.masked else None
         self.spent, self.test = spent, test
 
     def look(self, point: lanes.Progress, tested: bool) -> dict[str, Any]:
@@ -177,8 +177,8 @@ class Watch:
             "accuracy": np.asarray(point.metrics["accuracy"]).tolist(),
         }
         if self.masked:
-            record |= churn.measure(state.opt_state, self.first_masks, self.masks)
-            self.masks = churn.masks(state.opt_state)
+            record |= measures.churn(state.opt_state, self.first_masks, self.masks)
+            self.masks = measures.masks_of(state.opt_state)
         if self.measure:
             measured = self.measure(state.params, state.opt_state.step)
             record |= {name: values.tolist() for name, values in measured.items()}

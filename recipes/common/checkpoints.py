@@ -24,8 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 import jaxprune as jp
-from recipes.common import folder
-from recipes.common.folder import RecipeError, reason
+from recipes.common.folder import RecipeError, reason, writing
 
 
 def pack(tree: Any) -> Any:
@@ -70,7 +69,7 @@ def write(path: Path, tree: Any) -> None:
     Raises `RecipeError` where it can't be written, such as on a full disk.
     """
     try:
-        with folder.writing(path, Exception), ocp.StandardCheckpointer() as checkpointer:
+        with writing(path, Exception), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), tree, force=True)
     except RecipeError:
         for draft in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):

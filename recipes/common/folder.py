@@ -1,18 +1,25 @@
-"""The folder of a run: made once, never overwritten unasked, each file whole or absent."""
+"""The folder of a run: made once, never overwritten unasked, each file whole or absent.
+
+The one exception that a recipe raises on purpose, and the versions that a run depends on.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.metadata
 import json
 import math
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import jax
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -38,6 +45,7 @@ PLOTS = "plots"
 MODEL = "model"
 CHECKPOINT = "checkpoint"
 BEST = "best"
+PACKAGES = ("jaxprune", "jax", "flax", "optax", "numpy")
 
 
 def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
@@ -201,3 +209,19 @@ def remove(path: Path) -> None:
         shutil.rmtree(draft)
     else:
         path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree
+            found[package] = "not installed"
+    return found
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on beside the configuration: versions and the device."""
+    return {**versions(), "device": jax.local_devices()[0].device_kind}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from recipes.common import cli, folder, results
+from recipes.common import cli, folder
 from recipes.common.checkpoints import KEPT, Checkpoints, Saved
 from recipes.common.folder import RecipeError
 from recipes.common.terminal import Stopped, deferred_signals, progress
@@ -111,7 +111,7 @@ class Journal:
         self.step = self.step if step is None else step
         if self._best and list(score) > self._score:
             self._score = list(score)
-            about = {**self._about, "score": self._score, "versions": results.versions()}
+            about = {**self._about, "score": self._score, "versions": folder.versions()}
             self._best.save(self.step, {"settled": state}, about)
         self._offer()
 
@@ -158,7 +158,7 @@ class Journal:
                 "training": name,
                 "at": at,
                 "metrics": self.records,
-                "versions": results.versions(),
+                "versions": folder.versions(),
             }
             self._checkpoints.save(self.step, tree, about)
             self._saved_at = time.monotonic()
@@ -207,7 +207,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _warn_of_versions(saved: Saved) -> None:
-    now = results.versions()
+    now = folder.versions()
     if others := [f"{k} {v}" for k, v in saved.about["versions"].items() if now.get(k) != v]:
         print(
             f"'{saved.path}' was written with {', '.join(others)}: the bits may differ",

@@ -1,4 +1,4 @@
-"""What studies of pairs of networks measure: test error and loss of any network between two."""
+"""What studies measure: test error and loss of any network between two, and how masks change."""
 
 from __future__ import annotations
 
@@ -221,3 +221,32 @@ def over_siblings(
     if at_chance:
         return {"mean": None, "error": None, "per_seed": means.tolist()}
     return {"mean": float(means.mean()), "error": error, "per_seed": means.tolist()}
+
+
+def masks_of(opt_state: Any) -> Any:
+    """A copy of its masks, which outlives the state."""
+    return jax.tree.map(jnp.copy, jp.get_masks(opt_state))
+
+
+def churn(opt_state: Any, first: Any, previous: Any) -> dict[str, list[float]]:
+    """What a line of metrics.jsonl says of the masks in a stack of states; lists are over seeds.
+
+    Beside the sparsity, the overlap (intersection over union) with the first masks of training and
+    with those of the previous line, and, where the optimizer remembers it (`jp.itop`), R_s, the
+    fraction of all prunable weights that was ever in the masks.
+    """
+    return {name: values.tolist() for name, values in _churn(opt_state, first, previous).items()}
+
+
+@jax.jit
+@jax.vmap
+def _churn(opt_state: Any, first: Any, previous: Any) -> dict[str, jax.Array]:
+    now = jp.get_masks(opt_state)
+    numbers = {
+        "sparsity": jp.sparsity(now),
+        "overlap_first": jp.overlap(now, first),
+        "overlap_previous": jp.overlap(now, previous),
+    }
+    if optax.tree.get_all_with_path(opt_state, "ever_active"):
+        numbers["ever_active"] = 1 - jp.sparsity(jp.ever_active(opt_state))
+    return numbers

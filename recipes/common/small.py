@@ -22,7 +22,7 @@ from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Kept, Removal, known, removed
-from recipes.common import checkpoints, folder, models, results
+from recipes.common import checkpoints, folder, models, report
 from recipes.common.data import Split
 from recipes.common.timing import CONTROL
 
@@ -142,7 +142,7 @@ def numbers(
     before = next(iter(sizes.values()))
     return {
         name: {
-            "test_accuracy": results.accuracy(accuracy[name], chance),
+            "test_accuracy": report.accuracy(accuracy[name], chance),
             "weights": [size.weights for size in own],
             "flops": [size.flops for size in own],
             "weights_left": _share(own, before, "weights"),
@@ -167,7 +167,7 @@ def table(
     columns = ["test accuracy", "weights", "FLOPs", *(f"batch {batch}" for batch in batches)]
     rows = []
     for i, (name, own) in enumerate(networks.items()):
-        cells = [name, results.percent(own["test_accuracy"])]
+        cells = [name, report.percent(own["test_accuracy"])]
         if i == 0:
             cells += [f"{own['weights'][0]:,}", _large(own["flops"][0])]
         else:

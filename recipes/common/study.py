@@ -13,7 +13,7 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import arms, checkpoints, data, dead, folder, lanes, results, settings
+from recipes.common import arms, checkpoints, data, dead, folder, lanes, report, settings
 from recipes.common.arms import Arm, History, States, Weights
 from recipes.common.figures import style
 from recipes.common.folder import RecipeError
@@ -80,8 +80,8 @@ def summarise(config: Settings, outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 2),
         "chance": dead.chance(outcome.dataset.test.labels),
         "arms": {name: _numbers(outcome, name) for name in outcome.arms},
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "environment": folder.environment(),
     }
 
 
@@ -93,17 +93,17 @@ def _numbers(outcome: Outcome, name: str) -> dict[str, Any]:
     kept, empty = np.full(len(last["loss"]), weights), {}
     if outcome.arms[name].weights is not Weights.DENSE:
         masks = jp.get_masks(state.opt_state)
-        (kept, weights), empty = results.kept_weights(masks), dead.empty_layers(masks)
+        (kept, weights), empty = report.kept_weights(masks), dead.empty_layers(masks)
     chance = dead.chance(outcome.dataset.test.labels)
     seen = ("overlap_first", "ever_active")
     return {
-        "test_accuracy": results.accuracy(last["test_accuracy"], chance, empty),
-        **{key: results.over_seeds(last[key]) for key in seen if key in last},
+        "test_accuracy": report.accuracy(last["test_accuracy"], chance, empty),
+        **{key: report.over_seeds(last[key]) for key in seen if key in last},
         "sparsity": float(np.mean((weights - kept) / weights)),
         "prunable_weights": weights,
         "kept_weights": kept.tolist(),
         "training_seconds": last["seconds"],
-        "state_bytes": results.tree_bytes(state),
+        "state_bytes": report.tree_bytes(state),
     }
 
 
@@ -117,7 +117,7 @@ def pictures(outcome: Outcome, pruned_between: tuple[int, int] | None = None) ->
     accuracy = {arm: style.curve(outcome.history, arm, "test_accuracy") for arm in outcome.arms}
     sparsity = {arm: style.curve(outcome.history, arm, "sparsity") for arm in masked(outcome)}
     layers = {
-        arm: results.layer_density(jp.get_masks(outcome.states[arm].opt_state))
+        arm: report.layer_density(jp.get_masks(outcome.states[arm].opt_state))
         for arm in masked(outcome)
     }
     shade = " The masks change in the grey part." if pruned_between else ""
@@ -186,7 +186,7 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[s
     Narrow enough for a terminal of 80 columns.
     """
     cells: dict[str, Callable[[Any], str]] = {
-        "test accuracy": lambda n: results.percent(n["test_accuracy"]),
+        "test accuracy": lambda n: report.percent(n["test_accuracy"]),
         "sparsity": lambda n: f"{100 * n['sparsity']:.2f} %",
     }
     collapse = any("on_paths" in numbers for numbers in arms.values())
@@ -226,4 +226,4 @@ def layer_report(outcome: Outcome, name: str) -> str:
 
     params = arms.network(outcome.arms[name], first)
     ever = optax.tree.get(first.opt_state, "ever_active", None)
-    return results.layers(params, jp.get_masks(first.opt_state), apply, image, ever_active=ever)
+    return report.layers(params, jp.get_masks(first.opt_state), apply, image, ever_active=ever)

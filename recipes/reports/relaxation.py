@@ -12,7 +12,7 @@ import numpy as np
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Removal
-from recipes.common import folder, lanes, results, small, timing
+from recipes.common import folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import gates, layers, style
 from recipes.common.figures.left import flops_left
@@ -165,8 +165,8 @@ def summarise(
         "masked_and_compacted": removed,
         "latency": times,
         "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "environment": folder.environment(),
     }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import checkpoints, dead, folder, lanes, measures, results
+from recipes.common import checkpoints, dead, folder, lanes, measures, report
 from recipes.common.figures import pairs, style
 from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
@@ -40,7 +40,7 @@ def write(
     summary = summarise(config, s, ends, records, seconds, chance)
     soups = ends.soup
     params, _, masks = lanes.lane_of(soups, 0)
-    writeup = write_up(config, summary, results.layers(params, masks))
+    writeup = write_up(config, summary, report.layers(params, masks))
     save(config, soups, records, summary, writeup)
     return summary
 
@@ -65,7 +65,7 @@ def summarise(
             "sparsity": record["sparsity"],
             "kept_weights": record["kept_weights"]["soup"],
             "test_accuracy": {
-                arm: results.accuracy(accuracy[arm], chance, empty.get(arm, {})) for arm in arms
+                arm: report.accuracy(accuracy[arm], chance, empty.get(arm, {})) for arm in arms
             },
             "soup_minus": {
                 arm: _difference(accuracy[SOUP] - accuracy[arm]) for arm in arms if arm != SOUP
@@ -91,12 +91,12 @@ def summarise(
         "threshold_points": config.threshold,
         "running_statistics": "recalibrated" if config.norm == "batch" else None,
         "chance": chance,
-        "dense": {"test_accuracy": results.accuracy(first["test_accuracy"]["dense"], chance)},
+        "dense": {"test_accuracy": report.accuracy(first["test_accuracy"]["dense"], chance)},
         "phases": [of(record) for record in after],
         "seconds": round(seconds, 2),
         "phase_seconds": [record["seconds"] for record in records],
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "environment": folder.environment(),
     }
 
 
@@ -138,7 +138,7 @@ def save(
         SOUPS: pairs.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
         BARRIERS: pairs.barriers(sparsities, heights, config.threshold),
         PATHS: pairs.along_paths(panels, config.threshold, "child"),
-        LAYERS: style.layer_density({SOUP: results.layer_density(soups.masks)}),
+        LAYERS: style.layer_density({SOUP: report.layer_density(soups.masks)}),
     }
     finish(config.out, writeup, summary, figures)
 
@@ -152,10 +152,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         return [name, *(say(phase) for phase in after)]
 
     def points(numbers: dict[str, Any]) -> str:
-        return results.plus_minus(numbers, 2, 100)
+        return report.plus_minus(numbers, 2, 100)
 
     rows = [
-        row(arm, lambda phase, arm=arm: results.percent(phase["test_accuracy"][arm]))  # type: ignore[misc]
+        row(arm, lambda phase, arm=arm: report.percent(phase["test_accuracy"][arm]))  # type: ignore[misc]
         for arm in arms
     ]
     for arm in (MEAN, BEST, longer_name(config.children)):
@@ -176,7 +176,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{config.model} on {config.dataset}, {config.seeds} seeds x {config.children} "
             f"children that differ in {varied}, {summary['steps']:,} steps, then "
             f"{summary['retraining_steps']:,} in each phase; dense "
-            f"{results.percent(dense)}. Test accuracy with standard deviation "
+            f"{report.percent(dense)}. Test accuracy with standard deviation "
             "over seeds; differences and barriers in points, with standard error over seeds; what "
             f"is chosen, on {100 * config.validation:g} % of train{batch_norm}"
         ),

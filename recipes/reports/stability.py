@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoints, dead, folder, lanes, measures, results
+from recipes.common import checkpoints, dead, folder, lanes, measures, report
 from recipes.common.figures import pairs
 from recipes.common.figures.pairs import Forks
 from recipes.common.lanes import Network
@@ -37,7 +37,7 @@ def write(
     summary = summarise(config, end.masks, records, steps, rule, seconds, chance)
     pruned = end._replace(params=jp.apply_masks(end.params, end.masks))
     params, _, masks = lanes.lane_of(pruned, 0)
-    writeup = write_up(config, summary, results.layers(params, masks))
+    writeup = write_up(config, summary, report.layers(params, masks))
     save(config, pruned, records, summary, writeup)
     return summary
 
@@ -52,7 +52,7 @@ def summarise(
     chance: float,
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    kept, weights = results.kept_weights(masks)
+    kept, weights = report.kept_weights(masks)
 
     empty = {"dense": {}, "sparse": dead.empty_layers(masks)}
 
@@ -61,7 +61,7 @@ def summarise(
         at_chance = bool((accuracy <= chance).any())
         return {
             "step": record["step"],
-            "test_accuracy": results.accuracy(accuracy.mean(1), chance, empty[arm]),
+            "test_accuracy": report.accuracy(accuracy.mean(1), chance, empty[arm]),
             **{
                 f"{name}_{height}": measures.over_siblings(
                     record[arm][f"{name}_{height}"], config.children, at_chance
@@ -87,8 +87,8 @@ def summarise(
         "seconds": round(seconds, 2),
         "chance": chance,
         **{arm: [of(record, arm) for record in records] for arm in ARMS},
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "environment": folder.environment(),
     }
 
 
@@ -121,10 +121,10 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
     rows = [
         (
             f"{fork['step']:,}, {arm}",
-            results.plus_minus(fork["error_instability"], 2, 100),
-            results.plus_minus(fork["error_barrier"], 2, 100),
-            results.plus_minus(fork["loss_instability"], 3),
-            results.percent(fork["test_accuracy"]),
+            report.plus_minus(fork["error_instability"], 2, 100),
+            report.plus_minus(fork["error_barrier"], 2, 100),
+            report.plus_minus(fork["loss_instability"], 3),
+            report.percent(fork["test_accuracy"]),
         )
         for pair in zip(summary["dense"], summary["sparse"], strict=True)
         for arm, fork in zip(ARMS, pair, strict=True)

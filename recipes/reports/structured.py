@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.structured.compact import Compact
-from recipes.common import folder, lanes, results, small, timing
+from recipes.common import folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import layers, style
 from recipes.common.figures.left import flops_left
@@ -74,8 +74,8 @@ def summarise(
         "masked_and_compacted": removed,
         "latency": times,
         "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "environment": folder.environment(),
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recipes.common import checkpoints, dead, folder, lanes, results
+from recipes.common import checkpoints, dead, folder, lanes, report
 from recipes.common.figures import left, style
 from recipes.common.lanes import Network
 from recipes.common.report import Writeup, finish
@@ -60,7 +60,7 @@ def summarise(
     chance: float,
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    _, weights = results.kept_weights(next(iter(ends.values())).network.masks)
+    _, weights = report.kept_weights(next(iter(ends.values())).network.masks)
 
     def of(numbers: Mapping[str, Any], phase: int) -> dict[str, Any]:
         keys = ("end_test_accuracy", "validation_accuracy", "early_step")
@@ -68,10 +68,10 @@ def summarise(
             "phase": phase,
             "weights_left": float(np.mean(numbers["kept_weights"]) / weights),
             "kept_weights": numbers["kept_weights"],
-            "test_accuracy": results.accuracy(
+            "test_accuracy": report.accuracy(
                 numbers["test_accuracy"], chance, numbers["empty_layers"]
             ),
-            **{key: results.over_seeds(numbers[key]) for key in keys},
+            **{key: report.over_seeds(numbers[key]) for key in keys},
         }
 
     dense = of(records[0]["dense"], 0)
@@ -97,8 +97,8 @@ def summarise(
             for arm, found in arms.items()
         },
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": results.peak_memory_bytes(),
-        "environment": results.environment(),
+        "peak_memory_bytes": report.peak_memory_bytes(),
+        "environment": folder.environment(),
     }
 
 
@@ -127,7 +127,7 @@ def save(
         for arm in config.method
     }
     methods = [arm for arm in config.method if arm in METHODS]
-    density = {arm: results.layer_density(ends[arm].network.masks) for arm in methods}
+    density = {arm: report.layer_density(ends[arm].network.masks) for arm in methods}
     drawn = style.looks(["dense", *config.method])
     figures = {
         PICTURE: left.weights_left(curves, np.array(records[0]["dense"]["test_accuracy"])),
@@ -136,7 +136,7 @@ def save(
     layers = {}
     for arm in methods:
         params, _, masks = lanes.lane_of(ends[arm].network, 0)
-        layers[arm] = results.layers(params, masks)
+        layers[arm] = report.layers(params, masks)
     finish(config.out, write_up(config, summary, layers), summary, figures)
 
 
@@ -168,7 +168,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
         headline=(
             f"{config.model} on {config.dataset}, {config.seeds} replicates, "
             f"{summary['steps']:,} steps of first training, rewind step {summary['rewind']}: dense "
-            f"{results.percent(dense)}; by the weights left (%), test accuracy (%) at the step of "
+            f"{report.percent(dense)}; by the weights left (%), test accuracy (%) at the step of "
             f"best validation accuracy, mean{' ± deviation' if few else ''} over replicates"
         ),
         columns=columns,

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from jaxprune.rules import named_leaves
-from recipes.common import results
+from recipes.common import report
 from recipes.common.figures.style import MANY, STROKES, STYLE, Curve, Look, band, looks, png
 
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -226,7 +226,7 @@ def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look])
 def kept_by_layer(masks: Any) -> dict[str, np.ndarray]:
     """{path: weights kept by each seed, int (seeds,)} of stacked masks, layer 2 before layer 10."""
     sizes = {path: mask[0].size for path, mask in named_leaves(masks) if mask is not None}
-    density = results.layer_density(masks)
+    density = report.layer_density(masks)
     return {path: np.rint(own * sizes[path]).astype(int) for path, own in density.items()}
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG: training curves with a band over seeds, density by layer."""
+"""Figures of a run, as PNG: training curves with a band over seeds, density by layer, churn."""
 
 from __future__ import annotations
 
@@ -48,6 +48,49 @@ def layer_density(
         if len(arms) == 1:
             return png(_bars(density))
         return png(_dots(density, drawn or looks(arms)))
+
+
+def churn(
+    first: Mapping[str, Curve],
+    previous: Mapping[str, Curve],
+    explored: Mapping[str, Curve],
+    drawn: Mapping[str, Look] | None = None,
+) -> bytes:
+    """PNG of three panels over steps, a line with a band over seeds for each arm.
+
+    Args:
+      first, previous: the overlap with the first masks, and with those of the line before.
+      explored: R_s, the fraction of weights that were ever in the masks; not drawn where all were
+        from the start.
+    """
+    panels = (
+        (first, "Overlap with first masks (%)"),
+        ({arm: _moved(c) for arm, c in previous.items()}, "Overlap with previous masks (%)"),
+        ({arm: c for arm, c in explored.items() if c[1][0].min() < 1}, "Ever active, $R_s$ (%)"),
+    )
+    drawn = drawn or looks(first)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 2.7), layout="constrained")
+        three = figure.subplots(1, 3)
+        for axes, (curves, title) in zip(three, panels, strict=True):
+            for arm, curve in curves.items():
+                band(axes, curve, arm, drawn[arm])
+            axes.set(title=title, xlabel="Step")
+            axes.set_xlim(0, max(max(steps) for steps, _ in first.values()))
+            axes.set_ylim(-2, 102)
+            axes.xaxis.set_major_locator(steps_locator(4))
+        if panels[-1][0]:
+            three[-1].autoscale(axis="y")
+            three[-1].set_ylim(bottom=0)
+        figure.legend(*three[0].get_legend_handles_labels(), loc="outside right upper")
+        return png(figure)
+
+
+def _moved(curve: Curve) -> Curve:
+    """Only the points where masks had changed, if any had: between updates the overlap is 1."""
+    steps, values = np.asarray(curve[0]), np.asarray(curve[1])
+    moved = (values < 1).any(1)
+    return (steps[moved].tolist(), values[moved]) if moved.any() else curve
 
 
 def _bars(arms: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:

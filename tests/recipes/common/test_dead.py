@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recipes import connectivity, gmp
-from recipes.common import dead, results
+from recipes.common import dead, report
 
 
 def test_chance_is_the_share_of_the_largest_class_and_its_standard_error():
@@ -20,16 +20,16 @@ def test_an_accuracy_carries_the_signs_of_the_dead():
     }
     empty = dead.empty_layers(masks)
     assert empty == {"a/kernel": 1}
-    numbers = results.accuracy([0.1, 0.9], chance=0.1, empty_layers=empty)
+    numbers = report.accuracy([0.1, 0.9], chance=0.1, empty_layers=empty)
     assert numbers["at_chance"] == [True, False] and numbers["empty_layers"] == empty
-    assert results.percent(numbers) == "50.00 ± 56.57 % †"
-    assert results.percent(results.accuracy([0.2, 0.2], 0.1, empty)) == "20.00 ± 0.00 % †"
-    assert results.percent(results.accuracy([0.2, 0.2], 0.1)) == "20.00 ± 0.00 %"
+    assert report.percent(numbers) == "50.00 ± 56.57 % †"
+    assert report.percent(report.accuracy([0.2, 0.2], 0.1, empty)) == "20.00 ± 0.00 % †"
+    assert report.percent(report.accuracy([0.2, 0.2], 0.1)) == "20.00 ± 0.00 %"
 
 
 def test_every_accuracy_of_a_summary_is_told_of_by_name():
-    alive, chance = results.accuracy([0.9, 0.9], 0.1), results.accuracy([0.1, 0.9], 0.1)
-    empty = results.accuracy([0.9, 0.9], 0.1, {"a/kernel": 2})
+    alive, chance = report.accuracy([0.9, 0.9], 0.1), report.accuracy([0.1, 0.9], 0.1)
+    empty = report.accuracy([0.9, 0.9], 0.1, {"a/kernel": 2})
     summary = {
         "chance": 0.1,
         "arms": {"dense": {"test_accuracy": alive}, "gmp": {"test_accuracy": chance}},
@@ -41,7 +41,7 @@ def test_every_accuracy_of_a_summary_is_told_of_by_name():
         "† phases, phase 1, IMP: a/kernel keeps no weight in 2 of 2 seeds",
     ]
     with pytest.raises(KeyError, match="at_chance"):  # no recipe can leave them out
-        dead.told({"chance": 0.1, "arms": {"a": {"test_accuracy": results.over_seeds([0.9])}}})
+        dead.told({"chance": 0.1, "arms": {"a": {"test_accuracy": report.over_seeds([0.9])}}})
 
 
 SHORT = ["--seeds", "2", "--steps", "6", "--train-examples", "256", "--every", "1"]
@@ -52,11 +52,11 @@ def test_a_dead_network_is_no_result(tmp_path, capsys):
     out = tmp_path / "gmp"
     gmp.main([*SHORT, "--evaluations", "1", "--sparsity", "0.9999", "--out", str(out)])
     said = " ".join(capsys.readouterr().out.split())
-    report = (out / "report.md").read_text()
-    for text in (said, " ".join(report.split())):
+    page = (out / "report.md").read_text()
+    for text in (said, " ".join(page.split())):
         assert "† sparse: 2 of 2 seeds at chance (test accuracy of 11.9 % or less); Dense_" in text
         assert "kernel keeps no weight in 2 of 2 seeds" in text
-    assert "% † |" in report
+    assert "% † |" in page
 
 
 def test_there_are_no_barriers_at_chance(tmp_path):

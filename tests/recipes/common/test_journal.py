@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.common import checkpoints, cli, folder, results
+from recipes.common import checkpoints, cli, folder
 from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.terminal import Stopped
@@ -162,8 +162,8 @@ def test_what_nothing_depends_on_may_change(tmp_path, monkeypatch, alone):
 def test_other_versions_are_told(tmp_path, monkeypatch, capsys):
     config = Config(tmp_path / "toy")
     stop(monkeypatch, config, 1)
-    newer = {**results.versions(), "jax": "99.0"}
-    monkeypatch.setattr(results, "versions", lambda: newer)
+    newer = {**folder.versions(), "jax": "99.0"}
+    monkeypatch.setattr(folder, "versions", lambda: newer)
     toy(replace(config, resume=True))
     assert "was written with jax 0." in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from recipes.common import measures, models, results
+from recipes.common import measures, models, report
 from recipes.common.data import Dataset, Split
 from recipes.common.folder import RecipeError
 
@@ -95,7 +95,7 @@ def test_over_pairs():
     assert measures.over_pairs(matrix[:2, :2])["error"] is None
     at_chance = measures.over_pairs(matrix, at_chance=True)
     assert at_chance == dict.fromkeys(("mean", "error", "highest")) | {"matrix": matrix.tolist()}
-    assert results.plus_minus(at_chance, 2) == "n/a"
+    assert report.plus_minus(at_chance, 2) == "n/a"
     siblings = measures.over_siblings([[1.0, 2.0, 3.0]], 3)
     assert siblings["mean"] == 2.0 and siblings["error"] == pytest.approx(said["error"])
 

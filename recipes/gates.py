@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, consensus, gating, models, report, settings, study
+from recipes.common import cli, gating, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import gates
@@ -87,8 +87,10 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
         plan = plan_of(config, kept, steps, examples=len(dataset.train.labels))
         for level in config.level:
             if level == "consensus":
-                votes = plan._replace(gate=lambda step: consensus.gate(), above=0.5)
-                own = consensus.arm(module, dense, of_level["neuron"], votes, dataset.train.images)
+                votes = plan._replace(gate=lambda step: gating.consensus_gate(), above=0.5)
+                own = gating.consensus_arm(
+                    module, dense, of_level["neuron"], votes, dataset.train.images
+                )
             else:
                 own = gating.arm(module, dense, of_level[level], plan)
             made[name(level, kept, config)] = own

@@ -32,8 +32,6 @@ from recipes.common import (
     data,
     dead,
     folder,
-    hessians,
-    matching,
     measures,
     models,
     planes,
@@ -92,8 +90,8 @@ class Measured(NamedTuple):
 
     through: Panel
     around: Panel
-    bend: matching.Bend | None
-    curved: hessians.Curved
+    bend: planes.Bend | None
+    curved: planes.Curved
 
 
 # --- what is trained ------------------------------------------------------------------------------
@@ -126,7 +124,7 @@ def landscape(config: Config) -> dict[str, Any]:
     began = time.perf_counter()
     losses = planes.losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
     measured = measure(config, losses, outcome)
-    timed = hessians.product_time(losses.loss, lane_of(outcome.states["dense"].params, 0))
+    timed = planes.product_time(losses.loss, lane_of(outcome.states["dense"].params, 0))
     summary = summarise(config, outcome, measured, timed, time.perf_counter() - began)
     save(config, outcome, measured, summary)
     return summary
@@ -191,9 +189,9 @@ def measure(config: Config, losses: planes.Losses, outcome: study.Outcome) -> di
             bend = None
             if layers := LAYERS.get(config.model):
                 own = stack, masks, layers, key_of(config, 4)
-                bend = matching.align(losses, *own, config.points, config.seed)
+                bend = planes.align(losses, *own, config.points, config.seed)
             show(next(done), f"{name}: alignment")
-            curved = hessians.curve(
+            curved = planes.curve(
                 losses.loss,
                 stack,
                 masks,
@@ -273,7 +271,7 @@ def save(
         lines = {title: list(bend.lines.values()) for title, bend in bends.items()}
         figures[ALIGNED] = planes_and_lines(panels, label, lines, label)
     curved = {arm: own.curved for arm, own in measured.items()}
-    figures[CURVATURE] = curvature(hessians.densities(curved))
+    figures[CURVATURE] = curvature(planes.densities(curved))
     folder.write(config.out / ARRAYS, arrays(measured))
     writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
     finish(config.out, writeup, summary, figures)

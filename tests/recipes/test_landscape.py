@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import landscape
-from recipes.common import data, folder, matching, models, planes
+from recipes.common import data, folder, models, planes
 from tests.recipes import running
 
 SHORT = "--steps 6 --train-examples 256 --every 2 --evaluations 2 --examples 100 --points 5 "
@@ -162,5 +162,5 @@ def test_the_losses_of_a_convolutional_network_have_second_derivatives():
 
 def test_the_barrier_is_above_the_chord():
     alphas = np.linspace(0, 1, 3)
-    assert matching.above_chord(alphas, np.array([1.0, 3.0, 2.0])) == 1.5
-    assert matching.above_chord(alphas, np.array([1.0, 1.0, 2.0])) == 0.0
+    assert planes.above_chord(alphas, np.array([1.0, 3.0, 2.0])) == 1.5
+    assert planes.above_chord(alphas, np.array([1.0, 1.0, 2.0])) == 0.0

@@ -267,7 +267,7 @@ def _proportional(
     leaves, treedef = jax.tree.flatten(scores)
     if not any(x.size for x in leaves):
         return uniform(scores, sparsity)
-    layouts = layouts_of(what, scores).values()
+    layouts = layouts_of(what, scores, either_way=True).values()
     fans = [matrix_shape(layout, x.shape) for layout, x in zip(layouts, leaves, strict=True)]
     sizes = np.array([x.size for x in leaves], np.float64)
     raws = np.array([raw(own) if math.prod(own) else 0.0 for own in fans], np.float64)

@@ -54,7 +54,9 @@ def spatial(layout: Layout, rank: int) -> tuple[int, ...]:
 _CONVOLUTION = re.compile(r".*conv.*|.*\bdown_?sample.*|.*shortcut.*", re.IGNORECASE)
 _PROJECTED = re.compile(r"query|key|value")
 # these have heads, experts or letters of their own, in an order that no name tells
-_UNTOLD = re.compile(r".*(einsum|attn|attention|qkv|expert|moe).*", re.IGNORECASE)
+_UNTOLD = re.compile(r".*(einsum|general|attn|attention|qkv|expert|moe).*", re.IGNORECASE)
+_EITHER_WAY = re.compile(r"weight(_.*)?")  # (outputs, inputs, ...) in equinox and torch
+_WINDOW = 16  # the first axis of what is larger, and no square, may be inputs
 
 
 def named_layout(leaf_name: str, shape: Sequence[int]) -> Layout:
@@ -65,20 +67,23 @@ def named_layout(leaf_name: str, shape: Sequence[int]) -> Layout:
     if rank < 2:
         return Layout((), tuple(range(rank)))
     as_flax = Layout(rank - 2, rank - 1)
+    if _EITHER_WAY.fullmatch(own):
+        return Layout(why="what is called `weight` has its outputs first in some libraries")
     if rank == 2:
         return as_flax
     if rank == 3 and own == "kernel" and _PROJECTED.fullmatch(parent):
         return Layout(0, (1, 2))
     if rank == 3 and own == "kernel" and parent == "out":
         return Layout((0, 1), 2)
-    if own == "weight":  # (outputs, inputs, ...) in equinox and torch
-        return Layout(why="a `weight` of that rank has its outputs first in some libraries")
     if _CONVOLUTION.fullmatch(parent):
         return as_flax
     if rank == 3:
         return Layout(why="it may have a window, heads, or be a stack of layers")
     if rank > 5 or any(_UNTOLD.fullmatch(part) for part in (*parents, own)):
         return Layout(why="its name and shape do not tell")
+    window = shape[:-2]
+    if len({*window}) > 1 and max(window) > _WINDOW:
+        return Layout(why=f"{'x'.join(map(str, window))} is an odd window, and may be inputs")
     return as_flax
 
 
@@ -149,7 +154,8 @@ def layout_of(what: str, leaf_name: str, shape: Sequence[int], is_said: bool) ->
             f"{what} needs to know which axes of '{leaf_name}', shape {tuple(shape)}, are inputs "
             f"and which are outputs: {layout.why}. Say it, with the numbers of the axes: "
             f"prunable=jp.matching(layouts={said}), or stacked=... where each index of an axis is "
-            "a layer of its own; or leave the leaf out with prunable=jp.matching(exclude=...)."
+            "a layer of its own; or give the argument `axis`, where there is one; or leave it out "
+            "with prunable=jp.matching(exclude=...)."
         )
     return layout
 

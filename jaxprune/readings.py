@@ -4,6 +4,7 @@ The function is traced on shapes, never run. A value of its jaxpr that is a leaf
 cast, transposed, reshaped or masked, knows which axes of the leaf each of its axes is:
 
     dot_general             contracted axes are inputs, batch axes stacked, the others outputs
+    ragged_dot_general      so are those of experts, each a layer
     conv_general_dilated    the axes of its dimension numbers
     scan                    the axis that it steps over is stacked
 """
@@ -36,7 +37,7 @@ class _View(NamedTuple):
 # One array in, with numbers beside it, one of its shape out.
 _ELEMENTWISE = {
     "abs", "convert_element_type", "copy", "copy_p", "div", "mul", "neg", "optimization_barrier",
-    "reduce_precision", "select_n", "sharding_constraint", "stop_gradient",
+    "reduce_precision", "rev", "select_n", "sharding_constraint", "stop_gradient",
 }  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def _walk(jaxpr: Jaxpr, views: Sequence[Any], uses: dict[str, dict]) -> list[Any
 def _equation(eqn: Any, operands: list[Any], uses: dict[str, dict]) -> list[Any]:
     """The views of the results; what the operands are used for is noted in `uses`."""
     kind, unknown = eqn.primitive.name, [None] * len(eqn.outvars)
-    if kind in ("dot_general", "conv_general_dilated"):
+    if kind in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
         for side, view in enumerate(operands):
             if view is not None:
                 uses[view.leaf][_product(eqn, side, view)] = None
@@ -135,14 +136,21 @@ def _equation(eqn: Any, operands: list[Any], uses: dict[str, dict]) -> list[Any]
 
 def _product(eqn: Any, side: int, view: _View) -> Any:
     """What a product does with the axes of a leaf: a `Layout`, or the name of the primitive."""
-    kind, numbers = eqn.primitive.name, eqn.params["dimension_numbers"]
+    kind = eqn.primitive.name
     window: Sequence[int] = ()
     contracted: Sequence[int]
     batch: Sequence[int]
     if kind == "dot_general":
+        numbers = eqn.params["dimension_numbers"]
         contracted, batch = numbers[0][side], numbers[1][side]
+    elif kind == "ragged_dot_general":
+        ragged = eqn.params["ragged_dot_dimension_numbers"]
+        if side != 1:
+            return kind
+        contracted, batch = (own[1] for own in ragged.dot_dimension_numbers)
+        batch = (*batch, *ragged.rhs_group_dimensions)  # an expert is a layer
     elif side == 1 and eqn.params["batch_group_count"] == 1:
-        _, inputs, *window = numbers.rhs_spec
+        _, inputs, *window = eqn.params["dimension_numbers"].rhs_spec
         contracted, batch = (inputs,), ()
     else:
         return kind

@@ -265,15 +265,19 @@ def unsaid(tree: Any) -> list[tuple[str, Any]]:
     return [named for path, named in pairs if named[1] is not None and not is_said(path)]
 
 
-def layouts_of(what: str, tree: Any) -> dict[str, Layout]:
+def layouts_of(what: str, tree: Any, either_way: bool = False) -> dict[str, Layout]:
     """The layout of each leaf that is no None, by name; what was said counts.
+
+    Args:
+      either_way: whether inputs and outputs may change places, so that any matrix will do.
 
     Raises:
       ValueError: if one can't be known. It names the leaf, its shape, and the way out.
     """
     of_names = {leaf_name for leaf_name, _ in unsaid(tree)}
+    is_known = lambda leaf_name, rank: leaf_name not in of_names or (either_way and rank == 2)
     return {
-        leaf_name: layout_of(what, leaf_name, leaf.shape, is_said=leaf_name not in of_names)
+        leaf_name: layout_of(what, leaf_name, leaf.shape, is_said=is_known(leaf_name, leaf.ndim))
         for leaf_name, leaf in named_leaves(tree)
         if leaf is not None
     }

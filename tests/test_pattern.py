@@ -347,15 +347,29 @@ def test_an_axis_that_is_named_is_that_of_the_leaf():
     np.testing.assert_array_equal(mask.reshape(8, 2, 2, 2).sum(2), 1)
 
 
+UNKNOWN = {
+    "mixer/kernel": ((4, 4, 4), jp.Layout(inputs=2, outputs=(0, 1))),
+    # of flax, fused query, key and value: no window by its name, or by its size
+    "DenseGeneral_0/kernel": ((4, 3, 4, 4), jp.Layout(inputs=0, outputs=(1, 2, 3))),
+    "mixer/w": ((32, 3, 4, 4), jp.Layout(inputs=0, outputs=(1, 2, 3))),
+    # of equinox
+    "mixer/weight": ((4, 8), jp.Layout(inputs=1, outputs=0)),
+    "mixer/weight_ih": ((12, 8), jp.Layout(inputs=1, outputs=0)),
+}
+
+
+@pytest.mark.parametrize("leaf", UNKNOWN)
 @pytest.mark.parametrize("pattern", [jp.nm(2, 4), jp.block(2, 4), jp.channel()])
-def test_a_kernel_whose_inputs_can_not_be_known_is_named(pattern):
-    scores = {"mixer": {"kernel": jnp.ones((4, 4, 4))}}
-    with pytest.raises(ValueError, match="needs to know which axes of 'mixer/kernel'") as error:
+def test_a_kernel_whose_inputs_can_not_be_known_is_named(pattern, leaf):
+    shape, layout = UNKNOWN[leaf]
+    parent, own = leaf.split("/")
+    scores = {parent: {own: jnp.ones(shape)}}
+    with pytest.raises(ValueError, match=f"needs to know which axes of '{leaf}'") as error:
         jp.select(scores, jp.uniform, 0.5, pattern)
     said = str(error.value)
-    assert pattern.of_matrices in said and "(4, 4, 4)" in said
-    assert "layouts={'mixer/kernel': jp.Layout(inputs=" in said
-    prunable = jp.matching(layouts={"mixer/kernel": jp.Layout(inputs=2, outputs=(0, 1))})
+    assert pattern.of_matrices in said and str(shape) in said
+    assert f"layouts={{'{leaf}': jp.Layout(inputs=" in said
+    prunable = jp.matching(layouts={leaf: layout})
     assert float(jp.sparsity(jp.select(prunable(scores), jp.uniform, 0.5, pattern))) == 0.5
 
 

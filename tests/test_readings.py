@@ -33,6 +33,12 @@ def axes(layout):
         ),
         ((5, 8, 4), lambda w, x: jax.vmap(lambda k: x @ k)(w), ((1,), (0, 2), ())),
         ((3, 8, 4), lambda w, x: jax.vmap(jnp.matmul)(x, w), ((1,), (2,), (0,))),
+        (
+            (2, 8, 4),
+            lambda w, x: jax.lax.ragged_dot(x, w, jnp.array([1, 2])),
+            ((1,), (2,), (0,)),
+        ),
+        ((8, 4), lambda w, x: x[:, ::-1] @ w[::-1], ((0,), (1,), ())),
         ((8, 4), lambda w, x: jax.jit(jax.checkpoint(jnp.matmul))(x, w), ((0,), (1,), ())),
         ((8, 4), lambda w, x: x @ jnp.where(w > 0, w, 0), None),
     ],

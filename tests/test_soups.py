@@ -47,6 +47,19 @@ def test_it_is_the_mean_in_float32_and_returned_in_its_own_dtype(wrap, dtype):
     assert made["none"] is None
 
 
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_eight_bits_are_averaged_too(dtype):
+    made = jp.soup({"k": jnp.array([[1.0, 0.0, 0.5], [3.0, 0.0, 1.0]], dtype)})["k"]
+    assert made.dtype == dtype and made.astype(jnp.float32).tolist() == [2.0, 0.0, 0.75]
+
+
+def test_infinity_that_all_members_share_stays():
+    """Such as that of a causal mask among the params: inf - inf would be nan."""
+    stack = {"k": jnp.array([[-jnp.inf, jnp.inf, 1.0], [-jnp.inf, jnp.inf, 2.0]])}
+    for weights in (None, jnp.array([0.25, 0.75])):
+        assert jp.soup(stack, weights)["k"][:2].tolist() == [-np.inf, np.inf]
+
+
 def test_half_precision_does_not_lose_what_its_sum_would():
     many = {"w": jnp.concatenate([jnp.array([256.0]), jnp.ones(255)]).astype(jnp.bfloat16)}
     assert jp.soup(many)["w"] == jnp.bfloat16(511 / 256)  # summed in bfloat16: 1

@@ -9,6 +9,7 @@ but not with `-q`, which makes mkdocs count no warnings.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import posixpath
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -38,8 +40,8 @@ log = logging.getLogger("mkdocs.hooks")
 def sections() -> dict[str, dict[str, str]]:
     """Heading -> {public name: where it is defined}, as they stand in `jaxprune/__init__.py`.
 
-    Python says where: `jaxprune.coupling.analyze` is a module to those who only read names. A
-    public module stands for its functions: `plots.pairs`.
+    Python says where: `jaxprune.coupling.analyze` is a module to those who only read names. A room
+    is a section: `jp.gates` -> {`gates.logits`: ...}.
     """
     found: dict[str, dict[str, str]] = {}
     text = (ROOT / "jaxprune" / "__init__.py").read_text()
@@ -49,20 +51,21 @@ def sections() -> dict[str, dict[str, str]]:
         if heading:
             found[heading[0].upper() + heading[1:]] = {}
         else:
-            found[list(found)[-1]].update(defined(name, getattr(jaxprune, name)))
+            value = getattr(jaxprune, name)
+            if isinstance(value, ModuleType):
+                found[f"jp.{name}"] = {
+                    f"{name}.{each}": defined(item)
+                    for each, item in vars(value).items()
+                    if not each.startswith("_") and not isinstance(item, ModuleType)
+                }
+            else:
+                found[list(found)[-1]][name] = defined(value)
     return {heading: names for heading, names in found.items() if names}
 
 
-def defined(name: str, value: object) -> dict[str, str]:
-    """{name: where it is defined}; of a module, of what it has and others don't."""
-    if isinstance(value, ModuleType):
-        own = {each: item for each, item in vars(value).items() if not each.startswith("_")}
-        return {
-            f"{name}.{each}": f"{value.__name__}.{each}"
-            for each, item in own.items()
-            if callable(item) and item.__module__ == value.__name__
-        }
-    return {name: f"{value.__module__}.{value.__qualname__}"}  # type: ignore[attr-defined]
+def defined(value: Any) -> str:
+    """The path of a function or a class."""
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 SECTIONS = sections()
@@ -90,6 +93,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     made = {INDEX: (ROOT / "README.md").read_text()}
     for heading, names in SECTIONS.items():
         shown = "\n\n".join(f"::: {path}" for path in names.values())
+        if heading.startswith("jp."):
+            shown = f"{inspect.getdoc(getattr(jaxprune, heading[3:]))}\n\n{shown}"
         made[reference(heading)] = f"# {heading}\n\n{shown}\n"
     written = {
         page.src_uri: (PAGES / page.src_uri).read_text() for page in files.documentation_pages()

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from jaxprune.base import Masks, Params, is_mask, is_none, map_scored
-from jaxprune.counting import n_true
-from jaxprune.layers import folded, has_layers, split_like
-from jaxprune.rules import by_keys, named_leaves, quoted
+from jaxprune.prunable.layers import folded, has_layers, split_like
+from jaxprune.prunable.rules import by_keys, named_leaves, quoted
+from jaxprune.selection.counting import n_true
 from jaxprune.sharding import sharded_like
 
 
@@ -185,7 +185,7 @@ def _is_state(node: Any) -> bool:
     """Whether a node is a state of optax or of this library."""
     if not isinstance(node, tuple) or not hasattr(node, "_fields") or _is_hole(node):
         return False
-    of_optax = type(node).__module__.partition(".")[0] == "optax"  # `Multipliers` are params
+    of_optax = type(node).__module__.partition(".")[0] == "optax"  # `gates.Multipliers` are params
     return of_optax or not {"masks", "mask_state"}.isdisjoint(node._fields)
 
 

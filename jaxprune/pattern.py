@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.allocation import global_threshold, per_layer
+from jaxprune.allocation.layerwise import global_threshold, per_layer
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -29,13 +29,13 @@ from jaxprune.base import (
     shown,
     widened,
 )
-from jaxprune.counting import count, left
-from jaxprune.deferred import Deferred
-from jaxprune.layers import unclear_stacks
-from jaxprune.layout import as_matrix, from_matrix
-from jaxprune.rules import layouts_of, map_named, named_leaves, quoted, unsaid
+from jaxprune.prunable.layers import unclear_stacks
+from jaxprune.prunable.layout import as_matrix, from_matrix
+from jaxprune.prunable.rules import layouts_of, map_named, named_leaves, quoted, unsaid
 from jaxprune.schedules import as_sparsity
-from jaxprune.selection import largest
+from jaxprune.selection.counting import count, left
+from jaxprune.selection.deferred import Deferred
+from jaxprune.selection.largest import largest
 from jaxprune.sharding import automatic
 
 
@@ -48,7 +48,7 @@ def nm(n: int, m: int, axis: int | None = None) -> Pattern:
     """N:M: of every `m` consecutive inputs, the `n` largest entries are kept.
 
     Inputs are what a product contracts with, as NVIDIA's sparse tensor cores want it: in `select`
-    and in transforms `jaxprune.layout` finds their axes, also those of attention's kernels.
+    and in transforms `jaxprune.prunable.layout` finds their axes, also of attention's kernels.
 
     Args:
       n, m: 1 <= n <= m. The sparsity is 1 - n / m, and no other can be asked for.
@@ -135,8 +135,8 @@ def channel(axis: int | None = None) -> Pattern:
     as pruned weights do, is zero in a mean, and a channel of nothing else goes first.
 
     Args:
-      axis: of each leaf, as it is. None: the outputs, as `jaxprune.layout` finds them; -1 where the
-        pattern is called by itself.
+      axis: of each leaf, as it is. None: the outputs, as `jaxprune.prunable.layout` finds them; -1
+        where the pattern is called by itself.
 
     Reference: Li et al., 2017, Pruning Filters for Efficient ConvNets.
     """

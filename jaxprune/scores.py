@@ -15,8 +15,8 @@ import optax
 
 from jaxprune.base import Params, Score, Scores, is_none, map_scored, widened
 from jaxprune.keys import key_first
-from jaxprune.layers import folded, split_like
-from jaxprune.rules import by_keys, named_leaves, quoted
+from jaxprune.prunable.layers import folded, split_like
+from jaxprune.prunable.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import automatic, explicit_sharding
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 
 HOW_TO_STACK = "From separate trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)."
 

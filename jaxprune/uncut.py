@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import map_scored
-from jaxprune.counting import n_true
-from jaxprune.deferred import Layer, cut, defer, stacked_places, written
+from jaxprune.selection.counting import n_true
+from jaxprune.selection.deferred import Layer, cut, defer, stacked_places, written
 
 
 class Uncut(NamedTuple):

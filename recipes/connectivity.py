@@ -109,7 +109,7 @@ def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
     measures.check_finite(arm, stack)
     measure = measures.measure_of(config, module, outcome.dataset)
     began = time.perf_counter()
-    path = partial(jp.loss_along, measure, points=config.points)
+    path = partial(jp.analysis.loss_along, measure, points=config.points)
     along = jp.pairwise(lambda a, b: path(a, b)[1], stack, diagonal=0.0)
     along = jax.tree.map(np.asarray, along)
     seconds = time.perf_counter() - began
@@ -154,9 +154,9 @@ def bend(
         masks = {"params": either, "batch_stats": no_masks}
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     optimizer = optax.adam(config.learning_rate)
-    middle, _ = jp.fit_curve(key, loss, a, b, optimizer, config.curve_steps, masks)
-    path = partial(jp.bezier, middle)
-    return np.asarray(jp.loss_along(measure, a, b, config.points, path)[1]["error"])
+    middle, _ = jp.analysis.fit_curve(key, loss, a, b, optimizer, config.curve_steps, masks)
+    path = partial(jp.analysis.bezier, middle)
+    return np.asarray(jp.analysis.loss_along(measure, a, b, config.points, path)[1]["error"])
 
 
 def summarise(
@@ -168,7 +168,7 @@ def summarise(
         error = measured.barrier["error"]
         at_chance = dead.at_chance(summary["arms"][arm]["test_accuracy"])
         of_pairs = partial(measures.over_pairs, at_chance=at_chance)
-        labels = np.asarray(jp.connected_components(error, config.threshold / 100))
+        labels = np.asarray(jp.analysis.connected_components(error, config.threshold / 100))
         off = error[np.triu_indices(len(error), k=1)]
         overlap = None if measured.overlap is None else measures.over_pairs(measured.overlap)
         summary["arms"][arm] |= {

@@ -297,7 +297,9 @@ def _tested(config: Config, mesh: Mesh, state: State, test: data.Split) -> dict[
     @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
     def look(params: Any, masks: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits: Any = module.apply({"params": params}, test.images)
-        return jnp.mean(logits.argmax(-1) == test.labels, keepdims=True), jp.collapsed(masks)
+        return jnp.mean(logits.argmax(-1) == test.labels, keepdims=True), jp.at_init.empty_layers(
+            masks
+        )
 
     found = look(state.params, jp.get_masks(state.opt_state))
     accuracy, collapsed = jax.tree.map(np.asarray, found)

@@ -126,7 +126,7 @@ def optimizers(
         masks = jp.every(
             often["top_kast"], jp.itop(jp.top_kast(sparsity, backward, allocation["top_kast"]))
         )
-        return jp.freeze(optax.chain(jp.top_kast_decay(TOP_KAST_DECAY), dense), masks)
+        return jp.train_only(optax.chain(jp.dynamic.top_kast_decay(TOP_KAST_DECAY), dense), masks)
 
     def dpf(key: jax.Array) -> optax.GradientTransformation:
         masks = jp.itop(jp.dpf(gradual, allocation["dpf"]))

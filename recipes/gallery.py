@@ -179,7 +179,9 @@ def soup(names: Names) -> Drawing:
     def error(params: Any) -> jax.Array:
         return jnp.mean(jnp.argmax(names["apply"](params, images), -1) != test.labels)
 
-    between = jp.pairwise(lambda a, b: jp.loss_along(error, a, b)[1], names["children"], diagonal=0)
+    between = jp.pairwise(
+        lambda a, b: jp.analysis.loss_along(error, a, b)[1], names["children"], diagonal=0
+    )
     upper = jnp.triu_indices(len(between), k=1)
     return Drawing("soup", (between[upper], error(names["average"])))
 

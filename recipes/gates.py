@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
+from jaxprune.programs.flops import Flops
 from recipes.common import cli, gating, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
@@ -116,20 +117,20 @@ def falling(config: Config, kept: float, steps: int) -> optax.Schedule:
     return optax.polynomial_schedule(1.0, kept, power=3, transition_steps=falls)
 
 
-def families(harden: int) -> dict[str, tuple[Callable[[jax.Array], jp.Gate], float]]:
+def families(harden: int) -> dict[str, tuple[Callable[[jax.Array], jp.gates.Gate], float]]:
     """Name -> (the gate of a step, above what it is open)."""
     slope = optax.exponential_decay(1.0, harden, 200.0)
     return {
-        "hard_concrete": (lambda step: jp.hard_concrete(), 0.0),
-        "binary_concrete": (lambda step: jp.binary_concrete(2 / 3), 0.5),
-        "bernoulli": (lambda step: jp.bernoulli(), 0.5),
-        "straight_through": (lambda step: jp.straight_through(), 0.5),
+        "hard_concrete": (lambda step: jp.gates.hard_concrete(), 0.0),
+        "binary_concrete": (lambda step: jp.gates.binary_concrete(2 / 3), 0.5),
+        "bernoulli": (lambda step: jp.gates.bernoulli(), 0.5),
+        "straight_through": (lambda step: jp.gates.straight_through(), 0.5),
         # plain sigmoids: gates harden to masks, which are 1 where open
-        "continuous": (lambda step: jp.continuous_sparsification(slope(step), math.inf), 0.5),
+        "continuous": (lambda step: jp.gates.continuous_sparsification(slope(step), math.inf), 0.5),
     }
 
 
-def flops_of(module: nn.Module, dataset: Dataset) -> jp.flops.Flops:
+def flops_of(module: nn.Module, dataset: Dataset) -> Flops:
     """Those of one image."""
     image = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), np.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), image)

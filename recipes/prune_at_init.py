@@ -117,19 +117,21 @@ def masks_of(
         match method:
             case "synflow":
                 forward = flow(module, data.images.shape[1:])
-                return jp.synflow(forward, params, sparsity, rounds)
+                return jp.at_init.synflow(forward, params, sparsity, rounds)
             case "force":
-                return jp.force(loss, params, sparsity, rounds)
+                return jp.at_init.force(loss, params, sparsity, rounds)
             case "iter_snip":
-                return jp.iter_snip(loss, params, sparsity, rounds)
+                return jp.at_init.iter_snip(loss, params, sparsity, rounds)
             case "random":
                 return jp.select(jp.random(key)(jp.kernels(params)), jp.erk, sparsity)
             case "magnitude":
                 scores = jp.magnitude(jp.kernels(params))
             case "snip":
-                scores = jp.snip(loss, params)
+                scores = jp.at_init.snip(loss, params)
             case "grasp":
-                scores = jp.grasp(loss_on(classification(module, TEMPERATURE), seen), params)
+                scores = jp.at_init.grasp(
+                    loss_on(classification(module, TEMPERATURE), seen), params
+                )
         return jp.select(scores, jp.global_threshold, sparsity)
 
     return masks
@@ -170,13 +172,15 @@ def maker(masks: MasksOf) -> Callable[[jax.Array, Any, jax.Array, Split], Any]:
 def redraw(module: nn.Module, images: np.ndarray) -> Callable[[jax.Array, Any], Any]:
     """New weights for each seed, under its masks."""
     init = lambda key: module.init(key, jnp.asarray(images[:1]))["params"]
-    return jax.jit(jax.vmap(lambda key, m: jp.reinitialise(jax.random.fold_in(key, 2), init, m)))
+    return jax.jit(
+        jax.vmap(lambda key, m: jp.tickets.reinitialize(jax.random.fold_in(key, 2), init, m))
+    )
 
 
 @jax.jit
 @jax.vmap
 def _shuffled(key: jax.Array, masks: Any) -> Any:
-    return jp.shuffle(jax.random.fold_in(key, 1), masks)
+    return jp.tickets.shuffle(jax.random.fold_in(key, 1), masks)
 
 
 # --- the command ----------------------------------------------------------------------------------

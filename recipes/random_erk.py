@@ -88,10 +88,10 @@ def random_masks(
     first, last = models.FIRST_LAST[model]
     by_shape = {
         "uniform": jp.uniform,
-        "uniform_plus": jp.uniform_plus(first, last),
+        "uniform_plus": jp.allocation.uniform_plus(first, last),
         "er": jp.er,
         "erk": jp.erk,
-        "erk_plus": jp.erk_plus(last),
+        "erk_plus": jp.allocation.erk_plus(last),
     }
     if allocation == "snip":
         return lambda key: snip_ratios(key, sparsity, loss_fn, batch)
@@ -105,7 +105,7 @@ def snip_ratios(key: jax.Array, sparsity: float, loss_fn: LossFn, batch: Split) 
     """
 
     def init(params: Any) -> Any:
-        ratios = jp.borrowed(jp.snip(loss_on(loss_fn, batch), params))
+        ratios = jp.allocation.like(jp.at_init.snip(loss_on(loss_fn, batch), params))
         return jp.static(key, sparsity, ratios).init(params)
 
     return jp.MaskTransform(init, jp.static(key, sparsity).update)

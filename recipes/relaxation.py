@@ -142,8 +142,10 @@ class Lane(NamedTuple):
 def gates_of(neurons: Neurons, logits: Sequence[jax.Array], lane: Lane) -> dict[str, jax.Array]:
     """The gates of one network: 0 where a neuron was cut, 1 where there are none any more."""
     kept = {name: own.astype(jnp.float32) for name, own in named(neurons, lane.kept).items()}
-    soft = jp.continuous_sparsification(SLOPE, math.inf).deterministic(named(neurons, logits))
-    soft = jp.prevent_collapse({name: soft[name] * kept[name] for name in kept}, only=neurons.held)
+    soft = jp.gates.continuous_sparsification(SLOPE, math.inf).deterministic(named(neurons, logits))
+    soft = jp.gates.keep_strongest(
+        {name: soft[name] * kept[name] for name in kept}, only=neurons.held
+    )
     return {name: jnp.where(lane.gating, soft[name], kept[name]) for name in kept}
 
 
@@ -151,13 +153,15 @@ def under_gates(neurons: Neurons, params: Any, batch_stats: Any, lane: Lane) -> 
     """The variables of one network with its gates folded in, zero where neurons were cut."""
     variables = {"params": params[NETWORK]} | ({"batch_stats": batch_stats} if batch_stats else {})
     gates = gates_of(neurons, params[GATES], lane)
-    return jp.apply_masks(jp.apply_gates(neurons.structure, variables, gates), lane.masks)
+    return jp.apply_masks(
+        jp.structured.apply_gates(neurons.structure, variables, gates), lane.masks
+    )
 
 
 def relative_cost(neurons: Neurons, params: Any, lane: Lane) -> jax.Array:
     """The relaxed FLOPs of one network, over those of the dense one."""
     gates = gates_of(neurons, params[GATES], lane)
-    return jnp.asarray(jp.relaxed_cost(neurons.structure, gates).flops / neurons.flops)
+    return jnp.asarray(jp.structured.relaxed_cost(neurons.structure, gates).flops / neurons.flops)
 
 
 def loss_of(neurons: Neurons, module: Any, rho: float) -> lanes.Loss:
@@ -168,7 +172,7 @@ def loss_of(neurons: Neurons, module: Any, rho: float) -> lanes.Loss:
         own = under_gates(neurons, params, state.batch_stats, lane)
         loss, aux = cross_entropy(own["params"], own.get("batch_stats", {}), images, labels)
         above = jnp.abs(relative_cost(neurons, params, lane) - lane.target)
-        undecided = jp.ejector(params[GATES], rho, lane.kept)
+        undecided = jp.gates.ejector(params[GATES], rho, lane.kept)
         step = optax.tree.get(state.opt_state.inner_states[GATES], "count")  # that of their Adam
         return loss + lane.pull * above + lane.ejection[step] * undecided, aux
 
@@ -233,7 +237,7 @@ class Settled(NamedTuple):
 def untrained(s: Study) -> Settled:
     """Every arm begins with the weights of all recipes."""
     first, count = lanes.initial(s.program, s.keys), len(s.budgets)
-    logits = tuple(jp.group_logits(s.neurons.structure).values())
+    logits = tuple(jp.structured.gate_logits(s.neurons.structure).values())
     learned = {
         NETWORK: lanes.tile(first.params, len(s.arms)),
         GATES: jax.tree.map(lambda x: jnp.tile(x, (count, 1)), logits),
@@ -296,7 +300,7 @@ def lane_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:
     """How all networks train in this stage."""
     count, length = len(left), max(own.steps for own in s.stages)
     relaxed = jnp.asarray([budget is not None for budget in s.budgets])
-    ramp = jp.cubic_ramp(0.48 * stage.steps, 0.5 * stage.steps)  # a switch, half-way
+    ramp = jp.gates.cubic_ramp(0.48 * stage.steps, 0.5 * stage.steps)  # a switch, half-way
     ejection = stage.ejection * jax.vmap(ramp)(jnp.arange(length))
     same = lanes.alike(
         lanes.tile(s.keys, len(s.arms)),

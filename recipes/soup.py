@@ -192,7 +192,7 @@ def retrain(
     first = of_children.order.reshape(seeds, m)[:, 0]  # the order of the first child
 
     def single(steps: int) -> Lane:
-        rates = lanes.table(jp.llr(config.learning_rate, steps), steps, s.length)
+        rates = lanes.table(jp.tickets.llr(config.learning_rate, steps), steps, s.length)
         return lanes.alike(first, rates, config.weight_decay)
 
     name, total = f"phase {phase} of {len(s.sparsities)}", m * s.retrain
@@ -218,7 +218,7 @@ def lanes_of_children(config: Config, s: Study, phase: int) -> tuple[Lane, int]:
     steps = np.maximum(np.rint(s.retrain * factors["length"]), 1).astype(int)
     peaks = config.learning_rate * factors["learning_rate"]
     rates = [
-        lanes.table(jp.llr(peak, int(n)), int(n), s.length)
+        lanes.table(jp.tickets.llr(peak, int(n)), int(n), s.length)
         for peak, n in zip(peaks, steps, strict=True)
     ]
     decay = jnp.asarray(config.weight_decay * factors["weight_decay"], jnp.float32)
@@ -234,7 +234,7 @@ def lanes_of_children(config: Config, s: Study, phase: int) -> tuple[Lane, int]:
 
 
 def judge(
-    config: Config, s: Study, children: Any, greedy: jp.GreedySoup, others: list[Any]
+    config: Config, s: Study, children: Any, greedy: jp.soups.GreedySoup, others: list[Any]
 ) -> dict[str, Any]:
     """Accuracies on test data, and what was chosen on validation data; lists are over seeds."""
     m, seeds = config.children, config.seeds
@@ -322,7 +322,7 @@ class Study(NamedTuple):
     length: int  # of all tables of rates
     recalibrate: Callable[[Any], Any]  # variables -> variables, of a stack
     average: Callable[[Any], Any]  # children (seeds, children, ...) -> their mean
-    greedy: Callable[[Any], jp.GreedySoup]  # the same -> a greedy soup (seeds,)
+    greedy: Callable[[Any], jp.soups.GreedySoup]  # the same -> a greedy soup (seeds,)
     test: measures.Accuracy
     validate: measures.Accuracy
     together: measures.Accuracy  # of ensembles: children (seeds, children, ...)
@@ -361,7 +361,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
         length=max(plan.steps, config.children * retrain, math.ceil(MOST * retrain)),
         recalibrate=jax.jit(jax.vmap(anew)),
         average=jax.jit(jax.vmap(average)),
-        greedy=jax.jit(jax.vmap(partial(jp.greedy_soup, score=score, average=average))),
+        greedy=jax.jit(jax.vmap(partial(jp.soups.greedy, score=score, average=average))),
         test=measures.accuracy(module, dataset.test),
         validate=measures.accuracy(module, validation),
         together=measures.accuracy(Ensemble(module), dataset.test),
@@ -373,7 +373,7 @@ def sparsities_of(config: Config) -> list[float]:
     """The sparsity after each phase."""
     if config.sparsities:
         return list(config.sparsities)
-    return jp.phase_sparsities(config.sparsity, config.phases).tolist()
+    return jp.tickets.sparsities(config.sparsity, config.phases).tolist()
 
 
 if __name__ == "__main__":

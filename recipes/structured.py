@@ -105,7 +105,8 @@ def structured_pruning(config: Config) -> dict[str, Any]:
 def optimizer_of(config: Config, structure: Structure) -> Any:
     """How a lane trains: by its rates and its weight decay; what is pruned stays zero."""
     optimizer = settings.OPTIMIZERS[config.optimizer]
-    everything = jp.group_masks(structure, {})["params"]  # biases and norms of neurons have masks
+    # biases and norms of neurons have masks too
+    everything = jp.structured.masks(structure, {})["params"]
     return lambda lane: jp.sparsify(lanes.by_rates(optimizer, lane), jp.fixed(everything))
 
 
@@ -116,12 +117,12 @@ def score_of(name: str, key: jax.Array, structure: Structure) -> Any:
     et al., 2019 (median); Fang et al., 2023 (sums over all that a neuron is on, and their mean).
     """
     return {
-        "l1": lambda: jp.per_group(structure),
-        "l2": lambda: jp.per_group(structure, jp.square),
-        "taylor": lambda: jp.per_group(structure, jp.saliency),
-        "scale": lambda: jp.per_group(structure, prunable=jp.matching("*/scale")),
-        "median": lambda: jp.geometric_median(structure),
-        "random": lambda: jp.random_neurons(key, structure),
+        "l1": lambda: jp.structured.per_group(structure),
+        "l2": lambda: jp.structured.per_group(structure, jp.structured.square),
+        "taylor": lambda: jp.structured.per_group(structure, jp.saliency),
+        "scale": lambda: jp.structured.per_group(structure, prunable=jp.matching("*/scale")),
+        "median": lambda: jp.structured.geometric_median(structure),
+        "random": lambda: jp.structured.random(key, structure),
     }[name]()
 
 
@@ -130,7 +131,7 @@ def allocation_of(scope: str, structure: Structure) -> Any:
     return {
         "global": lambda: jp.global_threshold,
         "local": lambda: jp.uniform,
-        "isomorphic": lambda: jp.isomorphic(structure),
+        "isomorphic": lambda: jp.structured.isomorphic(structure),
     }[scope]()
 
 
@@ -414,7 +415,7 @@ def study_of(config: Config, dataset: Dataset) -> Study:
         program=lanes.program(
             module, optimizer, dataset.train, config.batch_size, plan.chunk_steps
         ),
-        masks=jax.jit(jax.vmap(lambda kept: jp.group_masks(structure, kept)["params"])),
+        masks=jax.jit(jax.vmap(lambda kept: jp.structured.masks(structure, kept)["params"])),
         keys=lanes.seed_keys(config.seed, config.seeds),
         scores={
             name: scorer(name, structure, module, scored_on, config.batch_size)

@@ -127,19 +127,19 @@ def transforms(config: Config) -> dict[str, jp.MaskTransform]:
     sparsity, last, how = sparsity_of(config), first_last[1], last_layer(config)
     allocation = ALLOCATIONS[config.allocation]
     if how == "half":
-        rate = jp.phase_rate(sparsity, n)
+        rate = jp.tickets.rate(sparsity, n)
         slower = math.log1p(-rate / 2) / math.log1p(-rate)
         allocation = jp.per_layer({last: lambda s: 1 - (1 - s) ** slower}, jp.uniform)
     prunable = jp.matching(exclude=last) if how == "exempt" else jp.kernels
 
-    by_phase = jp.phase_schedule(sparsity, n)
+    by_phase = jp.tickets.schedule(sparsity, n)
     smallest = jp.prune(jp.magnitude, allocation, by_phase, prunable=prunable)
     adaptive = jp.sap(*p_q, **SCOPES[config.sap_scope], prunable=prunable)
     made = {method: adaptive if method == "sap" else smallest for method in METHODS}
     return {name: jp.chain(jp.fixed(lanes.keep_all), own) for name, own in made.items()}
 
 
-def rates_of(s: Study, method: str, phase: jp.Phase) -> jax.Array:
+def rates_of(s: Study, method: str, phase: jp.tickets.Phase) -> jax.Array:
     """The learning rates of a phase (replicates, length)."""
     n = s.length_of(method)
     if method == "allr":
@@ -148,22 +148,22 @@ def rates_of(s: Study, method: str, phase: jp.Phase) -> jax.Array:
     schedules: dict[str, Callable[[], optax.Schedule]] = {
         "ltr": lambda: rewound,
         "sap": lambda: rewound,
-        "lrr": lambda: jp.lrr(s.schedule, s.steps, n),
-        "ft": lambda: jp.ft(s.schedule, s.steps),
-        "slr": lambda: jp.slr(s.schedule, s.steps, n),
-        "clr": lambda: jp.clr(s.schedule, s.steps, n),
-        "llr": lambda: jp.llr(s.peak, n),
+        "lrr": lambda: jp.tickets.lrr(s.schedule, s.steps, n),
+        "ft": lambda: jp.tickets.ft(s.schedule, s.steps),
+        "slr": lambda: jp.tickets.slr(s.schedule, s.steps, n),
+        "clr": lambda: jp.tickets.clr(s.schedule, s.steps, n),
+        "llr": lambda: jp.tickets.llr(s.peak, n),
     }
     return lanes.alike(s.keys, lanes.table(schedules[method](), n, s.length)).rates
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _adaptive(phase: jp.Phase, peak: float, n: int, steps: int, length: int) -> jax.Array:
-    """Those of `allr`, by what the prune of each replicate took away."""
+def _adaptive(phase: jp.tickets.Phase, peak: float, n: int, steps: int, length: int) -> jax.Array:
+    """Those of `tickets.allr`, by what the prune of each replicate took away."""
 
-    def of_one(phase: jp.Phase) -> jax.Array:
+    def of_one(phase: jp.tickets.Phase) -> jax.Array:
         taken = phase.before, phase.params, phase.pruned
-        return lanes.table(jp.allr(peak, n, *taken, steps), n, length)
+        return lanes.table(jp.tickets.allr(peak, n, *taken, steps), n, length)
 
     return jax.vmap(of_one)(phase)
 
@@ -195,13 +195,13 @@ def starts_of(s: Study, settled: Settled, index: int) -> dict[str, Start]:
 @partial(jax.jit, static_argnums=0)
 def _pruned(
     transform: jp.MaskTransform, params: Any, masks: Any, index: Any, rewind_to: Any
-) -> jp.Phase:
+) -> jp.tickets.Phase:
     """The next phase of every replicate; one program for all phases."""
 
     @jax.vmap
-    def of_one(params: Any, masks: Any, rewind_to: Any) -> jp.Phase:
+    def of_one(params: Any, masks: Any, rewind_to: Any) -> jp.tickets.Phase:
         state = transform.init(params)._replace(masks=masks)
-        return jp.next_phase(transform, state, params, index, rewind_to)
+        return jp.tickets.next_phase(transform, state, params, index, rewind_to)
 
     return of_one(params, masks, rewind_to)
 
@@ -209,7 +209,7 @@ def _pruned(
 @jax.jit
 @jax.vmap
 def _shuffled(key: jax.Array, masks: Any) -> Any:
-    return jp.shuffle(key, masks)
+    return jp.tickets.shuffle(key, masks)
 
 
 def _folded(keys: jax.Array, number: int) -> jax.Array:
@@ -447,7 +447,7 @@ def sparsity_of(config: Config) -> float:
     """After the last phase."""
     if config.rate is None:
         return config.sparsity
-    return float(jp.sparsity_after(config.rate, config.phases))
+    return float(jp.tickets.sparsity_after(config.rate, config.phases))
 
 
 if __name__ == "__main__":

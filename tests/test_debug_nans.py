@@ -78,12 +78,14 @@ def test_layers_of_zeros_and_of_equals(make):
 
 
 CALLS = {
-    "shuffle": lambda: jp.shuffle(KEY, MASKS),
+    "shuffle": lambda: jp.tickets.shuffle(KEY, MASKS),
     "overlap": lambda: jp.overlap(MASKS, MASKS),
     "report": lambda: jp.report(jp.apply_masks(PARAMS, {**MASKS, "zeros": None}), MASKS),
-    "pq_index": lambda: [jp.pq_index(w) for w in PARAMS.values()],
-    "pq_index of nothing": lambda: jp.pq_index(PARAMS["kernel"], masks=jnp.zeros((8, 8), bool)),
-    "none kept": lambda: jp.drop(MASKS, jp.magnitude(jp.kernels(PARAMS)), 0),
+    "pq_index": lambda: [jp.tickets.pq_index(w) for w in PARAMS.values()],
+    "pq_index of nothing": lambda: jp.tickets.pq_index(
+        PARAMS["kernel"], masks=jnp.zeros((8, 8), bool)
+    ),
+    "none kept": lambda: jp.dynamic.drop(MASKS, jp.magnitude(jp.kernels(PARAMS)), 0),
     "infinite scores": lambda: jp.select(
         {"a": jnp.full((4, 4), jnp.inf), "b": jnp.full((4, 4), -jnp.inf)}, jp.global_threshold, 0.7
     ),

@@ -19,7 +19,7 @@ from flax.core import freeze
 import jaxprune as jp
 from jaxprune.gates.fit import fitted
 from jaxprune.masks import all_kept, like
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 
 KERNEL = jnp.arange(1.0, 9).reshape(2, 4)
 BIAS = jnp.ones(4)
@@ -240,7 +240,7 @@ def test_masks_are_matched_by_keys_not_by_text():
     assert not pruned["a/w"].any() and pruned["a"]["w"].tolist() == (-w).tolist()
     assert same(like(masks, params), masks)
     assert float(jp.overlap(masks, masks)) == 1
-    assert same(jp.unpack(jp.pack(masks), params), masks)
+    assert same(jp.export.unpack(jp.export.pack(masks), params), masks)
     gates = {"a/w": jnp.zeros((1, 1)), "a": {"w": None}}
     assert [gate is None for *_, gate in fitted("gates", gates, params)] == [True, False]
     state = optax.adam(0.1).init(params)
@@ -248,7 +248,7 @@ def test_masks_are_matched_by_keys_not_by_text():
     scores = jp.fisher(params, opt_state=state)
     assert scores["a/w"].tolist() == (w * w).tolist()
     assert scores["a"]["w"].tolist() == (2 * w * w * w).tolist()
-    lent = jp.borrowed({"a/w": 10 * w, "a": {"w": w}})(jp.magnitude(params), 0.5)
+    lent = jp.allocation.like({"a/w": 10 * w, "a": {"w": w}})(jp.magnitude(params), 0.5)
     assert (int(lent["a/w"]), int(lent["a"]["w"])) == (0, 4)
     halves = jp.select(jp.magnitude(params), jp.per_layer({"a/w": 0.25}), 0.5)
     rows = jp.report(jp.apply_masks(params, halves), halves).layers
@@ -541,10 +541,10 @@ def test_sparsity_of_a_state_is_refused(state):
 
 
 def test_sparsity_of_params_and_their_multipliers():
-    """`multipliers()` are params, learned beside the gates: a NamedTuple, but no state."""
-    learned = {"gates": jnp.array([0.0, 1.0]), "prices": jp.multipliers()}
+    """`gates.multipliers()` are params, learned beside the gates: a NamedTuple, but no state."""
+    learned = {"gates": jnp.array([0.0, 1.0]), "prices": jp.gates.multipliers()}
     assert float(jp.sparsity(learned)) == 0.75
-    masks = {"gates": jnp.array([True, False]), "prices": jp.Multipliers(None, None)}
+    masks = {"gates": jnp.array([True, False]), "prices": jp.gates.Multipliers(None, None)}
     assert float(jp.sparsity(masks)) == 0.5
 
 
@@ -575,7 +575,7 @@ def test_masks_under_labels_that_are_a_prefix(name, tmp_path):
         report = jp.report(pruned, masks)
         assert report.prunable.kept == 8 and report.never_pruned.total == 4 + 20
         assert float(jp.sparsity(masks)) == 0.5
-        assert list(jp.collapsed(masks)) == ["head/kernel"]
+        assert list(jp.at_init.empty_layers(masks)) == ["head/kernel"]
 
 
 def test_a_hole_stands_for_what_is_below_it_and_for_nothing_else():

@@ -123,6 +123,6 @@ def test_finding_masks_and_counting_them():
 
     def whole(params):
         masks = jp.select(jp.lamp()(jp.kernels(params)), jp.global_threshold, 0.5)
-        return jp.sparsity(masks), jp.overlap(masks, masks), jp.pack(masks)
+        return jp.sparsity(masks), jp.overlap(masks, masks), jp.export.pack(masks)
 
     lower(whole, params)

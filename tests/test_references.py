@@ -188,7 +188,7 @@ def test_erdos_renyi(allocation, density):
     total = 0
     for name, shape in shapes.items():
         size = math.prod(shape)
-        count = jp.counting.count(sparsities[name], size)
+        count = jp.selection.counting.count(sparsities[name], size)
         assert abs((size - int(count)) - wanted[name] * size) <= 1, name
         total += size - int(count)
     assert abs(total - density * sum(map(math.prod, shapes.values()))) <= len(shapes) / 2
@@ -319,7 +319,7 @@ def test_set_and_itop(two_sided):
     wanted = sparse_training(first, update, lambda step: step in (3, 6, 9))
     compare(found, wanted)
     assert moves(found) == 3
-    for name, mask in jp.ever_active(state).items():
+    for name, mask in jp.dynamic.ever_active(state).items():
         np.testing.assert_array_equal(mask, ever[name])
 
 
@@ -375,8 +375,8 @@ def test_dpf(n, gradual):
 def test_top_kast(n):
     """Jayakumar et al.: forward with A, the largest 1 - s; a step of B in full, with its decay."""
     decay, sparsity, backward = 0.3, 0.7, 0.4
-    tx = jp.freeze(
-        optax.chain(jp.top_kast_decay(decay), sgd()),
+    tx = jp.train_only(
+        optax.chain(jp.dynamic.top_kast_decay(decay), sgd()),
         jp.every(n, jp.top_kast(sparsity, backward, prunable=everything)),
     )
     found, _ = trained(tx, sparse=False)
@@ -458,7 +458,7 @@ def test_snip():
     """Lee et al.: |w dL/dw|, the largest of all layers together."""
     w = in_float64(NET)
     scores = {n: np.abs(w[n] * g) for n, g in net_slopes(w).items()}
-    found = jp.snip(net_loss, NET, everything)
+    found = jp.at_init.snip(net_loss, NET, everything)
     for name, wanted in scores.items():
         np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-6)
     same_masks(jp.select(found, jp.global_threshold, 0.8), top_of_all(scores, kept_of(0.8, 88)))
@@ -470,7 +470,7 @@ def test_grasp():
     g = net_slopes(w)
     ahead, behind = (net_slopes({n: w[n] + e * g[n] for n in w}) for e in (step, -step))
     scores = {n: -w[n] * (ahead[n] - behind[n]) / (2 * step) for n in w}
-    found = jp.grasp(net_loss, NET, everything)
+    found = jp.at_init.grasp(net_loss, NET, everything)
     for name, wanted in scores.items():
         np.testing.assert_allclose(-found[name], wanted, rtol=1e-3, atol=1e-4)
     lowest = top_of_all({n: -s for n, s in scores.items()}, kept_of(0.8, 88))
@@ -496,7 +496,7 @@ def test_force_and_iterative_snip(method):
         g = net_slopes(masked(w, masks))
         return {n: np.abs(w[n] * g[n]) for n in w}
 
-    found = getattr(jp, method)(net_loss, NET, 0.8, rounds=STEPS, prunable=everything)
+    found = getattr(jp.at_init, method)(net_loss, NET, 0.8, rounds=STEPS, prunable=everything)
     same_masks(found, rounds(score, method == "force", 0.8, STEPS))
 
 
@@ -508,7 +508,7 @@ def test_synflow():
         return {"a": a * b.sum(1)[None], "b": b * a.sum(0)[:, None]}
 
     forward = lambda p: jnp.ones((1, 6)) @ p["a"] @ p["b"]
-    found = jp.synflow(forward, NET, 0.8, rounds=STEPS, prunable=everything)
+    found = jp.at_init.synflow(forward, NET, 0.8, rounds=STEPS, prunable=everything)
     same_masks(found, rounds(score, False, 0.8, STEPS))
 
 
@@ -522,12 +522,12 @@ def test_continuous_sparsification():
     slope = optax.exponential_decay(1.0, STEPS - 1, last)
 
     def objective(learned, b):
-        gate = jp.continuous_sparsification(b, s0)
+        gate = jp.gates.continuous_sparsification(b, s0)
         gates = gate.sample(None, learned["s"])
         opened = sum(jnp.sum(p) for p in gate.p_open(learned["s"]).values())
         return loss(jp.apply_masks(learned["w"], gates)) + price * opened
 
-    learned = {"w": START, "s": jp.gate_logits(START, logit=s0)}
+    learned = {"w": START, "s": jp.gates.logits(START, logit=s0)}
     w, s = in_float64(START), {n: np.full(shape, s0) for n, shape in SHAPES.items()}
     step = jax.jit(
         lambda x, b: jax.tree.map(lambda p, g: p - 0.01 * g, x, jax.grad(objective)(x, b))
@@ -535,9 +535,9 @@ def test_continuous_sparsification():
     for t in range(2 * STEPS):
         if t == STEPS:  # another round
             assert 10 < sum((x > 0).sum() for x in s.values()) < 70
-            for name, mask in jp.open_gates(learned["s"]).items():
+            for name, mask in jp.gates.threshold(learned["s"]).items():
                 np.testing.assert_array_equal(mask, s[name] > 0)
-            learned["s"] = jp.rewound_logits(learned["s"], last, s0)
+            learned["s"] = jp.gates.rewound_logits(learned["s"], last, s0)
             s = {n: np.minimum(last * x, s0) for n, x in s.items()}
         b = last ** ((t % STEPS) / (STEPS - 1))
         learned = step(learned, slope(t % STEPS))

@@ -42,15 +42,17 @@ def test_the_end_of_a_schedule(name):
 
 
 @pytest.mark.parametrize("name", ["step + 1", "2 * step", "samples"])
-@pytest.mark.parametrize("method", ["dpf", "prune", "granet", "prune_neurons"])
+@pytest.mark.parametrize("method", ["dpf", "prune", "granet", "structured.prune"])
 def test_every_lands_on_the_end_of_a_schedule_of_integers(method, name):
     structure = jp.analyze(lambda p, x: jnp.tanh(x @ p["kernel"]) @ p["out"], WIDE, jnp.ones(20))
     transform, masks = {
         "dpf": lambda: (jp.dpf(RIGHT[name]), PARAMS),
         "prune": lambda: (jp.prune(jp.magnitude, jp.uniform, RIGHT[name]), PARAMS),
         "granet": lambda: (jp.granet(jax.random.key(0), RIGHT[name], 0.0), PARAMS),
-        "prune_neurons": lambda: (
-            jp.prune_neurons(structure, jp.per_group(structure), sparsity=RIGHT[name]),
+        "structured.prune": lambda: (
+            jp.structured.prune(
+                structure, jp.structured.per_group(structure), sparsity=RIGHT[name]
+            ),
             WIDE,
         ),
     }[method]()

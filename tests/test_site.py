@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-import jaxprune as jp
+from tests.public import PUBLIC
 
 pytest.importorskip("mkdocs")  # the extra `docs`
 
@@ -31,9 +31,7 @@ def test_every_public_name_has_its_entry(tmp_path):
     pages = (tmp_path / "site" / "reference").glob("*.html")
     text = "".join(page.read_text() for page in pages)
     entries = set(re.findall(r'"doc doc-object doc-(?:function|class)">\s*<h2 id="([\w.]+)"', text))
-    public = {value for value in vars(jp).values() if callable(value)}
-    assert entries >= {f"{value.__module__}.{value.__qualname__}" for value in public}
-    assert entries >= {f"jaxprune.plots.{name}" for name in ("training", "pairs", "paths")}
+    assert entries >= {f"{value.__module__}.{value.__qualname__}" for value in PUBLIC.values()}
     assert "jaxprune.coupling.analyze.analyze" in entries  # a module of that name is beside it
 
 

@@ -70,7 +70,7 @@ TRANSFORMS = {
     "blocks": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.block(3, 4))),
     "channels": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.channel())),
     "neurons": lambda p: jp.every(
-        2, jp.prune_neurons(neurons(p), jp.per_group(neurons(p)), sparsity=ramp())
+        2, jp.structured.prune(neurons(p), jp.structured.per_group(neurons(p)), sparsity=ramp())
     ),
     "stops_early": lambda p: jp.every(
         3, jp.prune(jp.magnitude, jp.global_threshold, ramp()), start=1, stop=5
@@ -81,7 +81,7 @@ TRANSFORMS = {
         jp.every(2, jp.prune(jp.magnitude, jp.global_threshold, lambda step: 0.8 + 0.0 * step)),
     ),
     "static_borrowed": lambda p: jp.static(
-        jax.random.key(4), 0.7, jp.borrowed(jp.magnitude(jp.kernels(p)))
+        jax.random.key(4), 0.7, jp.allocation.like(jp.magnitude(jp.kernels(p)))
     ),
     "sap": lambda p: jp.every(2, jp.sap(1, 2)),
     "set": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, fading())),
@@ -99,8 +99,8 @@ TRANSFORMS = {
 DENSE_WEIGHTS = {
     "dpf": lambda p, inner: jp.keep_dense(inner, jp.every(2, jp.dpf(ramp()))),
     "dpf_one_of_four": lambda p, inner: jp.keep_dense(inner, jp.dpf(0.75, jp.uniform, jp.nm(1, 4))),
-    "top_kast": lambda p, inner: jp.freeze(
-        optax.chain(jp.top_kast_decay(0.5), inner), jp.every(2, jp.top_kast(0.8, 0.5))
+    "top_kast": lambda p, inner: jp.train_only(
+        optax.chain(jp.dynamic.top_kast_decay(0.5), inner), jp.every(2, jp.top_kast(0.8, 0.5))
     ),
-    "freeze_fixed": lambda p, inner: jp.freeze(inner, jp.fixed(ticket(p))),
+    "freeze_fixed": lambda p, inner: jp.train_only(inner, jp.fixed(ticket(p))),
 }

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from jaxprune.analysis.landscape import check_like
 from jaxprune.base import Params, is_known
 from jaxprune.coupling import Axis, Coupling, Group, check_coupling, front, take, take_leaf
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 
 Permutations = dict[str, Any]
 
@@ -36,7 +36,8 @@ def permute(params: Params, coupling: Coupling, permutations: Mapping[str, Any])
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'in': jnp.array([[1, 2, 3]]), 'out': jnp.array([[1], [2], [3]])}
-    >>> moved = jp.permute(params, {'h': [('in', 1), ('out', 0)]}, {'h': jnp.array([2, 0, 1])})
+    >>> coupling = {'h': [('in', 1), ('out', 0)]}
+    >>> moved = jp.analysis.permute(params, coupling, {'h': jnp.array([2, 0, 1])})
     >>> moved['in'].tolist(), moved['out'].tolist()
     ([[3, 1, 2]], [[3], [1], [2]])
     """

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Params, is_known
-from jaxprune.rules import map_named, named_leaves
+from jaxprune.prunable.rules import map_named, named_leaves
 
 Loss = Callable[[Params], Any]  # params -> scalar, or a tree of scalars such as {name: scalar}
 Path = Callable[[Params, Params, Any], Params]  # (a, b, alpha) -> params: a at 0, b at 1
@@ -35,7 +35,7 @@ def lerp(a: Params, b: Params, alpha: Any) -> Params:
       TypeError: if a leaf is not floating-point.
 
     >>> import jaxprune as jp
-    >>> print(jp.lerp(-1.0, 3.0, 0.25))
+    >>> print(jp.analysis.lerp(-1.0, 3.0, 0.25))
     0.0
     """
     _check_alike(a, b)
@@ -80,7 +80,7 @@ def loss_along(
         scalar, or is not finite: it says at which alpha. (Under `jit` nan and inf stay visible.)
 
     >>> import jaxprune as jp
-    >>> jp.loss_along(lambda w: (w**2 - 1) ** 2, -1.0, 1.0, points=5)[1].tolist()
+    >>> jp.analysis.loss_along(lambda w: (w**2 - 1) ** 2, -1.0, 1.0, points=5)[1].tolist()
     [0.0, 0.5625, 1.0, 0.5625, 0.0]
     """
     _check_alike(a, b)
@@ -131,7 +131,7 @@ def instability(loss: Loss, a: Params, b: Params, points: Any = 11, path: Path =
 
     >>> import jaxprune as jp
     >>> loss = lambda w: w**2
-    >>> float(jp.instability(loss, -0.5, 1.0)), float(jp.barrier(loss, -0.5, 1.0))
+    >>> float(jp.analysis.instability(loss, -0.5, 1.0)), float(jp.barrier(loss, -0.5, 1.0))
     (0.375, 0.0)
     """
     _, values = loss_along(loss, a, b, _whole(points), path)

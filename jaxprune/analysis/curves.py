@@ -14,7 +14,7 @@ from jaxprune.analysis.connectivity import lerp
 from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import apply_masks
 from jaxprune.methods.combine import fixed
-from jaxprune.sparsify import sparsify
+from jaxprune.optimizer.sparsify import sparsify
 
 
 def bezier(middle: Params, a: Params, b: Params, t: Any) -> Params:
@@ -26,7 +26,7 @@ def bezier(middle: Params, a: Params, b: Params, t: Any) -> Params:
     `instability`. Exactly `a` at 0 and `b` at 1; what all three prune is zero on the whole curve.
 
     >>> import jaxprune as jp
-    >>> print(jp.bezier(1.0, 0.0, 0.0, 0.5))
+    >>> print(jp.analysis.bezier(1.0, 0.0, 0.0, 0.5))
     0.5
     """
     return lerp(lerp(a, middle, t), lerp(middle, b, t), t)

@@ -17,7 +17,7 @@ from jaxprune.analysis.landscape import check_like, check_loss
 from jaxprune.analysis.loops import as_partial, scan
 from jaxprune.base import Masks, Params, is_known, is_mask
 from jaxprune.masks import apply_masks, like
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 
 
 def hvp(
@@ -46,7 +46,7 @@ def hvp(
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> A = jnp.array([[2.0, 1.0], [1.0, 3.0]])
-    >>> jp.hvp(lambda w: w @ A @ w / 2, jnp.zeros(2), jnp.array([1.0, 1.0])).tolist()
+    >>> jp.analysis.hvp(lambda w: w @ A @ w / 2, jnp.zeros(2), jnp.array([1.0, 1.0])).tolist()
     [3.0, 4.0]
     """
     check_like("hvp", params, v=v)

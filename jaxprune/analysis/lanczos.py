@@ -90,7 +90,7 @@ def hessian_eigenvalues(
 
     >>> import jax, jax.numpy as jnp, jaxprune as jp
     >>> A = jnp.array([[2.0, 1.0], [1.0, 3.0]])
-    >>> found = jp.hessian_eigenvalues(
+    >>> found = jp.analysis.hessian_eigenvalues(
     ...     jax.random.key(0), lambda w: w @ A @ w / 2, jnp.zeros(2), k=2, steps=2)
     >>> [round(float(value), 3) for value in found.values]
     [3.618, 1.382]

@@ -12,10 +12,10 @@ import optax
 
 from jaxprune.analysis.loops import as_partial, scan
 from jaxprune.base import Masks, Params, is_known
-from jaxprune.layers import split_like
-from jaxprune.layout import axes_of
 from jaxprune.masks import apply_masks, with_own
-from jaxprune.rules import kernels, layouts_of, map_named, named_leaves
+from jaxprune.prunable.layers import split_like
+from jaxprune.prunable.layout import axes_of
+from jaxprune.prunable.rules import kernels, layouts_of, map_named, named_leaves
 
 
 class Frame(NamedTuple):
@@ -44,8 +44,9 @@ def random_direction(
     Args:
       params: pytree of floating-point arrays.
       masks: like the params, bool, None where never pruned; None for no masks at all.
-      axis: an axis of each leaf whose slices are filters. None: the outputs, as `jaxprune.layout`
-        finds them; those of attention's query, key and value are heads and their features.
+      axis: an axis of each leaf whose slices are filters. None: the outputs, as
+        `jaxprune.prunable.layout` finds them; those of attention's query, key and value are
+        heads and their features.
       moving: `params -> params` with None in place of what stays; by default biases and norms do.
 
     Raises:
@@ -72,13 +73,13 @@ def random_direction(
             )
         return (axis % w.ndim,)
 
-    def normalised(leaf_name: str, _: Any, w: Any, z: Any) -> Any:
+    def normalized(leaf_name: str, _: Any, w: Any, z: Any) -> Any:
         own_axes = filters(leaf_name, w)
         others = tuple(a for a in range(w.ndim) if a not in own_axes)
         own, drawn = (jnp.sqrt(jnp.sum(jnp.square(t), others, keepdims=True)) for t in (w, z))
         return z * jnp.where(drawn > 0, own / jnp.where(drawn > 0, drawn, 1), 0)
 
-    directions = map_named(normalised, moves, split_like(params, moves), split_like(noise, moves))
+    directions = map_named(normalized, moves, split_like(params, moves), split_like(noise, moves))
     at_rest = jax.tree.map(jnp.zeros_like, params)
     return with_own(at_rest, directions)
 
@@ -130,7 +131,7 @@ def plane(
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> along = lambda w: w[0] + 10 * w[1]
     >>> w, x, y = jnp.zeros(2), jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
-    >>> jp.plane(along, w, x, y, [0.0, 1.0, 2.0], [0.0, 1.0]).tolist()
+    >>> jp.analysis.plane(along, w, x, y, [0.0, 1.0, 2.0], [0.0, 1.0]).tolist()
     [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]]
     """
     xs, ys = _coordinate_arrays(xs=xs, ys=ys)

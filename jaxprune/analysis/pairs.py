@@ -79,7 +79,7 @@ def connected_components(matrix: Any, threshold: float) -> jax.Array:
     of their first seed.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.connected_components(jnp.array([[0, 9, 1], [9, 0, 9], [1, 9, 0]]), 2).tolist()
+    >>> jp.analysis.connected_components(jnp.array([[0, 9, 1], [9, 0, 9], [1, 9, 0]]), 2).tolist()
     [0, 1, 0]
     """
     matrix = _square(matrix)
@@ -108,7 +108,7 @@ def jackknife(matrix: Any) -> Estimate:
     Reference: Efron and Stein, 1981, The Jackknife Estimate of Variance.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> mean, error = jp.jackknife(jnp.array([[0., 1., 2.], [1., 0., 3.], [2., 3., 0.]]))
+    >>> mean, error = jp.analysis.jackknife(jnp.array([[0., 1., 2.], [1., 0., 3.], [2., 3., 0.]]))
     >>> print(mean, round(float(error), 4))
     2.0 1.1547
     """

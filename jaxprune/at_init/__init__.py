@@ -1,1 +1,13 @@
-"""Pruning at initialisation: one paper, one file."""
+"""Pruning at initialization: one paper, one file.
+
+Scores of `(loss, params)`: `snip`, `grasp`, and of a forward pass `flow_shares`. Masks in rounds:
+`synflow`, `force`, `iter_snip`. `empty_layers` names the layers that keep no weight.
+"""
+
+from jaxprune.at_init.empty_layers import empty_layers as empty_layers
+from jaxprune.at_init.force import force as force
+from jaxprune.at_init.force import iter_snip as iter_snip
+from jaxprune.at_init.grasp import grasp as grasp
+from jaxprune.at_init.snip import snip as snip
+from jaxprune.at_init.synflow import flow_shares as flow_shares
+from jaxprune.at_init.synflow import synflow as synflow

@@ -9,7 +9,7 @@ import jax
 from jaxprune.at_init.rounds import Context, Loss, Prunable, in_rounds, keep, of_prunable, shrink
 from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
-from jaxprune.rules import kernels
+from jaxprune.prunable.rules import kernels
 from jaxprune.scores import saliency
 
 
@@ -32,7 +32,7 @@ def force(
 
     Args:
       loss: `params -> scalar`, on a batch that the caller draws; the mean over several is
-        `over_batches(loss, batches)`. The authors' code draws anew for each round.
+        `analysis.over_batches(loss, batches)`. The authors' code draws anew for each round.
       params: the first weights.
       sparsity: the fraction pruned, in [0, 1); may be traced.
       rounds: at least 1; one is SNIP.
@@ -47,7 +47,7 @@ def force(
         nothing is prunable; or, where that is known (not under `jit`), if all scores are 0.
 
     Warns:
-      UserWarning: if a layer is left with no weight, where that is known; see `collapsed`.
+      UserWarning: if a layer is left with no weight, where that is known; see `empty_layers`.
 
     Reference: de Jorge et al., 2021, Progressive Skeletonization: Trimming more fat from a network
     at initialization.

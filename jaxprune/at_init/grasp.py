@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxprune.analysis.hessian import hvp
 from jaxprune.at_init.rounds import Loss, Prunable, check_some, of_prunable, slopes
 from jaxprune.base import Params, Scores, map_scored, widened
-from jaxprune.rules import kernels
+from jaxprune.prunable.rules import kernels
 
 
 def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
@@ -21,7 +21,8 @@ def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
     Args:
       loss: `params -> scalar`, on a batch that the caller draws, with equally many examples of
         each class (the authors' code takes 25 of each). Their temperature is part of the loss:
-        divide the logits by 200. The mean over several batches is `over_batches(loss, batches)`.
+        divide the logits by 200. The mean over several batches is
+        `analysis.over_batches(loss, batches)`.
       params: the first weights.
       prunable: `params -> params` with None in place of what is never pruned.
 
@@ -34,7 +35,8 @@ def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'kernel': jnp.array([[2., -1.]])}
-    >>> jp.grasp(lambda p: (p['kernel'] ** 3).sum() / 3, params)['kernel'].tolist()  # H g = 2 w^3
+    >>> loss = lambda p: (p['kernel'] ** 3).sum() / 3  # H g = 2 w^3
+    >>> jp.at_init.grasp(loss, params)['kernel'].tolist()
     [[32.0, 2.0]]
     """
     on_own, own = of_prunable("grasp", loss, params, prunable)

@@ -13,14 +13,14 @@ from jax.tree_util import Partial
 from jaxprune.analysis.landscape import check_loss
 from jaxprune.analysis.loops import as_partial, scan
 from jaxprune.base import Masks, Params, Scores, check_fraction, is_known
-from jaxprune.counting import count
-from jaxprune.drop_grow import among
-from jaxprune.layers import folded
 from jaxprune.masks import all_kept, apply_masks, with_own
 from jaxprune.pattern import warn_that_empty
-from jaxprune.rules import check_any, named_leaves
+from jaxprune.prunable.layers import folded
+from jaxprune.prunable.rules import check_any, named_leaves
 from jaxprune.scores import saliency
-from jaxprune.selection import largest
+from jaxprune.selection.counting import count
+from jaxprune.selection.drop_grow import among
+from jaxprune.selection.largest import largest
 
 Loss = Callable[[Params], jax.Array]
 Prunable = Callable[[Params], Params]

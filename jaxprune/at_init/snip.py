@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxprune.at_init.rounds import Loss, Prunable, check_some, of_prunable, slopes
 from jaxprune.base import Params, Scores
-from jaxprune.rules import kernels
+from jaxprune.prunable.rules import kernels
 from jaxprune.scores import saliency
 
 
@@ -19,7 +19,7 @@ def snip(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
 
     Args:
       loss: `params -> scalar`, on a batch that the caller draws; the mean over several is
-        `over_batches(loss, batches)`.
+        `analysis.over_batches(loss, batches)`.
       params: the first weights.
       prunable: `params -> params` with None in place of what is never pruned.
 
@@ -31,7 +31,7 @@ def snip(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'kernel': jnp.array([[2., -1.], [0.5, 3.]]), 'bias': jnp.zeros(2)}
-    >>> jp.snip(lambda p: (p['kernel'] ** 2).sum() / 2, params)['kernel'].tolist()
+    >>> jp.at_init.snip(lambda p: (p['kernel'] ** 2).sum() / 2, params)['kernel'].tolist()
     [[4.0, 1.0], [0.25, 9.0]]
     """
     on_own, own = of_prunable("snip", loss, params, prunable)

@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 from jaxprune.analysis.loops import as_partial
 from jaxprune.at_init.rounds import Context, Prunable, in_rounds, of_prunable, shrink, slopes
 from jaxprune.base import Masks, Params, Scores, is_known, map_scored, widened
-from jaxprune.counting import n_true
-from jaxprune.rules import kernels, named_leaves
+from jaxprune.prunable.rules import kernels, named_leaves
+from jaxprune.selection.counting import n_true
 
 Forward = Callable[[Params], Any]
 
@@ -60,7 +60,7 @@ def synflow(
         weight has a share in a path, so that there is nothing to rank by.
 
     Warns:
-      UserWarning: if a layer is left with no weight, where that is known; see `collapsed`.
+      UserWarning: if a layer is left with no weight, where that is known; see `empty_layers`.
 
     Reference: Tanaka et al., 2020, Pruning neural networks without any data by iteratively
     conserving synaptic flow.

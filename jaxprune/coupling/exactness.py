@@ -21,7 +21,7 @@ from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
 from jaxprune.coupling.reader import Program, Step
-from jaxprune.jaxprs import dot_numbers, scan_ends
+from jaxprune.programs.jaxprs import dot_numbers, scan_ends
 
 Atoms = frozenset[Atom]
 Place = tuple[str, int]  # the path of a leaf, and an axis of it

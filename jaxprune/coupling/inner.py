@@ -18,7 +18,7 @@ from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.rules.registry import RULES
 from jaxprune.coupling.zeros import Value
-from jaxprune.jaxprs import scan_ends
+from jaxprune.programs.jaxprs import scan_ends
 
 
 def inner(run: Any, step: Step, operands: list[Value]) -> list[Value]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.base import Params
 from jaxprune.coupling.stated import Axis
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.prunable.rules import named_leaves, quoted
 
 
 def sequential_coupling(params: Params, layers: Sequence[str]) -> dict[str, list[Axis]]:
@@ -28,7 +28,7 @@ def sequential_coupling(params: Params, layers: Sequence[str]) -> dict[str, list
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'a': {'kernel': jnp.ones((4, 3))}, 'b': {'kernel': jnp.ones((3, 2))}}
-    >>> for axis in jp.sequential_coupling(params, ['a', 'b'])['a']: print(axis)
+    >>> for axis in jp.analysis.sequential_coupling(params, ['a', 'b'])['a']: print(axis)
     Axis(path='a/kernel', axis=1, outer=1, inner=1)
     Axis(path='b/kernel', axis=0, outer=1, inner=1)
     """

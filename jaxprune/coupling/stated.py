@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params, is_none
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.prunable.rules import named_leaves, quoted
 
 
 class Axis(NamedTuple):

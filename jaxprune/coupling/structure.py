@@ -12,7 +12,7 @@ from jaxprune.coupling import table
 from jaxprune.coupling.expressions import Atom, Axes, atoms, places, size
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.stated import Axis
-from jaxprune.rules import quoted
+from jaxprune.prunable.rules import quoted
 
 
 class Member(NamedTuple):
@@ -48,7 +48,8 @@ class Structure:
       frozen: the reasons for which axes can't be pruned, and these axes.
       inexact: where a masked network and a compacted one may differ, and the groups that make it
         so; empty if they compute the same. See `jaxprune.coupling.exactness`.
-      unknown: primitives without a rule, by name, and where they are; see `register_rule`.
+      unknown: primitives without a rule, by name, and where they are; see
+        `structured.register_rule`.
       shapes: the params, as `jax.ShapeDtypeStruct`.
       fn, inputs, outputs: the function that was read, and the shapes of its inputs and outputs.
       axes: the axis expressions of each leaf of the params, by path.
@@ -78,7 +79,7 @@ class Structure:
         return self.groups[group].size
 
     def coupling(self) -> dict[str, list[Axis]]:
-        """The groups as a coupling, for `match_weights` and `permute`.
+        """The groups as a coupling, for `analysis.match_weights` and `permute`.
 
         Left out are groups on an axis that another group is on too (heads and their dimensions in
         one axis), and those on segments of an axis (concatenations): a stated coupling can't say

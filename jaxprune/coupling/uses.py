@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 from jaxprune.coupling.exactness import PRODUCTS
 from jaxprune.coupling.expressions import Atom, Axes, Expr, Prod, Sum, atoms
 from jaxprune.coupling.reader import Program, Step
-from jaxprune.jaxprs import dot_numbers, scan_ends
+from jaxprune.programs.jaxprs import dot_numbers, scan_ends
 
 Origin = frozenset[str] | None  # the leaves that a value was computed from; None for an input too
 

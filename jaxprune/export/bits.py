@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Params, is_none, map_scored
-from jaxprune.rules import by_keys, named_leaves
+from jaxprune.prunable.rules import by_keys, named_leaves
 
 
 def pack(masks: Masks) -> Any:
@@ -19,7 +19,8 @@ def pack(masks: Masks) -> Any:
       TypeError: for a leaf that is not bool; a gate is an ordinary array.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.pack({'kernel': jnp.array([[True, False, True], [False, False, True]]), 'bias': None})
+    >>> mask = jnp.array([[True, False, True], [False, False, True]])
+    >>> jp.export.pack({'kernel': mask, 'bias': None})
     {'bias': None, 'kernel': Array([164], dtype=uint8)}
     """
     for leaf_name, mask in named_leaves(masks):

@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO, BCSR
 
 from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import like
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 
 
 def to_bcoo(params: Params, masks: Masks) -> Any:
@@ -53,8 +53,8 @@ def sparse_matmul(x: jax.Array, kernel: Any) -> jax.Array:
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'kernel': jnp.array([[1., 2.], [3., 4.]])}
-    >>> kernel = jp.to_bcsr(params, {'kernel': params['kernel'] > 1})['kernel']
-    >>> jp.sparse_matmul(jnp.ones((1, 2)), kernel)
+    >>> kernel = jp.export.to_bcsr(params, {'kernel': params['kernel'] > 1})['kernel']
+    >>> jp.export.sparse_matmul(jnp.ones((1, 2)), kernel)
     Array([[3., 6.]], dtype=float32)
     """
     shape = tuple(kernel.shape)

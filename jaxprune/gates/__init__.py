@@ -2,6 +2,50 @@
 
     logits -> gates (a family) -> apply_masks -> loss + penalty (a budget) -> logits ... -> masks
 
-A gate broadcasts against its parameter: one for each weight, neuron, channel or layer. Gates are
-no mask transforms; their logits are ordinary params of an ordinary optimizer.
+A gate broadcasts against its parameter: one for each weight, neuron, channel or layer. Gates are no
+mask transforms; their logits are ordinary params of an ordinary optimizer.
+
+Logits: `logits`, of neurons `neuron_logits`. Families, each a `Gate`: `hard_concrete`,
+`binary_concrete`, `gumbel_softmax`, `bernoulli`, `straight_through`, `continuous_sparsification`
+(with `rewound_logits`); `soft_threshold` has a threshold in place of gates. `neuron_gates` puts
+gates of neurons on the params. Costs: `kept_weights`, `kept_flops`, `excess`. A budget is met by
+`lagrangian` with its `multipliers` (`Multipliers`). Penalties: `slimming`, `mask_sparsity`,
+`polarization`, `consensus`, `disagreement`, `ejector` (its strength by `cubic_ramp`). `box` keeps
+params in an interval, and `keep_strongest` keeps a layer from closing. Masks: `threshold`,
+`keep_at_least`, `within_budget`, then `masks` or `neuron_masks`.
 """
+
+from jaxprune.gates.bernoulli import bernoulli as bernoulli
+from jaxprune.gates.bernoulli import straight_through as straight_through
+from jaxprune.gates.box import box as box
+from jaxprune.gates.budgets import excess as excess
+from jaxprune.gates.budgets import kept_flops as kept_flops
+from jaxprune.gates.budgets import kept_weights as kept_weights
+from jaxprune.gates.concrete import binary_concrete as binary_concrete
+from jaxprune.gates.concrete import gumbel_softmax as gumbel_softmax
+from jaxprune.gates.consensus import consensus as consensus
+from jaxprune.gates.consensus import disagreement as disagreement
+from jaxprune.gates.continuous_sparsification import (
+    continuous_sparsification as continuous_sparsification,
+)
+from jaxprune.gates.continuous_sparsification import rewound_logits as rewound_logits
+from jaxprune.gates.gate import Gate as Gate
+from jaxprune.gates.gate import logits as logits
+from jaxprune.gates.hard_concrete import hard_concrete as hard_concrete
+from jaxprune.gates.lagrangian import Multipliers as Multipliers
+from jaxprune.gates.lagrangian import lagrangian as lagrangian
+from jaxprune.gates.lagrangian import multipliers as multipliers
+from jaxprune.gates.neurons import neuron_gates as neuron_gates
+from jaxprune.gates.neurons import neuron_logits as neuron_logits
+from jaxprune.gates.neurons import neuron_masks as neuron_masks
+from jaxprune.gates.polarization import polarization as polarization
+from jaxprune.gates.relaxation import cubic_ramp as cubic_ramp
+from jaxprune.gates.relaxation import ejector as ejector
+from jaxprune.gates.relaxation import keep_strongest as keep_strongest
+from jaxprune.gates.slimming import mask_sparsity as mask_sparsity
+from jaxprune.gates.slimming import slimming as slimming
+from jaxprune.gates.soft_threshold import soft_threshold as soft_threshold
+from jaxprune.gates.to_masks import keep_at_least as keep_at_least
+from jaxprune.gates.to_masks import masks as masks
+from jaxprune.gates.to_masks import threshold as threshold
+from jaxprune.gates.to_masks import within_budget as within_budget

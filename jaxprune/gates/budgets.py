@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params, is_known, is_mask, shown
-from jaxprune.counting import n_true
 from jaxprune.coupling import Coupling, check_coupling
-from jaxprune.flops import Flops
 from jaxprune.gates.fit import fitted
 from jaxprune.gates.neurons import check_groups
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.programs.flops import Flops
+from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.selection.counting import n_true
 
 
 def kept_weights(p_open: Any, params: Params, coupling: Coupling | None = None) -> jax.Array:
@@ -37,7 +37,7 @@ def kept_weights(p_open: Any, params: Params, coupling: Coupling | None = None) 
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> p_open = {'a': jnp.array([[.5], [0.]]), 'b': None}
-    >>> float(jp.kept_weights(p_open, {'a': jnp.ones((2, 3)), 'b': jnp.ones((1, 2))}))
+    >>> float(jp.gates.kept_weights(p_open, {'a': jnp.ones((2, 3)), 'b': jnp.ones((1, 2))}))
     0.4375
     """
     sizes = {path: math.prod(w.shape) for path, w in named_leaves(params) if w is not None}

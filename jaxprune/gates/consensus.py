@@ -12,8 +12,8 @@ from jaxprune.gates.gate import Gates
 def consensus(gates: Gates) -> Gates:
     """The mean of each gate over a batch, without its first axis: how many inputs want it open.
 
-    After training, what most want (`jp.open_gates(consensus(gates), above=0.5)`) is a network for
-    all inputs, and what chose the gates is dropped.
+    After training, what most want (`jp.gates.threshold(consensus(gates), above=0.5)`) is a network
+    for all inputs, and what chose the gates is dropped.
 
     Args:
       gates: of a batch: (batch, ...) leaves, binary with a straight-through gradient.
@@ -30,7 +30,7 @@ def disagreement(gates: Gates) -> jax.Array:
       gates: of a batch: (batch, ...) leaves, binary with a straight-through gradient.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> float(jp.disagreement({'layer': jnp.array([[1., 1.], [1., 0.]])}))
+    >>> float(jp.gates.disagreement({'layer': jnp.array([[1., 1.], [1., 0.]])}))
     0.125
 
     The form m (1 - m) is ours, after the idea of Learning a Consensus Sub-Network with Polarization

@@ -20,10 +20,10 @@ def continuous_sparsification(slope: Any, initial: Any) -> Gate:
     1 / sigmoid(initial) where s > 0:
 
         slope = optax.exponential_decay(1.0, steps, 200.0)   # from 1 to 200
-        logits = gate_logits(kernels(params), logit=0.05)
+        logits = logits(kernels(params), logit=0.05)
         gates = continuous_sparsification(slope(step), 0.05).sample(None, logits)
 
-    The masks are `open_gates(logits)`, s > 0; the weights under them keep their factor
+    The masks are `threshold(logits)`, s > 0; the weights under them keep their factor
     1 / sigmoid(initial). `p_open` is sigmoid(slope s), without the factor.
 
     Args:
@@ -36,10 +36,11 @@ def continuous_sparsification(slope: Any, initial: Any) -> Gate:
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> logits = {'kernel': jnp.array([.1, 0., -.1])}
-    >>> gates = jp.continuous_sparsification(1.0, initial=0.0).deterministic(logits)
+    >>> gates = jp.gates.continuous_sparsification(1.0, initial=0.0).deterministic(logits)
     >>> [round(gate, 2) for gate in gates['kernel'].tolist()]
     [1.05, 1.0, 0.95]
-    >>> jp.continuous_sparsification(200.0, initial=0.0).deterministic(logits)['kernel'].round(3)
+    >>> steep = jp.gates.continuous_sparsification(200.0, initial=0.0)
+    >>> steep.deterministic(logits)['kernel'].round(3)
     Array([2., 1., 0.], dtype=float32)
 
     Reference: Savarese, Silva and Maire, 2020, Winning the Lottery with Continuous Sparsification.
@@ -50,7 +51,7 @@ def continuous_sparsification(slope: Any, initial: Any) -> Gate:
     if is_known(factor) and not np.isfinite(factor):
         raise ValueError(
             "continuous_sparsification: gates are divided by sigmoid(initial), which is 0 for "
-            f"initial={initial}. Start logits near 0, such as gate_logits(params, logit=0.05)."
+            f"initial={initial}. Start logits near 0, such as gates.logits(params, logit=0.05)."
         )
     p_open = lambda logits: map_scored(lambda s: jax.nn.sigmoid(slope * s), logits)
     gates = lambda logits: map_scored(lambda p: factor * p, p_open(logits))
@@ -74,7 +75,7 @@ def rewound_logits(logits: Logits, slope: Any, initial: Any) -> Logits:
       ValueError: if the slope is not above 0.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.rewound_logits({'kernel': jnp.array([.1, -.1])}, slope=200.0, initial=0.05)
+    >>> jp.gates.rewound_logits({'kernel': jnp.array([.1, -.1])}, slope=200.0, initial=0.05)
     {'kernel': Array([  0.05, -20.  ], dtype=float32)}
 
     Reference: Savarese, Silva and Maire, 2020, Winning the Lottery with Continuous Sparsification.
@@ -89,5 +90,5 @@ def _check_initial(what: str, initial: Any) -> None:
         kind = f"shape {np.shape(initial)}" if hasattr(initial, "dtype") else repr(type(initial))
         raise TypeError(
             f"{what}: initial is the value at which all logits start, one number, such as the "
-            f"logit=0.05 given to gate_logits; got {kind}."
+            f"logit=0.05 given to gates.logits; got {kind}."
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params
-from jaxprune.rules import by_keys, named_leaves, quoted
+from jaxprune.prunable.rules import by_keys, named_leaves, quoted
 
 
 def fitted(what: str, gates: Any, params: Params) -> list[tuple[str, Any, Any]]:
@@ -37,8 +37,8 @@ def fitted(what: str, gates: Any, params: Params) -> list[tuple[str, Any, Any]]:
         if gate is not None and not _broadcasts(np.shape(gate), np.shape(leaf)):
             raise ValueError(
                 f"{what}: the gates of '{path}' have shape {np.shape(gate)}, its parameter "
-                f"{np.shape(leaf)}. Make them with gate_logits(params, axes); if one of them has a "
-                "leading axis of seeds, vmap over both."
+                f"{np.shape(leaf)}. Make them with gates.logits(params, axes); if one of them has "
+                "a leading axis of seeds, vmap over both."
             )
     return found
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params, is_known, shown
-from jaxprune.layout import axes_of, spatial
-from jaxprune.rules import layouts_of, map_named
+from jaxprune.prunable.layout import axes_of, spatial
+from jaxprune.prunable.rules import layouts_of, map_named
 
 Logits = Any  # pytree of floats; None where nothing is gated
 Gates = Any  # like the logits, in [0, 1]
@@ -35,9 +35,7 @@ class Gate(NamedTuple):
     p_open: Callable[[Logits], Gates]
 
 
-def gate_logits(
-    params: Params, axes: int | Sequence[int] | None = None, logit: float = 0.0
-) -> Logits:
+def logits(params: Params, axes: int | Sequence[int] | None = None, logit: float = 0.0) -> Logits:
     """Logits of gates for `params`, float32, None where they are None: of their rank, so that gates
     broadcast against them.
 
@@ -53,14 +51,14 @@ def gate_logits(
         there is nothing to gate.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.gate_logits({'kernel': jnp.ones((3, 2)), 'bias': None}, axes=-2)['kernel'].shape
+    >>> jp.gates.logits({'kernel': jnp.ones((3, 2)), 'bias': None}, axes=-2)['kernel'].shape
     (3, 1)
     """
     if not jax.tree.leaves(params):
-        raise ValueError("gate_logits: there is nothing to gate, every leaf is None.")
+        raise ValueError("gates.logits: there is nothing to gate, every leaf is None.")
     wanted = (axes,) if isinstance(axes, int) else axes
 
-    layouts = layouts_of("gate_logits", params) if wanted else {}
+    layouts = layouts_of("gates.logits", params) if wanted else {}
 
     def gated(leaf_name: str, w: jax.Array) -> Collection[int]:
         """The axes of a leaf along which every entry has a gate."""
@@ -72,7 +70,7 @@ def gate_logits(
         parts = [*window, *sides] if w.ndim > 1 else sides[1:]
         if any(not -len(parts) <= a < len(parts) for a in wanted):
             raise ValueError(
-                f"gate_logits: '{leaf_name}' has shape {w.shape}, and not all of the axes {axes}. "
+                f"gates.logits: '{leaf_name}' has shape {w.shape}, and not all of the axes {axes}. "
                 "Leave it out (jp.matching(exclude=...)), or choose other axes."
             )
         return [axis for a in wanted for axis in parts[a]]

@@ -23,8 +23,8 @@ def hard_concrete(temperature: Any = 2 / 3, low: float = -0.1, high: float = 1.1
     0, 1). Its authors start with most gates open, at s = log((1 - p) / p) with p the fraction
     dropped, 0.2 or 0.5; they keep s in a box, and test with averages of the params:
 
-        logits = gate_logits(kernels(params), logit=math.log(0.8 / 0.2))   # P(gate > 0) = 0.95
-        gates_tx = optax.chain(optax.adam(1e-3), keep_between(math.log(0.01), math.log(100)))
+        logits = logits(kernels(params), logit=math.log(0.8 / 0.2))   # P(gate > 0) = 0.95
+        gates_tx = optax.chain(optax.adam(1e-3), box(math.log(0.01), math.log(100)))
         average = optax.incremental_update(learned, average, 1 - 0.999)    # after each step
 
     where `learned` is all that is trained, logits too, and `average` starts as it.
@@ -37,7 +37,7 @@ def hard_concrete(temperature: Any = 2 / 3, low: float = -0.1, high: float = 1.1
       ValueError: if these do not hold.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.hard_concrete().deterministic({'kernel': jnp.array([4., 0., -4.])})['kernel']
+    >>> jp.gates.hard_concrete().deterministic({'kernel': jnp.array([4., 0., -4.])})['kernel']
     Array([1. , 0.5, 0. ], dtype=float32)
 
     Reference: Louizos, Welling and Kingma, 2018, Learning Sparse Neural Networks through L0

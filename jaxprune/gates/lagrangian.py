@@ -49,7 +49,7 @@ def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
       ValueError: if the target is known, and not in (0, 1).
 
     >>> import jax, jaxprune as jp
-    >>> slope = jax.grad(jp.lagrangian)(jp.multipliers(), 0.75, 0.5)
+    >>> slope = jax.grad(jp.gates.lagrangian)(jp.gates.multipliers(), 0.75, 0.5)
     >>> float(slope.linear), float(slope.quadratic)
     (-0.5, -0.25)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxprune.base import Params, is_none
 from jaxprune.coupling import Axis, Coupling, Group, check_coupling
 from jaxprune.gates.gate import Logits
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 
 
 def neuron_logits(coupling: Coupling, params: Params, logit: float = 0.0) -> Logits:

@@ -15,7 +15,7 @@ def polarization(gates: Any, t: float = 1.0, alpha: float = 1.0) -> jax.Array:
     """The polarization of gates: t |gates|_1 - |gates - alpha mean|_1, the mean over all; a scalar.
 
     Smallest where each gate is 0 or at the upper end, at a fraction that `t` sets. Scales of norms
-    are such gates too, kept in [0, 1] (`keep_between`).
+    are such gates too, kept in [0, 1] (`box`).
 
     Args:
       gates: pytree of floats; None leaves count nothing.
@@ -23,7 +23,7 @@ def polarization(gates: Any, t: float = 1.0, alpha: float = 1.0) -> jax.Array:
       alpha: what multiplies the mean.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> [round(float(jp.polarization(jnp.array(x), t=1.2)), 4) for x in ([.5, .5], [0., 1.])]
+    >>> [round(float(jp.gates.polarization(jnp.array(x), t=1.2)), 4) for x in ([.5, .5], [0., 1.])]
     [1.2, 0.2]
 
     Reference: Zhuang et al., 2020, Neuron-level Structured Pruning using Polarization Regularizer.

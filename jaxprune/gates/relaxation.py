@@ -1,9 +1,9 @@
 """Continuous relaxation: what makes gates of channels leave the middle, and none of them all close.
 
 The gates are sigmoids, `continuous_sparsification(5.0, inf)` of logits that start at 1. A stage of
-training pulls them down by their relative cost (`relaxed_cost`), then drives those that have come
-down away from 1/2 (`ejector`). The next stage cuts those under a threshold, a little higher each
-time, and trains on.
+training pulls them down by their relative cost (`structured.relaxed_cost`), then drives those that
+have come down away from 1/2 (`ejector`). The next stage cuts those under a threshold, a
+little higher each time, and trains on.
 
 Reference: Larson, Upadhyaya, McDermott and Ganju, 2023, A Generalization of Continuous Relaxation
 in Structured Pruning.
@@ -21,10 +21,10 @@ import optax
 from jaxprune.base import map_scored
 from jaxprune.gates.gate import Gates, Logits, check_positive
 from jaxprune.gates.slimming import sum_of
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.prunable.rules import named_leaves, quoted
 
 
-def prevent_collapse(gates: Gates, only: Collection[str] | None = None) -> Gates:
+def keep_strongest(gates: Gates, only: Collection[str] | None = None) -> Gates:
     """`gates` with each leaf divided by its largest: the strongest of each passes whole, always.
 
     The gradient flows through the maximum. Gates that share a cost may otherwise all close, which
@@ -38,13 +38,13 @@ def prevent_collapse(gates: Gates, only: Collection[str] | None = None) -> Gates
       ValueError: if `only` names what is not there.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.prevent_collapse({'a': jnp.array([.5, .25]), 'b': jnp.array([.5])}, only=['a'])
+    >>> jp.gates.keep_strongest({'a': jnp.array([.5, .25]), 'b': jnp.array([.5])}, only=['a'])
     {'a': Array([1. , 0.5], dtype=float32), 'b': Array([0.5], dtype=float32)}
     """
     leaves = named_leaves(gates)
     if unknown := set(only or ()) - {path for path, _ in leaves}:
         raise ValueError(
-            f"prevent_collapse: there are no gates of {sorted(unknown)}; there are "
+            f"gates.keep_strongest: there are no gates of {sorted(unknown)}; there are "
             f"{quoted(leaves)}."
         )
 
@@ -75,7 +75,7 @@ def ejector(logits: Logits, rho: Any = 1.0, kept: Any = None) -> jax.Array:
       ValueError: if rho is not above 0.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> round(float(jp.ejector({'a': jnp.array([1., .2]), 'b': jnp.array([-.4, -.9])})), 4)
+    >>> round(float(jp.gates.ejector({'a': jnp.array([1., .2]), 'b': jnp.array([-.4, -.9])})), 4)
     0.8912
 
     Reference: the code of the first author, Larson, 2023 (github.com/bhlarson/mllib).
@@ -98,7 +98,7 @@ def cubic_ramp(begin: float, end: float) -> optax.Schedule:
       ValueError: unless begin < end.
 
     >>> import jaxprune as jp
-    >>> float(jp.cubic_ramp(24, 25)(24.5))
+    >>> float(jp.gates.cubic_ramp(24, 25)(24.5))
     0.125
     """
     if not begin < end:

@@ -38,7 +38,7 @@ def mask_sparsity(scales: Params, masks: Masks) -> jax.Array:
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> scales, masks = {'scale': jnp.array([3., -2.])}, {'scale': jnp.array([True, False])}
-    >>> float(jp.mask_sparsity(scales, masks))
+    >>> float(jp.gates.mask_sparsity(scales, masks))
     2.0
 
     Reference: Jiang et al., 2023, Pruning-aware Sparse Regularization for Network Pruning.

@@ -23,7 +23,7 @@ def soft_threshold(
 
     Args:
       params: the weights that learn.
-      logits: such as `gate_logits(kernels(params), axes=())`, a threshold a layer; None where a
+      logits: such as `logits(kernels(params), axes=())`, a threshold a layer; None where a
         leaf has none.
       threshold: from logits to thresholds above 0.
 
@@ -31,7 +31,7 @@ def soft_threshold(
       ValueError: if the logits do not broadcast to their params; it names the leaf.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.soft_threshold({'w': jnp.array([2., -.25, -1.])}, {'w': jnp.zeros(1)})['w']
+    >>> jp.gates.soft_threshold({'w': jnp.array([2., -.25, -1.])}, {'w': jnp.zeros(1)})['w']
     Array([ 1.5, -0. , -0.5], dtype=float32)
 
     Reference: Kusupati et al., 2020, Soft Threshold Weight Reparameterization for Learnable

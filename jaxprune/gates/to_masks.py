@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune.at_init.empty_layers import empty_layers
 from jaxprune.base import Masks, Params, Scores, is_known, is_none, map_scored
-from jaxprune.collapse import collapsed
 from jaxprune.gates.budgets import check_target
 from jaxprune.gates.fit import fitted
-from jaxprune.rules import quoted
-from jaxprune.selection import largest
+from jaxprune.prunable.rules import quoted
+from jaxprune.selection.largest import largest
 
 
-def open_gates(gates: Any, above: float = 0.0) -> Masks:
+def threshold(gates: Any, above: float = 0.0) -> Masks:
     """Which gates are open: gates > `above`; bool, like `gates`.
 
     For an exact number of gates select by their logits, which are scores:
@@ -35,7 +35,7 @@ def open_gates(gates: Any, above: float = 0.0) -> Masks:
     masks = map_scored(lambda g: g > above, gates)
     leaves = jax.tree.leaves(masks)
     known = leaves and is_known(leaves)
-    dead = [(path, None) for path, closed in collapsed(masks).items() if closed] if known else []
+    dead = [(path, None) for path, closed in empty_layers(masks).items() if closed] if known else []
     if dead:
         warnings.warn(
             f"all gates of {quoted(dead)} are closed: nothing passes. "
@@ -56,7 +56,7 @@ def keep_at_least(scores: Scores, n: int = 1) -> Scores:
       ValueError: if `n` is no positive integer.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> jp.keep_at_least({'a': jnp.array([1., -3.]), 'b': jnp.array([-5., -4.])})
+    >>> jp.gates.keep_at_least({'a': jnp.array([1., -3.]), 'b': jnp.array([-5., -4.])})
     {'a': Array([inf, -3.], dtype=float32), 'b': Array([-5., inf], dtype=float32)}
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -68,7 +68,7 @@ def keep_at_least(scores: Scores, n: int = 1) -> Scores:
     return map_scored(leaf, scores)
 
 
-def select_within(scores: Scores, kept: Callable[[Masks], jax.Array], target: Any) -> Masks:
+def within_budget(scores: Scores, kept: Callable[[Masks], jax.Array], target: Any) -> Masks:
     """The most gates, highest scores first, that keep at most `target`: bool, like `scores`.
 
     Their number is found by bisection, in log2(gates) looks at the cost. What scores infinity is
@@ -87,14 +87,14 @@ def select_within(scores: Scores, kept: Callable[[Masks], jax.Array], target: An
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> kernel = {'kernel': jnp.ones((4, 3))}
     >>> logits = {'kernel': jnp.array([[.1], [.4], [-.2], [.3]])}
-    >>> open = jp.select_within(logits, lambda open: jp.kept_weights(open, kernel), 0.6)
+    >>> open = jp.gates.within_budget(logits, lambda open: jp.gates.kept_weights(open, kernel), 0.6)
     >>> open['kernel'][:, 0].astype(int)
     Array([0, 1, 0, 1], dtype=int32)
     """
-    check_target("select_within", target)
+    check_target("gates.within_budget", target)
     leaves, treedef = jax.tree.flatten(scores)
     if not leaves:
-        raise ValueError("select_within: there is nothing to select, all scores are None.")
+        raise ValueError("gates.within_budget: there is nothing to select, all scores are None.")
     total = sum(s.size for s in leaves)
     most = target * (1 + 1e-6)  # a cost is a sum of float32
 
@@ -114,14 +114,14 @@ def select_within(scores: Scores, kept: Callable[[Masks], jax.Array], target: An
     least = kept(found)
     if is_known(least) and least > most:
         raise ValueError(
-            f"select_within: no selection keeps {float(target):g} or less; with the {int(number)} "
-            f"gates that must stay open it is {float(least):.4g}. Raise the target, keep fewer of "
-            "each, or gate more."
+            f"gates.within_budget: no selection keeps {float(target):g} or less; with the "
+            f"{int(number)} gates that must stay open it is {float(least):.4g}. Raise the target, "
+            "keep fewer of each, or gate more."
         )
     return found
 
 
-def gate_masks(open_: Masks, params: Params) -> Masks:
+def masks(open_: Masks, params: Params) -> Masks:
     """Masks of gates as masks of weights: each broadcast to its parameter; bool, None where None.
 
     Raises:
@@ -129,6 +129,6 @@ def gate_masks(open_: Masks, params: Params) -> Masks:
     """
     leaves = [
         None if m is None else jnp.broadcast_to(m, w.shape)
-        for _, w, m in fitted("gate_masks", open_, params)
+        for _, w, m in fitted("gates.masks", open_, params)
     ]
     return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_none), leaves)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import global_threshold
+from jaxprune.allocation.layerwise import global_threshold
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -17,13 +17,13 @@ from jaxprune.base import (
     Pattern,
     check_fraction,
 )
-from jaxprune.deferred import defer
-from jaxprune.layers import folded, has_layers, split_like
 from jaxprune.masks import with_own
 from jaxprune.pattern import select, unstructured
-from jaxprune.rules import check_any, kernels
+from jaxprune.prunable.layers import folded, has_layers, split_like
+from jaxprune.prunable.rules import check_any, kernels
 from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.scores import magnitude
+from jaxprune.selection.deferred import defer
 
 
 class DpfState(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import erk, global_threshold
+from jaxprune.allocation.layerwise import erk, global_threshold
 from jaxprune.base import (
     Allocation,
     MaskState,
@@ -19,16 +19,16 @@ from jaxprune.base import (
     is_known,
     shown,
 )
-from jaxprune.deferred import defer
-from jaxprune.drop_grow import among
-from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.keys import key_first
-from jaxprune.layers import split_like
 from jaxprune.masks import own_masks, with_own
+from jaxprune.methods.dynamic import random_start, regrow, smallest
 from jaxprune.pattern import select
-from jaxprune.rules import kernels
+from jaxprune.prunable.layers import split_like
+from jaxprune.prunable.rules import kernels
 from jaxprune.schedules import check_schedule, first_value, sparsity_at
 from jaxprune.scores import gradient, magnitude
+from jaxprune.selection.deferred import defer
+from jaxprune.selection.drop_grow import among
 from jaxprune.uncut import elementwise
 
 

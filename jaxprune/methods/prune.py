@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import er, erk, erk_plus, global_threshold, uniform, uniform_plus
+from jaxprune.allocation.layerwise import er, erk, erk_plus, global_threshold, uniform, uniform_plus
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -21,15 +21,15 @@ from jaxprune.base import (
     check_sparsity,
     shown,
 )
-from jaxprune.deferred import defer
-from jaxprune.drop_grow import among
-from jaxprune.layers import folded, split_like
 from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
-from jaxprune.rules import check_any, kernels
+from jaxprune.prunable.layers import folded, split_like
+from jaxprune.prunable.rules import check_any, kernels
 from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.scores import fisher, gradient, lamp, magnitude, random, saliency
+from jaxprune.selection.deferred import defer
+from jaxprune.selection.drop_grow import among
 from jaxprune.uncut import elementwise
 
 _SCORES = (magnitude, saliency, gradient, fisher)

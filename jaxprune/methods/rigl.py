@@ -7,11 +7,11 @@ from collections.abc import Callable
 import jax
 import optax
 
-from jaxprune.allocation import erk
+from jaxprune.allocation.layerwise import erk
 from jaxprune.base import Allocation, MaskTransform, Params
-from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.keys import key_first
-from jaxprune.rules import kernels
+from jaxprune.methods.dynamic import random_start, regrow, smallest
+from jaxprune.prunable.rules import kernels
 from jaxprune.scores import gradient
 
 

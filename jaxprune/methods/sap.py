@@ -11,15 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import MaskState, MaskTransform, Params, map_scored
-from jaxprune.counting import n_true, portion
-from jaxprune.deferred import defer
-from jaxprune.drop_grow import among, drop
-from jaxprune.layers import folded, split_like
+from jaxprune.exact.two_floats import (
+    TwoFloats,
+    ceiling,
+    over,
+    plus,
+    power,
+    times,
+    total,
+    two_floats,
+)
 from jaxprune.masks import all_kept, own_masks, with_own
-from jaxprune.rules import check_any, kernels, map_named
+from jaxprune.prunable.layers import folded, split_like
+from jaxprune.prunable.rules import check_any, kernels, map_named
 from jaxprune.scores import magnitude
-from jaxprune.selection import largest
-from jaxprune.two_floats import TwoFloats, ceiling, over, plus, power, times, total, two_floats
+from jaxprune.selection.counting import n_true, portion
+from jaxprune.selection.deferred import defer
+from jaxprune.selection.drop_grow import among, drop
+from jaxprune.selection.largest import largest
 from jaxprune.uncut import counts_of, in_order, uncut
 
 # Relative: a bound that is whole may come out a little higher. Powers in float32 are right to 6e-8
@@ -46,7 +55,7 @@ def pq_index(weights: Any, p: float = 0.5, q: float = 1.0, masks: Any = None) ->
     Reference: Diao et al., 2023, Pruning Deep Neural Networks from a Sparsity Perspective.
 
     >>> import jax.numpy as jnp, jaxprune as jp
-    >>> float(jp.pq_index(jnp.array([1., 0., 0., 0.]), p=1, q=2))
+    >>> float(jp.tickets.pq_index(jnp.array([1., 0., 0., 0.]), p=1, q=2))
     0.5
     """
     _check_norms(p, q)

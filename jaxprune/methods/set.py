@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import erk
+from jaxprune.allocation.layerwise import erk
 from jaxprune.base import Allocation, Masks, MaskTransform, Params
-from jaxprune.deferred import defer
-from jaxprune.drop_grow import drop, portions
-from jaxprune.dynamic import random_start, regrow, smallest
 from jaxprune.keys import key_first
-from jaxprune.rules import kernels
+from jaxprune.methods.dynamic import random_start, regrow, smallest
+from jaxprune.prunable.rules import kernels
 from jaxprune.scores import magnitude, random
+from jaxprune.selection.deferred import defer
+from jaxprune.selection.drop_grow import counts, drop
 from jaxprune.uncut import elementwise
 
 
@@ -69,5 +69,5 @@ def closest_to_zero(masks: Masks, params: Params, fraction: Any) -> Masks:
     signs = (lambda mask, w: mask & (w >= 0)), (lambda mask, w: mask & (w < 0))
     sides = [elementwise(sign, masks, params) for sign in signs]
     worth = defer(magnitude, params)
-    left = [drop(side, worth, portions(side, fraction)) for side in sides]
+    left = [drop(side, worth, counts(side, fraction)) for side in sides]
     return elementwise(jnp.logical_or, *left)

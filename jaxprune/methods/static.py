@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from jaxprune.allocation import erk
+from jaxprune.allocation.layerwise import erk
 from jaxprune.base import Allocation, MaskState, MaskTransform, Params
-from jaxprune.dynamic import random_start
 from jaxprune.keys import key_first
 from jaxprune.methods.combine import never_due
-from jaxprune.rules import kernels
+from jaxprune.methods.dynamic import random_start
+from jaxprune.prunable.rules import kernels
 
 
 @key_first
@@ -31,8 +31,8 @@ def static(
     Args:
       key: a key of `jax.random`; under `vmap`, one a seed.
       sparsity: the fraction pruned, in [0, 1).
-      allocation: how much of each leaf: `erk`, `uniform`, `erk_plus(...)`, or the ratios of another
-        score, `borrowed(scores)`.
+      allocation: how much of each leaf: `erk`, `uniform`, `allocation.erk_plus(...)`, or the
+        ratios of another score, `allocation.like(scores)`.
       prunable: `params -> params` with None in place of what is never pruned.
 
     Raises:

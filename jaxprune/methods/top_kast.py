@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import uniform
+from jaxprune.allocation.layerwise import uniform
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -19,13 +19,13 @@ from jaxprune.base import (
     is_known,
     map_scored,
 )
-from jaxprune.counting import n_true
-from jaxprune.deferred import defer
-from jaxprune.layers import folded, has_layers, split_like
 from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
-from jaxprune.rules import check_any, kernels
+from jaxprune.prunable.layers import folded, has_layers, split_like
+from jaxprune.prunable.rules import check_any, kernels
 from jaxprune.scores import magnitude
+from jaxprune.selection.counting import n_true
+from jaxprune.selection.deferred import defer
 
 
 class TopKastState(NamedTuple):
@@ -117,7 +117,7 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
         mask_state = extra.get("mask_state")
         if params is None or mask_state is None:
             raise ValueError(
-                "top_kast_decay is told the masks by freeze: "
+                "top_kast_decay is told the masks by train_only: "
                 "freeze(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))."
             )
 

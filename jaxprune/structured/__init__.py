@@ -1,12 +1,45 @@
 """Structured pruning: whole neurons go, and the network gets smaller and faster.
 
-    structure = analyze(fn, params, x)       what can go, and what goes with it
-    scores = per_group(structure)(params)    what each neuron is worth
-    kept = pick(structure, scores, 0.5)      which are kept
-    small, small_fn = compact(structure, params, kept)
+    structure = jp.analyze(fn, params, x)       what can go, and what goes with it
+    scores = per_group(structure)(params)       what each neuron is worth
+    kept = jp.pick(structure, scores, 0.5)      which are kept
+    small, small_fn = jp.compact(structure, params, kept)
 
-`kept` is bool (size,) by group, True = kept.
+`kept` is bool (size,) by group, True = kept. The three verbs stand at the root, the rest is here.
+
+Scores: `per_group` of `square`, `taylor`, or any score of weights, with `abs_of_sum` for signed
+ones; `geometric_median`, `random`; `normalized` by group. `isomorphic` is an allocation. `cost` is
+what is left. Masks: `masks` of the neurons that are kept, `kept` is its inverse, and `prune` is a
+mask transform. Smaller: `shrink` (optimizer states too), `compact_module` (an nnx module), `replay`
+(a training function), `retrace` (the code itself). Branches that go, as a `Removal`:
+`remove_emptied`, `collapse_emptied`, `remove_blocks`, `removable_blocks`, `block_scores`. Gates of
+groups: `gate_logits`, `apply_gates`, `relaxed_cost`. `register_rule` teaches `jp.analyze` a
+primitive.
 """
 
+from jaxprune.coupling.rules.registry import register_rule as register_rule
+from jaxprune.structured.blocks import block_scores as block_scores
+from jaxprune.structured.compact import shrink as shrink
+from jaxprune.structured.cost import cost as cost
+from jaxprune.structured.gates import apply_gates as apply_gates
+from jaxprune.structured.gates import gate_logits as gate_logits
+from jaxprune.structured.isomorphic import isomorphic as isomorphic
+from jaxprune.structured.kept import Removal as Removal
+from jaxprune.structured.kept import kept as kept
+from jaxprune.structured.kept import masks as masks
 from jaxprune.structured.modules import compact_module as compact_module
+from jaxprune.structured.prune import prune as prune
+from jaxprune.structured.relaxed import relaxed_cost as relaxed_cost
+from jaxprune.structured.removal import collapse_emptied as collapse_emptied
+from jaxprune.structured.removal import removable_blocks as removable_blocks
+from jaxprune.structured.removal import remove_blocks as remove_blocks
+from jaxprune.structured.removal import remove_emptied as remove_emptied
+from jaxprune.structured.replay import replay as replay
+from jaxprune.structured.retrace import retrace as retrace
+from jaxprune.structured.scores import abs_of_sum as abs_of_sum
 from jaxprune.structured.scores import geometric_median as geometric_median
+from jaxprune.structured.scores import normalized as normalized
+from jaxprune.structured.scores import per_group as per_group
+from jaxprune.structured.scores import random as random
+from jaxprune.structured.scores import square as square
+from jaxprune.structured.scores import taylor as taylor

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprune.base import Params, is_none
 from jaxprune.coupling.structure import Structure
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.prunable.rules import named_leaves, quoted
 
 
 def prefix_of(structure: Structure, names: Iterable[str]) -> str | None:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Allocation, Scores, Sparsity
-from jaxprune.counting import count
-from jaxprune.selection import largest
+from jaxprune.selection.counting import count
+from jaxprune.selection.largest import largest
 
 
 def choose(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxprune.base import Params, is_none
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.check import check_all, prefix_of
 from jaxprune.structured.kept import Kept, known, removed
 from jaxprune.structured.replay import replay
@@ -28,7 +28,7 @@ def compact(structure: Structure, params: Params, kept: Kept) -> Compact:
     """The network of the kept neurons only: smaller params, and the function on them.
 
         small = compact(structure, params, kept)
-        small.fn(small.params, x)       # = fn(apply_masks(params, group_masks(structure, kept)), x)
+        small.fn(small.params, x)       # = fn(apply_masks(params, masks(structure, kept)), x)
 
     See `shrink` and `replay`, of which it is made. Of `remove_emptied`, `collapse_emptied` or
     `remove_blocks`, whole layers go: leaves that are not read any more are None.

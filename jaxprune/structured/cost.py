@@ -12,8 +12,8 @@ from jaxprune.coupling.expressions import Expr
 from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
-from jaxprune.flops import count_flops
-from jaxprune.jaxprs import dot_numbers, leading_experts
+from jaxprune.programs.flops import count_flops
+from jaxprune.programs.jaxprs import dot_numbers, leading_experts
 from jaxprune.structured.kept import Kept, Removal, known
 from jaxprune.structured.reduced import small_inputs, small_shapes
 from jaxprune.structured.replay import replay
@@ -36,8 +36,8 @@ class Cost(NamedTuple):
 def cost(structure: Structure, kept: Kept | None = None) -> Cost:
     """What the function costs on its example inputs with only the `kept` neurons, exactly.
 
-    FLOPs are counted as in `jaxprune.flops`: scan times its length, the dearest branch of a cond,
-    one turn of a while.
+    FLOPs are counted as in `jaxprune.programs.flops`: scan times its length, the dearest branch of
+    a cond, one turn of a while.
 
     Args:
       kept: bool (size,) by group, not traced; None, or of a group that is not named, all. Or a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxprune.allocation import global_threshold
+from jaxprune.allocation.layerwise import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsities, Sparsity
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.structure import Structure

@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.base import Masks, is_known, is_none
 from jaxprune.coupling.expressions import kept_entries
 from jaxprune.coupling.structure import Structure
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.structured.check import check_params
 from jaxprune.structured.slices import slices
 
@@ -86,7 +86,7 @@ def known(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
         if not is_known(own):
             raise TypeError(
                 f"the sizes of the small network depend on kept['{name}'], which is traced: pick "
-                "and compact outside of jit. Masks (group_masks) work inside."
+                "and compact outside of jit. Masks (structured.masks) work inside."
             )
     return {name: np.asarray(own) for name, own in kept.items()}
 
@@ -96,12 +96,12 @@ def removed(kept: Kept) -> tuple[str, ...]:
     return kept.removed if isinstance(kept, Removal) else ()
 
 
-def group_masks(structure: Structure, kept: Kept) -> Masks:
+def masks(structure: Structure, kept: Kept) -> Masks:
     """Masks of the params: an entry is kept if every neuron that it belongs to is.
 
     An ordinary tree of masks, for `fixed`, `apply_masks` and all else; leaves without a neuron of
     any group are None. Traced `kept` work too. They are like what was analyzed: of Flax's variables
-    an optimizer of the params takes `group_masks(structure, kept)["params"]`.
+    an optimizer of the params takes `masks(structure, kept)["params"]`.
 
     Args:
       kept: bool (size,) by group; of a group that is not named all are kept. Or a `Removal`, of
@@ -113,7 +113,7 @@ def group_masks(structure: Structure, kept: Kept) -> Masks:
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'a': jnp.ones((1, 3)), 'b': jnp.ones((3, 2))}
     >>> structure = jp.analyze(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((1, 1)))
-    >>> group_masks(structure, {'a': jnp.array([True, True, False])})['a']
+    >>> masks(structure, {'a': jnp.array([True, True, False])})['a']
     Array([[ True,  True, False]], dtype=bool)
     """
     gone = removed(kept)
@@ -137,8 +137,8 @@ def group_masks(structure: Structure, kept: Kept) -> Masks:
     return jax.tree.unflatten(jax.tree.structure(structure.shapes, is_leaf=is_none), leaves)
 
 
-def kept_neurons(structure: Structure, masks: Masks) -> dict[str, jax.Array]:
-    """The neurons of which some entry is kept, bool (size,) by group: the inverse of `group_masks`.
+def kept(structure: Structure, masks: Masks) -> dict[str, jax.Array]:
+    """The neurons of which some entry is kept, bool (size,) by group: the inverse of `masks`.
 
     Of masks that prune single weights too, those neurons are not kept that are masked altogether.
 
@@ -148,7 +148,7 @@ def kept_neurons(structure: Structure, masks: Masks) -> dict[str, jax.Array]:
     Raises:
       ValueError: if the masks do not fit the params.
     """
-    prefix = check_params("kept_neurons", structure, masks)
+    prefix = check_params("structured.kept", structure, masks)
     leaves = named_leaves(masks)
     traced = not is_known(masks)
     xp: Any = jnp if traced else np  # numpy compiles nothing

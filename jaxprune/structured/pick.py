@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.allocation import global_threshold
+from jaxprune.allocation.layerwise import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsity, check_fraction, is_known, widened
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
@@ -41,7 +41,7 @@ def pick(
     Args:
       structure: of `analyze`.
       scores: {group: (size,)}, as `per_group` gives them. Groups score alike only after
-        `normalised` or `lamp`.
+        `normalized` or `lamp`.
       sparsity: the fraction of neurons pruned, in [0, 1); may be traced.
       allocation: how many of each group: `global_threshold`, `uniform` (each group alone),
         `isomorphic(structure)` (groups of a kind together), `per_layer({group: sparsity})`, ...

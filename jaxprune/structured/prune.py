@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation import global_threshold
+from jaxprune.allocation.layerwise import global_threshold
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -27,10 +27,11 @@ from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.sharding import automatic, sharded_like
 from jaxprune.structured.check import part_of
 from jaxprune.structured.choose import choose
-from jaxprune.structured.kept import group_masks, kept_neurons
+from jaxprune.structured.kept import kept as kept_neurons
+from jaxprune.structured.kept import masks as group_masks
 
 
-def prune_neurons(
+def prune(
     structure: Structure,
     score: Score,
     allocation: Allocation = global_threshold,
@@ -40,10 +41,10 @@ def prune_neurons(
 ) -> MaskTransform:
     """Prunes the neurons of the lowest scores, whole. What is pruned stays pruned, at zero.
 
-        masks = group_masks(structure, pick(structure, score(params), sparsity(step), allocation))
+        masks = masks(structure, pick(structure, score(params), sparsity(step), allocation))
 
     With a number it prunes once, with a schedule at every update: as `prune` does. When it has
-    done, `compact(structure, params, kept_neurons(structure, get_masks(opt_state)))` is the small
+    done, `compact(structure, params, kept(structure, get_masks(opt_state)))` is the small
     network.
 
     Args:
@@ -64,14 +65,14 @@ def prune_neurons(
         check_fraction(sparsity)
     if not structure.groups:
         raise ValueError(
-            "prune_neurons: there is no group to prune; print the structure to see what freezes "
+            "structured.prune: there is no group to prune; print the structure to see what freezes "
             "them."
         )
 
     names = list(structure.groups) if groups is None else chosen(groups, structure.groups)
 
     def init(params: Params) -> MaskState:
-        masks = part_of(structure, group_masks(structure, {}), params, "prune_neurons")
+        masks = part_of(structure, group_masks(structure, {}), params, "structured.prune")
         return MaskState(map_scored(sharded_like, masks, params))
 
     def update(
@@ -83,7 +84,7 @@ def prune_neurons(
             own = {n: jnp.where(before[n], scores[n], -jnp.inf) for n in names}
             kept = choose(own, allocation, asked, round_to)
             masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
-            masks = part_of(structure, masks, old, "prune_neurons")
+            masks = part_of(structure, masks, old, "structured.prune")
             return with_own(old, map_scored(jnp.logical_and, old, masks))
 
         # the members of a group may lie on different axes of a mesh

@@ -15,8 +15,8 @@ from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
 from jaxprune.coupling.zeros import GONE, Value
-from jaxprune.flops import shape_only
-from jaxprune.rules import named_leaves
+from jaxprune.programs.flops import shape_only
+from jaxprune.prunable.rules import named_leaves
 
 
 class Reduced(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxprune.coupling.expressions import Atom, Expr, Prod, resolved
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.cost import Cost, Product, collect
-from jaxprune.structured.folding import GroupGates, check_gates
+from jaxprune.structured.gates import GroupGates, check_gates
 
 
 def relaxed_cost(structure: Structure, gates: GroupGates) -> Cost:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.blocks import leaves_of
 from jaxprune.structured.kept import Kept, Removal, known, removed
 from jaxprune.structured.reduced import Reduced, reduced, small_inputs, small_shapes
@@ -32,7 +32,7 @@ def collapse_emptied(structure: Structure, kept: Kept) -> Removal:
         `Removal`, to which this is added.
 
     Returns:
-      What `compact`, `shrink`, `replay`, `group_masks` and `cost` take in the place of `kept`.
+      What `compact`, `shrink`, `replay`, `masks` and `cost` take in the place of `kept`.
 
     Raises:
       ValueError: if an output depends on no input any more; it names the groups.

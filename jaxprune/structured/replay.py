@@ -16,8 +16,8 @@ from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.flops import shape_only
-from jaxprune.rules import named_leaves, quoted
+from jaxprune.programs.flops import shape_only
+from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.structured.kept import Kept, Removal, known, removed
 from jaxprune.structured.reduced import reduced, small_inputs
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxprune.base import Params, Score, Scores, map_scored, widened
 from jaxprune.coupling.structure import Member, Structure
 from jaxprune.keys import key_first
-from jaxprune.layers import folded, split_like
-from jaxprune.rules import kernels, named_leaves, quoted
+from jaxprune.prunable.layers import folded, split_like
+from jaxprune.prunable.rules import kernels, named_leaves, quoted
 from jaxprune.scores import magnitude
 from jaxprune.scores import random as random_like
 from jaxprune.structured.check import check_params
@@ -69,7 +69,7 @@ def per_group(
         L1 norm            per_group(structure)
         L2 norm, squared   per_group(structure, square)
         Taylor             per_group(structure, saliency)
-        Taylor, signed     per_group(structure, contribution, of=abs_of_sum)
+        Taylor, signed     per_group(structure, taylor, of=abs_of_sum)
         Fisher             per_group(structure, fisher)
         scale of the norm  per_group(structure, prunable=matching('*/scale'))
         norms with scales  per_group(structure, square, matching('*/kernel', '*/scale'))
@@ -120,7 +120,7 @@ def square(params: Params, **_: Any) -> Scores:
     return map_scored(lambda w: jnp.abs(widened(w)) ** 2, params)
 
 
-def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
+def taylor(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     """W dL/dw, like `params`, signed: for `per_group(..., of=abs_of_sum)`; its real part.
 
     Raises:
@@ -129,7 +129,7 @@ def contribution(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     Reference: Molchanov et al., 2019, Importance Estimation for Neural Network Pruning.
     """
     if grads is None:
-        raise ValueError("contribution needs gradients: call its score with grads=grads.")
+        raise ValueError("structured.taylor needs gradients: call its score with grads=grads.")
     return map_scored(lambda w, g: (widened(w) * widened(g)).real, params, grads)
 
 
@@ -184,14 +184,14 @@ def geometric_median(structure: Structure, prunable: Callable[[Params], Params] 
 
 
 @key_first
-def random_neurons(key: jax.Array, structure: Structure) -> Score:
+def random(key: jax.Array, structure: Structure) -> Score:
     """Uniform random scores by group, from `key` folded with the step: the baseline."""
     sizes = {name: jnp.zeros(group.size) for name, group in structure.groups.items()}
     draw = random_like(key)
     return lambda params, *, step=0, **_: draw(sizes, step=step)
 
 
-def normalised(score: Score, by: Callable[[jax.Array], jax.Array] = jnp.mean) -> Score:
+def normalized(score: Score, by: Callable[[jax.Array], jax.Array] = jnp.mean) -> Score:
     """A score of a score: s / by(s) in each group, so that one threshold serves all of them.
 
     What is inf or nan scores inf, and is 0 in `by`: one weight that diverged does not decide over

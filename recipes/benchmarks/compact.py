@@ -27,14 +27,14 @@ def _of(model: str, batch: int, plan: Plan) -> Section:
     images = np.random.default_rng(plan.seed).standard_normal((batch, *shape), np.float32)
     variables = jax.jit(module.init)(jax.random.key(plan.seed), images[:1])
     structure = jp.analyze(module.apply, variables, images)
-    scores = jp.normalised(jp.per_group(structure))(variables)
+    scores = jp.structured.normalized(jp.structured.per_group(structure))(variables)
 
     cells = [forward(name, module.apply, variables, images) for name in (DENSE, CONTROL)]
     for budget in BUDGETS:
         kept = jp.pick(structure, scores, flops=budget, round_to=MULTIPLE)
         small = jp.compact(structure, variables, kept)
         cells.append(forward(f"compacted to {budget:g}", small.fn, small.params, images))
-    masked = jp.apply_masks(variables, jp.group_masks(structure, kept))
+    masked = jp.apply_masks(variables, jp.structured.masks(structure, kept))
     cells.append(forward(MASKED, module.apply, masked, images))
     return comparison(
         name=f"compact {model} {batch}",

@@ -33,7 +33,9 @@ def pack(tree: Any) -> Any:
 
 
 def unpack(tree: Any, like: Any) -> Any:
-    """What was packed, given the shapes and dtypes of the original: `unpack(pack(t), t)` is t."""
+    """What was packed, given the shapes and dtypes of the original: `export.unpack(export.pack(t),
+    t)` is t.
+    """
     return jax.tree.map(_unpacked, like, tree)
 
 
@@ -79,7 +81,7 @@ def write(path: Path, tree: Any) -> None:
 
 def save_model(path: Path, params: Any, batch_stats: Any, masks: Any) -> None:
     """A network for use: parameters, running statistics, and masks (bool, None where unpruned)."""
-    saved = {"params": params, "batch_stats": batch_stats, "masks": jp.pack(masks)}
+    saved = {"params": params, "batch_stats": batch_stats, "masks": jp.export.pack(masks)}
     write(path, saved)
 
 
@@ -89,7 +91,7 @@ def load_model(path: Path) -> tuple[Any, Any, Any]:
         raise RecipeError(f"there is no model in '{path}'")
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.restore(path.absolute())
-    return saved["params"], saved["batch_stats"], jp.unpack(saved["masks"], saved["params"])
+    return saved["params"], saved["batch_stats"], jp.export.unpack(saved["masks"], saved["params"])
 
 
 KEPT = 2  # where the last can't be read, the one before can
@@ -234,8 +236,9 @@ class Checkpoints:
 def read(path: Path) -> Saved:
     """The checkpoint in this folder, whose name is its step; no template is needed.
 
-    Masks in its tree are packed, as `jp.pack` does it: `jp.unpack(jp.get_masks(opt_state), params)`
-    unpacks them. Raises `RecipeError` if it is damaged or missing.
+    Masks in its tree are packed, as `jp.export.pack` does it:
+    `jp.export.unpack(jp.get_masks(opt_state), params)` unpacks them. Raises `RecipeError` if it is
+    damaged or missing.
     """
     if not path.is_dir():
         raise RecipeError(f"there is no checkpoint '{path}'")

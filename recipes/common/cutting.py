@@ -22,7 +22,7 @@ def held(structure: Structure) -> list[str]:
     found = []
     for name, group in structure.groups.items():
         try:
-            jp.remove_emptied(structure, {name: np.zeros(group.size, bool)})
+            jp.structured.remove_emptied(structure, {name: np.zeros(group.size, bool)})
         except ValueError:
             found.append(name)
     return found
@@ -73,14 +73,14 @@ def removals(structure: Structure, kept: Mapping[str, Any]) -> list[Removal]:
     for i in range(len(next(iter(kept.values())))):
         own = {name: np.asarray(x[i]) for name, x in kept.items()}
         empty = not all(neurons.any() for neurons in own.values())
-        found.append(jp.remove_emptied(structure, own) if empty else Removal(own, ()))
+        found.append(jp.structured.remove_emptied(structure, own) if empty else Removal(own, ()))
     return found
 
 
 def masks_of(structure: Structure, left: Sequence[Removal]) -> Any:
     """Masks of all variables, a stack: what is left of each lane."""
     full = lambda x, m: jnp.ones(x.shape, bool) if m is None else m
-    masks = lambda own: jax.tree.map(full, structure.shapes, jp.group_masks(structure, own))
+    masks = lambda own: jax.tree.map(full, structure.shapes, jp.structured.masks(structure, own))
     return jax.tree.map(lambda *x: jnp.stack(x), *map(masks, left))
 
 
@@ -97,13 +97,13 @@ def _removed(structure: Structure, kept: dict[str, np.ndarray], scores: Gates) -
     if all(own.any() for own in kept.values()):
         return Removal(kept, ())
     try:
-        return jp.remove_emptied(structure, kept)
+        return jp.structured.remove_emptied(structure, kept)
     except ValueError:  # each branch may go, but not all of them
         left = {name: own > -np.inf for name, own in scores.items()}
         best = {n: left[n] & (np.arange(len(own)) == np.argmax(own)) for n, own in scores.items()}
         found = {name: own if own.any() else best[name] for name, own in kept.items()}
         gone = any(not own.any() for own in found.values())  # in an earlier stage
-        return jp.remove_emptied(structure, found) if gone else Removal(found, ())
+        return jp.structured.remove_emptied(structure, found) if gone else Removal(found, ())
 
 
 def _share(structure: Structure) -> Any:

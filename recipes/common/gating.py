@@ -20,7 +20,8 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import all_kept
-from jaxprune.rules import named_leaves
+from jaxprune.programs.flops import Flops
+from jaxprune.prunable.rules import named_leaves
 from recipes.common.arms import Arm, Learned, Weights
 from recipes.common.models import classification
 
@@ -42,7 +43,7 @@ class Level(NamedTuple):
 class Plan(NamedTuple):
     """How gates are learned."""
 
-    gate: Callable[[jax.Array], jp.Gate]  # of a step
+    gate: Callable[[jax.Array], jp.gates.Gate]  # of a step
     above: float  # which a gate is open
     target: optax.Schedule | None  # the fraction to keep; None with a fixed penalty
     final: float | None  # the last target
@@ -51,36 +52,40 @@ class Plan(NamedTuple):
     rate: float  # of the gates and the multipliers
 
 
-def weights(logit: float, flops: jp.flops.Flops | None) -> Level:
+def weights(logit: float, flops: Flops | None) -> Level:
     """A gate for each weight of a kernel; the budget is of weights, or of these FLOPs."""
 
     def kept(p_open: Any, params: Any) -> jax.Array:
         if flops is None:
-            return jp.kept_weights(p_open, jp.kernels(params))
-        return jp.kept_flops(p_open, flops, params)
+            return jp.gates.kept_weights(p_open, jp.kernels(params))
+        return jp.gates.kept_flops(p_open, flops, params)
 
     return Level(
-        logits=lambda params: jp.gate_logits(jp.kernels(params), logit=logit),
+        logits=lambda params: jp.gates.logits(jp.kernels(params), logit=logit),
         gates=lambda gates, params: gates,
-        masks=lambda kept, params: jp.gate_masks(kept, params),
+        masks=lambda kept, params: jp.gates.masks(kept, params),
         kept=kept,
     )
 
 
 def neurons(
-    logit: float, flops: jp.flops.Flops | None, coupling: Callable[[Any], jp.coupling.Coupling]
+    logit: float, flops: Flops | None, coupling: Callable[[Any], jp.coupling.Coupling]
 ) -> Level:
     """A gate for each neuron of a coupling; the budget is of weights, or of these FLOPs."""
 
     def kept(p_open: Any, params: Any) -> jax.Array:
         if flops is None:
-            return jp.kept_weights(p_open, jp.kernels(params), coupling(params))
-        return jp.kept_flops(p_open, flops, params, coupling(params))
+            return jp.gates.kept_weights(p_open, jp.kernels(params), coupling(params))
+        return jp.gates.kept_flops(p_open, flops, params, coupling(params))
 
     return Level(
-        logits=lambda params: jp.neuron_logits(coupling(params), params, logit),
-        gates=lambda gates, params: jp.neuron_gates(gates, coupling(params), jp.kernels(params)),
-        masks=lambda kept, params: jp.neuron_masks(kept, coupling(params), jp.kernels(params)),
+        logits=lambda params: jp.gates.neuron_logits(coupling(params), params, logit),
+        gates=lambda gates, params: jp.gates.neuron_gates(
+            gates, coupling(params), jp.kernels(params)
+        ),
+        masks=lambda kept, params: jp.gates.neuron_masks(
+            kept, coupling(params), jp.kernels(params)
+        ),
         kept=kept,
         readers=lambda params: {
             path.rpartition("/")[0]: group
@@ -98,13 +103,13 @@ def layers_in_order(params: Any) -> list[str]:
     return sorted(params, key=lambda layer: (kind(layer), number(layer), "Norm" in layer))
 
 
-def sequential(params: Any) -> dict[str, list[jp.Axis]]:
+def sequential(params: Any) -> dict[str, list[jp.analysis.Axis]]:
     """The neurons of a network without branches, and its inputs where no convolution reads them."""
     layers = layers_in_order(params)
-    coupling = jp.sequential_coupling(params, layers)
+    coupling = jp.analysis.sequential_coupling(params, layers)
     first = params[layers[0]]["kernel"]
     if first.ndim == 2:
-        coupling["inputs"] = [jp.Axis(f"{layers[0]}/kernel", 0)]
+        coupling["inputs"] = [jp.analysis.Axis(f"{layers[0]}/kernel", 0)]
     return coupling
 
 
@@ -120,13 +125,13 @@ def arm(
         start=lambda params: {
             **params,
             GATES: level.logits(params),
-            MULTIPLIERS: jp.multipliers(),
+            MULTIPLIERS: jp.gates.multipliers(),
         },
         loss=loss or _loss(module, level, plan),
         network=lambda params, step: _network(params, step, level, plan),
         measure=lambda params, step: _measure(params, step, level, plan),
     )
-    fast = optax.adam(plan.rate, b2=0.9)  # prices change: it must forget (see jp.lagrangian)
+    fast = optax.adam(plan.rate, b2=0.9)  # prices change: it must forget (see jp.gates.lagrangian)
     rates = {"weights": optimizer, GATES: fast, MULTIPLIERS: fast}
     all_of = optax.partition(rates, _labels)
     masks = jp.every(1, from_gates(level, plan), start=plan.harden, stop=plan.harden)
@@ -150,11 +155,11 @@ def from_gates(level: Level, plan: Plan) -> jp.MaskTransform:
 
 def choose(logits: Any, params: Any, level: Level, plan: Plan) -> Any:
     """The gates that stay open."""
-    scores = jp.keep_at_least(logits, 1)
+    scores = jp.gates.keep_at_least(logits, 1)
     if plan.final is None:
         gates = plan.gate(jnp.asarray(plan.harden)).deterministic(logits)
         return jax.tree.map(lambda g, s: (g > plan.above) | (s == jnp.inf), gates, scores)
-    return jp.select_within(scores, lambda kept: level.kept(kept, params), plan.final)
+    return jp.gates.within_budget(scores, lambda kept: level.kept(kept, params), plan.final)
 
 
 def architectures(masks: Any) -> list[str]:
@@ -192,7 +197,7 @@ def _price(params: Any, step: jax.Array, level: Level, plan: Plan) -> jax.Array:
     if plan.target is None:
         total = sum(w.size for w in jax.tree.leaves(jp.kernels(network_of(params))))
         return plan.price * total * kept
-    return jp.lagrangian(params[MULTIPLIERS], kept, plan.target(step))
+    return jp.gates.lagrangian(params[MULTIPLIERS], kept, plan.target(step))
 
 
 def _gated(own: Any, gates: Any, gating: jax.Array, level: Level) -> Any:
@@ -216,7 +221,7 @@ def _measure(params: Any, step: jax.Array, level: Level, plan: Plan) -> dict[str
     counts = jnp.histogram(values, bins=BINS, range=(0.0, 1.0))[0]
     return {
         "expected": level.kept(p_open, own),
-        "open": level.kept(jp.open_gates(gates, plan.above), own),
+        "open": level.kept(jp.gates.threshold(gates, plan.above), own),
         "multiplier": params[MULTIPLIERS].linear,
         "histogram": counts / values.size,
     }
@@ -253,24 +258,24 @@ def consensus_arm(
 
     def votes(maps: Any) -> Any:
         """Of each neuron, how much more than half of the images want it open."""
-        means = jp.consensus(decisions(maps, voters))
+        means = jp.gates.consensus(decisions(maps, voters))
         return jax.tree.map(lambda m: m - 0.5, means)
 
     level = neurons._replace(logits=logits, static=votes)
     return arm(module, optimizer, level, plan, _consensus_loss(module, neurons, plan))
 
 
-def consensus_gate() -> jp.Gate:
+def consensus_gate() -> jp.gates.Gate:
     """Of votes: open if most are for it; how probably, by their share."""
     share = lambda votes: jax.tree.map(lambda v: v + 0.5, votes)
-    return jp.straight_through()._replace(p_open=share)
+    return jp.gates.straight_through()._replace(p_open=share)
 
 
 def decisions(maps: Any, images: jax.Array) -> dict[str, jax.Array]:
     """Binary gates of each image: {group: (images, neurons)}."""
     x = images.reshape(len(images), -1)
     logits = {group: x @ own["kernel"] + own["bias"][None] for group, own in maps.items()}
-    return jp.straight_through().sample(None, logits)
+    return jp.gates.straight_through().sample(None, logits)
 
 
 def _consensus_loss(module: nn.Module, neurons: Level, plan: Plan) -> Callable[..., Any]:
@@ -280,9 +285,9 @@ def _consensus_loss(module: nn.Module, neurons: Level, plan: Plan) -> Callable[.
     def loss_fn(params, batch_stats, images, labels, step, key):
         own, gating_now = network_of(params), step <= plan.harden
         gates = decisions(params[GATES], images)
-        kept = neurons.kept(jp.consensus(gates), own)
-        price = STRENGTH * jp.disagreement(gates)
-        price += jp.lagrangian(params[MULTIPLIERS], kept, target(step))
+        kept = neurons.kept(jp.gates.consensus(gates), own)
+        price = STRENGTH * jp.gates.disagreement(gates)
+        price += jp.gates.lagrangian(params[MULTIPLIERS], kept, target(step))
         multiplied = jax.tree.map(lambda g: jnp.where(gating_now, g, 1.0), gates)
         with nn.intercept_methods(_multiply(multiplied, neurons.readers(own))):
             loss, aux = cross_entropy(own, batch_stats, images, labels)

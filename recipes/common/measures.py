@@ -124,7 +124,7 @@ def recalibration(
     def update(variables, images):
         return module.apply(variables, images, train=True, mutable=["batch_stats"])[1]
 
-    return lambda variables: jp.recalibrate(update, variables, stacked)
+    return lambda variables: jp.analysis.recalibrate(update, variables, stacked)
 
 
 def measure_of(config: PathSettings, module: nn.Module, dataset: data.Dataset) -> Measure:
@@ -165,7 +165,7 @@ def between_siblings(measure: Measure, families: Any, points: int) -> dict[str, 
     for i in range(count):
         siblings = jax.tree.map(lambda x, i=i: x[i], families)
         values = jp.pairwise(
-            lambda a, b: jp.loss_along(measure, a, b, points)[1], siblings, diagonal=0.0
+            lambda a, b: jp.analysis.loss_along(measure, a, b, points)[1], siblings, diagonal=0.0
         )
         found.append(jax.tree.map(lambda v: np.asarray(v)[upper], values))
     return jax.tree.map(lambda *v: np.stack(v), *found)
@@ -192,7 +192,7 @@ def over_pairs(matrix: np.ndarray, at_chance: bool = False) -> dict[str, Any]:
     if at_chance:
         return {"mean": None, "error": None, "highest": None, "matrix": matrix.tolist()}
     off = matrix[np.triu_indices(len(matrix), k=1)]
-    error = float(jp.jackknife(matrix).standard_error) if len(matrix) > 2 else None
+    error = float(jp.analysis.jackknife(matrix).standard_error) if len(matrix) > 2 else None
     return {
         "mean": float(off.mean()),
         "error": error,
@@ -217,7 +217,7 @@ def over_siblings(
     elif children > 2:
         matrix = np.zeros((children,) * 2)
         matrix[np.triu_indices(children, k=1)] = values[0]
-        error = float(jp.jackknife(matrix + matrix.T).standard_error)
+        error = float(jp.analysis.jackknife(matrix + matrix.T).standard_error)
     if at_chance:
         return {"mean": None, "error": None, "per_seed": means.tolist()}
     return {"mean": float(means.mean()), "error": error, "per_seed": means.tolist()}
@@ -248,5 +248,5 @@ def _churn(opt_state: Any, first: Any, previous: Any) -> dict[str, jax.Array]:
         "overlap_previous": jp.overlap(now, previous),
     }
     if optax.tree.get_all_with_path(opt_state, "ever_active"):
-        numbers["ever_active"] = 1 - jp.sparsity(jp.ever_active(opt_state))
+        numbers["ever_active"] = 1 - jp.sparsity(jp.dynamic.ever_active(opt_state))
     return numbers

@@ -50,16 +50,16 @@ def losses_on(module: nn.Module, split: Split, examples: int) -> Losses:
     def loss(params: Params, batch: Any) -> jax.Array:
         return both(params, batch)["loss"]
 
-    return Losses(jp.over_batches(both, stacked), jp.over_batches(loss, stacked))
+    return Losses(jp.analysis.over_batches(both, stacked), jp.analysis.over_batches(loss, stacked))
 
 
 def through(losses: Losses, three: dict[str, Params], points: int) -> Panel:
     """The training loss on the plane through three models, by name."""
-    frame = jp.plane_through(*three.values())
-    where = {label: jp.coordinates(frame, params) for label, params in three.items()}
+    frame = jp.analysis.plane_through(*three.values())
+    where = {label: jp.analysis.coordinates(frame, params) for label, params in three.items()}
     marks = [Mark(label, float(at[0]), float(at[1])) for label, at in where.items()]
     xs, ys = square(marks, points)
-    return Panel(xs, ys, np.asarray(jp.plane(losses.both, *frame, xs, ys)["loss"]), marks)
+    return Panel(xs, ys, np.asarray(jp.analysis.plane(losses.both, *frame, xs, ys)["loss"]), marks)
 
 
 def around(
@@ -72,9 +72,9 @@ def around(
     points: int,
 ) -> Panel:
     """The training loss on a random, filter-normalised plane around a model."""
-    x, y = (jp.random_direction(key, params, masks) for key in jax.random.split(key, 2))
+    x, y = (jp.analysis.random_direction(key, params, masks) for key in jax.random.split(key, 2))
     xs = np.linspace(-reach, reach, points, dtype=np.float32)
-    values = jp.plane(losses.both, params, x, y, xs, xs)["loss"]
+    values = jp.analysis.plane(losses.both, params, x, y, xs, xs)["loss"]
     return Panel(xs, xs, np.asarray(values), [Mark(label, 0.0, 0.0)])
 
 
@@ -105,9 +105,9 @@ def curve(
     for i in range(len(jax.tree.leaves(stack)[0])):
         params, own = lanes.lane_of(stack, i), lanes.lane_of(masks, i)
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        pairs = jp.hessian_eigenvalues(keys[0], loss, params, eigenvalues, steps, own)
-        trace = jp.hessian_trace(keys[1], loss, params, trace_probes, own)
-        spectrum = jp.hessian_spectrum(keys[2], loss, params, density_probes, steps, own)
+        pairs = jp.analysis.hessian_eigenvalues(keys[0], loss, params, eigenvalues, steps, own)
+        trace = jp.analysis.hessian_trace(keys[1], loss, params, trace_probes, own)
+        spectrum = jp.analysis.hessian_spectrum(keys[2], loss, params, density_probes, steps, own)
         dimension = int(spectrum.dimension)
         found.append((pairs.values, pairs.errors, *trace, spectrum.nodes, spectrum.weights))
     columns = [np.stack(parts) for parts in zip(*found, strict=True)]
@@ -119,7 +119,7 @@ def product_time(loss: Measure, params: Params, rounds: int = 15) -> dict[str, f
     gradient = jax.jit(lambda loss, params: jax.grad(loss)(params))
     runs = {
         "gradient": lambda: jax.block_until_ready(gradient(loss, params)),
-        "product": lambda: jax.block_until_ready(jp.hvp(loss, params, params)),
+        "product": lambda: jax.block_until_ready(jp.analysis.hvp(loss, params, params)),
     }
     for once in runs.values():
         once()
@@ -141,7 +141,11 @@ def densities(arms: Mapping[str, Curved]) -> dict[str, Curvature]:
     drawn = {}
     for arm, curved in arms.items():
         density = [
-            np.asarray(jp.spectral_density(jp.Spectrum(*rows, curved.dimension), grid, width))
+            np.asarray(
+                jp.analysis.spectral_density(
+                    jp.analysis.Spectrum(*rows, curved.dimension), grid, width
+                )
+            )
             for rows in zip(curved.nodes, curved.weights, strict=True)
         ]
         drawn[arm] = Curvature(curved.eigenvalues, grid, np.stack(density))
@@ -170,7 +174,7 @@ def align(
     first_seed: int = 0,
 ) -> Bend:
     """Every pair of seeds before and after the second's neurons are matched to the first's."""
-    coupling = jp.sequential_coupling(lanes.lane_of(stack, 0), layers)
+    coupling = jp.analysis.sequential_coupling(lanes.lane_of(stack, 0), layers)
     alphas = np.linspace(0, 1, points, dtype=np.float32)
     barriers: dict[str, dict[str, list[float]]] = {
         when: {"loss": [], "error": []} for when in ("before", "after")
@@ -181,10 +185,10 @@ def align(
     for i, j in itertools.combinations(range(seeds), 2):
         a, b = lanes.lane_of(stack, i), lanes.lane_of(stack, j)
         own_key = jax.random.fold_in(key, seeds * i + j)
-        orders = jp.match_weights(own_key, a, b, coupling, starts=STARTS)
-        ends = {"before": b, "after": jp.permute(b, coupling, orders)}
+        orders = jp.analysis.match_weights(own_key, a, b, coupling, starts=STARTS)
+        ends = {"before": b, "after": jp.analysis.permute(b, coupling, orders)}
         for when, end in ends.items():
-            along = jp.line(losses.both, a, jax.tree.map(jnp.subtract, end, a), alphas)
+            along = jp.analysis.line(losses.both, a, jax.tree.map(jnp.subtract, end, a), alphas)
             for name, values in along.items():
                 barriers[when][name].append(above_chord(alphas, np.asarray(values)))
             if panel is None:
@@ -192,7 +196,7 @@ def align(
                 lines[when] = Line(label, alphas, np.asarray(along["loss"]))
             if masks is not None:
                 own = lanes.lane_of(masks, j)
-                moved = own if when == "before" else jp.permute(own, coupling, orders)
+                moved = own if when == "before" else jp.analysis.permute(own, coupling, orders)
                 overlaps[when].append(float(jp.overlap(lanes.lane_of(masks, i), moved)))
         if panel is None:
             labels = *names, f"{names[1]}, matched"

@@ -91,7 +91,7 @@ def load(path: Path, seed: int = 0) -> Compact:
     with ocp.StandardCheckpointer() as checkpointer:
         variables = checkpointer.restore(path.absolute())[str(seed)]
     removed = tuple(content["removed"][seed])
-    return Compact(variables, jp.replay(structure, Removal(kept, removed)))
+    return Compact(variables, jp.structured.replay(structure, Removal(kept, removed)))
 
 
 READING = (
@@ -113,7 +113,8 @@ def size_of(structure: Structure, kept: Kept, trained: str = "params/") -> Size:
 
     Args:
       structure: of `analyze(module.apply, variables, one_image)`.
-      kept: bool (size,) by group; of a group that is not named all are kept. Or a `Removal`.
+      kept: bool (size,) by group; of a group that is not named all are kept. Or a
+        `structured.Removal`.
       trained: how the paths of weights begin; running statistics are none.
     """
     neurons, gone = known(structure, kept), removed(kept)
@@ -122,7 +123,7 @@ def size_of(structure: Structure, kept: Kept, trained: str = "params/") -> Size:
     weights = sum(n for path, n in left.items() if path.startswith(trained) and path not in gone)
     widths = {name: group.size for name, group in structure.groups.items()}
     widths |= {name: int(np.sum(own)) for name, own in neurons.items()}
-    return Size(weights, jp.cost(structure, kept).flops, widths)
+    return Size(weights, jp.structured.cost(structure, kept).flops, widths)
 
 
 def numbers(

@@ -125,7 +125,7 @@ def layer_lines(config: Config, outcome: study.Outcome) -> dict[str, dict[str, s
     return lines
 
 
-_collapsed = jax.jit(jax.vmap(jp.collapsed))
+_collapsed = jax.jit(jax.vmap(jp.at_init.empty_layers))
 
 
 def weights_on_paths(forward: Forward, params: Any, masks: Any) -> np.ndarray:
@@ -149,7 +149,7 @@ def _on_paths(forward: Forward, params: Any, masks: Any) -> jax.Array:
 
     def one_seed(params: Any, masks: Any) -> jax.Array:
         ones = jax.tree.map(weight, masks, params, is_leaf=lambda leaf: leaf is None)
-        shares = jax.tree.leaves(jp.flow_shares(forward, ones))
+        shares = jax.tree.leaves(jp.at_init.flow_shares(forward, ones))
         return jnp.stack([jnp.sum(share > 0, dtype=jnp.int32) for share in shares]).sum()
 
     return jax.vmap(one_seed)(params, masks)

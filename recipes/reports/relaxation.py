@@ -64,7 +64,7 @@ class Watch:
         self.stage, self.before, self.lane, self.last = stage, before, lane, 0
         self.at_once = self.tested(state)
         structure, dense, _ = self.s.neurons
-        self.flops = [jp.cost(structure, own).flops / dense for own in left]
+        self.flops = [jp.structured.cost(structure, own).flops / dense for own in left]
 
     def look(self, point: lanes.Progress) -> None:
         """Adds a line to metrics.jsonl; lists are over seeds."""

@@ -28,7 +28,7 @@ def mlp(key, sizes=(6, 16, 12, 9, 3)):
         }
         for i, (n, m) in enumerate(itertools.pairwise(sizes))
     }
-    return params, jp.sequential_coupling(params, list(params))
+    return params, jp.analysis.sequential_coupling(params, list(params))
 
 
 def outputs(params, x):
@@ -52,35 +52,37 @@ def similarity(a, b):
 
 
 def test_the_card():
-    b = jp.permute(CARD_A, CARD, {"h": jnp.array([2, 0, 1])})
+    b = jp.analysis.permute(CARD_A, CARD, {"h": jnp.array([2, 0, 1])})
     c = CARD_A["in"].T @ b["in"] + CARD_A["out"] @ b["out"].T
     np.testing.assert_array_equal(c, [[5, 2, 0], [5, 0, 13], [15, 5, 5]])
-    found = jp.match_weights(KEY, CARD_A, b, CARD)
+    found = jp.analysis.match_weights(KEY, CARD_A, b, CARD)
     assert found["h"].tolist() == [1, 2, 0]
-    assert_trees_equal(jp.permute(b, CARD, found), CARD_A)
+    assert_trees_equal(jp.analysis.permute(b, CARD, found), CARD_A)
     masks = jax.tree.map(lambda w: w != 0, CARD_A)
-    moved = jp.permute(masks, CARD, {"h": jnp.array([2, 0, 1])})
-    assert_trees_equal(jp.permute(moved, CARD, found), masks)
+    moved = jp.analysis.permute(masks, CARD, {"h": jnp.array([2, 0, 1])})
+    assert_trees_equal(jp.analysis.permute(moved, CARD, found), masks)
 
 
 def test_masks_move_with_their_weights(params):
     masks = jp.select(jp.magnitude(jp.kernels(params)), jp.global_threshold, 0.5)
     order = {"hidden": jax.random.permutation(KEY, 8)}
-    moved = jp.permute(masks, COUPLING, order)
+    moved = jp.analysis.permute(masks, COUPLING, order)
     assert jp.overlap(masks, moved) < 1
     assert_trees_equal(
-        jp.apply_masks(jp.permute(params, COUPLING, order), moved),
-        jp.permute(jp.apply_masks(params, masks), COUPLING, order),
+        jp.apply_masks(jp.analysis.permute(params, COUPLING, order), moved),
+        jp.analysis.permute(jp.apply_masks(params, masks), COUPLING, order),
     )
-    back = jp.match_weights(KEY, params, jp.permute(params, COUPLING, order), COUPLING)
-    assert jp.overlap(masks, jp.permute(moved, COUPLING, back)) == 1
+    back = jp.analysis.match_weights(
+        KEY, params, jp.analysis.permute(params, COUPLING, order), COUPLING
+    )
+    assert jp.overlap(masks, jp.analysis.permute(moved, COUPLING, back)) == 1
 
 
 def test_a_stack_is_permuted_lane_by_lane(params):
     masks = jp.select(jp.magnitude(jp.kernels(params)), jp.uniform, 0.5)
     stack = jax.tree.map(lambda m: jnp.stack([m, ~m]), masks)
     orders = jnp.stack([jax.random.permutation(jax.random.key(i), 8) for i in range(2)])
-    move = lambda m, order: jp.permute(m, COUPLING, {"hidden": order})
+    move = lambda m, order: jp.analysis.permute(m, COUPLING, {"hidden": order})
     lanes = jax.jit(jax.vmap(move))(stack, orders)
     for i in range(2):
         own = move(jax.tree.map(lambda m, i=i: m[i], stack), orders[i])
@@ -89,7 +91,7 @@ def test_a_stack_is_permuted_lane_by_lane(params):
 
 def test_a_group_that_is_not_named_stays():
     params, coupling = mlp(KEY)
-    moved = jp.permute(params, coupling, {"Dense_1": jnp.arange(12)[::-1]})
+    moved = jp.analysis.permute(params, coupling, {"Dense_1": jnp.arange(12)[::-1]})
     assert_trees_equal(moved["Dense_0"], params["Dense_0"])
     assert (moved["Dense_1"]["bias"] == params["Dense_1"]["bias"][::-1]).all()
 
@@ -101,26 +103,28 @@ def test_a_group_that_is_not_named_stays():
 def test_a_known_permutation_of_an_mlp_is_recovered_exactly(seed):
     a, coupling = mlp(jax.random.key(seed))
     orders = random_order(check_coupling(coupling, a), seed)
-    b = jp.permute(a, coupling, orders)
-    found = jp.match_weights(jax.random.key(seed), a, b, coupling, starts=3)
+    b = jp.analysis.permute(a, coupling, orders)
+    found = jp.analysis.match_weights(jax.random.key(seed), a, b, coupling, starts=3)
     assert {g: found[g].dtype for g in found} == dict.fromkeys(orders, jnp.int32)
     for group, order in orders.items():
         np.testing.assert_array_equal(found[group], np.argsort(order))
-    assert_trees_equal(jp.permute(b, coupling, found), a)
+    assert_trees_equal(jp.analysis.permute(b, coupling, found), a)
 
 
 def test_its_barrier_falls_to_zero():
     a, coupling = mlp(KEY)
-    b = jp.permute(a, coupling, random_order(check_coupling(coupling, a)))
+    b = jp.analysis.permute(a, coupling, random_order(check_coupling(coupling, a)))
     x = jax.random.normal(jax.random.key(9), (64, 6))
     y = outputs(a, x)
     loss = lambda params: jnp.mean((outputs(params, x) - y) ** 2)
 
     def peak(b):
-        return jp.line(loss, a, jax.tree.map(jnp.subtract, b, a), jnp.linspace(0, 1, 11)).max()
+        return jp.analysis.line(
+            loss, a, jax.tree.map(jnp.subtract, b, a), jnp.linspace(0, 1, 11)
+        ).max()
 
     assert peak(b) > 0.1
-    aligned = jp.permute(b, coupling, jp.match_weights(KEY, a, b, coupling))
+    aligned = jp.analysis.permute(b, coupling, jp.analysis.match_weights(KEY, a, b, coupling))
     assert peak(aligned) < 1e-10
     np.testing.assert_allclose(outputs(aligned, x), outputs(b, x), rtol=1e-5, atol=1e-6)
 
@@ -128,8 +132,10 @@ def test_its_barrier_falls_to_zero():
 def test_of_a_residual_network():
     variables, _ = noisy(Residual(), 3, 5)
     a = variables["params"]
-    b = jp.permute(a, RESIDUAL, random_order(check_coupling(RESIDUAL, a), 4))
-    assert_trees_equal(jp.permute(b, RESIDUAL, jp.match_weights(KEY, a, b, RESIDUAL)), a)
+    b = jp.analysis.permute(a, RESIDUAL, random_order(check_coupling(RESIDUAL, a), 4))
+    assert_trees_equal(
+        jp.analysis.permute(b, RESIDUAL, jp.analysis.match_weights(KEY, a, b, RESIDUAL)), a
+    )
 
 
 def test_of_a_flattened_axis():
@@ -137,21 +143,23 @@ def test_of_a_flattened_axis():
         "conv": jax.random.normal(KEY, (3, 3, 2, 5)),
         "dense": jax.random.normal(jax.random.key(1), (20, 3)),
     }
-    coupling = {"g": [("conv", 3), jp.Axis("dense", 0, outer=4)]}
-    b = jp.permute(a, coupling, {"g": jnp.array([3, 1, 4, 0, 2])})
-    assert_trees_equal(jp.permute(b, coupling, jp.match_weights(KEY, a, b, coupling)), a)
+    coupling = {"g": [("conv", 3), jp.analysis.Axis("dense", 0, outer=4)]}
+    b = jp.analysis.permute(a, coupling, {"g": jnp.array([3, 1, 4, 0, 2])})
+    assert_trees_equal(
+        jp.analysis.permute(b, coupling, jp.analysis.match_weights(KEY, a, b, coupling)), a
+    )
 
 
 def test_two_networks_get_nearer_and_keep_their_function():
     (a, coupling), (b, _) = mlp(KEY), mlp(jax.random.key(1))
-    found = jp.match_weights(KEY, a, b, coupling)
-    moved = jp.permute(b, coupling, found)
+    found = jp.analysis.match_weights(KEY, a, b, coupling)
+    moved = jp.analysis.permute(b, coupling, found)
     assert similarity(a, moved) > similarity(a, b) + 1
     x = jax.random.normal(jax.random.key(9), (5, 6))
     np.testing.assert_allclose(outputs(moved, x), outputs(b, x), rtol=1e-5, atol=1e-6)
     # a local optimum: no group alone can be improved
-    again = jp.match_weights(KEY, a, moved, coupling)
-    assert similarity(a, jp.permute(moved, coupling, again)) == pytest.approx(
+    again = jp.analysis.match_weights(KEY, a, moved, coupling)
+    assert similarity(a, jp.analysis.permute(moved, coupling, again)) == pytest.approx(
         similarity(a, moved), rel=1e-6
     )
 
@@ -160,17 +168,24 @@ def test_small_groups_are_matched_as_well_as_they_can_be():
     (a, coupling), (b, _) = (mlp(jax.random.key(k), (3, 4, 4, 2)) for k in (0, 1))
     every = itertools.product(itertools.permutations(range(4)), repeat=2)
     best = max(
-        similarity(a, jp.permute(b, coupling, dict(zip(coupling, map(jnp.array, o), strict=True))))
+        similarity(
+            a, jp.analysis.permute(b, coupling, dict(zip(coupling, map(jnp.array, o), strict=True)))
+        )
         for o in every
     )
-    found = jp.match_weights(KEY, a, b, coupling, starts=10)
-    assert similarity(a, jp.permute(b, coupling, found)) == pytest.approx(best, rel=1e-6)
+    found = jp.analysis.match_weights(KEY, a, b, coupling, starts=10)
+    assert similarity(a, jp.analysis.permute(b, coupling, found)) == pytest.approx(best, rel=1e-6)
 
 
 def test_more_starts_are_never_worse():
     (a, coupling), (b, _) = (mlp(jax.random.key(k)) for k in (0, 1))
     values = [
-        similarity(a, jp.permute(b, coupling, jp.match_weights(KEY, a, b, coupling, starts=n)))
+        similarity(
+            a,
+            jp.analysis.permute(
+                b, coupling, jp.analysis.match_weights(KEY, a, b, coupling, starts=n)
+            ),
+        )
         for n in (1, 2, 8)
     ]
     assert values == sorted(values)
@@ -178,10 +193,10 @@ def test_more_starts_are_never_worse():
 
 def test_equal_networks_stay_as_they_are():
     a, coupling = mlp(KEY)
-    found = jp.match_weights(KEY, a, a, coupling)
+    found = jp.analysis.match_weights(KEY, a, a, coupling)
     assert all((order == jnp.arange(len(order))).all() for order in found.values())
     nothing = jax.tree.map(jnp.zeros_like, a)
-    found = jp.match_weights(KEY, a, nothing, coupling)
+    found = jp.analysis.match_weights(KEY, a, nothing, coupling)
     assert all((order == jnp.arange(len(order))).all() for order in found.values())
 
 
@@ -189,8 +204,10 @@ def test_equal_networks_stay_as_they_are():
 def test_inside_jit(starts):
     a, coupling = mlp(KEY)
     orders = [random_order(check_coupling(coupling, a), k) for k in (1, 2)]
-    stack = jax.tree.map(lambda *w: jnp.stack(w), *(jp.permute(a, coupling, o) for o in orders))
-    match = lambda b: jp.match_weights(KEY, a, b, coupling, starts=starts)
+    stack = jax.tree.map(
+        lambda *w: jnp.stack(w), *(jp.analysis.permute(a, coupling, o) for o in orders)
+    )
+    match = lambda b: jp.analysis.match_weights(KEY, a, b, coupling, starts=starts)
     found = jax.jit(jax.vmap(match))(stack)
     for i, own in enumerate(orders):
         for group, order in own.items():
@@ -202,19 +219,21 @@ def test_inside_jit(starts):
 
 
 def test_permutations_that_are_none(params):
-    say = lambda order: raised(lambda: jp.permute(params, COUPLING, {"hidden": order}))
+    say = lambda order: raised(lambda: jp.analysis.permute(params, COUPLING, {"hidden": order}))
     assert "group 'hidden' has 8 neurons" in say(jnp.arange(7)) and "(7,)" in say(jnp.arange(7))
     assert "with repeated or foreign numbers" in say(jnp.zeros(8, jnp.int32))
     assert "with repeated or foreign numbers" in say(jnp.arange(1, 9))
-    said = raised(lambda: jp.permute(params, COUPLING, {"wide": jnp.arange(8)}))
+    said = raised(lambda: jp.analysis.permute(params, COUPLING, {"wide": jnp.arange(8)}))
     assert "there is no group 'wide' in the coupling; it has 'hidden'" in said
 
 
 def test_trees_that_differ(params):
-    said = raised(lambda: jp.match_weights(KEY, params, {"Dense_0": params["Dense_0"]}, COUPLING))
+    said = raised(
+        lambda: jp.analysis.match_weights(KEY, params, {"Dense_0": params["Dense_0"]}, COUPLING)
+    )
     assert "match_weights: b must be a tree like the params; 'Dense_1/bias'" in said
     with pytest.raises(ValueError, match="which is no leaf of these params"):
-        jp.match_weights(KEY, params, params, {"g": [("Dense_7/kernel", 0)]})
+        jp.analysis.match_weights(KEY, params, params, {"g": [("Dense_7/kernel", 0)]})
 
 
 @pytest.mark.parametrize("odd", [jnp.nan, jnp.inf])
@@ -224,21 +243,25 @@ def test_weights_that_diverged_are_named(odd):
     coupling = {"h": [("in", 1), ("out", 0)]}
     for a, b, tree in ((params, spoiled, "b"), (spoiled, params, "a")):
         with pytest.raises(ValueError, match=f"'out' of {tree} has entries that are nan or inf"):
-            jp.match_weights(jax.random.key(0), a, b, coupling)
+            jp.analysis.match_weights(jax.random.key(0), a, b, coupling)
 
 
 def test_two_axes_of_one_leaf():
     square = {"w": jnp.ones((3, 3))}
     coupling = {"h": [("w", 0), ("w", 1)]}
     assert "indexes two axes of 'w'" in raised(
-        lambda: jp.match_weights(KEY, square, square, coupling)
+        lambda: jp.analysis.match_weights(KEY, square, square, coupling)
     )
-    moved = jp.permute({"w": jnp.arange(9).reshape(3, 3)}, coupling, {"h": jnp.array([1, 0, 2])})
+    moved = jp.analysis.permute(
+        {"w": jnp.arange(9).reshape(3, 3)}, coupling, {"h": jnp.array([1, 0, 2])}
+    )
     assert moved["w"].tolist() == [[4, 3, 5], [1, 0, 2], [7, 6, 8]]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
 @pytest.mark.parametrize("argument", ["starts", "sweeps"])
 def test_numbers_below_one(params, argument, value):
-    said = raised(lambda: jp.match_weights(KEY, params, params, COUPLING, **{argument: value}))
+    said = raised(
+        lambda: jp.analysis.match_weights(KEY, params, params, COUPLING, **{argument: value})
+    )
     assert f"match_weights: {argument} must be at least 1; got {value!r}" in said

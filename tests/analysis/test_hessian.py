@@ -34,7 +34,7 @@ def of_batch(params, batch):
 
 @pytest.fixture
 def loss(data):
-    return jp.over_batches(of_batch, data)
+    return jp.analysis.over_batches(of_batch, data)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def flat(tree):
 @pytest.mark.parametrize("masked", [False, True])
 def test_products_equal_those_of_the_whole_hessian(loss, params, grads, masks, masked):
     own = masks if masked else None
-    got = flat(jp.hvp(loss, params, grads, own))
+    got = flat(jp.analysis.hvp(loss, params, grads, own))
     want = dense_hessian(loss, params, own) @ flat(grads)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -67,14 +67,14 @@ def test_products_equal_those_of_the_whole_hessian(loss, params, grads, masks, m
 def test_the_card():
     for z, expected in (((1.0, 1.0), [3.0, 4.0]), ((1.0, -1.0), [1.0, 2.0])):
         z = jnp.array(z)
-        np.testing.assert_array_equal(z * jp.hvp(quadratic, jnp.zeros(2), z), expected)
+        np.testing.assert_array_equal(z * jp.analysis.hvp(quadratic, jnp.zeros(2), z), expected)
 
 
 def test_what_is_pruned_stays_zero_and_does_not_matter(loss, params, grads, masks):
-    product = jp.hvp(loss, params, grads, masks)
+    product = jp.analysis.hvp(loss, params, grads, masks)
     for name in ("Dense_0", "Dense_1"):
         assert not product[name]["kernel"][~masks[name]["kernel"]].any()
-    same = jp.hvp(loss, jp.apply_masks(params, masks), jp.apply_masks(grads, masks), masks)
+    same = jp.analysis.hvp(loss, jp.apply_masks(params, masks), jp.apply_masks(grads, masks), masks)
     jax.tree.map(np.testing.assert_array_equal, product, same)
 
 
@@ -87,7 +87,7 @@ def test_through_a_function_without_forward_mode(loss, params, grads):
     cubic = lambda p: sum(jnp.sum(square(w) * w) for w in jax.tree.leaves(p))
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(cubic, (params,), (grads,))
-    got = jp.hvp(cubic, params, grads)
+    got = jp.analysis.hvp(cubic, params, grads)
     want = jax.tree.map(lambda w, v: 6 * w * v, params, grads)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
 
@@ -95,10 +95,10 @@ def test_through_a_function_without_forward_mode(loss, params, grads):
 def test_under_vmap_it_equals_a_loop(loss, params, grads, masks):
     stack = jax.tree.map(lambda w, g: jnp.stack([w, g, w + g]), params, grads)
     v = jax.tree.map(lambda w: jnp.stack([w, w, -w]), params)
-    lanes = jax.jit(jax.vmap(lambda w, v: jp.hvp(loss, w, v, masks)))(stack, v)
+    lanes = jax.jit(jax.vmap(lambda w, v: jp.analysis.hvp(loss, w, v, masks)))(stack, v)
     for i in range(3):
         w, own = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (stack, v))
-        one = jp.hvp(loss, w, own, masks)
+        one = jp.analysis.hvp(loss, w, own, masks)
         np.testing.assert_allclose(
             flat(jax.tree.map(lambda x, i=i: x[i], lanes)), flat(one), rtol=1e-4, atol=1e-5
         )
@@ -111,9 +111,9 @@ def test_a_loss_is_traced_once(params, grads):
         traced.append(1)
         return sum(jnp.sum(w**3) for w in jax.tree.leaves(p))
 
-    jp.hvp(loss, params, grads)
+    jp.analysis.hvp(loss, params, grads)
     first = len(traced)
-    jp.hvp(loss, grads, params)
+    jp.analysis.hvp(loss, grads, params)
     assert len(traced) == first
 
 
@@ -123,14 +123,19 @@ def test_a_loss_is_traced_once(params, grads):
 @pytest.mark.parametrize("unroll", [False, True])
 def test_over_batches_is_the_loss_of_all_examples(data, params, grads, unroll):
     whole = lambda p: of_batch(p, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data))
-    loss = jp.over_batches(of_batch, data, unroll)
+    loss = jp.analysis.over_batches(of_batch, data, unroll)
     np.testing.assert_allclose(loss(params), whole(params), rtol=1e-5)
-    for f in (lambda loss: jax.grad(loss)(params), lambda loss: jp.hvp(loss, params, grads)):
+    for f in (
+        lambda loss: jax.grad(loss)(params),
+        lambda loss: jp.analysis.hvp(loss, params, grads),
+    ):
         np.testing.assert_allclose(flat(f(loss)), flat(f(whole)), rtol=1e-4, atol=1e-6)
 
 
 def test_over_batches_of_several_numbers(data, params):
-    both = jp.over_batches(lambda p, b: {"loss": of_batch(p, b), "zero": jnp.zeros(())}, data)
+    both = jp.analysis.over_batches(
+        lambda p, b: {"loss": of_batch(p, b), "zero": jnp.zeros(())}, data
+    )
     assert set(both(params)) == {"loss", "zero"}
 
 
@@ -141,12 +146,12 @@ def test_over_batches_holds_one_batch_in_memory():
         return jnp.mean(jnp.sin(jnp.sin(x @ w[0]) @ w[1]))
 
     def temporary(loss):  # an argument: what is closed over would be a constant of the program
-        product = jax.jit(lambda loss, w, v: jp.hvp(loss, w, v))
+        product = jax.jit(lambda loss, w, v: jp.analysis.hvp(loss, w, v))
         compiled = product.lower(loss, params, params).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     whole = temporary(jax.tree_util.Partial(lambda x, w: loss(w, x.reshape(-1, 32)), x))
-    assert temporary(jp.over_batches(loss, x)) < whole / 10
+    assert temporary(jp.analysis.over_batches(loss, x)) < whole / 10
 
 
 def test_other_batches_need_no_new_program(params, grads, data):
@@ -156,9 +161,11 @@ def test_other_batches_need_no_new_program(params, grads, data):
         traced.append(1)
         return of_batch(p, batch)
 
-    jp.hvp(jp.over_batches(counted, data), params, grads)
+    jp.analysis.hvp(jp.analysis.over_batches(counted, data), params, grads)
     first = len(traced)
-    jp.hvp(jp.over_batches(counted, jax.tree.map(lambda x: x + 1, data)), params, grads)
+    jp.analysis.hvp(
+        jp.analysis.over_batches(counted, jax.tree.map(lambda x: x + 1, data)), params, grads
+    )
     assert len(traced) == first
 
 
@@ -167,14 +174,14 @@ def test_other_batches_need_no_new_program(params, grads, data):
 
 def test_the_mean_over_all_signs_is_exact():
     signs = [jnp.array(z) for z in itertools.product((1.0, -1.0), repeat=2)]
-    samples = [z * jp.hvp(quadratic, jnp.zeros(2), z) for z in signs]
+    samples = [z * jp.analysis.hvp(quadratic, jnp.zeros(2), z) for z in signs]
     np.testing.assert_array_equal(jnp.stack(samples).mean(0), [2.0, 3.0])
     assert sorted({float(s.sum()) for s in samples}) == [3.0, 7.0]  # mean 5, the trace
 
 
 def test_probes_of_the_card_take_its_two_values():
     # 7 with n of 40 probes, 3 with the others
-    mean, error = jp.hessian_trace(jax.random.key(0), quadratic, jnp.zeros(2), 40)
+    mean, error = jp.analysis.hessian_trace(jax.random.key(0), quadratic, jnp.zeros(2), 40)
     n = float((mean - 3) / 4 * 40)
     assert n == pytest.approx(round(n), abs=1e-3) and 8 < n < 32
     variance = 16 * (n / 40) * (1 - n / 40) * 40 / 39
@@ -186,10 +193,12 @@ def test_probes_of_the_card_take_its_two_values():
 def test_estimates_are_within_their_errors(loss, params, masks, masked, unroll):
     own = masks if masked else None
     hessian = dense_hessian(loss, params, own)
-    trace = jp.hessian_trace(jax.random.key(1), loss, params, 200, own, unroll=unroll)
+    trace = jp.analysis.hessian_trace(jax.random.key(1), loss, params, 200, own, unroll=unroll)
     assert abs(trace.mean - jnp.trace(hessian)) < 4 * trace.standard_error
     assert trace.standard_error < 0.2 * jnp.trace(hessian)
-    diagonal = jp.hessian_diagonal(jax.random.key(1), loss, params, 200, own, unroll=unroll)
+    diagonal = jp.analysis.hessian_diagonal(
+        jax.random.key(1), loss, params, 200, own, unroll=unroll
+    )
     off = flat(diagonal.mean) - jnp.diag(hessian)
     np.testing.assert_array_less(jnp.abs(off), 5 * flat(diagonal.standard_error) + 1e-5)
     # the documented error: off-diagonal mass over sqrt(probes)
@@ -201,7 +210,7 @@ def test_estimates_are_within_their_errors(loss, params, masks, masked, unroll):
 
 def test_a_diagonal_hessian_is_found_exactly():
     w = jnp.array([1.0, 2.0, -3.0])
-    mean, error = jp.hessian_diagonal(jax.random.key(0), lambda w: jnp.sum(w**4), w, 2)
+    mean, error = jp.analysis.hessian_diagonal(jax.random.key(0), lambda w: jnp.sum(w**4), w, 2)
     np.testing.assert_allclose(mean, 12 * w**2, rtol=1e-6)
     np.testing.assert_allclose(error, 0.0, atol=1e-4)
 
@@ -214,7 +223,7 @@ def test_the_error_of_a_diagonal_is_that_of_a_mean_by_hand():
     loss = lambda w: w[0] * w[1]
     mixed = 0
     for seed in range(6):
-        mean, error = jp.hessian_diagonal(jax.random.key(seed), loss, jnp.ones(2), 4)
+        mean, error = jp.analysis.hessian_diagonal(jax.random.key(seed), loss, jnp.ones(2), 4)
         np.testing.assert_allclose(error, jnp.sqrt((1 - mean**2) / 3), rtol=1e-5, atol=1e-6)
         mixed += int(jnp.abs(mean[0]) < 1)
     assert mixed
@@ -222,14 +231,14 @@ def test_the_error_of_a_diagonal_is_that_of_a_mean_by_hand():
 
 def test_two_keys_two_estimates(loss, params):
     a, b, same = (
-        jp.hessian_trace(jax.random.key(k), loss, params, 4).mean.item() for k in (0, 1, 0)
+        jp.analysis.hessian_trace(jax.random.key(k), loss, params, 4).mean.item() for k in (0, 1, 0)
     )
     assert a != b and a == same
 
 
 def test_unrolled_probes_are_the_same(loss, params):
     a, b = (
-        jp.hessian_trace(jax.random.key(0), loss, params, 5, unroll=unroll).mean
+        jp.analysis.hessian_trace(jax.random.key(0), loss, params, 5, unroll=unroll).mean
         for unroll in (False, True)
     )
     np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -238,7 +247,7 @@ def test_unrolled_probes_are_the_same(loss, params):
 def test_a_stack_of_seeds(loss, params, grads, masks):
     stack = jax.tree.map(lambda w, g: jnp.stack([w, g]), params, grads)
     own = jax.tree.map(lambda m: jnp.stack([m, ~m]), masks)
-    f = lambda w, m: jp.hessian_trace(jax.random.key(0), loss, w, 3, m).mean
+    f = lambda w, m: jp.analysis.hessian_trace(jax.random.key(0), loss, w, 3, m).mean
     lanes = jax.jit(jax.vmap(f))(stack, own)
     inverse = jax.tree.map(jnp.logical_not, masks)
     np.testing.assert_allclose(lanes, [f(params, masks), f(grads, inverse)], rtol=1e-4)
@@ -254,12 +263,12 @@ def raised(f, kind=ValueError):
 
 
 def test_a_loss_that_is_no_number(params):
-    said = raised(lambda: jp.hvp(lambda p: p["Dense_0"]["bias"], params, params))
+    said = raised(lambda: jp.analysis.hvp(lambda p: p["Dense_0"]["bias"], params, params))
     assert "needs a loss that returns one number; got shape (8,)" in said
     assert "vmap over it" in said
-    said = raised(lambda: jp.hvp(lambda p: {"loss": jnp.zeros(())}, params, params))
+    said = raised(lambda: jp.analysis.hvp(lambda p: {"loss": jnp.zeros(())}, params, params))
     assert "got dict of 1. Choose one: lambda params: loss(params)['loss']" in said
-    said = raised(lambda: jp.hvp(3.0, params, params), TypeError)
+    said = raised(lambda: jp.analysis.hvp(3.0, params, params), TypeError)
     assert "a loss is a function of the params" in said and "got float" in said
 
 
@@ -267,41 +276,43 @@ def test_a_loss_with_a_type_error_says_so(params):
     def broken(p):
         return jnp.sum(p["Dense_0"]["kernel"] + "1")
 
-    assert "str" in raised(lambda: jp.hvp(broken, params, params), TypeError)
+    assert "str" in raised(lambda: jp.analysis.hvp(broken, params, params), TypeError)
 
 
 def test_vectors_that_do_not_fit(loss, params):
     short = {"Dense_0": params["Dense_0"]}
     assert "hvp: v must be a tree like the params; 'Dense_1/bias'" in raised(
-        lambda: jp.hvp(loss, params, short)
+        lambda: jp.analysis.hvp(loss, params, short)
     )
     other = jax.tree.map(lambda w: w[None], params)
-    said = raised(lambda: jp.hvp(loss, params, other))
+    said = raised(lambda: jp.analysis.hvp(loss, params, other))
     assert "has shape (1, 8) in v, (8,) in the params" in said and "vmap over both" in said
 
 
 def test_integer_params(params):
-    said = raised(lambda: jp.hvp(quadratic, {"count": jnp.arange(2)}, {"count": jnp.arange(2)}))
+    said = raised(
+        lambda: jp.analysis.hvp(quadratic, {"count": jnp.arange(2)}, {"count": jnp.arange(2)})
+    )
     assert "'count' is int32, which has no derivative" in said
 
 
 def test_masks_that_are_none(loss, params, masks):
     gates = jax.tree.map(lambda m: m.astype(jnp.float32), masks)
-    said = raised(lambda: jp.hvp(loss, params, params, gates), TypeError)
+    said = raised(lambda: jp.analysis.hvp(loss, params, params, gates), TypeError)
     assert "masks are bool arrays, True = kept; got float32" in said
     assert "have no leaf for" in raised(
-        lambda: jp.hvp(loss, params, params, {"Dense_0": masks["Dense_0"]})
+        lambda: jp.analysis.hvp(loss, params, params, {"Dense_0": masks["Dense_0"]})
     )
 
 
 @pytest.mark.parametrize("probes", [0, 1, -3, 2.5, True, None])
 def test_too_few_probes(probes):
-    for f in (jp.hessian_trace, jp.hessian_diagonal):
+    for f in (jp.analysis.hessian_trace, jp.analysis.hessian_diagonal):
         said = raised(lambda f=f: f(jax.random.key(0), quadratic, jnp.zeros(2), probes))
         assert "at least 2 (one has no standard error)" in said and f"got {probes!r}" in said
 
 
 def test_batches_of_different_number():
     for batches in ((jnp.ones((2, 3)), jnp.ones(3)), jnp.ones(()), jnp.ones((0, 2)), ()):
-        said = raised(lambda batches=batches: jp.over_batches(of_batch, batches))
+        said = raised(lambda batches=batches: jp.analysis.over_batches(of_batch, batches))
         assert "all with the same number of batches" in said and "x.reshape(n, b" in said

@@ -28,7 +28,7 @@ def raised(f, kind=ValueError):
 
 def test_the_filter_of_the_card(monkeypatch):
     monkeypatch.setattr("optax.tree.random_like", lambda key, tree: {"w": jnp.array([[1.0], [0]])})
-    d = jp.random_direction(jax.random.key(0), {"w": jnp.array([[3.0], [4.0]])})
+    d = jp.analysis.random_direction(jax.random.key(0), {"w": jnp.array([[3.0], [4.0]])})
     np.testing.assert_array_equal(d["w"], [[5.0], [0.0]])
 
 
@@ -37,25 +37,27 @@ def test_each_filter_is_as_long_as_that_of_the_params():
         "Conv_0": {"kernel": jax.random.normal(jax.random.key(1), (3, 3, 2, 5))},
         "Dense_0": {"kernel": jax.random.normal(jax.random.key(2), (5, 4))},
     }
-    d = jp.random_direction(jax.random.key(0), params)
+    d = jp.analysis.random_direction(jax.random.key(0), params)
     for w, own in zip(jax.tree.leaves(params), jax.tree.leaves(d), strict=True):
         others = tuple(range(w.ndim - 1))
         np.testing.assert_allclose((own**2).sum(others), (w**2).sum(others), rtol=1e-5)
-    rows = jp.random_direction(jax.random.key(0), params, axis=0)["Dense_0"]["kernel"]
+    rows = jp.analysis.random_direction(jax.random.key(0), params, axis=0)["Dense_0"]["kernel"]
     np.testing.assert_allclose((rows**2).sum(1), (params["Dense_0"]["kernel"] ** 2).sum(1), 1e-5)
 
 
 def test_biases_and_norms_stay(params):
     params["GroupNorm_0"] = {"scale": jnp.ones((8,)), "bias": jnp.ones((8,))}
-    d = jp.random_direction(jax.random.key(0), params)
+    d = jp.analysis.random_direction(jax.random.key(0), params)
     assert not d["Dense_0"]["bias"].any() and not d["GroupNorm_0"]["scale"].any()
-    only = jp.random_direction(jax.random.key(0), params, moving=jp.matching("Dense_1/kernel"))
+    only = jp.analysis.random_direction(
+        jax.random.key(0), params, moving=jp.matching("Dense_1/kernel")
+    )
     assert not only["Dense_0"]["kernel"].any() and only["Dense_1"]["kernel"].any()
 
 
 def test_directions_live_in_the_kept_weights(params, masks):
     masks["Dense_0"]["kernel"] = masks["Dense_0"]["kernel"].at[:, 3].set(False)
-    d = jp.random_direction(jax.random.key(0), params, masks)
+    d = jp.analysis.random_direction(jax.random.key(0), params, masks)
     for name in ("Dense_0", "Dense_1"):
         own, m = d[name]["kernel"], masks[name]["kernel"]
         assert not own[~m].any() and (own[m] != 0).all()
@@ -65,27 +67,27 @@ def test_directions_live_in_the_kept_weights(params, masks):
 
 
 def test_two_keys_two_directions(params):
-    a, b, same = (jp.random_direction(jax.random.key(k), params) for k in (0, 1, 0))
+    a, b, same = (jp.analysis.random_direction(jax.random.key(k), params) for k in (0, 1, 0))
     assert (a["Dense_0"]["kernel"] != b["Dense_0"]["kernel"]).all()
     np.testing.assert_array_equal(a["Dense_0"]["kernel"], same["Dense_0"]["kernel"])
 
 
 def test_directions_keep_dtypes_and_holes():
     params = {"w": jnp.ones((4, 2), jnp.bfloat16), "hole": None}
-    d = jp.random_direction(jax.random.key(0), params)
+    d = jp.analysis.random_direction(jax.random.key(0), params)
     assert d["hole"] is None and d["w"].dtype == jnp.bfloat16
 
 
 def test_directions_of_a_stack(params, masks):
     stack = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), params)
     keys = jax.random.split(jax.random.key(0), 2)
-    lanes = jax.jit(jax.vmap(lambda k, w: jp.random_direction(k, w, masks)))(keys, stack)
-    one = jp.random_direction(keys[1], jax.tree.map(lambda w: w[1], stack), masks)
+    lanes = jax.jit(jax.vmap(lambda k, w: jp.analysis.random_direction(k, w, masks)))(keys, stack)
+    one = jp.analysis.random_direction(keys[1], jax.tree.map(lambda w: w[1], stack), masks)
     np.testing.assert_allclose(lanes["Dense_0"]["kernel"][1], one["Dense_0"]["kernel"], rtol=1e-5)
 
 
 def test_no_such_axis(params):
-    said = raised(lambda: jp.random_direction(jax.random.key(0), params, axis=2))
+    said = raised(lambda: jp.analysis.random_direction(jax.random.key(0), params, axis=2))
     assert "'Dense_0/kernel' has shape (4, 8), and no axis 2" in said and "moving=" in said
 
 
@@ -97,7 +99,7 @@ def test_no_such_axis(params):
 def test_a_plane_of_a_quadratic(params, grads, chunk, unroll):
     xs, ys = jnp.linspace(-1, 1, 5), jnp.linspace(0, 2, 3)
     y = jax.tree.map(jnp.ones_like, params)
-    got = jp.plane(square, params, grads, y, xs, ys, chunk=chunk, unroll=unroll)
+    got = jp.analysis.plane(square, params, grads, y, xs, ys, chunk=chunk, unroll=unroll)
     assert got.shape == (3, 5)
     at = lambda a, b: jax.tree.map(lambda w, d, e: w + a * d + b * e, params, grads, y)
     want = [[square(at(a, b)) for a in xs] for b in ys]
@@ -108,26 +110,26 @@ def test_a_plane_of_a_quadratic(params, grads, chunk, unroll):
 def test_a_line_and_a_plane_of_several_numbers(params, grads, unroll):
     both = lambda p: {"loss": square(p), "first": p["Dense_0"]["bias"][0]}
     xs = [-1.0, 0.0, 0.5]
-    got = jp.line(both, params, grads, xs, chunk=2, unroll=unroll)
+    got = jp.analysis.line(both, params, grads, xs, chunk=2, unroll=unroll)
     assert got["loss"].shape == (3,) and got["loss"][1] == square(params)
     wanted = params["Dense_0"]["bias"][0] + jnp.array(xs) * grads["Dense_0"]["bias"][0]
     np.testing.assert_allclose(got["first"], wanted, rtol=1e-6)
-    flat = jp.plane(both, params, grads, grads, xs, [0.0], unroll=unroll)
+    flat = jp.analysis.plane(both, params, grads, grads, xs, [0.0], unroll=unroll)
     np.testing.assert_allclose(flat["first"][0], wanted, rtol=1e-6)
 
 
 def test_the_plane_keeps_the_masks(params, masks):
     origin = jp.apply_masks(params, masks)
-    x, y = (jp.random_direction(jax.random.key(k), params, masks) for k in (0, 1))
+    x, y = (jp.analysis.random_direction(jax.random.key(k), params, masks) for k in (0, 1))
     pruned = lambda p: sum(
         jnp.sum(jnp.where(masks[n]["kernel"], 0, jnp.abs(p[n]["kernel"]))) for n in masks
     )
-    assert not jp.plane(pruned, origin, x, y, [-1.0, 2.0], [0.5, 1.0]).any()
+    assert not jp.analysis.plane(pruned, origin, x, y, [-1.0, 2.0], [0.5, 1.0]).any()
 
 
 def test_planes_of_a_stack(params, grads):
     stack = jax.tree.map(lambda w, g: jnp.stack([w, g]), params, grads)
-    f = lambda w: jp.plane(square, w, grads, params, [0.0, 1.0], [0.0, 2.0], chunk=2)
+    f = lambda w: jp.analysis.plane(square, w, grads, params, [0.0, 1.0], [0.0, 2.0], chunk=2)
     lanes = jax.jit(jax.vmap(f))(stack)
     np.testing.assert_allclose(lanes, jnp.stack([f(params), f(grads)]), rtol=1e-5)
 
@@ -135,12 +137,12 @@ def test_planes_of_a_stack(params, grads):
 def test_params_in_half_precision_stay_so():
     w = jnp.ones((2,), jnp.bfloat16)
     kinds = []
-    jp.line(lambda p: kinds.append(p.dtype) or jnp.sum(p), w, w, [0.0, 1.0])
+    jp.analysis.line(lambda p: kinds.append(p.dtype) or jnp.sum(p), w, w, [0.0, 1.0])
     assert set(kinds) == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_a_loss_may_be_nan_somewhere():
-    got = jp.line(lambda w: jnp.log(w), jnp.zeros(()), jnp.ones(()), [-1.0, 1.0])
+    got = jp.analysis.line(lambda w: jnp.log(w), jnp.zeros(()), jnp.ones(()), [-1.0, 1.0])
     assert jnp.isnan(got[0]) and got[1] == 0
 
 
@@ -149,25 +151,27 @@ def test_a_loss_may_be_nan_somewhere():
 
 def test_the_plane_of_the_card():
     a, b, c = jnp.zeros(3), jnp.array([2.0, 0, 0]), jnp.array([1.0, 1, 0])
-    origin, x, y = frame = jp.plane_through(a, b, c)
+    origin, x, y = frame = jp.analysis.plane_through(a, b, c)
     np.testing.assert_array_equal(jnp.stack([origin, x, y]), [[0, 0, 0], [1, 0, 0], [0, 1, 0]])
     for model, wanted in ((a, (0, 0, 0)), (b, (2, 0, 0)), (c, (1, 1, 0))):
-        np.testing.assert_allclose(jp.coordinates(frame, model), wanted, atol=1e-6)
-    np.testing.assert_allclose(jp.coordinates(frame, jnp.array([3.0, 4, 5])), (3, 4, 5), rtol=1e-6)
+        np.testing.assert_allclose(jp.analysis.coordinates(frame, model), wanted, atol=1e-6)
+    np.testing.assert_allclose(
+        jp.analysis.coordinates(frame, jnp.array([3.0, 4, 5])), (3, 4, 5), rtol=1e-6
+    )
 
 
 def test_the_plane_passes_through_its_models(params, grads):
     c = jax.tree.map(lambda w, g: jnp.sin(3 * w - g), params, grads)
-    frame = jp.plane_through(params, grads, c)
+    frame = jp.analysis.plane_through(params, grads, c)
     dots = lambda s, t: sum(
         jnp.vdot(v, w) for v, w in zip(jax.tree.leaves(s), jax.tree.leaves(t), strict=True)
     )
     gram = [[dots(s, t) for s in frame[1:]] for t in frame[1:]]
     np.testing.assert_allclose(gram, jnp.eye(2), atol=1e-6)
     for model in (params, grads, c):
-        x, y, off = jp.coordinates(frame, model)
+        x, y, off = jp.analysis.coordinates(frame, model)
         assert off < 1e-5
-        got = jp.plane(square, *frame, [x], [y])
+        got = jp.analysis.plane(square, *frame, [x], [y])
         np.testing.assert_allclose(got, square(model).reshape(1, 1), rtol=1e-5)
 
 
@@ -175,58 +179,62 @@ def test_coordinates_in_axes_that_are_not_orthonormal(params, grads):
     ones = jax.tree.map(jnp.ones_like, params)
     frame = (params, grads, ones)
     there = jax.tree.map(lambda w, x, y: w + 0.3 * x - 2.0 * y, *frame)
-    np.testing.assert_allclose(jp.coordinates(frame, there), (0.3, -2.0, 0.0), atol=1e-5)
+    np.testing.assert_allclose(jp.analysis.coordinates(frame, there), (0.3, -2.0, 0.0), atol=1e-5)
 
 
 def test_coordinates_of_a_stack(params, grads):
     ones = jax.tree.map(jnp.ones_like, params)
-    frame = jp.plane_through(params, grads, ones)
+    frame = jp.analysis.plane_through(params, grads, ones)
     stack = jax.tree.map(lambda *w: jnp.stack(w), params, grads, ones)
-    got = jax.jit(jax.vmap(lambda w: jp.coordinates(frame, w)))(stack)
-    wanted = jnp.stack([jp.coordinates(frame, w) for w in (params, grads, ones)])
+    got = jax.jit(jax.vmap(lambda w: jp.analysis.coordinates(frame, w)))(stack)
+    wanted = jnp.stack([jp.analysis.coordinates(frame, w) for w in (params, grads, ones)])
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_three_models_on_a_line(params, grads):
     middle = jax.tree.map(lambda w, g: (w + g) / 2, params, grads)
-    assert "lie on one line" in raised(lambda: jp.plane_through(params, grads, middle))
-    assert "|b - a| = 0" in raised(lambda: jp.plane_through(params, params, grads))
-    frame = jp.plane_through(params, grads, jax.tree.map(jnp.ones_like, params))
+    assert "lie on one line" in raised(lambda: jp.analysis.plane_through(params, grads, middle))
+    assert "|b - a| = 0" in raised(lambda: jp.analysis.plane_through(params, params, grads))
+    frame = jp.analysis.plane_through(params, grads, jax.tree.map(jnp.ones_like, params))
     parallel = frame._replace(y=frame.x)
-    assert "parallel" in raised(lambda: jp.coordinates(parallel, params))
+    assert "parallel" in raised(lambda: jp.analysis.coordinates(parallel, params))
 
 
 # --- bad input -----------------------------------------------------------------------------------
 
 
 def test_grids_that_are_none(params):
-    said = raised(lambda: jp.plane(square, params, params, params, [], [0.0]))
+    said = raised(lambda: jp.analysis.plane(square, params, params, params, [], [0.0]))
     assert "xs are coordinates, 1-D and not empty; got shape (0,)" in said
-    said = raised(lambda: jp.plane(square, params, params, params, [0.0], 1.0))
+    said = raised(lambda: jp.analysis.plane(square, params, params, params, [0.0], 1.0))
     assert "ys are coordinates" in said and "got shape ()" in said
-    assert "got shape (1, 1)" in raised(lambda: jp.line(square, params, params, [[0.0]]))
+    assert "got shape (1, 1)" in raised(lambda: jp.analysis.line(square, params, params, [[0.0]]))
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, True, None])
 def test_chunks_that_are_none(params, chunk):
-    said = raised(lambda: jp.line(square, params, params, [0.0], chunk=chunk))
+    said = raised(lambda: jp.analysis.line(square, params, params, [0.0], chunk=chunk))
     assert f"line: chunk is a number of points, at least 1; got {chunk!r}" in said
 
 
 def test_a_loss_that_returns_a_vector(params):
     said = raised(
-        lambda: jp.plane(lambda p: p["Dense_0"]["bias"], params, params, params, [0], [0])
+        lambda: jp.analysis.plane(lambda p: p["Dense_0"]["bias"], params, params, params, [0], [0])
     )
     assert "plane needs a loss that returns one number; got shape (8,)" in said
 
 
 def test_trees_that_differ(params, grads):
     short = {"Dense_0": params["Dense_0"]}
-    said = raised(lambda: jp.plane(square, params, grads, short, [0.0], [0.0]))
+    said = raised(lambda: jp.analysis.plane(square, params, grads, short, [0.0], [0.0]))
     assert "plane: y must be a tree like the params; 'Dense_1/bias' has shape none" in said
-    said = raised(lambda: jp.plane_through(params, short, grads))
+    said = raised(lambda: jp.analysis.plane_through(params, short, grads))
     assert "plane_through: b must be a tree like the params" in said
-    said = raised(lambda: jp.coordinates(jp.plane_through(params, grads, _ones(params)), short))
+    said = raised(
+        lambda: jp.analysis.coordinates(
+            jp.analysis.plane_through(params, grads, _ones(params)), short
+        )
+    )
     assert "coordinates: params must be a tree like the params" in said
 
 

@@ -97,9 +97,9 @@ def test_one_basin_or_many(seeds, children):
     alone, together = (
         jp.pairwise(barrier, params, diagonal=0.0)["loss"] for params, _ in (seeds, children)
     )
-    assert jp.connected_components(alone, 0.1).tolist() == list(range(SEEDS))
-    assert jp.connected_components(together, 0.1).tolist() == [0] * SEEDS
-    apart, near = jp.jackknife(alone), jp.jackknife(together)
+    assert jp.analysis.connected_components(alone, 0.1).tolist() == list(range(SEEDS))
+    assert jp.analysis.connected_components(together, 0.1).tolist() == [0] * SEEDS
+    apart, near = jp.analysis.jackknife(alone), jp.analysis.jackknife(together)
     assert apart.mean - 3 * apart.standard_error > near.mean + 3 * near.standard_error
     overlaps = jp.pairwise(jp.overlap, children[1])
     assert (overlaps == 1).all()
@@ -110,7 +110,7 @@ def test_a_common_mask_keeps_its_sparsity_on_the_whole_line(children):
     a, b = (jax.tree.map(lambda x, i=i: x[i], params) for i in (0, 1))
     mask = jax.tree.map(lambda x: x[0], masks)["params"]["Dense_0"]["kernel"]
     for alpha in (0.0, 0.3, 0.5, 1.0):
-        kernel = jp.lerp(a, b, alpha)["params"]["Dense_0"]["kernel"]
+        kernel = jp.analysis.lerp(a, b, alpha)["params"]["Dense_0"]["kernel"]
         assert not (kernel[~mask] != 0).any()
 
 
@@ -121,7 +121,7 @@ def test_a_curve_joins_what_a_line_does_not(children, seeds):
         rows = jax.random.choice(key, 1400, (BATCH,))
         return cross_entropy(params, jnp.asarray(IMAGES)[rows], jnp.asarray(LABELS)[rows])
 
-    middle, _ = jp.fit_curve(jax.random.key(0), loss, a, b, optax.adam(5e-3), 300)
+    middle, _ = jp.analysis.fit_curve(jax.random.key(0), loss, a, b, optax.adam(5e-3), 300)
     straight = jp.barrier(test_loss, a, b)["loss"]
-    curved = jp.barrier(test_loss, a, b, path=partial(jp.bezier, middle))["loss"]
+    curved = jp.barrier(test_loss, a, b, path=partial(jp.analysis.bezier, middle))["loss"]
     assert curved < 0.3 * straight

@@ -33,8 +33,8 @@ def test_iterative_snip_by_hand():
 
 def test_of_one_round_both_are_snip():
     params = toy.mlp_params(jax.random.key(0))
-    snip = jp.select(jp.snip(toy.mlp_loss, params), jp.global_threshold, 0.9)
-    for method in (jp.force, jp.iter_snip):
+    snip = jp.select(jp.at_init.snip(toy.mlp_loss, params), jp.global_threshold, 0.9)
+    for method in (jp.at_init.force, jp.at_init.iter_snip):
         masks = method(toy.mlp_loss, params, 0.9, rounds=1)
         jax.tree.map(np.testing.assert_array_equal, masks, snip)
 
@@ -43,7 +43,11 @@ def test_more_rounds_are_another_mask():
     params = toy.mlp_params(jax.random.key(0))
     one, force, shrunk = (
         method(toy.mlp_loss, params, 0.9, rounds)
-        for method, rounds in ((jp.iter_snip, 1), (jp.force, 10), (jp.iter_snip, 10))
+        for method, rounds in (
+            (jp.at_init.iter_snip, 1),
+            (jp.at_init.force, 10),
+            (jp.at_init.iter_snip, 10),
+        )
     )
     for a, b in ((one, force), (one, shrunk), (force, shrunk)):
         assert jp.overlap(a, b) < 1

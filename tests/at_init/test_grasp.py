@@ -10,7 +10,7 @@ from tests.at_init import toy
 
 
 def test_by_hand():
-    scores = jp.grasp(toy.loss, toy.W)
+    scores = jp.at_init.grasp(toy.loss, toy.W)
     product = [-1.5879, -4.4472, 1.7290, 5.6707, 3.0934, -6.9419]
     np.testing.assert_allclose(toy.flat(scores) / toy.flat(toy.W), product, atol=5e-5)
     paper = np.array([1.5879, -2.2236, -0.5187, -4.5366, -1.8560, -2.7768])  # -w * (H g)
@@ -18,7 +18,7 @@ def test_by_hand():
 
 
 def test_what_the_paper_removes_goes():
-    masks = jp.select(jp.grasp(toy.loss, toy.W), jp.global_threshold, 0.5)
+    masks = jp.select(jp.at_init.grasp(toy.loss, toy.W), jp.global_threshold, 0.5)
     assert toy.kept(masks) == [1, 3, 5]  # the paper removes its three highest: 0, 2 and 4
 
 
@@ -38,14 +38,14 @@ def test_the_hessian_is_that_of_what_is_prunable():
     def by_hand(v):
         return v * (jax.hessian(of_vector)(v) @ jax.grad(of_vector)(v))
 
-    scores = jp.grasp(toy.mlp_loss, params)
+    scores = jp.at_init.grasp(toy.mlp_loss, params)
     assert [layer["bias"] for layer in scores.values()] == [None] * 3
     np.testing.assert_allclose(toy.flat(scores), by_hand(vector), rtol=1e-3, atol=1e-5)
 
 
 def test_one_a_seed():
     keys = jax.random.split(jax.random.key(0), 2)
-    score = jax.jit(lambda params: jp.grasp(toy.mlp_loss, params))
+    score = jax.jit(lambda params: jp.at_init.grasp(toy.mlp_loss, params))
     lanes = jax.vmap(score)(jax.vmap(toy.mlp_params)(keys))
     for i in range(2):
         alone = score(toy.mlp_params(keys[i]))
@@ -56,4 +56,4 @@ def test_one_a_seed():
 
 def test_a_loss_is_one_number():
     with pytest.raises(ValueError, match=r"grasp needs a loss that returns one number; got shape"):
-        jp.grasp(toy.ones, toy.W)
+        jp.at_init.grasp(toy.ones, toy.W)

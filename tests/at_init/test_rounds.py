@@ -13,9 +13,9 @@ from jaxprune.at_init.rounds import schedule
 from tests.at_init import toy
 
 METHODS = {
-    "synflow": partial(jp.synflow, toy.mlp_ones),
-    "force": partial(jp.force, toy.mlp_loss),
-    "iter_snip": partial(jp.iter_snip, toy.mlp_loss),
+    "synflow": partial(jp.at_init.synflow, toy.mlp_ones),
+    "force": partial(jp.at_init.force, toy.mlp_loss),
+    "iter_snip": partial(jp.at_init.iter_snip, toy.mlp_loss),
 }
 every_method = pytest.mark.parametrize("method", METHODS)
 PARAMS = toy.mlp_params(jax.random.key(0))
@@ -127,12 +127,17 @@ def test_nothing_prunable(method):
 def test_an_empty_layer_is_told_of(method):
     with pytest.warns(UserWarning, match="keeps none of its weights"):
         masks = METHODS[method](PARAMS, 1 - 2 / toy.WEIGHTS, 3)
-    assert any(jp.collapsed(masks).values())
+    assert any(jp.at_init.empty_layers(masks).values())
 
 
 @pytest.mark.parametrize(
     "method",
-    [jp.snip, jp.grasp, partial(jp.force, sparsity=0.5), partial(jp.iter_snip, sparsity=0.5)],
+    [
+        jp.at_init.snip,
+        jp.at_init.grasp,
+        partial(jp.at_init.force, sparsity=0.5),
+        partial(jp.at_init.iter_snip, sparsity=0.5),
+    ],
     ids=["snip", "grasp", "force", "iter_snip"],
 )
 def test_scores_that_are_all_zero_rank_nothing(method):

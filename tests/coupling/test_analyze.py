@@ -146,7 +146,7 @@ def test_a_reshape_in_another_order():
     params = weights(a=(4, 6), b=(12, 3))
     fn = lambda p, x: lax.reshape(x @ p["a"], (12,), dimensions=(1, 0)) @ p["b"]
     _, axis = jp.analyze(fn, params, X).coupling()["a"]
-    assert axis == jp.Axis("b", 0, outer=1, inner=2)  # of each neuron the batch of two
+    assert axis == jp.analysis.Axis("b", 0, outer=1, inner=2)  # of each neuron the batch of two
 
 
 def test_stacked_and_taken_apart():
@@ -380,17 +380,19 @@ def test_a_primitive_is_taught():
     fn = lambda p, x: double.bind(x @ p["a"]) @ p["b"]
     try:
         assert not jp.analyze(fn, params, X).groups
-        jp.register_rule("double", lambda reader, eqn, operands: operands)
+        jp.structured.register_rule("double", lambda reader, eqn, operands: operands)
         assert list(jp.analyze(fn, params, X).groups) == ["a"]
-        jp.register_rule("double", lambda reader, eqn, operands: [()])
+        jp.structured.register_rule("double", lambda reader, eqn, operands: [()])
         said = raised(lambda: jp.analyze(fn, params, X))
         assert "the rule of 'double' gave axes of sizes () for a result of shape (2, 6)" in said
     finally:
         RULES.pop("double", None)
     assert "a primitive by its name" in raised(
-        lambda: jp.register_rule(double, lambda *a: a), TypeError
+        lambda: jp.structured.register_rule(double, lambda *a: a), TypeError
     )
-    assert "axes is a function" in raised(lambda: jp.register_rule("double", None), TypeError)
+    assert "axes is a function" in raised(
+        lambda: jp.structured.register_rule("double", None), TypeError
+    )
 
 
 def test_frozen_by_the_caller_or_for_want_of_use():
@@ -476,7 +478,7 @@ def test_a_found_coupling_is_the_stated_one():
     network = NETWORKS["mlp"]
     variables, x = built("mlp")
     found = jp.analyze(network.module.apply, variables, x).coupling()
-    stated = jp.sequential_coupling(variables, [f"params/Dense_{i}" for i in range(3)])
+    stated = jp.analysis.sequential_coupling(variables, [f"params/Dense_{i}" for i in range(3)])
     assert {name: set(axes) for name, axes in found.items()} == {
         name: set(axes) for name, axes in stated.items()
     }
@@ -487,9 +489,9 @@ def test_networks_are_matched_by_what_was_found():
     variables, x = built("flattened")
     coupling = jp.analyze(network.module.apply, variables, x).coupling()
     orders = {name: jnp.arange(n)[::-1] for name, n in zip(coupling, (5, 6, 7), strict=True)}
-    moved = jp.permute(variables, coupling, orders)
-    found = jp.match_weights(jax.random.key(0), variables, moved, coupling)
-    again = jp.permute(moved, coupling, found)
+    moved = jp.analysis.permute(variables, coupling, orders)
+    found = jp.analysis.match_weights(jax.random.key(0), variables, moved, coupling)
+    again = jp.analysis.permute(moved, coupling, found)
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 

@@ -66,7 +66,9 @@ def test_f_of_zero(vanishes):
     """All in one program: compiling is what costs."""
     fs = ZERO if vanishes else NOT
     kept = {name: jp.analyze(network(f), PARAMS, X) for name, f in fs.items()}
-    removals = {name: jp.remove_blocks(structure, ["gone"]) for name, structure in kept.items()}
+    removals = {
+        name: jp.structured.remove_blocks(structure, ["gone"]) for name, structure in kept.items()
+    }
     small = {name: jp.compact(kept[name], PARAMS, removals[name]) for name in fs}
     masked = {**PARAMS, "gone": jnp.zeros_like(PARAMS["gone"])}
 

@@ -21,17 +21,19 @@ def network():
 def test_both_are_the_masked_params():
     params, masks = network()
     masked = jp.apply_masks(params, masks)
-    for convert in (jp.to_bcoo, jp.to_bcsr):
-        jax.tree.map(np.testing.assert_array_equal, jp.to_dense(convert(params, masks)), masked)
+    for convert in (jp.export.to_bcoo, jp.export.to_bcsr):
+        jax.tree.map(
+            np.testing.assert_array_equal, jp.export.to_dense(convert(params, masks)), masked
+        )
 
 
 def test_what_is_stored_is_what_is_kept():
     params, masks = network()
-    coo = jp.to_bcoo(params, masks)
+    coo = jp.export.to_bcoo(params, masks)
     for leaf in ("conv", "dense"):
         assert isinstance(coo[leaf]["kernel"], BCOO)
         assert coo[leaf]["kernel"].nse == int(masks[leaf]["kernel"].sum())
-    csr = jp.to_bcsr(params, masks)
+    csr = jp.export.to_bcsr(params, masks)
     assert isinstance(csr["dense"]["kernel"], BCSR)
     assert not isinstance(csr["conv"]["kernel"], BCSR)
     assert csr["dense"]["bias"] is params["dense"]["bias"]
@@ -39,7 +41,7 @@ def test_what_is_stored_is_what_is_kept():
 
 def test_by_hand():
     weights = {"w": jnp.array([[0.0, 5, 0, 0], [8, 0, 0, 6]])}
-    csr = jp.to_bcsr(weights, {"w": weights["w"] > 0})["w"]
+    csr = jp.export.to_bcsr(weights, {"w": weights["w"] > 0})["w"]
     assert csr.data.tolist() == [5, 8, 6]
     assert csr.indices.tolist() == [1, 0, 3]
     assert csr.indptr.tolist() == [0, 1, 3]
@@ -48,11 +50,11 @@ def test_by_hand():
 def test_a_kept_zero_is_stored():
     weights = {"w": jnp.zeros((2, 2))}
     masks = {"w": jnp.array([[True, False], [False, False]])}
-    assert jp.to_bcoo(weights, masks)["w"].nse == 1
+    assert jp.export.to_bcoo(weights, masks)["w"].nse == 1
 
 
 @pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (0, 8)])
-@pytest.mark.parametrize("convert", [jp.to_bcoo, jp.to_bcsr, jp.apply_masks])
+@pytest.mark.parametrize("convert", [jp.export.to_bcoo, jp.export.to_bcsr, jp.apply_masks])
 def test_products_as_users_write_them(convert, shape):
     params, masks = network()
     x = jax.random.normal(jax.random.key(1), shape)
@@ -60,22 +62,24 @@ def test_products_as_users_write_them(convert, shape):
     wanted = x @ jp.apply_masks(params, masks)["dense"]["kernel"]
     close = lambda product: np.testing.assert_allclose(product, wanted, rtol=1e-5, atol=1e-6)
     close(jp.export.sparse_matmul(x, kernel))
-    close(jax.jit(jp.sparse_matmul)(x, kernel))
+    close(jax.jit(jp.export.sparse_matmul)(x, kernel))
     if shape == (3, 8):
         close(x @ kernel)
         close(jax.jit(lambda x, kernel: x @ kernel)(x, kernel))
-        close(jax.vmap(jp.sparse_matmul, (0, None))(x, kernel))
+        close(jax.vmap(jp.export.sparse_matmul, (0, None))(x, kernel))
 
 
 def test_slopes_of_a_sparse_product_are_those_of_what_is_kept():
     params, masks = network()
     masked = jp.apply_masks(params, masks)["dense"]["kernel"]
     x = jax.random.normal(jax.random.key(1), (3, 8))
-    kernel = jp.to_bcsr(params, masks)["dense"]["kernel"]
+    kernel = jp.export.to_bcsr(params, masks)["dense"]["kernel"]
 
     def loss(values, x):
         leaves, treedef = jax.tree.flatten(kernel)
-        return (jp.sparse_matmul(x, jax.tree.unflatten(treedef, [values, *leaves[1:]])) ** 2).sum()
+        return (
+            jp.export.sparse_matmul(x, jax.tree.unflatten(treedef, [values, *leaves[1:]])) ** 2
+        ).sum()
 
     of_values, of_x = jax.grad(loss, (0, 1))(kernel.data, x)
     dense, dense_x = jax.grad(lambda w, x: ((x @ w) ** 2).sum(), (0, 1))(masked, x)
@@ -85,14 +89,14 @@ def test_slopes_of_a_sparse_product_are_those_of_what_is_kept():
 
 def test_a_product_that_does_not_fit_says_why():
     params, masks = network()
-    kernel = jp.to_bcsr(params, masks)["dense"]["kernel"]
+    kernel = jp.export.to_bcsr(params, masks)["dense"]["kernel"]
     with pytest.raises(ValueError, match=r"\(in, out\); got \(3, 5\) and \(8, 5\)"):
-        jp.sparse_matmul(jnp.ones((3, 5)), kernel)
+        jp.export.sparse_matmul(jnp.ones((3, 5)), kernel)
     with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 3, 2, 4\)"):
-        jp.sparse_matmul(jnp.ones((3, 2)), params["conv"]["kernel"])
+        jp.export.sparse_matmul(jnp.ones((3, 2)), params["conv"]["kernel"])
 
 
 def test_under_jit_it_says_why_not():
     params, masks = network()
     with pytest.raises(ValueError, match=r"how many weights 'conv/kernel' keeps must be known"):
-        jax.jit(lambda p: jp.to_bcoo(p, masks)["dense"]["bias"])(params)
+        jax.jit(lambda p: jp.export.to_bcoo(p, masks)["dense"]["bias"])(params)

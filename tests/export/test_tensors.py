@@ -24,8 +24,8 @@ def network(dtype=jnp.float32):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=str)
 def test_there_and_back(tmp_path, dtype):
     params, masks = network(dtype)
-    path = jp.save_tensors(tmp_path / "net.safetensors", params, masks)
-    loaded, loaded_masks = jp.load_tensors(path)
+    path = jp.export.save_tensors(tmp_path / "net.safetensors", params, masks)
+    loaded, loaded_masks = jp.export.load_tensors(path)
     jax.tree.map(np.testing.assert_array_equal, loaded, jp.apply_masks(params, masks))
     jax.tree.map(np.testing.assert_array_equal, loaded_masks, masks)
     assert loaded_masks["Dense_0"]["bias"] is None
@@ -35,13 +35,13 @@ def test_there_and_back(tmp_path, dtype):
 
 def test_a_masked_weight_takes_a_bit(tmp_path):
     params, masks = network()
-    path = jp.save_tensors(tmp_path / "net.safetensors", params, masks)
+    path = jp.export.save_tensors(tmp_path / "net.safetensors", params, masks)
     assert path.stat().st_size < 320 * 4 + 3200 // 8 + 50 * 4 + 500  # kept, bits, bias, header
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     params, masks = network()
-    path = jp.save_tensors(tmp_path / "net.safetensors", params, masks)
+    path = jp.export.save_tensors(tmp_path / "net.safetensors", params, masks)
     before = path.read_bytes()
 
     def full(*_):
@@ -49,7 +49,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        jp.save_tensors(path, jax.tree.map(lambda w: w + 1, params), masks)
+        jp.export.save_tensors(path, jax.tree.map(lambda w: w + 1, params), masks)
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
@@ -58,11 +58,11 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 def test_mistakes_in_saving(tmp_path):
     params, masks = network()
     with pytest.raises(ValueError, match=r"ends in \.safetensors; got '.*net\.bin'"):
-        jp.save_tensors(tmp_path / "net.bin", params, masks)
+        jp.export.save_tensors(tmp_path / "net.bin", params, masks)
     with pytest.raises(ValueError, match=r"the path \[\(1, 2\)\] has DictKey\(key=\(1, 2\)\)"):
-        jp.save_tensors(tmp_path / "net.safetensors", {(1, 2): jnp.ones(2)})
+        jp.export.save_tensors(tmp_path / "net.safetensors", {(1, 2): jnp.ones(2)})
     with pytest.raises(ValueError, match=r"'key' is key<fry>, .* jax\.random\.key_data"):
-        jp.save_tensors(tmp_path / "net.safetensors", {"key": jax.random.key(0)})
+        jp.export.save_tensors(tmp_path / "net.safetensors", {"key": jax.random.key(0)})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,35 +97,35 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_a_wrong_description(tmp_path, message):
-    path = jp.save_tensors(tmp_path / "net.safetensors", *network())
+    path = jp.export.save_tensors(tmp_path / "net.safetensors", *network())
     spoil(path, WRONG[message])
     with pytest.raises(ValueError, match=message):
-        jp.load_tensors(path)
+        jp.export.load_tensors(path)
 
 
 def test_a_mask_that_keeps_another_number_is_named(tmp_path):
     params = {"a": jnp.arange(8.0), "b": jnp.arange(8.0)}
     masks = {"a": params["a"] > 2, "b": params["b"] > 3}
-    path = jp.save_tensors(tmp_path / "net.safetensors", params, masks)
+    path = jp.export.save_tensors(tmp_path / "net.safetensors", params, masks)
     spoil(path, lambda c: c["tensors"]["a"].update(mask="mask of b"))
     spoil(path, lambda c: c["tensors"]["b"].update(mask="mask of a"))
     with pytest.raises(ValueError, match=r"mask of 'a' .* shape \(8,\) that keeps 5 weights"):
-        jp.load_tensors(path)
+        jp.export.load_tensors(path)
 
 
 @pytest.mark.parametrize("size", [0, 100, -1])
 def test_a_file_that_was_cut(tmp_path, size):
-    path = jp.save_tensors(tmp_path / "net.safetensors", *network())
+    path = jp.export.save_tensors(tmp_path / "net.safetensors", *network())
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=r"net\.safetensors' is damaged, or no safetensors"):
-        jp.load_tensors(path)
+        jp.export.load_tensors(path)
 
 
 def test_a_missing_description(tmp_path):
-    path = jp.save_tensors(tmp_path / "net.safetensors", *network())
+    path = jp.export.save_tensors(tmp_path / "net.safetensors", *network())
     path.with_suffix(".json").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no '.*net\.json'"):
-        jp.load_tensors(path)
+        jp.export.load_tensors(path)
 
 
 # --- any tree, any dtype -------------------------------------------------------------------------
@@ -162,7 +162,9 @@ def as_lists(tree):
 def test_any_tree_comes_back(kind, tmp_path):
     tree = TREES[kind]
     masks = jax.tree.map(lambda w: (w > 5) | (w < -9), tree)
-    loaded, loaded_masks = jp.load_tensors(jp.save_tensors(tmp_path / "a.safetensors", tree, masks))
+    loaded, loaded_masks = jp.export.load_tensors(
+        jp.export.save_tensors(tmp_path / "a.safetensors", tree, masks)
+    )
     wanted = as_lists(jp.apply_masks(tree, masks))
     assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
@@ -170,7 +172,9 @@ def test_any_tree_comes_back(kind, tmp_path):
 
 
 def test_fields_come_back_as_names(tmp_path):
-    loaded, _ = jp.load_tensors(jp.save_tensors(tmp_path / "a.safetensors", Pair(W, -W)))
+    loaded, _ = jp.export.load_tensors(
+        jp.export.save_tensors(tmp_path / "a.safetensors", Pair(W, -W))
+    )
     jax.tree.map(np.testing.assert_array_equal, loaded, {"kernel": W, "value": -W})
 
 
@@ -180,7 +184,9 @@ def test_fields_come_back_as_names(tmp_path):
 def test_any_dtype_comes_back(dtype, tmp_path):
     params = {"w": jnp.arange(-4, 4).astype(dtype).reshape(2, 4), "v": jnp.ones(3, dtype)}
     masks = {"w": jnp.arange(8).reshape(2, 4) % 3 > 0, "v": None}
-    loaded, _ = jp.load_tensors(jp.save_tensors(tmp_path / "a.safetensors", params, masks))
+    loaded, _ = jp.export.load_tensors(
+        jp.export.save_tensors(tmp_path / "a.safetensors", params, masks)
+    )
     wanted = jp.apply_masks(params, masks)
     for name, w in wanted.items():
         assert loaded[name].dtype == dtype
@@ -195,8 +201,8 @@ class Net(nnx.Module):
 def test_a_network_of_nnx_comes_back_into_its_module(tmp_path):
     state = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
     masks = jp.select(jp.magnitude(jp.kernels(state)), jp.uniform, 0.5)
-    loaded, loaded_masks = jp.load_tensors(
-        jp.save_tensors(tmp_path / "a.safetensors", state, masks)
+    loaded, loaded_masks = jp.export.load_tensors(
+        jp.export.save_tensors(tmp_path / "a.safetensors", state, masks)
     )
     assert sorted(loaded["layers"]) == [0, 1]
     model = Net(nnx.Rngs(1))
@@ -213,7 +219,9 @@ def test_a_network_of_nnx_comes_back_into_its_module(tmp_path):
 
 def test_any_bit_that_flips_is_seen(tmp_path):
     params = {"w": jnp.arange(1.0, 5), "b": jnp.ones(1)}
-    path = jp.save_tensors(tmp_path / "a.safetensors", params, {"w": params["w"] > 2, "b": None})
+    path = jp.export.save_tensors(
+        tmp_path / "a.safetensors", params, {"w": params["w"] > 2, "b": None}
+    )
     for part in (path, path.with_suffix(".json")):
         whole = part.read_bytes()
         for place in range(len(whole)):
@@ -221,17 +229,17 @@ def test_any_bit_that_flips_is_seen(tmp_path):
             spoiled[place] ^= 1 << (place % 8)
             part.write_bytes(spoiled)
             with pytest.raises(ValueError, match="load_tensors"):
-                jp.load_tensors(path)
+                jp.export.load_tensors(path)
         part.write_bytes(whole)
-    jp.load_tensors(path)
+    jp.export.load_tensors(path)
 
 
 def test_a_file_and_a_description_of_two_saves_do_not_fit(tmp_path):
-    first = jp.save_tensors(tmp_path / "a.safetensors", {"w": jnp.ones(2)})
-    second = jp.save_tensors(tmp_path / "b.safetensors", {"w": 2 * jnp.ones(2)})
+    first = jp.export.save_tensors(tmp_path / "a.safetensors", {"w": jnp.ones(2)})
+    second = jp.export.save_tensors(tmp_path / "b.safetensors", {"w": 2 * jnp.ones(2)})
     os.replace(second, first)
     with pytest.raises(ValueError, match="of another save than"):
-        jp.load_tensors(first)
+        jp.export.load_tensors(first)
 
 
 @pytest.mark.parametrize("foreign", ['{"mine": 1}', "[1]", "no json", '{"format": "x"}'])
@@ -239,7 +247,7 @@ def test_what_is_no_description_is_not_overwritten(foreign, tmp_path):
     beside = tmp_path / "config.json"
     beside.write_text(foreign)
     with pytest.raises(FileExistsError, match=r"config\.json'.* Choose another name than config\."):
-        jp.save_tensors(tmp_path / "config.safetensors", {"w": jnp.ones(2)})
+        jp.export.save_tensors(tmp_path / "config.safetensors", {"w": jnp.ones(2)})
     assert beside.read_text() == foreign and len(list(tmp_path.iterdir())) == 1
 
 
@@ -250,7 +258,7 @@ def test_a_replacement_that_fails_leaves_both_as_they_were(
 ):
     path, before = tmp_path / "a.safetensors", {}
     if not is_first:
-        jp.save_tensors(path, {"w": jnp.ones(2)})
+        jp.export.save_tensors(path, {"w": jnp.ones(2)})
         before = {own.name: own.read_bytes() for own in tmp_path.iterdir()}
     replace, calls = os.replace, []
 
@@ -262,7 +270,7 @@ def test_a_replacement_that_fails_leaves_both_as_they_were(
 
     monkeypatch.setattr("os.replace", fails)
     with pytest.raises(OSError, match="Input/output"):
-        jp.save_tensors(path, {"w": 2 * jnp.ones(2)})
+        jp.export.save_tensors(path, {"w": 2 * jnp.ones(2)})
     monkeypatch.undo()
     assert {own.name: own.read_bytes() for own in tmp_path.iterdir()} == before
 
@@ -273,8 +281,8 @@ def test_who_waits_for_the_tensors_finds_both(tmp_path, monkeypatch):
     def watched(source, target):
         replace(source, target)
         if path.exists():
-            seen.append(jp.load_tensors(path)[0]["w"].tolist())
+            seen.append(jp.export.load_tensors(path)[0]["w"].tolist())
 
     monkeypatch.setattr("os.replace", watched)
-    jp.save_tensors(path, {"w": jnp.ones(2)})
+    jp.export.save_tensors(path, {"w": jnp.ones(2)})
     assert seen == [[1.0, 1.0]]

@@ -7,12 +7,13 @@ import optax
 import pytest
 
 import jaxprune as jp
+from jaxprune.programs.flops import Flops
 
 PARAMS = {
     "Dense_0": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(8)},
     "Dense_1": {"kernel": jnp.ones((8, 2)), "bias": jnp.ones(2)},
 }
-COUPLING = jp.sequential_coupling(PARAMS, ["Dense_0", "Dense_1"])
+COUPLING = jp.analysis.sequential_coupling(PARAMS, ["Dense_0", "Dense_1"])
 
 
 def apply(params, x):
@@ -32,18 +33,18 @@ def leaves(first, second):
 
 def test_weights_by_hand():
     p_open = leaves(jnp.full((4, 8), 0.5), None)
-    assert float(jp.kept_weights(p_open, jp.kernels(PARAMS))) == pytest.approx((16 + 16) / 48)
-    assert float(jp.kept_weights(p_open, PARAMS)) == pytest.approx((16 + 26) / 58)
+    assert float(jp.gates.kept_weights(p_open, jp.kernels(PARAMS))) == pytest.approx((16 + 16) / 48)
+    assert float(jp.gates.kept_weights(p_open, PARAMS)) == pytest.approx((16 + 26) / 58)
 
 
 def test_gates_of_inputs_broadcast():
     p_open = leaves(jnp.array([[1.0], [0.0], [0.5], [0.5]]), jnp.full((8, 1), 0.25))
-    assert float(jp.kept_weights(p_open, jp.kernels(PARAMS))) == pytest.approx((16 + 4) / 48)
+    assert float(jp.gates.kept_weights(p_open, jp.kernels(PARAMS))) == pytest.approx((16 + 4) / 48)
 
 
 def test_a_neuron_counts_on_both_sides():
     p_open = {"Dense_0": jnp.array([1.0] * 2 + [0.0] * 6)}
-    kept = jp.kept_weights(p_open, jp.kernels(PARAMS), COUPLING)
+    kept = jp.gates.kept_weights(p_open, jp.kernels(PARAMS), COUPLING)
     assert float(kept) == pytest.approx((4 * 2 + 2 * 2) / 48)
 
 
@@ -51,7 +52,7 @@ def test_flops_are_bilinear_in_the_sums_of_gates():
     coupling = {**COUPLING, "inputs": [("Dense_0/kernel", 0)]}
     p_open = {"inputs": jnp.array([1, 0.5, 0.5, 0]), "Dense_0": jnp.full(8, 0.25)}
     # (sum of inputs)(sum of outputs): 2 x 2 of 4 x 8, and 2 x 2 of 8 x 2
-    kept = jp.kept_flops(p_open, FLOPS, PARAMS, coupling)
+    kept = jp.gates.kept_flops(p_open, FLOPS, PARAMS, coupling)
     assert float(kept) == pytest.approx((2 * 2 + 2 * 2) / 48)
 
 
@@ -75,52 +76,52 @@ def test_two_convolutions_by_the_numbers():
     coupling = {"middle": [("a/kernel", 3), ("b/kernel", 2)], "out": [("b/kernel", 3)]}
     s = jnp.array([1, 0.2, -0.4, -0.9])
     p_open = {"middle": jax.nn.sigmoid(5 * s), "out": jax.nn.sigmoid(5 * jnp.ones(2))}
-    kept = jp.kept_flops(p_open, flops, params, coupling)
+    kept = jp.gates.kept_flops(p_open, flops, params, coupling)
     assert float(kept) == pytest.approx(5326.8 / 11_520, abs=1e-5)
 
 
 def test_products_without_weights_are_always_kept():
-    flops = jp.flops.Flops({"w": 30}, 10, ())
-    kept = jp.kept_flops({"w": jnp.zeros((1, 1))}, flops, {"w": jnp.ones((5, 3))})
+    flops = Flops({"w": 30}, 10, ())
+    kept = jp.gates.kept_flops({"w": jnp.zeros((1, 1))}, flops, {"w": jnp.ones((5, 3))})
     assert float(kept) == pytest.approx(0.25)
 
 
 def test_masks_are_counted_and_probabilities_expected():
     mask = jax.random.bernoulli(jax.random.key(0), 0.3, (4, 8))
     for gates in (mask, mask.astype(jnp.float32)):
-        kept = jp.kept_weights(leaves(gates, None), jp.kernels(PARAMS))
+        kept = jp.gates.kept_weights(leaves(gates, None), jp.kernels(PARAMS))
         assert float(kept) == pytest.approx((int(mask.sum()) + 16) / 48)
 
 
 def test_the_expected_fraction_is_the_mean_of_the_actual():
-    gate, logits = jp.hard_concrete(), jp.neuron_logits(COUPLING, PARAMS, -1.0)
-    draw = lambda key: jp.kept_weights(
+    gate, logits = jp.gates.hard_concrete(), jp.gates.neuron_logits(COUPLING, PARAMS, -1.0)
+    draw = lambda key: jp.gates.kept_weights(
         jax.tree.map(lambda z: z > 0, gate.sample(key, logits)), jp.kernels(PARAMS), COUPLING
     )
     drawn = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))
-    expected = jp.kept_weights(gate.p_open(logits), jp.kernels(PARAMS), COUPLING)
+    expected = jp.gates.kept_weights(gate.p_open(logits), jp.kernels(PARAMS), COUPLING)
     assert float(drawn.mean()) == pytest.approx(float(expected), abs=0.01)
 
 
 def test_under_vmap_one_number_a_seed():
     p_open = jax.random.uniform(jax.random.key(0), (3, 8))
-    f = lambda p: jp.kept_flops({"Dense_0": p}, FLOPS, PARAMS, COUPLING)
+    f = lambda p: jp.gates.kept_flops({"Dense_0": p}, FLOPS, PARAMS, COUPLING)
     np.testing.assert_allclose(jax.jit(jax.vmap(f))(p_open), [f(p) for p in p_open], rtol=1e-6)
 
 
 def test_excess_is_one_sided():
-    assert float(jp.excess(0.5, 0.2)) == pytest.approx(0.3)
-    assert float(jp.excess(0.1, 0.2)) == float(jp.excess(0.1, 0.2, log=True)) == 0
-    assert float(jp.excess(0.4, 0.2, log=True)) == pytest.approx(np.log(2))
+    assert float(jp.gates.excess(0.5, 0.2)) == pytest.approx(0.3)
+    assert float(jp.gates.excess(0.1, 0.2)) == float(jp.gates.excess(0.1, 0.2, log=True)) == 0
+    assert float(jp.gates.excess(0.4, 0.2, log=True)) == pytest.approx(np.log(2))
 
 
 # --- the Lagrangian ------------------------------------------------------------------------------
 
 
 def test_the_lagrangian_by_hand():
-    own = jp.Multipliers(jnp.float32(2.0), jnp.float32(3.0))
-    assert float(jp.lagrangian(own, 0.5, 0.2)) == pytest.approx(2 * 1.5 + 3 * 2.25)
-    slope, to_kept = jax.grad(jp.lagrangian, (0, 1))(own, 0.5, 0.2)
+    own = jp.gates.Multipliers(jnp.float32(2.0), jnp.float32(3.0))
+    assert float(jp.gates.lagrangian(own, 0.5, 0.2)) == pytest.approx(2 * 1.5 + 3 * 2.25)
+    slope, to_kept = jax.grad(jp.gates.lagrangian, (0, 1))(own, 0.5, 0.2)
     np.testing.assert_allclose(slope, [-1.5, -2.25], rtol=1e-5)  # climbs, under an optimizer
     assert float(to_kept) == pytest.approx((2 + 2 * 3 * 1.5) / 0.2)
 
@@ -129,16 +130,19 @@ def test_the_lagrangian_by_hand():
 def test_it_lands_on_its_target_whatever_the_loss(target, scale):
     worth = jnp.linspace(0.1, 1.0, 100)[:, None]  # what it costs to close a gate
     params = {"kernel": jnp.ones((100, 1))}
-    learned = {"gates": jp.gate_logits(params, axes=-2, logit=2.0), "multipliers": jp.multipliers()}
-    gate = jp.hard_concrete()
+    learned = {
+        "gates": jp.gates.logits(params, axes=-2, logit=2.0),
+        "multipliers": jp.gates.multipliers(),
+    }
+    gate = jp.gates.hard_concrete()
     falling = optax.polynomial_schedule(1.0, target, power=3, transition_steps=400)
     tx = optax.adam(0.05, b2=0.9)  # one for all: the multipliers climb by themselves
 
     def loss(learned, now, key):
         gates = gate.sample(key, learned["gates"])["kernel"]
-        kept = jp.kept_weights(gate.p_open(learned["gates"]), params)
+        kept = jp.gates.kept_weights(gate.p_open(learned["gates"]), params)
         lost = scale * jnp.mean(worth * (1 - gates) ** 2)
-        return lost + jp.lagrangian(learned["multipliers"], kept, falling(now)), kept
+        return lost + jp.gates.lagrangian(learned["multipliers"], kept, falling(now)), kept
 
     def step(carry, now):
         learned, state = carry
@@ -150,7 +154,7 @@ def test_it_lands_on_its_target_whatever_the_loss(target, scale):
     train = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(800)))
     (learned, _), kept = train((learned, tx.init(learned)))
     np.testing.assert_allclose(kept[-1], target, atol=0.01)
-    open_ = jp.open_gates(gate.deterministic(learned["gates"]))["kernel"][:, 0]
+    open_ = jp.gates.threshold(gate.deterministic(learned["gates"]))["kernel"][:, 0]
     assert float(open_.mean()) == pytest.approx(target, abs=0.02)
     assert float(worth[open_].mean()) > float(worth[~open_].mean()) + 0.3  # the dear ones
 
@@ -161,40 +165,43 @@ def test_it_lands_on_its_target_whatever_the_loss(target, scale):
 @pytest.mark.parametrize("target", [0.0, 1.0, -0.1, 20, float("nan")])
 def test_targets_are_fractions(target):
     with pytest.raises(ValueError, match=r"lagrangian: the target is .* in \(0, 1\); got"):
-        jp.lagrangian(jp.multipliers(), 0.5, target)
+        jp.gates.lagrangian(jp.gates.multipliers(), 0.5, target)
 
 
 def test_a_percentage_is_recognised():
     with pytest.raises(ValueError, match=r"For 20% write 0.2"):
-        jp.excess(0.5, 20)
+        jp.gates.excess(0.5, 20)
 
 
 def test_a_schedule_may_start_at_1():
     target = optax.linear_schedule(1.0, 0.2, 10)(0)
-    assert float(jp.lagrangian(jp.multipliers(), jnp.float32(1.0), jnp.asarray(target))) == 0
+    assert (
+        float(jp.gates.lagrangian(jp.gates.multipliers(), jnp.float32(1.0), jnp.asarray(target)))
+        == 0
+    )
 
 
 def test_flops_need_costs():
     with pytest.raises(ValueError, match=r"needs costs: flops=jp\.count_flops"):
-        jp.kept_flops(leaves(jnp.ones((4, 1)), None), None, PARAMS)
+        jp.gates.kept_flops(leaves(jnp.ones((4, 1)), None), None, PARAMS)
     with pytest.raises(ValueError, match="gated by 'Dense_0/kernel' costs anything"):
-        jp.kept_flops(leaves(jnp.ones((4, 1)), None), {"Dense_1/kernel": 3}, PARAMS)
+        jp.gates.kept_flops(leaves(jnp.ones((4, 1)), None), {"Dense_1/kernel": 3}, PARAMS)
     with pytest.raises(ValueError, match="gated by 'Dense_0' costs anything"):
-        jp.kept_flops({"Dense_0": jnp.ones(8)}, {"elsewhere": 1}, PARAMS, COUPLING)
+        jp.gates.kept_flops({"Dense_0": jnp.ones(8)}, {"elsewhere": 1}, PARAMS, COUPLING)
 
 
 def test_gates_that_do_not_fit_name_the_leaf_and_both_shapes():
     with pytest.raises(
         ValueError, match=r"'Dense_0/kernel' have shape \(3, 1\), its parameter \(4, 8\)"
     ):
-        jp.kept_weights(leaves(jnp.ones((3, 1)), None), PARAMS)
+        jp.gates.kept_weights(leaves(jnp.ones((3, 1)), None), PARAMS)
     with pytest.raises(
         ValueError, match=r"group 'Dense_0' have shape \(7,\), and it has 8 neurons"
     ):
-        jp.kept_weights({"Dense_0": jnp.ones(7)}, PARAMS, COUPLING)
+        jp.gates.kept_weights({"Dense_0": jnp.ones(7)}, PARAMS, COUPLING)
     with pytest.raises(ValueError, match=r"no group 'Dense_1'; it has \['Dense_0'\]"):
-        jp.kept_weights({"Dense_1": jnp.ones(2)}, PARAMS, COUPLING)
+        jp.gates.kept_weights({"Dense_1": jnp.ones(2)}, PARAMS, COUPLING)
     with pytest.raises(
         ValueError, match=r"no leaf for the gates of 'Dense_0'.*need their coupling"
     ):
-        jp.kept_weights({"Dense_0": jnp.ones(8)}, PARAMS)
+        jp.gates.kept_weights({"Dense_0": jnp.ones(8)}, PARAMS)

@@ -12,14 +12,14 @@ import jaxprune as jp
 
 LOGITS = {"kernel": jnp.array([[2.0, 0.0, -2.0]]), "bias": None}
 FAMILIES = {
-    "hard_concrete": jp.hard_concrete(),
-    "binary_concrete": jp.binary_concrete(0.5),
-    "binary_concrete_hard": jp.binary_concrete(0.5, hard=True),
-    "bernoulli": jp.bernoulli(),
-    "straight_through": jp.straight_through(),
-    "continuous_sparsification": jp.continuous_sparsification(3.0, float("inf")),
-    "gumbel_softmax": jp.gumbel_softmax(0.5),
-    "gumbel_softmax_hard": jp.gumbel_softmax(0.5, hard=True),
+    "hard_concrete": jp.gates.hard_concrete(),
+    "binary_concrete": jp.gates.binary_concrete(0.5),
+    "binary_concrete_hard": jp.gates.binary_concrete(0.5, hard=True),
+    "bernoulli": jp.gates.bernoulli(),
+    "straight_through": jp.gates.straight_through(),
+    "continuous_sparsification": jp.gates.continuous_sparsification(3.0, float("inf")),
+    "gumbel_softmax": jp.gates.gumbel_softmax(0.5),
+    "gumbel_softmax_hard": jp.gates.gumbel_softmax(0.5, hard=True),
 }
 RANDOM = [
     name for name in FAMILIES if name not in ("straight_through", "continuous_sparsification")
@@ -78,7 +78,7 @@ def test_bfloat16_params_stay_bfloat16(gate):
 
 # --- hard concrete -------------------------------------------------------------------------------
 
-HARD = jp.hard_concrete()
+HARD = jp.gates.hard_concrete()
 
 
 def survival(t, s, beta=2 / 3, low=-0.1, high=1.1):
@@ -135,7 +135,7 @@ def test_hard_concrete_gradients_are_those_of_the_expectation(s):
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 5.0])
 def test_binary_concrete_is_open_with_probability_sigmoid(temperature):
-    gate = jp.binary_concrete(temperature)
+    gate = jp.gates.binary_concrete(temperature)
     soft = drawn(gate, jnp.array([1.0, -0.5]))
     np.testing.assert_allclose(
         (soft > 0.5).mean(0), jax.nn.sigmoid(jnp.array([1, -0.5])), atol=0.01
@@ -144,7 +144,7 @@ def test_binary_concrete_is_open_with_probability_sigmoid(temperature):
 
 def test_straight_through_forward_is_hard_and_backward_is_soft():
     logits = jnp.linspace(-3, 3, 50)
-    soft, hard = (jp.binary_concrete(0.7, hard=h) for h in (False, True))
+    soft, hard = (jp.gates.binary_concrete(0.7, hard=h) for h in (False, True))
     values, gradients = zip(
         *(
             (gate.sample(KEY, logits), jax.grad(lambda s, g=gate: g.sample(KEY, s).sum())(logits))
@@ -159,7 +159,7 @@ def test_straight_through_forward_is_hard_and_backward_is_soft():
 def test_bernoulli_mean_and_gradient():
     s = jnp.array([1.0, -2.0, 0.0])
     weights = jnp.array([3.0, -1.0, 2.0])
-    gate = jp.bernoulli()
+    gate = jp.gates.bernoulli()
     np.testing.assert_allclose(drawn(gate, s).mean(0), jax.nn.sigmoid(s), atol=0.01)
     slope = jax.grad(lambda s: jnp.vdot(weights, gate.sample(KEY, s)))(s)
     p = jax.nn.sigmoid(s)
@@ -168,14 +168,14 @@ def test_bernoulli_mean_and_gradient():
 
 def test_deterministic_straight_through_passes_the_gradient_unchanged():
     s, weights = jnp.array([0.3, -0.2, 0.0]), jnp.array([3.0, -1.0, 2.0])
-    gate = jp.straight_through()
+    gate = jp.gates.straight_through()
     np.testing.assert_array_equal(gate.sample(None, s), [1, 0, 0])
     np.testing.assert_array_equal(jax.grad(lambda s: gate.sample(None, s) @ weights)(s), weights)
 
 
 def test_gumbel_softmax_chooses_by_softmax_at_any_temperature():
     logits = jnp.array([0.02, 0, 0, 0, 0, 0]) * 100  # 2 of 4 layers: six options, scale 100
-    gate = jp.gumbel_softmax(0.3, hard=True)
+    gate = jp.gates.gumbel_softmax(0.3, hard=True)
     p = gate.p_open(logits)
     np.testing.assert_allclose(p, [0.5964, *[0.0807] * 5], atol=5e-5)
     np.testing.assert_allclose(drawn(gate, logits).mean(0), p, atol=0.01)
@@ -189,9 +189,9 @@ def test_gumbel_softmax_chooses_by_softmax_at_any_temperature():
 
 def test_hard_concrete_gates_start_open_and_stay_in_their_box_as_the_authors_have_it():
     params = {"kernel": jnp.ones((2, 3)), "bias": None}
-    logits = jp.gate_logits(params, logit=math.log(0.8 / 0.2))
-    np.testing.assert_allclose(jp.hard_concrete().p_open(logits)["kernel"], 0.952, atol=5e-4)
-    tx = optax.chain(optax.sgd(1.0), jp.keep_between(math.log(0.01), math.log(100)))
+    logits = jp.gates.logits(params, logit=math.log(0.8 / 0.2))
+    np.testing.assert_allclose(jp.gates.hard_concrete().p_open(logits)["kernel"], 0.952, atol=5e-4)
+    tx = optax.chain(optax.sgd(1.0), jp.gates.box(math.log(0.01), math.log(100)))
     state, average = tx.init(logits), logits
     for sign in (-1.0, 1.0):
         updates, state = tx.update(
@@ -206,25 +206,25 @@ def test_hard_concrete_gates_start_open_and_stay_in_their_box_as_the_authors_hav
 
 def test_continuous_sparsification_ends_in_a_step_and_rewinds():
     s = {"w": jnp.array([0.1, -0.1, 2.0])}
-    gate = jp.continuous_sparsification(200.0, 0.0)
+    gate = jp.gates.continuous_sparsification(200.0, 0.0)
     np.testing.assert_allclose(gate.sample(None, s)["w"], [2, 0, 2], atol=1e-6)
     np.testing.assert_allclose(gate.p_open(s)["w"], [1, 0, 1], atol=1e-6)
-    again = jp.rewound_logits(s, 200.0, 0.05)
+    again = jp.gates.rewound_logits(s, 200.0, 0.05)
     np.testing.assert_allclose(again["w"], [0.05, -20, 0.05])  # what was closed starts closed
 
     # a gate that the second round began with closed, and opened, is open in the third
     reopened = {"w": again["w"] + jnp.array([0.0, 20.5, -0.1])}
-    third = jp.rewound_logits(reopened, 200.0, 0.05)["w"]
+    third = jp.gates.rewound_logits(reopened, 200.0, 0.05)["w"]
     np.testing.assert_allclose(third, [0.05, 0.05, -10], rtol=1e-4)
 
 
 @pytest.mark.parametrize("initial", [0.0, 0.05, -0.2])
 def test_continuous_sparsification_starts_with_every_weight_at_its_value(initial):
     params = {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3)}
-    logits = jp.gate_logits(jp.kernels(params), logit=initial)
-    gates = jp.continuous_sparsification(1.0, initial).sample(None, logits)
+    logits = jp.gates.logits(jp.kernels(params), logit=initial)
+    gates = jp.gates.continuous_sparsification(1.0, initial).sample(None, logits)
     np.testing.assert_allclose(gates["kernel"], 1, rtol=1e-6)
-    traced = jax.jit(lambda s0: jp.continuous_sparsification(1.0, s0).sample(None, logits))
+    traced = jax.jit(lambda s0: jp.gates.continuous_sparsification(1.0, s0).sample(None, logits))
     np.testing.assert_allclose(traced(initial)["kernel"], 1, rtol=1e-6)
 
 
@@ -232,20 +232,22 @@ def test_the_initial_logit_is_one_number():
     first = {"w": jnp.zeros(3)}
     for wrong in (first, jnp.zeros(3), None, "0"):
         with pytest.raises(TypeError, match="initial is the value at which all logits start, one"):
-            jp.rewound_logits(first, 200.0, wrong)
+            jp.gates.rewound_logits(first, 200.0, wrong)
         with pytest.raises(TypeError, match="initial is the value at which all logits start, one"):
-            jp.continuous_sparsification(1.0, wrong)
+            jp.gates.continuous_sparsification(1.0, wrong)
     with pytest.raises(ValueError, match=r"which is 0 for initial=-200\.0"):
-        jp.continuous_sparsification(1.0, -200.0)
+        jp.gates.continuous_sparsification(1.0, -200.0)
 
 
 def test_a_temperature_may_be_a_schedule():
     @jax.jit
     def gates(temperature):
-        return jp.binary_concrete(temperature).sample(KEY, jnp.array([0.5]))
+        return jp.gates.binary_concrete(temperature).sample(KEY, jnp.array([0.5]))
 
     np.testing.assert_allclose(
-        gates(jnp.float32(0.5)), jp.binary_concrete(0.5).sample(KEY, jnp.array([0.5])), rtol=1e-6
+        gates(jnp.float32(0.5)),
+        jp.gates.binary_concrete(0.5).sample(KEY, jnp.array([0.5])),
+        rtol=1e-6,
     )
 
 
@@ -258,7 +260,7 @@ def test_a_temperature_may_be_a_schedule():
 )
 def test_logits_have_an_entry_for_each_gate(axes, shape):
     params = {"kernel": jnp.ones((3, 3, 4, 8), jnp.bfloat16), "bias": None}
-    logits = jp.gate_logits(params, axes, logit=1.5)
+    logits = jp.gates.logits(params, axes, logit=1.5)
     assert logits["kernel"].shape == shape and logits["bias"] is None
     assert logits["kernel"].dtype == jnp.float32 and (logits["kernel"] == 1.5).all()
     jp.apply_masks(params, logits)  # broadcasts
@@ -270,10 +272,15 @@ def test_logits_have_an_entry_for_each_gate(axes, shape):
 @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
 @pytest.mark.parametrize(
     "family",
-    [jp.hard_concrete, jp.binary_concrete, jp.gumbel_softmax, jp.continuous_sparsification],
+    [
+        jp.gates.hard_concrete,
+        jp.gates.binary_concrete,
+        jp.gates.gumbel_softmax,
+        jp.gates.continuous_sparsification,
+    ],
 )
 def test_a_temperature_is_above_0(family, value):
-    rest = (0.0,) if family is jp.continuous_sparsification else ()
+    rest = (0.0,) if family is jp.gates.continuous_sparsification else ()
     with pytest.raises(ValueError, match=rf"{family.__name__}: .* must be above 0; got"):
         family(value, *rest)
 
@@ -281,7 +288,7 @@ def test_a_temperature_is_above_0(family, value):
 @pytest.mark.parametrize("stretch", [{"low": 0.0}, {"high": 1.0}])
 def test_the_stretch_reaches_beyond_0_and_1(stretch):
     with pytest.raises(ValueError, match="low < 0 and high > 1"):
-        jp.hard_concrete(**stretch)
+        jp.gates.hard_concrete(**stretch)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -298,6 +305,6 @@ def test_gates_that_do_not_fit_name_the_leaf_and_both_shapes():
 
 def test_axes_that_are_not_there():
     with pytest.raises(ValueError, match=r"'bias' has shape \(4,\), and not all of the axes -2"):
-        jp.gate_logits({"bias": jnp.ones(4)}, axes=-2)
+        jp.gates.logits({"bias": jnp.ones(4)}, axes=-2)
     with pytest.raises(ValueError, match="nothing to gate"):
-        jp.gate_logits({"bias": None})
+        jp.gates.logits({"bias": None})

@@ -12,15 +12,15 @@ SCALES = {"norm": {"scale": jnp.array([0.5, -2.0, 0.0]), "bias": None}}
 
 
 def test_slimming_and_its_gradient():
-    assert float(jp.slimming(SCALES)) == 2.5
-    slope = jax.grad(lambda s: 1e-4 * jp.slimming(s))(SCALES)["norm"]["scale"]
+    assert float(jp.gates.slimming(SCALES)) == 2.5
+    slope = jax.grad(lambda s: 1e-4 * jp.gates.slimming(s))(SCALES)["norm"]["scale"]
     np.testing.assert_allclose(slope, [1e-4, -1e-4, 0])
 
 
 def test_mask_sparsity_regularises_only_what_the_mask_prunes():
     masks = {"norm": {"scale": jnp.array([True, False, False]), "bias": None}}
-    assert float(jp.mask_sparsity(SCALES, masks)) == 2.0
-    slope = jax.grad(lambda s: jp.mask_sparsity(s, masks))(SCALES)["norm"]["scale"]
+    assert float(jp.gates.mask_sparsity(SCALES, masks)) == 2.0
+    slope = jax.grad(lambda s: jp.gates.mask_sparsity(s, masks))(SCALES)["norm"]["scale"]
     np.testing.assert_array_equal(slope, [0, -1, 0])
 
 
@@ -28,7 +28,7 @@ def test_mask_sparsity_leaves_what_is_kept_to_the_bit():
     params = {"scale": jax.random.normal(jax.random.key(0), (64,))}
     masks = {"scale": jax.random.bernoulli(jax.random.key(1), 0.5, (64,))}
     loss = lambda p: jnp.sum(jnp.sin(3 * p["scale"]))
-    penalised = lambda p: loss(p) + 5e-4 * jp.mask_sparsity(p, masks)
+    penalised = lambda p: loss(p) + 5e-4 * jp.gates.mask_sparsity(p, masks)
     stepped = [
         jax.tree.map(lambda w, g: w - 0.1 * g, params, jax.grad(f)(params))
         for f in (loss, penalised)
@@ -42,27 +42,29 @@ def test_mask_sparsity_leaves_what_is_kept_to_the_bit():
     [([0.5] * 4, 2.4), ([0, 0, 1, 1], 0.4), ([0, 0, 0, 1], -0.3), ([0, 1, 1, 1], 2.1)],
 )
 def test_polarization_by_the_numbers(gates, value):
-    assert float(jp.polarization(jnp.array(gates, jnp.float32), t=1.2)) == pytest.approx(value)
+    assert float(jp.gates.polarization(jnp.array(gates, jnp.float32), t=1.2)) == pytest.approx(
+        value
+    )
 
 
 @pytest.mark.parametrize(("alpha", "value"), [(0.5, -0.05), (1.0, -0.3), (2.0, -0.8)])
 def test_alpha_moves_what_gates_are_driven_from(alpha, value):
     """1.2 of one open gate in four, less 3 |alpha / 4| + |1 - alpha / 4|."""
     gates = jnp.array([0.0, 0, 0, 1])
-    assert float(jp.polarization(gates, t=1.2, alpha=alpha)) == pytest.approx(value)
+    assert float(jp.gates.polarization(gates, t=1.2, alpha=alpha)) == pytest.approx(value)
 
 
 def test_the_mean_of_polarization_is_over_all_leaves():
     halves = {"a": jnp.array([0.0, 0.0]), "b": jnp.array([1.0, 1.0]), "c": None}
-    assert float(jp.polarization(halves, t=1.2)) == pytest.approx(0.4)
+    assert float(jp.gates.polarization(halves, t=1.2)) == pytest.approx(0.4)
 
 
 def test_polarization_polarizes():
     gates = jnp.linspace(0.3, 0.7, 20)
-    tx = optax.chain(optax.sgd(0.02), jp.keep_between(0.0, 1.0))
+    tx = optax.chain(optax.sgd(0.02), jp.gates.box(0.0, 1.0))
 
     def step(gates, _):
-        updates, _ = tx.update(jax.grad(jp.polarization)(gates, 1.0), tx.init(gates), gates)
+        updates, _ = tx.update(jax.grad(jp.gates.polarization)(gates, 1.0), tx.init(gates), gates)
         return optax.apply_updates(gates, updates), None
 
     gates, _ = jax.lax.scan(step, gates, length=100)
@@ -73,28 +75,28 @@ def test_polarization_polarizes():
 
 def test_disagreement_and_consensus():
     batch = {"a": jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]), "b": None}
-    np.testing.assert_allclose(jp.consensus(batch)["a"], [1, 0.5, 0])
-    assert float(jp.disagreement(batch)) == pytest.approx(0.25 / 3)
+    np.testing.assert_allclose(jp.gates.consensus(batch)["a"], [1, 0.5, 0])
+    assert float(jp.gates.disagreement(batch)) == pytest.approx(0.25 / 3)
     # of all gates, whatever leaf they are in: (1/4 + 1/4) / 4
     unequal = {**batch, "c": jnp.array([[1.0], [0.0]])}
-    assert float(jp.disagreement(unequal)) == pytest.approx(0.5 / 4)
+    assert float(jp.gates.disagreement(unequal)) == pytest.approx(0.5 / 4)
     agreed = {"a": jnp.array([[1.0, 0.0], [1.0, 0.0]])}
-    assert float(jp.disagreement(agreed)) == 0
+    assert float(jp.gates.disagreement(agreed)) == 0
 
 
 def test_keep_between_clips_what_params_become():
     params = {"s": jnp.array([4.5, -4.5, 0.0])}
-    tx = optax.chain(optax.sgd(1.0), jp.keep_between(-4.6, 4.6))
+    tx = optax.chain(optax.sgd(1.0), jp.gates.box(-4.6, 4.6))
     updates, _ = tx.update({"s": jnp.array([-1.0, 1.0, 0.5])}, tx.init(params), params)
     np.testing.assert_allclose(optax.apply_updates(params, updates)["s"], [4.6, -4.6, -0.5])
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="low < high"):
-        jp.keep_between(1.0, 1.0)
+        jp.gates.box(1.0, 1.0)
     with pytest.raises(ValueError, match="needs the params"):
-        jp.keep_between(0.0, 1.0).update(jnp.ones(2), optax.EmptyState())
+        jp.gates.box(0.0, 1.0).update(jnp.ones(2), optax.EmptyState())
     with pytest.raises(ValueError, match="t must be above 0"):
-        jp.polarization(jnp.ones(2), t=0.0)
+        jp.gates.polarization(jnp.ones(2), t=0.0)
     with pytest.raises(ValueError, match="belong to other params"):
-        jp.mask_sparsity(SCALES, {"scale": jnp.ones(3, bool)})
+        jp.gates.mask_sparsity(SCALES, {"scale": jnp.ones(3, bool)})

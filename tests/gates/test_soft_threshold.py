@@ -11,20 +11,20 @@ W = {"kernel": jnp.array([[2.0, -0.25], [-1.0, 0.5]]), "bias": jnp.ones(2)}
 
 
 def test_what_is_below_its_threshold_is_zero_and_the_rest_shrinks():
-    logits = jp.gate_logits(jp.kernels(W), axes=())  # sigmoid(0) = 1/2
-    used = jp.soft_threshold(W, logits)
+    logits = jp.gates.logits(jp.kernels(W), axes=())  # sigmoid(0) = 1/2
+    used = jp.gates.soft_threshold(W, logits)
     np.testing.assert_allclose(used["kernel"], [[1.5, 0], [-0.5, 0]])
     np.testing.assert_array_equal(used["bias"], W["bias"])
 
 
 def test_a_low_logit_changes_nothing():
-    used = jp.soft_threshold(W, jp.gate_logits(jp.kernels(W), axes=(), logit=-3200.0))
+    used = jp.gates.soft_threshold(W, jp.gates.logits(jp.kernels(W), axes=(), logit=-3200.0))
     np.testing.assert_array_equal(used["kernel"], W["kernel"])
 
 
 def test_gradients_flow_to_what_is_kept_only():
     def total(params, logits):
-        used = jp.soft_threshold(params, logits)["kernel"]
+        used = jp.gates.soft_threshold(params, logits)["kernel"]
         return jnp.sum(used * jnp.array([[1.0, 2.0], [3.0, 4.0]]))
 
     logits = {"kernel": jnp.zeros((1, 1)), "bias": None}
@@ -36,13 +36,13 @@ def test_gradients_flow_to_what_is_kept_only():
 
 def test_the_dtype_stays():
     params = {"kernel": W["kernel"].astype(jnp.bfloat16)}
-    used = jp.soft_threshold(params, {"kernel": jnp.zeros((1, 1))}, threshold=jnp.exp)
+    used = jp.gates.soft_threshold(params, {"kernel": jnp.zeros((1, 1))}, threshold=jnp.exp)
     assert used["kernel"].dtype == jnp.bfloat16
     np.testing.assert_allclose(used["kernel"], [[1, 0], [0, 0]])
 
 
 def test_what_does_not_fit():
     with pytest.raises(ValueError, match=r"'kernel' have shape \(3, 1\), its parameter \(2, 2\)"):
-        jp.soft_threshold(W, {"kernel": jnp.zeros((3, 1)), "bias": None})
+        jp.gates.soft_threshold(W, {"kernel": jnp.zeros((3, 1)), "bias": None})
     with pytest.raises(ValueError, match="no leaf for the gates of 'head'"):
-        jp.soft_threshold(W, {"head": jnp.zeros((1, 1))})
+        jp.gates.soft_threshold(W, {"head": jnp.zeros((1, 1))})

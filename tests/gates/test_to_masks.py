@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.coupling import take
-from jaxprune.selection import largest
+from jaxprune.selection.largest import largest
 
 KERNEL = {"kernel": jnp.ones((4, 3)), "bias": None}
 LOGITS = {"kernel": jnp.array([[0.1], [0.4], [-0.2], [0.3]]), "bias": None}
@@ -37,14 +37,14 @@ def apply(params, x):
 
 PARAMS = mlp(jax.random.key(0))
 COUPLING = {
-    **jp.sequential_coupling(PARAMS, ["Dense_0", "Dense_1", "Dense_2"]),
+    **jp.analysis.sequential_coupling(PARAMS, ["Dense_0", "Dense_1", "Dense_2"]),
     "inputs": [("Dense_0/kernel", 0)],
 }
 X = jax.random.normal(jax.random.key(9), (5, 6))
 
 
 def some_open(key=1, p=0.5):
-    logits = jp.neuron_logits(COUPLING, PARAMS)
+    logits = jp.gates.neuron_logits(COUPLING, PARAMS)
     keys = jax.random.split(jax.random.key(key), len(logits))
     return {
         group: jax.random.bernoulli(k, p, s.shape)
@@ -56,15 +56,17 @@ def some_open(key=1, p=0.5):
 
 
 def test_open_gates_are_above_the_threshold():
-    gates = jp.hard_concrete().deterministic({"kernel": jnp.array([4.0, 0.0, -4.0]), "bias": None})
-    assert jp.open_gates(gates)["kernel"].tolist() == [True, True, False]
-    assert jp.open_gates(gates, above=0.5)["kernel"].tolist() == [True, False, False]
-    assert jp.open_gates(gates)["bias"] is None
+    gates = jp.gates.hard_concrete().deterministic(
+        {"kernel": jnp.array([4.0, 0.0, -4.0]), "bias": None}
+    )
+    assert jp.gates.threshold(gates)["kernel"].tolist() == [True, True, False]
+    assert jp.gates.threshold(gates, above=0.5)["kernel"].tolist() == [True, False, False]
+    assert jp.gates.threshold(gates)["bias"] is None
 
 
 def test_an_exact_number_of_gates_is_a_selection_by_logits():
     open_ = jp.select(LOGITS, jp.global_threshold, 0.5)
-    masks = jp.gate_masks(open_, KERNEL)
+    masks = jp.gates.masks(open_, KERNEL)
     assert masks["kernel"].shape == (4, 3) and masks["bias"] is None
     assert masks["kernel"].all(1).tolist() == [False, True, False, True]
     jp.fixed(masks).init(KERNEL)
@@ -72,9 +74,9 @@ def test_an_exact_number_of_gates_is_a_selection_by_logits():
 
 def test_keep_at_least_guards_every_leaf():
     logits = {"a": jnp.array([5.0, 4.0, 3.0]), "b": jnp.array([-5.0, -4.0]), "c": None}
-    open_ = jp.select(jp.keep_at_least(logits, 1), jp.global_threshold, 0.6)
+    open_ = jp.select(jp.gates.keep_at_least(logits, 1), jp.global_threshold, 0.6)
     assert open_["a"].tolist() == [True, False, False] and open_["b"].tolist() == [False, True]
-    both = jp.keep_at_least(logits, 5)
+    both = jp.gates.keep_at_least(logits, 5)
     assert jnp.isinf(both["a"]).all() and jnp.isinf(both["b"]).all() and both["c"] is None
 
 
@@ -85,11 +87,11 @@ def test_keep_at_least_guards_every_leaf():
 def test_select_within_is_the_largest_selection_that_fits(target):
     logits = jax.tree.map(
         lambda s: jax.random.normal(jax.random.key(s.size), s.shape),
-        jp.neuron_logits(COUPLING, PARAMS),
+        jp.gates.neuron_logits(COUPLING, PARAMS),
     )
     flops = jp.count_flops(apply, PARAMS, X)
-    kept = lambda open_: jp.kept_flops(open_, flops, PARAMS, COUPLING)
-    open_ = jax.jit(lambda s: jp.select_within(s, kept, target))(logits)
+    kept = lambda open_: jp.gates.kept_flops(open_, flops, PARAMS, COUPLING)
+    open_ = jax.jit(lambda s: jp.gates.within_budget(s, kept, target))(logits)
     assert kept(open_) <= target + 1e-6
     number = int(sum(m.sum() for m in jax.tree.leaves(open_)))
     leaves, treedef = jax.tree.flatten(logits)
@@ -101,20 +103,20 @@ def test_select_within_is_the_largest_selection_that_fits(target):
 
 
 def test_select_within_keeps_what_must_stay():
-    kept = lambda open_: jp.kept_weights(open_, KERNEL)
-    guarded = jp.keep_at_least(LOGITS, 2)
-    open_ = jp.select_within(guarded, kept, 0.5)
+    kept = lambda open_: jp.gates.kept_weights(open_, KERNEL)
+    guarded = jp.gates.keep_at_least(LOGITS, 2)
+    open_ = jp.gates.within_budget(guarded, kept, 0.5)
     assert open_["kernel"][:, 0].tolist() == [False, True, False, True]
     with pytest.raises(
         ValueError, match=r"no selection keeps 0.25 or less; with the 2 gates .* 0.5"
     ):
-        jp.select_within(guarded, kept, 0.25)
+        jp.gates.within_budget(guarded, kept, 0.25)
 
 
 def test_select_within_over_seeds():
     seeds = jax.random.normal(jax.random.key(0), (3, 4, 1))
-    within = lambda s: jp.select_within(
-        {"kernel": s, "bias": None}, lambda open_: jp.kept_weights(open_, KERNEL), 0.5
+    within = lambda s: jp.gates.within_budget(
+        {"kernel": s, "bias": None}, lambda open_: jp.gates.kept_weights(open_, KERNEL), 0.5
     )["kernel"]
     together = jax.vmap(within)(seeds)
     for i in range(3):
@@ -127,7 +129,7 @@ def test_select_within_over_seeds():
 
 def test_gates_of_neurons_multiply_what_the_neurons_send():
     gates = {g: m * 0.7 for g, m in some_open().items()}
-    used = jp.apply_masks(PARAMS, jp.neuron_gates(gates, COUPLING, PARAMS))
+    used = jp.apply_masks(PARAMS, jp.gates.neuron_gates(gates, COUPLING, PARAMS))
 
     def by_hand(x):
         x = x * gates["inputs"][None]
@@ -142,16 +144,16 @@ def test_gates_of_neurons_multiply_what_the_neurons_send():
 
 def test_masks_of_neurons_are_the_network_without_them():
     open_ = some_open()
-    masks = jp.neuron_masks(open_, COUPLING, jp.kernels(PARAMS))
+    masks = jp.gates.neuron_masks(open_, COUPLING, jp.kernels(PARAMS))
     ones = {group: m.astype(jnp.float32) for group, m in open_.items()}
-    gated = jp.apply_masks(PARAMS, jp.neuron_gates(ones, COUPLING, PARAMS))
+    gated = jp.apply_masks(PARAMS, jp.gates.neuron_gates(ones, COUPLING, PARAMS))
     masked = jp.apply_masks(PARAMS, masks)
     np.testing.assert_allclose(apply(masked, X), apply(gated, X), atol=1e-6)
     smaller = take(PARAMS, COUPLING, {g: np.flatnonzero(m) for g, m in open_.items()})
     np.testing.assert_allclose(
         apply(masked, X), apply(smaller, X[:, np.flatnonzero(open_["inputs"])]), atol=1e-5
     )
-    kept = jp.kept_weights(open_, jp.kernels(PARAMS), COUPLING)
+    kept = jp.gates.kept_weights(open_, jp.kernels(PARAMS), COUPLING)
     assert float(1 - jp.sparsity(masks)) == pytest.approx(float(kept))
 
 
@@ -160,11 +162,11 @@ def test_flattened_channels_share_a_gate():
         "Conv_0": {"kernel": jnp.ones((3, 3, 1, 2))},
         "Dense_0": {"kernel": jnp.ones((2 * 2 * 2, 3))},
     }
-    coupling = jp.sequential_coupling(params, ["Conv_0", "Dense_0"])
-    gates = jp.neuron_gates({"Conv_0": jnp.array([1.0, 0.0])}, coupling, params)
+    coupling = jp.analysis.sequential_coupling(params, ["Conv_0", "Dense_0"])
+    gates = jp.gates.neuron_gates({"Conv_0": jnp.array([1.0, 0.0])}, coupling, params)
     assert gates["Dense_0"]["kernel"][:, 0].tolist() == [1, 0] * 4
     assert gates["Conv_0"]["kernel"] is None
-    masks = jp.neuron_masks({"Conv_0": jnp.array([True, False])}, coupling, params)
+    masks = jp.gates.neuron_masks({"Conv_0": jnp.array([True, False])}, coupling, params)
     assert masks["Conv_0"]["kernel"][0, 0, 0].tolist() == [True, False]
 
 
@@ -178,13 +180,13 @@ def test_a_layer_whose_gates_all_close_is_named():
         "c": None,
     }
     wanted = {"a/kernel": True, "b/kernel": False}
-    assert jp.collapsed(gates) == wanted
+    assert jp.at_init.empty_layers(gates) == wanted
     with pytest.warns(UserWarning, match=r"all gates of 'a/kernel' are closed.*keep_at_least"):
-        open_ = jp.open_gates(gates)
-    assert jp.collapsed(open_) == wanted
+        open_ = jp.gates.threshold(gates)
+    assert jp.at_init.empty_layers(open_) == wanted
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        jax.jit(jp.open_gates)(gates)  # values are not known
+        jax.jit(jp.gates.threshold)(gates)  # values are not known
 
 
 # --- the whole of it: learn which neurons I need, land on 20 % of the FLOPs ----------------------
@@ -198,27 +200,27 @@ def test_learn_which_neurons_i_need_and_land_on_a_fifth_of_the_flops():
     y = jnp.sin(x[:, :3])
     cost = lambda params: jnp.mean((apply(params, x) - y) ** 2)
     # the program of the README, from here
-    coupling = jp.sequential_coupling(params, ["Dense_0", "Dense_1", "Dense_2"])
-    gate, flops = jp.hard_concrete(), jp.count_flops(apply, params, x)
-    kept = lambda open_: jp.kept_flops(open_, flops, params, coupling)
+    coupling = jp.analysis.sequential_coupling(params, ["Dense_0", "Dense_1", "Dense_2"])
+    gate, flops = jp.gates.hard_concrete(), jp.count_flops(apply, params, x)
+    kept = lambda open_: jp.gates.kept_flops(open_, flops, params, coupling)
 
     def loss(learned, key, target):
         weights, logits, multipliers = learned
-        gates = jp.neuron_gates(gate.sample(key, logits), coupling, params)
-        budget = jp.lagrangian(multipliers, kept(gate.p_open(logits)), target)
+        gates = jp.gates.neuron_gates(gate.sample(key, logits), coupling, params)
+        budget = jp.gates.lagrangian(multipliers, kept(gate.p_open(logits)), target)
         return cost(jp.apply_masks(weights, gates)) + budget
 
-    learned = params, jp.neuron_logits(coupling, params, 2.0), jp.multipliers()
+    learned = params, jp.gates.neuron_logits(coupling, params, 2.0), jp.gates.multipliers()
     learned = train(loss, learned, optax.polynomial_schedule(1.0, 0.2, 3, 300))
-    neurons = jp.select_within(jp.keep_at_least(learned[1]), kept, 0.2)
-    masks = jp.neuron_masks(neurons, coupling, jp.kernels(params))
+    neurons = jp.gates.within_budget(jp.gates.keep_at_least(learned[1]), kept, 0.2)
+    masks = jp.gates.neuron_masks(neurons, coupling, jp.kernels(params))
     tx = jp.sparsify(optax.adam(1e-2), jp.fixed(masks))  # and train on
     # to here
     weights, logits, _ = learned
     assert float(kept(gate.p_open(logits))) == pytest.approx(0.2, abs=0.01)
     assert 0.18 < float(kept(neurons)) <= 0.2 + 1e-6
     assert 1 - float(jp.sparsity(masks)) == pytest.approx(float(kept(neurons)))  # MACs are weights
-    assert not any(jp.collapsed(neurons).values())
+    assert not any(jp.at_init.empty_layers(neurons).values())
     weights = jp.apply_masks(weights, masks)
     updates, _ = tx.update(jax.grad(cost)(weights), tx.init(weights), weights)
     assert cost(optax.apply_updates(weights, updates)) < 0.5 * cost(params)

@@ -76,7 +76,7 @@ def test_sparsify_refuses_what_ranks_dense_weights(transform):
     params = {"kernel": jnp.ones((4, 4))}
     with pytest.raises(ValueError, match="compares weights that stay dense") as error:
         jp.sparsify(optax.sgd(0.1), transform).init(params)
-    assert "dpf to keep_dense, and top_kast to freeze" in str(error.value)
+    assert "dpf to keep_dense, and top_kast to train_only" in str(error.value)
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, optax.constant_schedule(1.0)])

@@ -27,7 +27,7 @@ def run(tx, steps):
 
 
 def r_s(state):
-    return float(1 - jp.sparsity(jp.ever_active(state)))
+    return float(1 - jp.sparsity(jp.dynamic.ever_active(state)))
 
 
 def test_the_cosine_of_itop_and_granet():
@@ -46,7 +46,9 @@ def test_it_is_the_union_of_all_masks(method):
             a | np.asarray(m)
             for a, m in zip(seen, jax.tree.leaves(jp.get_masks(state)), strict=True)
         ]
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(jp.ever_active(state)), seen)
+        jax.tree.map(
+            np.testing.assert_array_equal, jax.tree.leaves(jp.dynamic.ever_active(state)), seen
+        )
     rates = [r_s(state) for state in states]
     assert rates == sorted(rates) and rates[0] > 0.2 and rates[-1] > rates[0] + 0.02
 
@@ -75,14 +77,14 @@ def test_it_is_found_in_every_nesting(wrap):
     state = run(tx, 5)[-1]
     assert jp.overlap(jp.get_masks(plain), jp.get_masks(state)) == 1
     assert r_s(state) == r_s(plain) > 0.2
-    as_restored = {"a": {"mask_state": {"masks": 0, "ever_active": jp.ever_active(state)}}}
-    assert jp.overlap(jp.ever_active(as_restored), jp.ever_active(state)) == 1
+    as_restored = {"a": {"mask_state": {"masks": 0, "ever_active": jp.dynamic.ever_active(state)}}}
+    assert jp.overlap(jp.dynamic.ever_active(as_restored), jp.dynamic.ever_active(state)) == 1
 
 
 def test_nobody_remembers():
     state = jp.sparsify(optax.adam(0.1), jp.rigl(KEY, 0.8)).init(tiny_params())
     with pytest.raises(ValueError, match="remembers 0 times") as error:
-        jp.ever_active(state)
+        jp.dynamic.ever_active(state)
     assert "every(100, itop(rigl(key, 0.9)))" in str(error.value)
 
 

@@ -34,30 +34,32 @@ def pruned(params, **options):
     ],
 )
 def test_index_by_hand(w, norms, index):
-    assert float(jp.pq_index(jnp.array(w), *norms)) == pytest.approx(index, abs=5e-5)
+    assert float(jp.tickets.pq_index(jnp.array(w), *norms)) == pytest.approx(index, abs=5e-5)
 
 
 def test_index_of_kept_weights_alone():
     kept = jnp.abs(W) > 0.09
-    got = jp.pq_index(W, 1, 2, kept)
-    assert float(got) == pytest.approx(float(jp.pq_index(W[kept], 1, 2)), abs=1e-6)
+    got = jp.tickets.pq_index(W, 1, 2, kept)
+    assert float(got) == pytest.approx(float(jp.tickets.pq_index(W[kept], 1, 2)), abs=1e-6)
 
 
 def test_index_of_leaves_taken_together():
     tree = {"a": W[:3], "none": None, "b": W[3:].reshape(5, 1)}
     masks = {"a": W[:3] > 0, "none": None, "b": W[3:].reshape(5, 1) != 0.2}
     flat = jnp.concatenate([masks["a"], masks["b"].ravel()])
-    assert float(jp.pq_index(tree)) == pytest.approx(float(jp.pq_index(W)), abs=1e-6)
-    got = float(jp.pq_index(tree, masks=masks))
-    assert got == pytest.approx(float(jp.pq_index(W, masks=flat)), abs=1e-6)
+    assert float(jp.tickets.pq_index(tree)) == pytest.approx(
+        float(jp.tickets.pq_index(W)), abs=1e-6
+    )
+    got = float(jp.tickets.pq_index(tree, masks=masks))
+    assert got == pytest.approx(float(jp.tickets.pq_index(W, masks=flat)), abs=1e-6)
 
 
 @pytest.mark.parametrize("odd", [jnp.nan, jnp.inf])
 def test_what_is_not_finite_has_no_index_and_prunes_nothing(odd):
     w = W.at[2].set(odd)
-    assert jnp.isnan(jp.pq_index(w)) and jnp.isnan(jp.pq_index(w, *ONE))
-    assert float(jp.pq_index(w, masks=jnp.arange(8) != 2)) == pytest.approx(
-        float(jp.pq_index(jnp.delete(W, 2))), abs=1e-6
+    assert jnp.isnan(jp.tickets.pq_index(w)) and jnp.isnan(jp.tickets.pq_index(w, *ONE))
+    assert float(jp.tickets.pq_index(w, masks=jnp.arange(8) != 2)) == pytest.approx(
+        float(jp.tickets.pq_index(jnp.delete(W, 2))), abs=1e-6
     )
     assert pruned({"a": w, "b": 4 * W})[0] == {"a": 0, "b": pruned({"b": W})[0]["b"]}
 
@@ -65,21 +67,23 @@ def test_what_is_not_finite_has_no_index_and_prunes_nothing(odd):
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_index_knows_no_scale(scale):
     for norms in (HALF, ONE):
-        assert float(jp.pq_index(scale * W, *norms)) == pytest.approx(
-            float(jp.pq_index(W, *norms)), abs=1e-6
+        assert float(jp.tickets.pq_index(scale * W, *norms)) == pytest.approx(
+            float(jp.tickets.pq_index(W, *norms)), abs=1e-6
         )
 
 
 def test_index_of_nothing_is_zero():
-    assert float(jp.pq_index(jnp.zeros(4))) == 0
-    assert float(jp.pq_index(W, masks=jnp.zeros(8, bool))) == 0
+    assert float(jp.tickets.pq_index(jnp.zeros(4))) == 0
+    assert float(jp.tickets.pq_index(W, masks=jnp.zeros(8, bool))) == 0
 
 
 def test_index_of_bfloat16_is_that_of_its_values():
     half = W.astype(jnp.bfloat16)
-    got = jp.pq_index(half)
+    got = jp.tickets.pq_index(half)
     assert got.dtype == jnp.float32
-    assert float(got) == pytest.approx(float(jp.pq_index(half.astype(jnp.float32))), abs=1e-6)
+    assert float(got) == pytest.approx(
+        float(jp.tickets.pq_index(half.astype(jnp.float32))), abs=1e-6
+    )
 
 
 # --- how many ------------------------------------------------------------------------------------
@@ -190,7 +194,7 @@ def test_jit_and_vmap_change_nothing(scope):
 @pytest.mark.parametrize("norms", [(1, 1), (0, 2), (0.5, 0.9), (2, 3)])
 def test_norms_out_of_range(norms):
     with pytest.raises(ValueError, match=r"0 < p <= 1 <= q and p < q; got p="):
-        jp.pq_index(W, *norms)
+        jp.tickets.pq_index(W, *norms)
     with pytest.raises(ValueError, match=r"0 < p <= 1 <= q and p < q; got p="):
         jp.sap(*norms)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.dynamic import smallest
+from jaxprune.methods.dynamic import smallest
 from jaxprune.methods.set import closest_to_zero
 
 W = jnp.array([0.9, 0.8, 0.7, 0.6, 0.5, -0.05, -0.1, -0.15, -0.2, -0.3])

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from jaxprune.rules import named_leaves
+from jaxprune.prunable.rules import named_leaves
 from tests.transforms import loss, tiny_params
 
 KEY = jax.random.key(0)
@@ -55,6 +55,6 @@ def test_the_ratios_of_a_criterion_with_weights_at_random():
     params = tiny_params()
     scores = jp.saliency(jp.kernels(params), grads=jax.grad(loss)(params))
     criterion = jp.select(scores, jp.global_threshold, 0.8)
-    masks = jp.static(KEY, 0.8, jp.borrowed(scores)).init(params).masks
+    masks = jp.static(KEY, 0.8, jp.allocation.like(scores)).init(params).masks
     assert densities(masks) == densities(criterion)
     assert jp.overlap(masks, criterion) < 0.5

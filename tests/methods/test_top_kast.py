@@ -18,7 +18,9 @@ def top_kast(sparsity=2 / 3, backward_sparsity=1 / 3, **kwargs):
 
 
 def worked(strength=0.01, inner=optax.identity):
-    return jp.freeze(optax.chain(jp.top_kast_decay(strength), inner(), optax.sgd(0.1)), top_kast())
+    return jp.train_only(
+        optax.chain(jp.dynamic.top_kast_decay(strength), inner(), optax.sgd(0.1)), top_kast()
+    )
 
 
 def test_the_worked_masks():
@@ -46,7 +48,7 @@ def test_the_decay_is_the_gradient_of_the_worked_penalty():
         return 0.5 * (jnp.sum(w**2 * in_a) + jnp.sum(w**2 * (in_b & ~in_a)) / (1 / 3))
 
     assert float(penalty(W["w"])) == pytest.approx(1.025)
-    decay = jp.top_kast_decay(1.0)
+    decay = jp.dynamic.top_kast_decay(1.0)
     zeros = jax.tree.map(jnp.zeros_like, W)
     slopes, _ = decay.update(zeros, decay.init(W), W, mask_state=state)
     np.testing.assert_allclose(
@@ -81,7 +83,9 @@ def test_a_is_in_b_and_counts_are_exact(allocation, sparsities):
 
 def test_leaves_without_masks_train_and_do_not_decay():
     params = {"kernel": jnp.arange(1.0, 13).reshape(3, 4), "bias": jnp.ones(4)}
-    tx = jp.freeze(optax.chain(jp.top_kast_decay(10.0), optax.sgd(0.1)), jp.top_kast(0.75, 0.5))
+    tx = jp.train_only(
+        optax.chain(jp.dynamic.top_kast_decay(10.0), optax.sgd(0.1)), jp.top_kast(0.75, 0.5)
+    )
     grads = jax.tree.map(jnp.ones_like, params)
     updates, _ = tx.update(grads, tx.init(params), params)
     np.testing.assert_allclose(updates["bias"], -0.1, rtol=1e-6)
@@ -101,16 +105,16 @@ def test_a_sparsity_out_of_range(sparsities):
         jp.top_kast(*sparsities)
 
 
-def test_decay_outside_freeze():
-    tx = optax.chain(jp.top_kast_decay(0.1), optax.sgd(0.1))
-    with pytest.raises(ValueError, match="top_kast_decay is told the masks by freeze"):
+def test_decay_outside_train_only():
+    tx = optax.chain(jp.dynamic.top_kast_decay(0.1), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="top_kast_decay is told the masks by train_only"):
         tx.update(G, tx.init(W), W)
     sparse = jp.sparsify(tx, jp.rigl(jax.random.key(0), 0.5, prunable=lambda params: params))
-    with pytest.raises(ValueError, match="top_kast_decay is told the masks by freeze"):
+    with pytest.raises(ValueError, match="top_kast_decay is told the masks by train_only"):
         sparse.update(G, sparse.init(W), W)
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan")])
 def test_a_strength_out_of_range(strength):
     with pytest.raises(ValueError, match="the strength must be at least 0"):
-        jp.top_kast_decay(strength)
+        jp.dynamic.top_kast_decay(strength)

@@ -52,7 +52,7 @@ def test_the_summary_is_what_the_library_says_of_the_model(finished):
     overlaps = jp.pairwise(jp.overlap, jax.tree.map(np.asarray, masks))
     said = summary["arms"]["sparse"]["mask_overlap"]
     np.testing.assert_allclose(said["matrix"], overlaps, rtol=1e-6)
-    mean, error = jp.jackknife(overlaps)
+    mean, error = jp.analysis.jackknife(overlaps)
     assert (said["mean"], said["error"]) == (
         pytest.approx(float(mean)),
         pytest.approx(float(error)),

@@ -97,7 +97,7 @@ def states(config, steps, model="mlp", norm="group"):
 
 def test_gates_act_up_to_the_step_at_which_they_become_masks():
     plan = gating.Plan(
-        gate=lambda step: jp.hard_concrete(), above=0.0, target=lambda step: 0.3, final=0.3,
+        gate=lambda step: jp.gates.hard_concrete(), above=0.0, target=lambda step: 0.3, final=0.3,
         price=None, harden=3, rate=0.1,
     )  # fmt: skip
     module, train = models.MLP((4,), 10), data.load("digits", train_examples=8).train
@@ -164,7 +164,7 @@ def test_a_fixed_penalty_closes_gates_and_has_no_gmp():
     arm, state = states(config, 4)
     measured = jax.vmap(arm.learned.measure)(state.params, state.opt_state.step)
     assert float(measured["expected"][0]) < float(
-        jp.hard_concrete().p_open(np.float32(config.open))
+        jp.gates.hard_concrete().p_open(np.float32(config.open))
     )
 
 

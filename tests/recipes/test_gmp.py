@@ -72,7 +72,7 @@ def test_the_configuration_reproduces_the_run(finished, tmp_path):
     (best,) = (again / folder.BEST).iterdir()  # only the last states are as sparse as asked for
     assert best.name == "12"
     sparse = checkpoints.read(best).tree["settled"]["sparse"]
-    masks = jp.unpack(jp.get_masks(sparse["opt_state"]), sparse["params"])
+    masks = jp.export.unpack(jp.get_masks(sparse["opt_state"]), sparse["params"])
     assert jp.sparsity(masks) == pytest.approx(0.95, abs=1e-4)
 
 

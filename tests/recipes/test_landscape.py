@@ -155,7 +155,7 @@ def test_the_losses_of_a_convolutional_network_have_second_derivatives():
     split = data.Split(images, np.arange(6, dtype=np.int32))
     losses = planes.losses_on(module, split, 5)
     params = module.init(jax.random.key(1), images[:1])["params"]
-    product = jp.hvp(losses.loss, params, params)
+    product = jp.analysis.hvp(losses.loss, params, params)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(product))
     assert losses.both(params)["loss"] == pytest.approx(float(losses.loss(params)), rel=1e-6)
 

@@ -102,7 +102,7 @@ def test_snip_s_masks_are_those_of_its_score(finished):
     rows = data.balanced_rows(jax.random.fold_in(key, 2), digits.labels, 10, 5)
     batch = digits.images[rows], digits.labels[rows]
     loss = lambda params: models.classification(module)(params, {}, *batch)[0]
-    masks = jp.select(jp.snip(loss, params), jp.global_threshold, 0.9)
+    masks = jp.select(jp.at_init.snip(loss, params), jp.global_threshold, 0.9)
     found = masks_of(finished, "snip")
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
         assert np.mean(found[layer]["kernel"][0] == masks[layer]["kernel"]) > 0.999
@@ -125,7 +125,7 @@ def test_grasp_takes_its_loss_at_the_temperature_of_its_authors():
     found = masks(key, params, 0.5, split)["Dense_0"]["kernel"]
 
     def alike(temperature):
-        scores = jp.grasp(partial(loss, temperature=temperature), params)
+        scores = jp.at_init.grasp(partial(loss, temperature=temperature), params)
         expected = jp.select(scores, jp.global_threshold, 0.5)["Dense_0"]["kernel"]
         return float((found == expected).mean())
 
@@ -136,7 +136,9 @@ def test_grasp_takes_its_loss_at_the_temperature_of_its_authors():
 def test_flow_is_conserved_through_convolutions_whatever_the_norm(norm):
     module = models.model("conv", 10, norm, width=0.25)
     params = module.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
-    shares = jax.jit(lambda p: jp.flow_shares(prune_at_init.flow(module, (8, 8, 1)), p))(params)
+    shares = jax.jit(lambda p: jp.at_init.flow_shares(prune_at_init.flow(module, (8, 8, 1)), p))(
+        params
+    )
     sums = [float(share.sum()) for share in jax.tree.leaves(shares)]
     np.testing.assert_allclose(sums, 1, rtol=1e-4)
 

@@ -137,7 +137,7 @@ def test_gates_and_masks_are_a_smaller_network(study):
         assert not gate[~left.kept[name]].any() and gate.max() == 1  # of those that are left
     variables = {"params": lanes.lane_of(params[NETWORK], 1)}
     structure = s.neurons.structure
-    compacted = jp.compact(structure, jp.apply_gates(structure, variables, gates), left)
+    compacted = jp.compact(structure, jp.structured.apply_gates(structure, variables, gates), left)
     images = digits.test.images[:8]
     np.testing.assert_allclose(
         s.program.module.apply(own, images),

@@ -196,7 +196,7 @@ def test_a_lineage_goes_on_from_the_average_that_is_asked_for(study, monkeypatch
     config, s = study
     first = lanes.initial(s.program, s.keys)
     of = lambda value: {"params": jax.tree.map(lambda w: jnp.full_like(w, value), first.params)}
-    greedy = jp.GreedySoup(of(2.0), *[None] * (len(jp.GreedySoup._fields) - 1))
+    greedy = jp.soups.GreedySoup(of(2.0), *[None] * (len(jp.soups.GreedySoup._fields) - 1))
     s = s._replace(average=lambda children: of(1.0), greedy=lambda children: greedy)
     nothing = {"error": np.zeros((2, 3, 3)), "loss": np.zeros((2, 3, 3))}
     monkeypatch.setattr(soup, "retrain", lambda *_: (None, of(3.0), of(4.0)))

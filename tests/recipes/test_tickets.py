@@ -76,14 +76,14 @@ def test_it_writes_everything(finished):
 def test_a_phase_prunes_as_published_unless_told():
     """20 % of what is left, Frankle and Carbin, 2019."""
     config = tickets.Config()
-    assert jp.phase_rate(config.sparsity, config.phases) == pytest.approx(0.2, abs=0.005)
+    assert jp.tickets.rate(config.sparsity, config.phases) == pytest.approx(0.2, abs=0.005)
 
 
 def test_every_phase_prunes_as_much_as_it_should(finished):
     records = records_of(finished[0])
     assert [record["phase"] for record in records] == [0, 1, 2, 3]
     assert records[0]["dense"]["kept_weights"] == [WEIGHTS, WEIGHTS]
-    rate = jp.phase_rate(0.9, 3)
+    rate = jp.tickets.rate(0.9, 3)
     for k, record in enumerate(records[1:], 1):
         left = {name: round((1 - rate) ** k * SIZES[name]) for name in LAYERS[:2]}
         left["Dense_2"] = round((1 - rate / 2) ** k * SIZES["Dense_2"])  # half the rate
@@ -236,7 +236,7 @@ def test_the_global_threshold_and_the_exempt_layer():
     assert masks["Dense_2"]["kernel"].all()
     kept = [int(masks[name]["kernel"][0].sum()) for name in LAYERS[:2]]
     rest = SIZES["Dense_0"] + SIZES["Dense_1"]
-    assert sum(kept) == rest - round(jp.phase_rate(0.98, study.phases) * rest)
+    assert sum(kept) == rest - round(jp.tickets.rate(0.98, study.phases) * rest)
     assert kept[0] / SIZES["Dense_0"] != pytest.approx(kept[1] / SIZES["Dense_1"], abs=0.01)
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import export
 
 import jaxprune as jp
-from jaxprune.flops import count_flops
+from jaxprune.programs.flops import count_flops
 from tests.coupling.networks import BATCH, NETWORKS, Residual, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
@@ -32,7 +32,7 @@ def some(structure, seed=0, share=0.5):
 
 def both(fn, structure, variables, kept, *args):
     """The outputs of the masked and of the compacted network, in one program."""
-    masks, small = jp.group_masks(structure, kept), jp.compact(structure, variables, kept)
+    masks, small = jp.structured.masks(structure, kept), jp.compact(structure, variables, kept)
     f = lambda v, p: (fn(jp.apply_masks(v, masks), *args), small.fn(p, *args))
     return jax.jit(f)(variables, small.params)
 
@@ -49,9 +49,11 @@ def test_compacted_is_masked(name):
     else:  # as `structure.inexact` says
         assert float(abs(compacted - masked).max()) > 1e-3
     small = jp.compact(structure, variables, kept)
-    assert jp.cost(structure, kept).weights == sum(w.size for w in jax.tree.leaves(small.params))
+    assert jp.structured.cost(structure, kept).weights == sum(
+        w.size for w in jax.tree.leaves(small.params)
+    )
     flops = count_flops(small.fn, small.params, x)
-    assert jp.cost(structure, kept).flops == sum(flops.leaves.values()) + flops.other
+    assert jp.structured.cost(structure, kept).flops == sum(flops.leaves.values()) + flops.other
 
 
 def test_the_small_function_is_analyzed_like_the_large_one():
@@ -92,7 +94,10 @@ def test_of_nnx():
     fn = lambda state, x: nnx.merge(graphdef, state)(x)
     structure = jp.analyze(fn, state, x)
     kept = some(structure, share=0.7)
-    for removal in (kept, jp.remove_emptied(structure, {**kept, "wide": np.zeros(5, bool)})):
+    for removal in (
+        kept,
+        jp.structured.remove_emptied(structure, {**kept, "wide": np.zeros(5, bool)}),
+    ):
         masked, compacted = both(fn, structure, state, removal, x)
         np.testing.assert_allclose(compacted, masked, rtol=1e-4, atol=1e-5)
     small = jp.compact(structure, state, removal)
@@ -139,9 +144,9 @@ def test_a_module_of_nnx_comes_back():
     # follow sizes
     whole = ("attend/query.dims", "attend/value", "grouped")
     kept |= {name: np.ones_like(kept[name]) for name in whole}
-    small, differs = jp.compact_module(structure, model, kept)
+    small, differs = jp.structured.compact_module(structure, model, kept)
     assert differs == () and type(small) is Modules
-    masked = jax.jit(fn)(jp.apply_masks(state, jp.group_masks(structure, kept)), x)
+    masked = jax.jit(fn)(jp.apply_masks(state, jp.structured.masks(structure, kept)), x)
     found = nnx.jit(lambda model, x: model(x))(small, x)
     np.testing.assert_allclose(found, masked, rtol=1e-4, atol=1e-5)
     assert small.attend.num_heads == 2 and small.attend.qkv_features == 6
@@ -166,9 +171,9 @@ def test_heads_of_keys_are_counted_apart_from_those_of_queries():
     fn = lambda state, x: nnx.merge(graphdef, state)(x)
     structure = jp.analyze(fn, state, x)
     kept = {"query.heads": np.array([True, False, True])}
-    small, differs = jp.compact_module(structure, model, kept)
+    small, differs = jp.structured.compact_module(structure, model, kept)
     assert (small.num_heads, small.num_kv_heads, small.qkv_features) == (4, 2, 8) and not differs
-    masked = fn(jp.apply_masks(state, jp.group_masks(structure, kept)), x)
+    masked = fn(jp.apply_masks(state, jp.structured.masks(structure, kept)), x)
     np.testing.assert_allclose(small(x), masked, rtol=1e-4, atol=1e-6)
 
 
@@ -184,7 +189,7 @@ def test_numbers_that_differ_in_a_module_are_told():
     model = Net(nnx.Rngs(0))
     graphdef, state = nnx.split(model)
     structure = jp.analyze(lambda s, x: nnx.merge(graphdef, s)(x), state, jnp.ones((2, 4)))
-    _, differs = jp.compact_module(structure, model, {"first": np.arange(6) < 3})
+    _, differs = jp.structured.compact_module(structure, model, {"first": np.arange(6) < 3})
     assert differs and all(own.startswith("div 6 -> 3 at ") for own in differs)
 
 
@@ -204,15 +209,15 @@ def test_sizes_of_modules_of_your_own_are_set():
     fn = lambda state, x: nnx.merge(graphdef, state)(x, scale=2.0)
     structure = jp.analyze(fn, state, x)
     kept = {"first.axis1.part1": np.arange(6) < 2}
-    said = raised(lambda: jp.compact_module(structure, model, kept))
+    said = raised(lambda: jp.structured.compact_module(structure, model, kept))
     assert "has the old sizes written down" in said and "with resize=" in said
     halved = lambda path, module: setattr(module, "width", 2) if path == "" else None
-    _, differs = jp.compact_module(structure, model, kept, resize=halved)
+    _, differs = jp.structured.compact_module(structure, model, kept, resize=halved)
     assert [own.split(" at ")[0] for own in differs] == ["mul 2 -> 1"]  # it was called otherwise
-    small = jp.compact_module(
+    small = jp.structured.compact_module(
         structure, model, kept, resize=halved, call=lambda model, x: model(x, scale=2.0)
     ).module
-    masked = fn(jp.apply_masks(state, jp.group_masks(structure, kept)), x)
+    masked = fn(jp.apply_masks(state, jp.structured.masks(structure, kept)), x)
     np.testing.assert_allclose(small(x, scale=2.0), masked, rtol=1e-5)
 
 
@@ -259,7 +264,7 @@ def test_a_batch_of_symbolic_size(name):
     exported = export.export(jax.jit(small.fn))(small.params, shape)
     larger = jnp.concatenate([x, x[:1]])
     larger = larger[:, :-1] if NETWORKS[name].table else larger
-    masked = jp.apply_masks(variables, jp.group_masks(structure, kept))
+    masked = jp.apply_masks(variables, jp.structured.masks(structure, kept))
     np.testing.assert_allclose(
         exported.call(small.params, larger), jax.jit(fn)(masked, larger), rtol=1e-4, atol=1e-5
     )
@@ -269,8 +274,10 @@ def test_training_and_removal_with_a_batch_of_symbolic_size(residual):
     """Statistics of a batch divide by its size, and a branch that goes is gone for any."""
     _, structure, variables, x, kept, small = residual
     train = Residual(lambda: nn.BatchNorm(use_running_average=False))
-    step = jp.replay(structure, kept, lambda v, x: train.apply(v, x, mutable=["batch_stats"]))
-    removal = jp.remove_emptied(structure, {"params/Conv_1": np.zeros(4, bool)})
+    step = jp.structured.replay(
+        structure, kept, lambda v, x: train.apply(v, x, mutable=["batch_stats"])
+    )
+    removal = jp.structured.remove_emptied(structure, {"params/Conv_1": np.zeros(4, bool)})
     shorter = jp.compact(structure, variables, removal)
     shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 8, 8, 3"), x.dtype)
     for f, params in ((step, small.params), (shorter.fn, shorter.params)):
@@ -284,11 +291,11 @@ def test_training_and_removal_with_a_batch_of_symbolic_size(residual):
 
 def test_gradients_are_those_of_the_masked_network(residual):
     fn, structure, variables, x, kept, small = residual
-    masks = jp.group_masks(structure, kept)
+    masks = jp.structured.masks(structure, kept)
     loss = lambda f: lambda p: (f(p, x) ** 2).sum()
     masked = jax.jit(jax.grad(loss(lambda v, x: fn(jp.apply_masks(v, masks), x))))(variables)
     own = jax.jit(jax.grad(loss(small.fn)))(small.params)
-    wanted = jp.shrink(structure, masked, kept)
+    wanted = jp.structured.shrink(structure, masked, kept)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), own, wanted)
 
 
@@ -297,10 +304,10 @@ def test_another_function_of_the_params_trains_it(residual):
     _, structure, variables, x, kept, small = residual
     train = Residual(lambda: nn.BatchNorm(use_running_average=False))
     step = lambda v, x: train.apply(v, x, mutable=["batch_stats"])
-    y, new = jp.replay(structure, kept, step)(small.params, x)
-    masked, stats = step(jp.apply_masks(variables, jp.group_masks(structure, kept)), x)
+    y, new = jp.structured.replay(structure, kept, step)(small.params, x)
+    masked, stats = step(jp.apply_masks(variables, jp.structured.masks(structure, kept)), x)
     np.testing.assert_allclose(y, masked, rtol=1e-4, atol=1e-4)
-    wanted = jp.shrink(structure, {**variables, **stats}, kept)
+    wanted = jp.structured.shrink(structure, {**variables, **stats}, kept)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         new["batch_stats"],
@@ -321,8 +328,8 @@ def test_a_training_function_with_dropout():
 
     structure = jp.analyze(lambda p, x: hidden(p, x) @ p["b"], params, x)
     kept = {"a": np.arange(6) % 2 == 0}
-    small = jp.shrink(structure, params, kept)
-    y, h = jp.replay(structure, kept, train)(small, x, jax.random.key(1))
+    small = jp.structured.shrink(structure, params, kept)
+    y, h = jp.structured.replay(structure, kept, train)(small, x, jax.random.key(1))
     np.testing.assert_allclose(y, h @ small["b"], rtol=1e-5)
     dropped = np.asarray(h) == 0
     assert 0.15 < dropped.mean() < 0.35
@@ -338,11 +345,11 @@ def test_a_gradient_is_a_function_like_others(name):
     structure = jp.analyze(fn, variables, x)
     kept = some(structure)
     grad = lambda v, x: jax.grad(lambda v: (fn(v, x) ** 2).sum())(v)
-    small = jp.shrink(structure, variables, kept)
-    masked = jp.apply_masks(variables, jp.group_masks(structure, kept))
-    both = lambda s, m: (jp.replay(structure, kept, grad)(s, x), grad(m, x))
+    small = jp.structured.shrink(structure, variables, kept)
+    masked = jp.apply_masks(variables, jp.structured.masks(structure, kept))
+    both = lambda s, m: (jp.structured.replay(structure, kept, grad)(s, x), grad(m, x))
     own, large = jax.jit(both)(small, masked)
-    wanted = jp.shrink(structure, large, kept)
+    wanted = jp.structured.shrink(structure, large, kept)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), own, wanted)
 
 
@@ -359,7 +366,10 @@ def test_custom_derivatives_are_kept():
     kept = {"a": np.arange(6) < 4}
     small = jp.compact(structure, params, kept)
     slope = lambda f: jax.grad(lambda p: f(p, x).sum())
-    own, wanted = slope(small.fn)(small.params), jp.shrink(structure, slope(fn)(params), kept)
+    own, wanted = (
+        slope(small.fn)(small.params),
+        jp.structured.shrink(structure, slope(fn)(params), kept),
+    )
     assert float(abs(own["a"]).max()) > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), own, wanted)
     # relu at zero has slope 0, where max(x, 0) has a half
@@ -382,7 +392,7 @@ def test_moments_are_those_of_the_small_run():
     x, tx = jnp.ones((2, 4)), optax.adam(1e-2)
     structure = jp.analyze(fn, params, x)
     kept = {"a": np.arange(6) != 2}
-    masked = jp.apply_masks(params, jp.group_masks(structure, kept))
+    masked = jp.apply_masks(params, jp.structured.masks(structure, kept))
     small = jp.compact(structure, masked, kept)
 
     def step(f, params, state):
@@ -392,7 +402,7 @@ def test_moments_are_those_of_the_small_run():
 
     large, state = step(fn, masked, tx.init(masked))
     own = step(small.fn, small.params, tx.init(small.params))
-    shrunk = jp.shrink(structure, (large, state), kept)
+    shrunk = jp.structured.shrink(structure, (large, state), kept)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), own, shrunk)
 
 
@@ -400,7 +410,7 @@ def test_every_part_of_a_tree_that_is_like_the_params_is_shrunk(residual):
     """With batch norm, variables are analyzed: params alone, their moments, holes of `masked`."""
     _, structure, variables, _, kept, small = residual
     params, wanted = variables["params"], jax.tree.map(jnp.shape, small.params)
-    shapes = lambda tree: jax.tree.map(jnp.shape, jp.shrink(structure, tree, kept))
+    shapes = lambda tree: jax.tree.map(jnp.shape, jp.structured.shrink(structure, tree, kept))
     assert shapes(params) == wanted["params"]
     assert shapes(variables["batch_stats"]) == wanted["batch_stats"]
     assert shapes({"new": variables, "step": jnp.ones(8)}) == {"new": wanted, "step": (8,)}
@@ -426,7 +436,7 @@ def test_moments_of_nnx_params_are_shrunk_without_the_statistics():
     graphdef, state = nnx.split(model)
     structure = jp.analyze(lambda s, x: nnx.merge(graphdef, s)(x), state, jnp.ones((2, 4)))
     moments = optax.adam(0.1).init(nnx.state(model, nnx.Param))
-    mu = jp.shrink(structure, moments, {"first": np.arange(6) < 2})[0].mu
+    mu = jp.structured.shrink(structure, moments, {"first": np.arange(6) < 2})[0].mu
     assert mu["first"]["kernel"].get_value().shape == (4, 2)
     assert mu["norm"]["scale"].get_value().shape == (2,)
 
@@ -438,7 +448,7 @@ def test_sliceable_inputs_are_given_sliced():
     structure = jp.analyze(fn, params, x, sliceable_inputs=[("0", 1)])
     kept = {"a.axis0": np.array([True, False, True, True])}
     small = jp.compact(structure, params, kept)
-    wanted = fn(jp.apply_masks(params, jp.group_masks(structure, kept)), x.at[:, 1].set(0))
+    wanted = fn(jp.apply_masks(params, jp.structured.masks(structure, kept)), x.at[:, 1].set(0))
     for n in (2, 1):
         np.testing.assert_allclose(
             small.fn(small.params, x[:n, kept["a.axis0"]]), wanted[:n], rtol=1e-5, atol=1e-6
@@ -461,7 +471,7 @@ def test_a_fresh_process_runs_it(tmp_path):
     fn = lambda p, x: (lambda y: y + branch(p, y))(jnp.tanh(x @ p["a"]) @ p["b"])
     x = jnp.ones((2, 4))
     structure = jp.analyze(fn, params, x)
-    removal = jp.remove_emptied(structure, {**some(structure), "c": np.zeros(3, bool)})
+    removal = jp.structured.remove_emptied(structure, {**some(structure), "c": np.zeros(3, bool)})
     small = jp.compact(structure, params, removal)
     wanted = small.fn(small.params, x)
     shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), small.params)
@@ -486,7 +496,8 @@ def test_a_fresh_process_runs_it(tmp_path):
         full = {"a": shape(4, 6), "b": shape(6, 2), "c": shape(2, 3), "d": shape(3, 2)}
         structure = jp.analyze(fn, full, shape(2, 4))
         removed = tuple(json.loads(pathlib.Path("removed.json").read_text()))
-        small_fn = jp.replay(structure, jp.Removal(dict(np.load("kept.npz")), removed))
+        removal = jp.structured.Removal(dict(np.load("kept.npz")), removed)
+        small_fn = jp.structured.replay(structure, removal)
         np.savez("results.npz", a=exports, b=small_fn(small, jnp.ones((2, 4))), g=slopes["a"])
     """)
     subprocess.run(
@@ -515,12 +526,12 @@ def test_bad_input(residual):
         lambda: jp.compact(structure, other, kept)
     )
     assert "nothing in this tree is like the params" in raised(
-        lambda: jp.shrink(structure, {"w": x}, kept)
+        lambda: jp.structured.shrink(structure, {"w": x}, kept)
     )
     said = raised(lambda: jp.compact(structure, variables["params"], kept))
     assert "'batch_stats/BatchNorm_0/mean', " in said and "are not there" in said
     sums = jax.tree.map(lambda w: w.sum(-1), variables["params"])  # adafactor's
-    said = raised(lambda: jp.shrink(structure, {"v_row": sums}, kept))
+    said = raised(lambda: jp.structured.shrink(structure, {"v_row": sums}, kept))
     assert "'BatchNorm_0/scale' has shape ()" not in said  # a single number is left as it is
     assert "'Conv_0/kernel' has shape (3, 3, 3) in it, and had (3, 3, 3, 8)" in said
     traced = lambda own: jp.compact(structure, variables, {"params/Conv_0": own})
@@ -531,6 +542,6 @@ def test_bad_input(residual):
 def test_a_function_that_needs_what_was_pruned(residual):
     _, structure, _, x, kept, small = residual
     ordered = lambda v, x: jnp.sort(v["params"]["Conv_0"]["kernel"], -1)
-    said = raised(lambda: jp.replay(structure, kept, ordered)(small.params, x))
+    said = raised(lambda: jp.structured.replay(structure, kept, ordered)(small.params, x))
     assert "can't do without the neurons that were pruned from params/Conv_0/kernel[3]" in said
     assert "which is sorted" in said

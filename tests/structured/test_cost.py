@@ -7,14 +7,14 @@ import pytest
 
 import jaxprune as jp
 from tests.coupling.test_analyze import weights
-from tests.test_flops import xla_flops
+from tests.programs.test_flops import xla_flops
 
 KEPT = {"a": np.arange(8) < 3, "b": np.arange(6) < 5}
 
 
 def compacted(fn, params, x):
     structure = jp.analyze(fn, params, x)
-    return jp.cost(structure, KEPT).flops, jp.compact(structure, params, KEPT)
+    return jp.structured.cost(structure, KEPT).flops, jp.compact(structure, params, KEPT)
 
 
 def test_products_are_counted_as_xla_does():
@@ -57,8 +57,8 @@ def test_the_zeros_of_a_transposed_convolution_cost_nothing():
         return sum(2 * 9 * rows * rows * a * b // 4 for rows, a, b in pairs)
 
     structure = jp.analyze(fn, params, x)
-    assert jp.cost(structure).flops == flops(2, 8, 6, 2)
-    assert jp.cost(structure, KEPT).flops == flops(2, 3, 5, 2)
+    assert jp.structured.cost(structure).flops == flops(2, 8, 6, 2)
+    assert jp.structured.cost(structure, KEPT).flops == flops(2, 3, 5, 2)
     assert jp.count_flops(fn, params, x).leaves == {
         "a": 2 * 9 * 64 * 2 * 8 // 4, "b": 2 * 9 * 256 * 8 * 6 // 4, "c": 2 * 9 * 1024 * 6 * 2 // 4
     }  # fmt: skip
@@ -80,5 +80,8 @@ def test_of_all_that_are_kept_it_is_that_of_the_dense_network(what):
         jnp.ones((5, 4)),
     )
     everything = {"a": jnp.ones(8, bool), "b": jnp.ones(6, bool)}
-    dense, same = (getattr(c, what) for c in (jp.cost(structure), jp.cost(structure, everything)))
+    dense, same = (
+        getattr(c, what)
+        for c in (jp.structured.cost(structure), jp.structured.cost(structure, everything))
+    )
     assert dense == same

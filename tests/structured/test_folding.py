@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.structured.folding import gated
+from jaxprune.structured.gates import gated
 from tests.coupling.networks import NETWORKS, Residual, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
@@ -94,12 +94,12 @@ ALIKE = {"channels first", "grouped queries", "rotary"}  # to others, and slow t
 def gated_and_cut(structure, variables, x):
     """The outputs under gates of which some are 0, and of what is left when those neurons go."""
     kept, gates = some(structure), half_open(structure)
-    small = jp.compact(structure, jp.apply_gates(structure, variables, gates), kept)
+    small = jp.compact(structure, jp.structured.apply_gates(structure, variables, gates), kept)
     closed = {n: jnp.where(kept[n], gates[n], 0.0) for n in gates}
 
     @jax.jit
     def both(variables, params):
-        soft = jp.apply_gates(structure, variables, closed)
+        soft = jp.structured.apply_gates(structure, variables, closed)
         return structure.fn(soft, x), small.fn(params, x)
 
     found = both(variables, small.params)
@@ -139,7 +139,7 @@ def test_a_gate_after_the_norm_and_before_the_nonlinearity():
 
     x, f = jax.random.normal(jax.random.key(0), (5, 4)), jnp.linspace(0.0, 1.0, 6)
     fn = lambda p, x: network(p, x, jnp.ones(6))
-    folded = jp.apply_gates(jp.analyze(fn, params, x), params, {"a": f})
+    folded = jp.structured.apply_gates(jp.analyze(fn, params, x), params, {"a": f})
     np.testing.assert_allclose(fn(folded, x), network(params, x, f), rtol=1e-5)
     np.testing.assert_array_equal(folded["a"], params["a"])
     np.testing.assert_allclose(folded["scale"], f * params["scale"])
@@ -153,7 +153,7 @@ def training():
     train = Residual(lambda: nn.BatchNorm(use_running_average=False))
 
     def outputs(variables, gates):
-        soft = jp.apply_gates(structure, variables, {"params/Conv_1": gates})
+        soft = jp.structured.apply_gates(structure, variables, {"params/Conv_1": gates})
         return train.apply(soft, x, mutable=["batch_stats"])[0]
 
     return variables, jax.jit(outputs)
@@ -171,7 +171,7 @@ def test_its_own_norm_can_not_undo_a_gate(training):
 
 
 def test_the_next_norm_hides_a_layer_that_dies_as_a_whole(training):
-    """Why the strongest gate of such a layer is held at 1: `prevent_collapse`."""
+    """Why the strongest gate of such a layer is held at 1: `gates.keep_strongest`."""
     variables, outputs = training
     whole, dying, dead = (outputs(variables, jnp.full(4, gate)) for gate in (1.0, 0.1, 0.0))
     assert float(abs(dead - whole).max()) > 20 * float(abs(dying - whole).max())
@@ -180,8 +180,8 @@ def test_the_next_norm_hides_a_layer_that_dies_as_a_whole(training):
 def test_gates_of_1_change_nothing_and_keep_the_dtype():
     structure, variables, _ = analyzed("attention")
     half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), variables)
-    ones = jp.group_logits(structure, 1.0)
-    same = jp.apply_gates(structure, half, ones)
+    ones = jp.structured.gate_logits(structure, 1.0)
+    same = jp.structured.apply_gates(structure, half, ones)
     jax.tree.map(np.testing.assert_array_equal, same, half)
     assert {w.dtype for w in jax.tree.leaves(same)} == {jnp.dtype(jnp.bfloat16)}
 
@@ -191,7 +191,9 @@ def test_under_jit_grad_and_vmap():
     fn = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
     structure = jp.analyze(fn, params, jnp.ones((2, 4)))
     stack = jax.tree.map(lambda *f: jnp.stack(f), *(half_open(structure, i) for i in range(2)))
-    loss = lambda f: (fn(jp.apply_gates(structure, params, f), jnp.ones((2, 4))) ** 2).sum()
+    loss = lambda f: (
+        fn(jp.structured.apply_gates(structure, params, f), jnp.ones((2, 4))) ** 2
+    ).sum()
     slopes = jax.jit(jax.vmap(jax.grad(loss)))(stack)
     own = jax.grad(loss)(jax.tree.map(lambda f: f[1], stack))
     for name in structure.groups:
@@ -201,11 +203,13 @@ def test_under_jit_grad_and_vmap():
 
 def test_groups_that_are_not_named_are_open():
     structure, variables, _ = analyzed("concat")
-    soft = jp.apply_gates(structure, variables, {"params/Conv_1": jnp.full(3, 0.5)})["params"]
+    soft = jp.structured.apply_gates(structure, variables, {"params/Conv_1": jnp.full(3, 0.5)})[
+        "params"
+    ]
     before = variables["params"]
     np.testing.assert_array_equal(soft["Conv_0"]["kernel"], before["Conv_0"]["kernel"])
     np.testing.assert_array_equal(soft["Conv_1"]["kernel"], 0.5 * before["Conv_1"]["kernel"])
-    assert list(jp.group_logits(structure)) == list(structure.groups)
+    assert list(jp.structured.gate_logits(structure)) == list(structure.groups)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -213,11 +217,11 @@ def test_groups_that_are_not_named_are_open():
 
 def test_bad_input():
     structure, variables, x = analyzed("concat")
-    apply = lambda gates: jp.apply_gates(structure, variables, gates)
+    apply = lambda gates: jp.structured.apply_gates(structure, variables, gates)
     said = raised(lambda: apply({"Conv_0": jnp.ones(4)}))
     assert "no group 'Conv_0'; the groups are 'params/Conv_0'" in said
     said = raised(lambda: apply({"params/Conv_0": jnp.ones((2, 4))}))
     assert "have shape (2, 4), its neurons are (4,)" in said and "use vmap" in said
     assert "{group: (size,)}" in raised(lambda: apply(jnp.ones(4)), TypeError)
     with pytest.raises(ValueError, match="Conv_0/bias"):
-        jp.apply_gates(structure, {"a": x}, {"params/Conv_0": jnp.ones(4)})
+        jp.structured.apply_gates(structure, {"a": x}, {"params/Conv_0": jnp.ones(4)})

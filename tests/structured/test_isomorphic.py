@@ -49,16 +49,16 @@ def test_calls_are_looked_through(wrapped):
 
 
 def test_every_pool_loses_its_share_wherever_it_is_lowest():
-    pruned = jp.isomorphic(STRUCTURE)(SCORES, 0.5)
+    pruned = jp.structured.isomorphic(STRUCTURE)(SCORES, 0.5)
     # of a and b together round(6.5) = 6, all in a; k and l are alone
     assert {name: int(n) for name, n in pruned.items()} == {"k": 2, "l": 3, "a": 6, "b": 0}
-    pick = jax.jit(lambda s: jp.pick(STRUCTURE, s, 0.5, jp.isomorphic(STRUCTURE)))
+    pick = jax.jit(lambda s: jp.pick(STRUCTURE, s, 0.5, jp.structured.isomorphic(STRUCTURE)))
     kept = pick(SCORES)
     assert {name: int(own.sum()) for name, own in kept.items()} == {"k": 2, "l": 3, "a": 2, "b": 5}
 
 
 def test_under_jit_and_vmap():
-    allocation = jax.jit(lambda s: jp.isomorphic(STRUCTURE)(s, 0.5))
+    allocation = jax.jit(lambda s: jp.structured.isomorphic(STRUCTURE)(s, 0.5))
     twice = jax.tree.map(lambda s: jnp.stack([s, -s]), SCORES)
     together = jax.vmap(allocation)(twice)
     for i in range(2):
@@ -67,11 +67,11 @@ def test_under_jit_and_vmap():
 
 
 def test_scores_of_other_groups():
-    said = raised(lambda: jp.isomorphic(STRUCTURE)({"z": jnp.ones(8)}, 0.5))
+    said = raised(lambda: jp.structured.isomorphic(STRUCTURE)({"z": jnp.ones(8)}, 0.5))
     assert "among the groups of its structure, ['k', 'l', 'a', 'b']; got scores of ['z']" in said
 
 
 def test_scores_of_some_groups():
     """Those that `pick` was told: each pool loses its share of what is scored."""
-    pruned = jp.isomorphic(STRUCTURE)({"a": jnp.arange(8.0)}, 0.5)
+    pruned = jp.structured.isomorphic(STRUCTURE)({"a": jnp.arange(8.0)}, 0.5)
     assert {name: int(n) for name, n in pruned.items()} == {"a": 4}

@@ -17,12 +17,12 @@ STRUCTURE = jp.analyze(FN, PARAMS, jnp.ones((2, 4)))
 
 
 def test_masks():
-    masks = jp.group_masks(STRUCTURE, {"a": jnp.array([1, 0, 1, 1, 0, 1], bool)})
+    masks = jp.structured.masks(STRUCTURE, {"a": jnp.array([1, 0, 1, 1, 0, 1], bool)})
     assert masks["a"].tolist() == [[True, False, True, True, False, True]] * 4
     assert masks["b"].tolist() == [[k] * 2 for k in (True, False, True, True, False, True)]
     assert masks["head"]["bias"] is None
-    assert all(m.all() for m in jax.tree.leaves(jp.group_masks(STRUCTURE, {})))
-    under_jit = jax.jit(lambda own: jp.group_masks(STRUCTURE, {"a": own}))(masks["a"][0])
+    assert all(m.all() for m in jax.tree.leaves(jp.structured.masks(STRUCTURE, {})))
+    under_jit = jax.jit(lambda own: jp.structured.masks(STRUCTURE, {"a": own}))(masks["a"][0])
     jax.tree.map(np.testing.assert_array_equal, under_jit, masks)
 
 
@@ -31,16 +31,16 @@ def test_kept_neurons_is_the_inverse(name):
     variables, x = built(name)
     structure = jp.analyze(NETWORKS[name].module.apply, variables, x)
     kept = some(structure, seed=3)
-    back = jp.kept_neurons(structure, jp.group_masks(structure, kept))
+    back = jp.structured.kept(structure, jp.structured.masks(structure, kept))
     jax.tree.map(np.testing.assert_array_equal, back, kept)
 
 
 def test_a_neuron_of_which_anything_is_kept_is_kept():
-    masks = jp.group_masks(STRUCTURE, {})
+    masks = jp.structured.masks(STRUCTURE, {})
     masks["a"] = masks["a"].at[:, :3].set(False)  # the outputs of three, but not what reads them
-    assert jp.kept_neurons(STRUCTURE, masks)["a"].all()
+    assert jp.structured.kept(STRUCTURE, masks)["a"].all()
     masks["b"] = masks["b"].at[1:3].set(False)
-    assert jp.kept_neurons(STRUCTURE, masks)["a"].tolist() == [True, False, False, *[True] * 3]
+    assert jp.structured.kept(STRUCTURE, masks)["a"].tolist() == [True, False, False, *[True] * 3]
 
 
 @pytest.mark.parametrize(
@@ -54,5 +54,5 @@ def test_a_neuron_of_which_anything_is_kept_is_kept():
     ],
 )
 def test_bad_input(kept, kind, fragment):
-    assert fragment in raised(lambda: jp.group_masks(STRUCTURE, kept), kind)
+    assert fragment in raised(lambda: jp.structured.masks(STRUCTURE, kept), kind)
     assert fragment in raised(lambda: jp.compact(STRUCTURE, PARAMS, kept), kind)

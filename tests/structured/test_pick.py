@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.flops import count_flops
+from jaxprune.programs.flops import count_flops
 from tests.coupling.networks import NETWORKS, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
@@ -52,7 +52,7 @@ def test_only_the_groups_that_are_named_lose_neurons():
     assert counts(kept) == [8, 30]
     kept = jp.pick(STRUCTURE, SCORES, measure=lambda k: k["b"].sum(), at_most=9, groups=["b"])
     assert counts(kept) == [8, 9]
-    pools = jp.isomorphic(STRUCTURE)
+    pools = jp.structured.isomorphic(STRUCTURE)
     assert counts(jp.pick(STRUCTURE, SCORES, 0.5, pools, groups=["a"])) == [4, 64]
     said = raised(lambda: jp.pick(STRUCTURE, SCORES, 0.5, groups=["*.heads"]))
     assert "'*.heads' matches no group; the groups are 'a', 'b'." in said
@@ -64,7 +64,9 @@ def test_heads_are_pruned_as_such():
     variables, x = built("grouped queries")
     fn = NETWORKS["grouped queries"].module.apply
     structure = jp.analyze(fn, variables, x)
-    kept = jp.pick(structure, jp.per_group(structure)(variables), 0.5, groups=["*.heads"])
+    kept = jp.pick(
+        structure, jp.structured.per_group(structure)(variables), 0.5, groups=["*.heads"]
+    )
     heads = {name: int(own.sum()) for name, own in kept.items() if name.endswith(".heads")}
     assert sum(heads.values()) == 2 and len(heads) == 2
     assert all(own.all() for name, own in kept.items() if name not in heads)
@@ -102,14 +104,17 @@ def test_budgets_are_met_and_no_more(what, budget):
     variables, x = built("batch norm")
     fn = NETWORKS["batch norm"].module.apply
     structure = jp.analyze(fn, variables, x)
-    scores = jp.normalised(jp.per_group(structure))(variables)
+    scores = jp.structured.normalized(jp.structured.per_group(structure))(variables)
     kept = jp.pick(structure, scores, **{what: budget})
-    dense, left = (getattr(c, what) for c in (jp.cost(structure), jp.cost(structure, kept)))
+    dense, left = (
+        getattr(c, what)
+        for c in (jp.structured.cost(structure), jp.structured.cost(structure, kept))
+    )
     assert left <= budget * dense
     one_less = 1 - (sum(counts(kept)) + 1) / 12
     if budget < 1:
         more = jp.pick(structure, scores, one_less)
-        assert getattr(jp.cost(structure, more), what) > budget * dense
+        assert getattr(jp.structured.cost(structure, more), what) > budget * dense
 
 
 @pytest.mark.parametrize("flip", [1, -1])
@@ -132,11 +137,11 @@ def test_a_rounded_budget_is_filled():
     assert counts(kept) == [8, 24]  # 4 a + a b + 2 b <= 0.5 * 672: with 32 it would be 352
     assert list(kept) == list(STRUCTURE.groups)
     kept = jp.pick(STRUCTURE, SCORES, flops=0.7, round_to=4)
-    dense, left = jp.cost(STRUCTURE).flops, jp.cost(STRUCTURE, kept).flops
+    dense, left = jp.structured.cost(STRUCTURE).flops, jp.structured.cost(STRUCTURE, kept).flops
     assert left <= 0.7 * dense and all(n % 4 == 0 for n in counts(kept))
     for name in kept:
         more = dict(kept) | {name: jnp.arange(kept[name].size) < kept[name].sum() + 4}
-        assert more[name].all() or jp.cost(STRUCTURE, more).flops > 0.7 * dense
+        assert more[name].all() or jp.structured.cost(STRUCTURE, more).flops > 0.7 * dense
 
 
 @pytest.mark.parametrize("round_to", [1, 4])
@@ -145,7 +150,7 @@ def test_any_cost_can_be_bounded_by_measuring_it(round_to):
 
     def seconds(kept):
         asked.append(kept)
-        return 1e-3 * jp.cost(STRUCTURE, kept).weights
+        return 1e-3 * jp.structured.cost(STRUCTURE, kept).weights
 
     kept = jp.pick(STRUCTURE, SCORES, measure=seconds, at_most=0.336, round_to=round_to)
     as_share = jp.pick(STRUCTURE, SCORES, weights=0.5, round_to=round_to)  # of 672
@@ -174,7 +179,7 @@ def test_cost_is_what_is_counted_on_the_small_function():
         variables, x = built(name)
         fn = NETWORKS[name].module.apply
         counted = count_flops(fn, variables, x)
-        dense = jp.cost(jp.analyze(fn, variables, x))
+        dense = jp.structured.cost(jp.analyze(fn, variables, x))
         assert dense.flops == sum(counted.leaves.values()) + counted.other
         assert dense.weights == sum(w.size for w in jax.tree.leaves(variables))
 
@@ -215,7 +220,7 @@ def test_bad_scores():
     assert "there is no group ['d']" in raised(
         lambda: jp.pick(STRUCTURE, {**SCORES, "d": jnp.ones(2)}, 0.5)
     )
-    said = raised(lambda: jp.pick(STRUCTURE, jp.per_group(STRUCTURE), 0.5), TypeError)
+    said = raised(lambda: jp.pick(STRUCTURE, jp.structured.per_group(STRUCTURE), 0.5), TypeError)
     assert "got a function. Call it on the params: it makes scores." in said and "None" not in said
     frozen = jp.analyze(FN, PARAMS, jnp.ones((1, 4)), freeze=["*"])
     assert "there is no group to pick from" in raised(lambda: jp.pick(frozen, {}, 0.5))

@@ -169,7 +169,7 @@ def check(steps, seed, empty):
         np.testing.assert_allclose(compacted / scale, masked / scale, atol=2e-5)
 
 
-WAYS = st.sampled_from([None, jp.collapse_emptied, jp.remove_emptied])
+WAYS = st.sampled_from([None, jp.structured.collapse_emptied, jp.structured.remove_emptied])
 SAME_EVERY_TIME = {
     "derandomize": True,
     "deadline": None,

@@ -62,7 +62,7 @@ def emptied(structure, *names):
 
 def both(structure, variables, removal, *args):
     """The outputs of the masked and of the compacted network, and the latter."""
-    masked = jp.apply_masks(variables, jp.group_masks(structure, removal))
+    masked = jp.apply_masks(variables, jp.structured.masks(structure, removal))
     small = jp.compact(structure, variables, removal)
     run = jax.jit(lambda v, p, *args: (structure.fn(v, *args), small.fn(p, *args)))
     return *run(masked, small.params, *args), small
@@ -101,7 +101,7 @@ BRANCHES = [
 def test_compacted_is_masked(name, group, with_it, before, gone, whole):
     variables, x = built(name)
     structure = jp.analyze(NETWORKS[name].module.apply, variables, x)
-    remove = jp.remove_emptied if whole else jp.collapse_emptied
+    remove = jp.structured.remove_emptied if whole else jp.structured.collapse_emptied
     removal = remove(structure, emptied(structure, group))
     masked, compacted, small = both(structure, variables, removal, x)
     close(compacted, masked)
@@ -110,7 +110,7 @@ def test_compacted_is_masked(name, group, with_it, before, gone, whole):
     assert all(w.size for w in left)
     if whole:
         assert {g for g, own in removal.kept.items() if not own.any()} == {group, *with_it}
-    assert jp.cost(structure, removal).weights == sum(w.size for w in left)
+    assert jp.structured.cost(structure, removal).weights == sum(w.size for w in left)
 
 
 def test_a_constant_stays_or_goes():
@@ -124,21 +124,23 @@ def test_a_constant_stays_or_goes():
     x = jnp.ones((2, 4))
     structure = jp.analyze(fn, params, x)
     kept = {"h": np.zeros(5, bool)}
-    collapsed, removed = (f(structure, kept) for f in (jp.collapse_emptied, jp.remove_emptied))
+    collapsed, removed = (
+        f(structure, kept) for f in (jp.structured.collapse_emptied, jp.structured.remove_emptied)
+    )
     assert (collapsed.removed, removed.removed) == (("h", "w"), ("b", "h", "w"))
     for removal, constant in ((collapsed, params["b"]), (removed, 0)):
         masked, compacted, small = both(structure, params, removal, x)
         close(compacted, (x @ params["a"] + constant) @ params["out"])
         np.testing.assert_array_equal(compacted, masked)
         assert kinds(small.fn, small.params, x)["dot_general"] == 2
-    assert jp.cost(structure, removed) == (3, 12 + 6, 2 * 2 * (12 + 6))
+    assert jp.structured.cost(structure, removed) == (3, 12 + 6, 2 * 2 * (12 + 6))
 
 
 def test_a_constant_that_is_not_added_stays():
     """The gate of squeeze and excite without its hidden neurons: sigmoid(bias) of each channel."""
     variables, x = built("separable")
     structure = jp.analyze(NETWORKS["separable"].module.apply, variables, x)
-    removal = jp.remove_emptied(structure, emptied(structure, "params/Dense_1"))
+    removal = jp.structured.remove_emptied(structure, emptied(structure, "params/Dense_1"))
     masked, compacted, small = both(structure, variables, removal, x)
     close(compacted, masked)
     assert small.params["params"]["Dense_0"]["bias"] is not None
@@ -171,7 +173,7 @@ def test_in_loops_branches_and_derivatives():
     for through in (scanned, looped, chosen, ready_made):
         fn = lambda p, x, through=through: through(p, x @ p["a"]) @ p["out"]
         structure = jp.analyze(fn, params, x)
-        for remove in (jp.collapse_emptied, jp.remove_emptied):
+        for remove in (jp.structured.collapse_emptied, jp.structured.remove_emptied):
             removal = remove(structure, {"h": np.zeros(3, bool), "a": np.arange(5) != 2})
             masked, compacted, small = both(structure, params, removal, x)
             close(compacted, masked)
@@ -184,19 +186,19 @@ def test_in_loops_branches_and_derivatives():
 
 def test_without_a_block_it_is_bit_for_bit_with_zeros_in_its_place():
     structure, variables, x = resnet()
-    removal = jp.remove_blocks(structure, ["block_1"])
+    removal = jp.structured.remove_blocks(structure, ["block_1"])
     masked, compacted, small = both(structure, variables, removal, x)
     np.testing.assert_array_equal(compacted, masked)
     assert not jax.tree.leaves([small.params[c]["block_1"] for c in ("params", "batch_stats")])
     assert kinds(small.fn, small.params, x)["conv_general_dilated"] == 5  # of 7
     # and of the others fewer neurons
-    both_ways = jp.remove_blocks(structure, ["block_1"], some(structure))
+    both_ways = jp.structured.remove_blocks(structure, ["block_1"], some(structure))
     masked, compacted, _ = both(structure, variables, both_ways, x)
     close(compacted, masked)
-    again = jp.remove_blocks(structure, ["block_2"], both_ways)
+    again = jp.structured.remove_blocks(structure, ["block_2"], both_ways)
     assert set(again.removed) > set(both_ways.removed)
     # whatever is emptied then is added to it
-    for remove in (jp.collapse_emptied, jp.remove_emptied):
+    for remove in (jp.structured.collapse_emptied, jp.structured.remove_emptied):
         same = remove(structure, removal)
         assert set(same.removed) == set(removal.removed)
 
@@ -209,7 +211,7 @@ def test_keys_and_counts_of_a_block_stay():
         return (x + (x @ p["block"]["w"]) * noise) @ p["out"]
 
     structure = jp.analyze(fn, params, jnp.ones((2, 4)))
-    removal = jp.remove_blocks(structure, ["block"])
+    removal = jp.structured.remove_blocks(structure, ["block"])
     assert removal.removed == ("block/w",)
     masked, compacted, _ = both(structure, params, removal, jnp.ones((2, 4)))
     np.testing.assert_array_equal(compacted, masked)
@@ -218,12 +220,16 @@ def test_keys_and_counts_of_a_block_stay():
 def test_blocks_that_can_go():
     structure, variables, x = resnet()
     blocks = ["block_0", "block_0/shortcut", "block_1", "block_2", "params/Dense_0"]
-    assert jp.removable_blocks(structure, blocks) == ["block_0/shortcut", "block_1", "block_2"]
-    said = raised(lambda: jp.remove_blocks(structure, ["block_2", "block_0"]))
+    assert jp.structured.removable_blocks(structure, blocks) == [
+        "block_0/shortcut",
+        "block_1",
+        "block_2",
+    ]
+    said = raised(lambda: jp.structured.remove_blocks(structure, ["block_2", "block_0"]))
     assert "output 0 depends on no input any more without block 'block_2', block 'block_0'" in said
     # a projection without channels is no shortcut: what is left is the branch
     masked, compacted, _ = both(
-        structure, variables, jp.remove_blocks(structure, ["block_0/shortcut"]), x
+        structure, variables, jp.structured.remove_blocks(structure, ["block_0/shortcut"]), x
     )
     np.testing.assert_array_equal(compacted, masked)
 
@@ -232,10 +238,12 @@ def test_two_stages():
     """What is small is analyzed, pruned and compacted like what is large."""
     structure, variables, x = resnet()
     none = lambda block: {f"params/{block}/Conv_0": np.zeros(3, bool)}
-    first = jp.compact(structure, variables, jp.remove_emptied(structure, none("block_1")))
+    first = jp.compact(
+        structure, variables, jp.structured.remove_emptied(structure, none("block_1"))
+    )
     again = jp.analyze(first.fn, first.params, x)
     assert list(again.groups) == [g for g in structure.groups if "block_1" not in g]
-    removal = jp.remove_emptied(again, none("block_2"))
+    removal = jp.structured.remove_emptied(again, none("block_2"))
     masked, compacted, second = both(again, first.params, removal, x)
     close(compacted, masked)
     assert kinds(second.fn, second.params, x)["conv_general_dilated"] == 3
@@ -244,24 +252,24 @@ def test_two_stages():
 def test_it_trains_on():
     """Another batch size; new running statistics; gradients, and an optimizer's state, shrunk."""
     structure, variables, x = resnet()
-    removal = jp.remove_emptied(structure, emptied(structure, "params/block_1/Conv_0"))
+    removal = jp.structured.remove_emptied(structure, emptied(structure, "params/block_1/Conv_0"))
     small = jp.compact(structure, variables, removal)
     one, two = jax.jit(lambda p: (small.fn(p, x[:1]), small.fn(p, x)))(small.params)
     close(one, two[:1])
 
     step = lambda v, x: ResNet(train=True).apply(v, x, mutable=["batch_stats"])
-    own_step = jp.replay(structure, removal, step)
-    masked = jp.apply_masks(variables, jp.group_masks(structure, removal))
+    own_step = jp.structured.replay(structure, removal, step)
+    masked = jp.apply_masks(variables, jp.structured.masks(structure, removal))
     (y, new), (wanted, _) = jax.jit(lambda p, v: (own_step(p, x), step(v, x)))(small.params, masked)
     close(y, wanted)
     assert jax.tree.structure(new["batch_stats"]) == jax.tree.structure(small.params["batch_stats"])
 
     loss = lambda f: lambda p, x: (f(p, x) ** 2).sum()
-    replayed = jp.replay(structure, removal, jax.grad(loss(structure.fn)))
+    replayed = jp.structured.replay(structure, removal, jax.grad(loss(structure.fn)))
     slopes = jax.jit(lambda p: (jax.grad(loss(small.fn))(p, x), replayed(p, x)))(small.params)
     jax.tree.map(close, *slopes)
     tx = optax.adam(1e-2)
-    state = jp.shrink(structure, tx.init(variables), removal)
+    state = jp.structured.shrink(structure, tx.init(variables), removal)
     updates, _ = tx.update(slopes[0], state, small.params)
     new = optax.apply_updates(small.params, updates)
     assert jax.tree.structure(new) == jax.tree.structure(small.params)
@@ -273,15 +281,15 @@ def test_it_trains_on():
 def test_bad_input():
     structure, variables, x = resnet()
     no_stem = {"params/block_0/Conv_1": np.zeros(4, bool)}
-    for remove in (jp.collapse_emptied, jp.remove_emptied):
+    for remove in (jp.structured.collapse_emptied, jp.structured.remove_emptied):
         said = raised(lambda remove=remove: remove(structure, no_stem))
         assert "output 0 depends on no input any more without group 'params/block_0/Conv_1'" in said
     said = raised(lambda: jp.compact(structure, variables, no_stem))
     assert "no neuron of group 'params/block_0/Conv_1'" in said and "remove_emptied(" in said
-    said = raised(lambda: jp.remove_blocks(structure, ["block"]))
+    said = raised(lambda: jp.structured.remove_blocks(structure, ["block"]))
     assert "there is no block 'block'" in said and "'params/block_0/BatchNorm_0'" in said
-    said = raised(lambda: jp.group_masks(structure, jp.Removal({}, ("lost",))))
+    said = raised(lambda: jp.structured.masks(structure, jp.structured.Removal({}, ("lost",))))
     assert "removed names 'lost', no leaves that were analyzed" in said
-    removal = jp.remove_blocks(structure, ["block_1"])
-    said = raised(lambda: jp.replay(structure, removal)(variables, x))
+    removal = jp.structured.remove_blocks(structure, ["block_1"])
+    said = raised(lambda: jp.structured.replay(structure, removal)(variables, x))
     assert "takes the small params" in said

@@ -26,7 +26,7 @@ def analyzed(name):
 def test_linen_layers_are_as_wide_as_their_kernels(name):
     structure, variables, x = analyzed(name)
     kept = some(structure)
-    small, retraced = jp.compact(structure, variables, kept), jp.retrace(structure, kept)
+    small, retraced = jp.compact(structure, variables, kept), jp.structured.retrace(structure, kept)
     assert retraced.differs == ()
     run = jax.jit(lambda p: (retraced.fn(p, x), small.fn(p, x)))
     np.testing.assert_array_equal(*run(small.params))
@@ -35,7 +35,7 @@ def test_linen_layers_are_as_wide_as_their_kernels(name):
 def test_numbers_that_follow_the_size_are_listed():
     structure, variables, x = analyzed("layer norm")
     kept = some(structure)
-    small, retraced = jp.compact(structure, variables, kept), jp.retrace(structure, kept)
+    small, retraced = jp.compact(structure, variables, kept), jp.structured.retrace(structure, kept)
     assert [text.split(" at ")[0] for text in retraced.differs] == ["div 8 -> 4", "div 4 -> 2"]
     assert all("normalization.py:" in text for text in retraced.differs)
     one, other = jax.jit(lambda p: (retraced.fn(p, x), small.fn(p, x)))(small.params)
@@ -44,7 +44,7 @@ def test_numbers_that_follow_the_size_are_listed():
     params = weights(a=(4, 6), b=(6, 2))
     table = lambda p: jnp.asarray(np.linspace(0, 1, p["a"].shape[1], dtype=np.float32))[None]
     fn = lambda p, x: (x @ p["a"] * p["a"].shape[1] ** -0.5 + table(p)) @ p["b"]
-    retraced = jp.retrace(jp.analyze(fn, params, X), {"a": np.arange(6) < 4})
+    retraced = jp.structured.retrace(jp.analyze(fn, params, X), {"a": np.arange(6) < 4})
     assert len(retraced.differs) == 2
     assert any(
         text.startswith("mul 0.408248 -> 0.5 at test_retrace.py") for text in retraced.differs
@@ -64,7 +64,7 @@ def test_of_nnx():
 
     graphdef, state = nnx.split(Net(nnx.Rngs(0)))
     structure = jp.analyze(lambda s, x: nnx.merge(graphdef, s)(x), state, jnp.ones((2, 4, 3)))
-    assert jp.retrace(structure, some(structure)).differs == ()
+    assert jp.structured.retrace(structure, some(structure)).differs == ()
 
 
 def test_code_with_the_small_widths():
@@ -79,8 +79,8 @@ def test_code_with_the_small_widths():
     variables = Net(6).init(jax.random.key(0), X)
     structure = jp.analyze(Net(6).apply, variables, X)
     kept = {"params/w": np.arange(6) < 3}
-    assert jp.retrace(structure, kept, Net(3).apply).differs == ()
-    said = raised(lambda: jp.retrace(structure, kept))
+    assert jp.structured.retrace(structure, kept, Net(3).apply).differs == ()
+    said = raised(lambda: jp.structured.retrace(structure, kept))
     assert "something in it has the old sizes written down (ScopeParamShapeError: " in said
     assert "or take compact(...).fn, which replays" in said
 
@@ -103,7 +103,7 @@ def test_code_that_reads_shapes(activation, fragment):
     fn = lambda p, x: activation(x @ p["a"]) @ p["b"]
     structure = jp.analyze(fn, params, X)
     kept = {name: np.arange(group.size) % 2 == 0 for name, group in structure.groups.items()}
-    assert fragment in raised(lambda: jp.retrace(structure, kept))
+    assert fragment in raised(lambda: jp.structured.retrace(structure, kept))
 
 
 def test_replay_does_not_see_shapes():
@@ -122,7 +122,7 @@ def test_side_effects_and_removed_branches():
         return x @ p["a"] @ p["b"]
 
     structure = jp.analyze(fn, params, X)
-    said = raised(lambda: jp.retrace(structure, {"a": np.arange(6) < 3}))
+    said = raised(lambda: jp.structured.retrace(structure, {"a": np.arange(6) < 3}))
     assert "the function has side effects (" in said
-    said = raised(lambda: jp.retrace(structure, jp.Removal({}, ())))
+    said = raised(lambda: jp.structured.retrace(structure, jp.structured.Removal({}, ())))
     assert "only `replay` knows the program" in said

@@ -30,14 +30,17 @@ def close(scores, wanted):
 
 
 def test_norms_are_summed_over_slices_and_averaged_over_members():
-    close(jp.per_group(STRUCTURE)(PARAMS), [(2 + 1) / 2, (3 + 4) / 2, (1 + 2) / 2])
-    close(jp.per_group(STRUCTURE, jp.square)(PARAMS), [(2 + 1) / 2, (5 + 16) / 2, (0.5 + 4) / 2])
-    close(jp.per_group(STRUCTURE, prunable=jp.matching("*/scale"))(PARAMS), [3, 1, 2])
+    close(jp.structured.per_group(STRUCTURE)(PARAMS), [(2 + 1) / 2, (3 + 4) / 2, (1 + 2) / 2])
+    close(
+        jp.structured.per_group(STRUCTURE, jp.structured.square)(PARAMS),
+        [(2 + 1) / 2, (5 + 16) / 2, (0.5 + 4) / 2],
+    )
+    close(jp.structured.per_group(STRUCTURE, prunable=jp.matching("*/scale"))(PARAMS), [3, 1, 2])
 
 
 def test_taylor():
-    close(jp.per_group(STRUCTURE, jp.saliency)(PARAMS, grads=GRADS), [3, 7, 3])
-    signed = jp.per_group(STRUCTURE, jp.contribution, of=jp.abs_of_sum)
+    close(jp.structured.per_group(STRUCTURE, jp.saliency)(PARAMS, grads=GRADS), [3, 7, 3])
+    signed = jp.structured.per_group(STRUCTURE, jp.structured.taylor, of=jp.structured.abs_of_sum)
     close(signed(PARAMS, grads=GRADS), [6, 10, 4])
     assert "needs gradients" in raised(lambda: signed(PARAMS))
 
@@ -46,7 +49,7 @@ def test_geometric_median():
     # the filters (1, 0), (0, 1), (.5, .5), (3, 3); the third is nearest to all others
     filters = {"w": jnp.array([[1.0, 0, 0.5, 3], [0, 1, 0.5, 3]]), "v": jnp.ones((4, 1))}
     structure = jp.analyze(lambda p, x: x @ p["w"] @ p["v"], filters, jnp.ones((1, 2)))
-    close(jp.geometric_median(structure)(filters), [5.7269, 5.7269, 4.9497, 10.7466])
+    close(jp.structured.geometric_median(structure)(filters), [5.7269, 5.7269, 4.9497, 10.7466])
 
 
 def test_distances_are_of_the_filters_of_a_layer_itself():
@@ -58,7 +61,9 @@ def test_distances_are_of_the_filters_of_a_layer_itself():
     filters = np.asarray(params["a"]).T
     wanted = np.linalg.norm(filters[:, None] - filters[None], axis=-1).sum(1)
     for own in (params, loud):
-        np.testing.assert_allclose(jp.geometric_median(structure)(own)["a"], wanted, rtol=1e-5)
+        np.testing.assert_allclose(
+            jp.structured.geometric_median(structure)(own)["a"], wanted, rtol=1e-5
+        )
 
 
 MADE = {
@@ -97,7 +102,7 @@ def test_kernels_that_are_reshaped_or_transposed_make_neurons_too():
 def test_of_a_residual_stream_it_is_the_mean_over_layers():
     variables, x = built("batch norm")
     structure = jp.analyze(NETWORKS["batch norm"].module.apply, variables, x)
-    found = jp.geometric_median(structure)(variables)["params/Conv_0"]
+    found = jp.structured.geometric_median(structure)(variables)["params/Conv_0"]
     own = [variables["params"][name]["kernel"].reshape(-1, 8).T for name in ("Conv_0", "Conv_2")]
     each = [np.linalg.norm(f[:, None] - f[None], axis=-1).sum(1) for f in map(np.asarray, own)]
     np.testing.assert_allclose(found, np.mean(each, 0), rtol=1e-4)
@@ -114,7 +119,9 @@ def test_ten_steps_of_the_geometric_median_beside_the_equation():
     fn = lambda p, x: jnp.tanh(conv(jnp.tanh(conv(x, p["u"])), p["v"])).mean((1, 2)) @ p["w"]
     structure = jp.analyze(fn, params, jnp.ones((1, 4, 4, 2)))
     sparsity = optax.linear_schedule(0.0, 0.8, 10)
-    transform = jp.prune_neurons(structure, jp.geometric_median(structure), jp.uniform, sparsity)
+    transform = jp.structured.prune(
+        structure, jp.structured.geometric_median(structure), jp.uniform, sparsity
+    )
     state, left = transform.init(params), {name: np.arange(shapes[name][3]) for name in "uv"}
     weights = {name: np.asarray(params[name], np.float64) for name in "uv"}
     for step in range(11):
@@ -129,7 +136,7 @@ def test_ten_steps_of_the_geometric_median_beside_the_equation():
             order = np.argsort(scores[name], kind="stable")
             left[name] = np.sort(left[name][order[len(order) - n :]])
         weights["v"][:, :, np.setdiff1d(np.arange(12), left["u"])] = 0  # what read them is masked
-        kept = jp.kept_neurons(structure, state.masks)
+        kept = jp.structured.kept(structure, state.masks)
         for name in left:
             np.testing.assert_array_equal(np.flatnonzero(kept[name]), left[name])
 
@@ -140,22 +147,28 @@ def test_what_is_pruned_is_no_neighbor():
 
 
 SCORES_OF_GROUPS = {
-    "lamp": lambda structure: jp.lamp(jp.per_group(structure)),
-    "mean": lambda structure: jp.normalised(jp.per_group(structure)),
-    "max": lambda structure: jp.normalised(jp.per_group(structure, jp.square), jnp.max),
-    "norm": lambda structure: jp.normalised(jp.per_group(structure), jnp.linalg.norm),
-    "median": jp.geometric_median,
-    "normalised median": lambda structure: jp.normalised(jp.geometric_median(structure)),
+    "lamp": lambda structure: jp.lamp(jp.structured.per_group(structure)),
+    "mean": lambda structure: jp.structured.normalized(jp.structured.per_group(structure)),
+    "max": lambda structure: jp.structured.normalized(
+        jp.structured.per_group(structure, jp.structured.square), jnp.max
+    ),
+    "norm": lambda structure: jp.structured.normalized(
+        jp.structured.per_group(structure), jnp.linalg.norm
+    ),
+    "median": jp.structured.geometric_median,
+    "normalised median": lambda structure: jp.structured.normalized(
+        jp.structured.geometric_median(structure)
+    ),
 }
 
 
 def test_lamp_and_other_normalisations():
     own = lambda params, **_: {"a": jnp.array([1.0, 2, 3, 4])}
     close(jp.lamp(own)({}), [1 / 30, 4 / 29, 9 / 25, 1])
-    close(jp.normalised(own)({}), [0.4, 0.8, 1.2, 1.6])
-    close(jp.normalised(own, jnp.max)({}), [0.25, 0.5, 0.75, 1])
+    close(jp.structured.normalized(own)({}), [0.4, 0.8, 1.2, 1.6])
+    close(jp.structured.normalized(own, jnp.max)({}), [0.25, 0.5, 0.75, 1])
     zero = lambda params, **_: {"a": jnp.zeros(2)}
-    close(jp.normalised(zero)({}), [0, 0])
+    close(jp.structured.normalized(zero)({}), [0, 0])
 
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
@@ -181,37 +194,39 @@ def test_the_entries_of_a_neuron_are_its_own(name):
     """Of flattened, grouped, repeated and joined axes: where one is one, the others score zero."""
     variables, x = built(name)
     structure = jp.analyze(NETWORKS[name].module.apply, variables, x)
-    everywhere = jp.per_group(structure, prunable=jp.matching(lambda path, w: w.ndim > 0))
+    everywhere = jp.structured.per_group(
+        structure, prunable=jp.matching(lambda path, w: w.ndim > 0)
+    )
     for group, (n, _) in structure.groups.items():
-        masks = jp.group_masks(structure, {group: jnp.arange(n) == n - 1})
+        masks = jp.structured.masks(structure, {group: jnp.arange(n) == n - 1})
         marks = jax.tree.map(lambda m: m.astype(jnp.float32), masks)
         scores = everywhere(marks)[group]
         assert scores[-1] > 0 and not scores[:-1].any()
 
 
 def test_random_is_drawn_anew_each_step():
-    score = jp.random_neurons(jax.random.key(0), STRUCTURE)
+    score = jp.structured.random(jax.random.key(0), STRUCTURE)
     first, second = (score(PARAMS, step=step)["a"] for step in (0, 1))
     assert first.shape == (3,) and (first != second).any()
-    assert "needs a key" in raised(lambda: jp.random_neurons(0, STRUCTURE), TypeError)
+    assert "needs a key" in raised(lambda: jp.structured.random(0, STRUCTURE), TypeError)
 
 
 def test_under_jit():
-    score = jp.per_group(STRUCTURE)
+    score = jp.structured.per_group(STRUCTURE)
     jax.tree.map(np.testing.assert_allclose, jax.jit(score)(PARAMS), score(PARAMS))
 
 
 def test_nothing_to_score_by():
     none = lambda params: jax.tree.map(lambda w: None, params)
-    said = raised(lambda: jp.per_group(STRUCTURE, prunable=none)(PARAMS))
+    said = raised(lambda: jp.structured.per_group(STRUCTURE, prunable=none)(PARAMS))
     assert "none of 'a/kernel', 'a/scale', 'b/kernel', the leaves of group 'a', is prunable" in said
     assert "analyze(..., freeze=...)" in said
-    said = raised(lambda: jp.geometric_median(STRUCTURE, none)(PARAMS))
+    said = raised(lambda: jp.structured.geometric_median(STRUCTURE, none)(PARAMS))
     assert "group 'a' is made by 'a/kernel[1]', and none of these is prunable" in said
 
 
 def test_params_of_another_network():
-    score = jp.per_group(STRUCTURE)
+    score = jp.structured.per_group(STRUCTURE)
     wider = {**PARAMS, "b": {"kernel": jnp.ones((4, 1))}}
     said = raised(lambda: score(wider))
     assert "per_group: 'b/kernel' has shape (4, 1), and had (3, 1) when it was analyzed" in said
@@ -225,6 +240,6 @@ def test_params_of_another_network():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_sums_are_in_float32(dtype):
     low = jax.tree.map(lambda w: w.astype(dtype), PARAMS)
-    score = jp.per_group(jp.analyze(FN, low, jnp.ones((1, 2), dtype)))(low)["a"]
+    score = jp.structured.per_group(jp.analyze(FN, low, jnp.ones((1, 2), dtype)))(low)["a"]
     assert score.dtype == jnp.float32
     np.testing.assert_allclose(score, [1.5, 3.5, 1.5], rtol=1e-2)

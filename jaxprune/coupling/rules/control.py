@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxprune.coupling.expressions import size
 from jaxprune.coupling.rules.registry import rule
-from jaxprune.jaxprs import scan_ends
+from jaxprune.programs.jaxprs import scan_ends
 
 
 def _replay_call(step: Any, keep: Any, operands: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxprune.coupling.expressions import ONE, Prod, size
 from jaxprune.coupling.rules.registry import rule
-from jaxprune.jaxprs import leading_experts
+from jaxprune.programs.jaxprs import leading_experts
 
 
 @rule("dot_general")

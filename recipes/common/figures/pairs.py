@@ -14,8 +14,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import jaxprune as jp
-from jaxprune.plots import Matrix as Matrix
-from jaxprune.plots import Paths as Paths
+from jaxprune.plots.pictures import Matrix as Matrix
+from jaxprune.plots.pictures import Paths as Paths
 from recipes.common.figures.style import COLORS, STROKES, STYLE, Look, looks, png
 
 

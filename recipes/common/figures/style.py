@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 import jaxprune as jp
-from jaxprune.canvas import COLORS as COLORS
-from jaxprune.canvas import STROKES as STROKES
-from jaxprune.canvas import STYLE as STYLE
-from jaxprune.canvas import Curve as Curve
-from jaxprune.canvas import Look as Look
-from jaxprune.canvas import band as band
-from jaxprune.canvas import looks as looks
-from jaxprune.canvas import steps_locator as steps_locator
+from jaxprune.plots.canvas import COLORS as COLORS
+from jaxprune.plots.canvas import STROKES as STROKES
+from jaxprune.plots.canvas import STYLE as STYLE
+from jaxprune.plots.canvas import Curve as Curve
+from jaxprune.plots.canvas import Look as Look
+from jaxprune.plots.canvas import band as band
+from jaxprune.plots.canvas import looks as looks
+from jaxprune.plots.canvas import steps_locator as steps_locator
 
 MANY = 3  # more arms than this have their legend beside the axes
 

@@ -54,7 +54,7 @@ def test_masks_of_a_bare_restore(tmp_path, state):
     with ocp.CheckpointManager(tmp_path, item_names=("tree", "about")) as manager:
         args = ocp.args.Composite(tree=ocp.args.StandardRestore())
         bare = manager.restore(7, args=args)["tree"]["all"]
-    masks = jp.unpack(jp.get_masks(bare["opt_state"]), bare["params"])
+    masks = jp.export.unpack(jp.get_masks(bare["opt_state"]), bare["params"])
     assert_equal(masks, jp.get_masks(state["opt_state"]))
 
 

@@ -49,7 +49,9 @@ def test_what_is_cut_stays_cut(structure):
 
 
 def test_nothing_is_cut_below_the_budget(structure):
-    share = lambda found: jp.cost(structure, found.kept).flops / jp.cost(structure).flops
+    share = lambda found: (
+        jp.structured.cost(structure, found.kept).flops / jp.structured.cost(structure).flops
+    )
     found = cut(structure, GATES, ALL, 0.7, budget=0.5)
     assert sizes(found) == [2, 3] and share(found) == 18 / 36
     assert sizes(cut(structure, GATES, ALL, 0.015, budget=0.5)) == [3, 4]  # the threshold is

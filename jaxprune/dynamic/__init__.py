@@ -1,0 +1,12 @@
+"""The parts of dynamic sparse training, beside `jp.set`, `jp.rigl`, `jp.granet` and `jp.itop`.
+
+`drop` and `grow` are its two verbs, and `counts` says how many weights each of them changes.
+`ever_active` is the fraction of weights that a mask has ever kept. `top_kast_decay` is the weight
+decay of `jp.top_kast`.
+"""
+
+from jaxprune.methods.itop import ever_active as ever_active
+from jaxprune.methods.top_kast import top_kast_decay as top_kast_decay
+from jaxprune.selection.drop_grow import counts as counts
+from jaxprune.selection.drop_grow import drop as drop
+from jaxprune.selection.drop_grow import grow as grow

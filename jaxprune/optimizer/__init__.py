@@ -1,0 +1,1 @@
+"""Masks into optax: the wrappers of an optimizer, and the moments in its state."""

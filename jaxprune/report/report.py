@@ -1,0 +1,251 @@
+"""What pruning came to, layer by layer: a value that prints as a table and draws itself."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Masks, Params, Sparsities
+from jaxprune.masks import like
+from jaxprune.programs.flops import count_flops
+from jaxprune.prunable.rules import (
+    NO_FLOATS,
+    SMALL,
+    kernels,
+    layers_of,
+    named_leaves,
+    quoted,
+    reasons,
+)
+from jaxprune.report import rendering
+from jaxprune.report.tally import Layer as Layer
+from jaxprune.report.tally import check_masks, sum_of, tally, wanted
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What `report` returns; it prints as a table.
+
+    Attributes:
+      layers: a `Layer` for each prunable leaf, in their order, Conv_2 before Conv_10.
+      prunable: the sum of `layers`.
+      never_pruned: the sum of all other leaves of floats.
+      activations: no weights; the FLOPs of products that read no leaf, such as attention scores.
+      total: the sum of these three.
+      notes: what else there is to say about the numbers.
+    """
+
+    layers: tuple[Layer, ...]
+    prunable: Layer
+    never_pruned: Layer
+    activations: Layer
+    total: Layer
+    notes: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is wrong: layers that keep no weight, weights outside their mask."""
+        dead = [(layer.path, None) for layer in self.layers if layer.total and not layer.kept]
+        leaky = [(layer.path, None) for layer in self.layers if layer.outside]
+        found = []
+        if dead:
+            found.append(
+                f"no weight at all is kept in {quoted(dead)}: dead layers. Lower the sparsity, "
+                "exempt them with per_layer or prunable=..., or use lamp scores."
+            )
+        if leaky:
+            found.append(
+                f"{self.prunable.outside:,} weights are not zero where their mask is False, in "
+                f"{quoted(leaky, most=4)}. Is sparsify last in the optax.chain? Where masks were "
+                "never applied, or a pruned weight was nan or inf: params = apply_masks(params, "
+                "masks)."
+            )
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in dicts, lists, strings and numbers, as JSON takes them."""
+        sums = ("prunable", "never_pruned", "activations", "total")
+        return {
+            "layers": [layer.to_dict() for layer in self.layers],
+            **{name: getattr(self, name).to_dict() for name in sums},
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
+
+    def plot(self, ax: Any = None) -> Any:
+        """The density of each layer, its target as a mark: a matplotlib `Figure`.
+
+        Bars from zero; dots on a logarithmic axis where densities differ more than tenfold.
+
+        Args:
+          ax: matplotlib axes to draw into; None for a figure of its own.
+
+        Raises:
+          ImportError: without matplotlib.
+        """
+        return rendering.density_by_layer(self, ax)
+
+    def __repr__(self) -> str:
+        return rendering.table(self)
+
+
+def report(
+    params: Params,
+    masks: Masks,
+    apply_fn: Callable[..., Any] | None = None,
+    *inputs: Any,
+    target: Sparsities = None,
+    ever_active: Masks = None,
+    prunable: Callable[[Params], Params] = kernels,
+) -> Report:
+    """What is kept of each layer and of all, against the target, and the FLOPs: a `Report`.
+
+    What has no mask although it is of rank 2 or more is named at the end, with the reason.
+
+    FLOPs are those of matrix products and convolutions (`jaxprune.programs.flops`). Sparse FLOPs
+    are what a kernel that skips zeros would do: masks simulate, and make nothing faster.
+
+    Args:
+      params: pytree of arrays. A leading axis of seeds is an axis like others: the seeds add up.
+      masks: like the params, bool, None where never pruned.
+      apply_fn: `(params, *inputs) -> Any`, traced on shapes and never run; None counts no FLOPs.
+      *inputs: its example inputs, arrays or `jax.ShapeDtypeStruct`.
+      target: sparsities, as the allocation returned them (floats are fractions, ints numbers of
+        weights); or one number, for all prunable weights together.
+      ever_active: which weights were ever kept, as `dynamic.ever_active(opt_state)` has it: the
+        column `ever` is the R_s of ITOP.
+      prunable: that of the masks. Where it has layers in the place of a stack, each is a row.
+
+    Raises:
+      ValueError: if masks or target belong to other params, a target is no sparsity, or every
+        mask is None.
+      TypeError: if a mask is not bool, or values are not known, as under `jit`.
+
+    Warns:
+      UserWarning: if a layer keeps no weight, or weights are not zero where their mask is False.
+
+    >>> params = {'kernel': jnp.array([[3., 0., 0.], [0., -4., 0.]]), 'bias': jnp.ones(3)}
+    >>> masks = {'kernel': params['kernel'] != 0, 'bias': None}
+    >>> report(params, masks, target={'kernel': 0.5, 'bias': None})
+    layer             shape  kept  total  sparsity  target  +/-
+    -----------------------------------------------------------
+    kernel              2x3     2      6    0.6667  0.5000   -1
+    -----------------------------------------------------------
+    prunable                    2      6    0.6667  0.5000   -1
+    never pruned (1)            3      3    0.0000
+    total                       5      9    0.4444
+    """
+    check_masks(masks)
+    aligned = zip(named_leaves(params), named_leaves(like(masks, params)), strict=True)
+    leaves = [(path, leaf, mask) for (path, leaf), (_, mask) in aligned if leaf is not None]
+    whole = {path: (leaf, mask) for path, leaf, mask in leaves if mask is not None}
+    if not whole:
+        raise ValueError("there is nothing to report: the mask of every leaf is None.")
+    flops, other, notes = _flops(params, whole, apply_fn, inputs)
+    stacks = layers_of(prunable(params))
+    masked, stack_of = _in_layers(whole, stacks)
+    for path, stack in stack_of.items():
+        if stack in flops:
+            flops[path] = flops[stack] * masked[path][1].size // max(whole[stack][1].size, 1)
+    counts = tally(masked)
+    ever = _ever_active(ever_active, params, stacks)
+    sizes = {path: m.size for path, (_, m) in masked.items()}
+    asked, asked_of_all = wanted(_of_layers(target, stack_of), sizes)
+
+    def layer(path: str, leaf: Any) -> Layer:
+        shape, size, dense = np.shape(leaf), np.size(leaf), flops.get(path)
+        kept, outside = counts.get(path, (size, 0))
+        sparse = None if dense is None else dense * kept // max(size, 1)
+        seen = ever.get(path)
+        return Layer(path, shape, kept, size, asked.get(path), outside, seen, dense, sparse)
+
+    layers = tuple(layer(path, masked[path][0]) for path in _in_order(masked))
+    others = [(path, leaf) for path, leaf, mask in leaves if mask is None]
+    rest = [layer(path, leaf) for path, leaf in others if _is_float(leaf) or flops.get(path)]
+    activations = Layer("no weights", None, 0, 0, flops=other, sparse_flops=other)
+    result = Report(
+        layers,
+        prunable=replace(sum_of("prunable", layers), target_kept=asked_of_all),
+        never_pruned=sum_of(f"never pruned ({len(rest)})", rest),
+        activations=activations,
+        total=sum_of("total", [*layers, *rest, activations]),
+        notes=(*notes, *_left_out(params, {path for path, _ in others})),
+    )
+    for warning in result.warnings:
+        warnings.warn(warning, stacklevel=2)
+    return result
+
+
+def _in_layers(
+    masked: Mapping[str, tuple], stacks: Mapping[str, dict[str, Callable[[Any], Any]]]
+) -> tuple[dict[str, tuple], dict[str, str]]:
+    """What has a mask, layers in place of stacks, by path; and of which stack each layer is."""
+    rows: dict[str, tuple] = {}
+    stack_of: dict[str, str] = {}
+    for path, arrays in masked.items():
+        for layer, take in stacks.get(path, {path: lambda x: x}).items():
+            rows[layer] = tuple(take(x) for x in arrays)
+            stack_of |= {layer: path} if path in stacks else {}
+    return rows, stack_of
+
+
+def _of_layers(target: Sparsities, stack_of: Mapping[str, str]) -> Sparsities:
+    """A target with the sparsity of a stack for each of its layers."""
+    given = {path: own for path, own in named_leaves(target) if own is not None}
+    shared = {layer: given[stack] for layer, stack in stack_of.items() if stack in given}
+    if not any(isinstance(own, float) for own in shared.values()):
+        return target
+    rest = {path: own for path, own in given.items() if path not in stack_of.values()}
+    return rest | shared
+
+
+def _left_out(params: Params, without: Collection[str]) -> list[str]:
+    """A note of what has no mask although it is of rank 2 or more, and why."""
+    by_reason: dict[str, list[tuple[str, None]]] = {}
+    for path, why in reasons(params).items():
+        if path in without and why not in (SMALL, NO_FLOATS):
+            by_reason.setdefault(why or "a kernel, not chosen", []).append((path, None))
+    texts = [f"{quoted(leaves, most=4)} ({why})" for why, leaves in by_reason.items()]
+    return [f"never pruned: {'; '.join(texts)}."] if texts else []
+
+
+def _ever_active(masks: Masks, params: Params, stacks: Mapping) -> dict[str, int]:
+    """How many weights are True, by path."""
+    if masks is None:
+        return {}
+    check_masks(masks)
+    counted = {p: (m, m) for p, m in named_leaves(like(masks, params)) if m is not None}
+    rows, _ = _in_layers(counted, stacks)
+    return {path: kept for path, (kept, _) in tally(rows).items()}
+
+
+def _in_order(paths: Iterable[str]) -> list[str]:
+    """The paths as they come; but where dicts have sorted them, Conv_2 before Conv_10."""
+    paths = list(paths)
+    if paths != sorted(paths, key=lambda path: path.split("/")):
+        return paths
+    parts = lambda path: re.split(r"(\d+)", path)  # every other part is a number
+    return sorted(paths, key=lambda path: [int(p) if p.isdecimal() else p for p in parts(path)])
+
+
+def _flops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple) -> tuple:
+    """FLOPs by path, those of no path, and notes; of no function, none."""
+    if apply_fn is None:
+        return {}, None, ()
+    flops = count_flops(apply_fn, params, *inputs, prunable=masked)
+    seen = [f"{jnp.result_type(x)}{list(np.shape(x))}" for x in jax.tree.leaves(inputs)]
+    on = ", ".join(seen) or "no inputs"
+    about = f"FLOPs of one call on {on}; sparse: what a kernel that skips zeros would do."
+    return flops.leaves, flops.other, (about, *flops.notes)
+
+
+def _is_float(leaf: Any) -> bool:
+    """Whether a leaf is a parameter; a counter or a random key is none."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -1,0 +1,185 @@
+"""Numbers of weights, leaf by leaf, as Python ints: how many are kept, and how many were to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Masks, Sparsities, Sparsity, check_fraction, is_known, is_mask
+from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.selection.counting import count
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One leaf of the params, or a sum of leaves.
+
+    Attributes:
+      path: its name.
+      shape: None for a sum.
+      kept: how many weights have a mask that is True, or no mask.
+      total: how many weights there are.
+      target_kept: how many the target keeps; None where it says nothing.
+      outside: how many are not zero although their mask is False.
+      ever_active: how many were ever kept; None if nobody remembers.
+      flops: FLOPs of the products that read the leaf; None if they were not counted.
+      sparse_flops: flops * kept / total.
+    """
+
+    path: str
+    shape: tuple[int, ...] | None
+    kept: int
+    total: int
+    target_kept: int | None = None
+    outside: int = 0
+    ever_active: int | None = None
+    flops: int | None = None
+    sparse_flops: int | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction pruned."""
+        return (self.total - self.kept) / max(self.total, 1)
+
+    @property
+    def target(self) -> float | None:
+        """The fraction that the target prunes, in whole weights."""
+        if self.target_kept is None:
+            return None
+        return (self.total - self.target_kept) / max(self.total, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes, `sparsity` and `target`, as JSON takes them."""
+        shape = None if self.shape is None else list(self.shape)
+        return asdict(self) | {"shape": shape, "sparsity": self.sparsity, "target": self.target}
+
+
+def sum_of(path: str, layers: Sequence[Layer]) -> Layer:
+    """The sum of `layers`; what is None for one of them is None."""
+
+    def over(field: str) -> Any:
+        values = [getattr(layer, field) for layer in layers]
+        return None if None in values else sum(values)
+
+    summed = ("kept", "total", "target_kept", "outside", "ever_active", "flops", "sparse_flops")
+    return Layer(path, None, **{field: over(field) for field in summed})
+
+
+def check_masks(masks: Masks) -> None:
+    """TypeError unless every mask is an array of bool whose values are known."""
+    for path, mask in named_leaves(masks):
+        if mask is None:
+            continue
+        if not is_known(mask):
+            raise TypeError(_unknown(path))
+        if not is_mask(mask):
+            raise TypeError(
+                f"report needs masks of bool, True = kept; that of '{path}' is "
+                f"{getattr(mask, 'dtype', type(mask).__name__)}. From gates: "
+                "jax.tree.map(lambda g: g > 0, gates)."
+            )
+
+
+def tally(masked: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[int, int]]:
+    """How many weights are kept, and how many are not zero although they are not, by path.
+
+    Args:
+      masked: (leaf, mask) by path; their shapes are equal.
+
+    Raises:
+      TypeError: if the values of a leaf are not known.
+    """
+    for path, (leaf, _) in masked.items():
+        if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
+            raise TypeError(_unknown(path))
+    counts = _counts(list(masked.values()))
+    if not is_known(counts[0][0]):  # under jit even what is known is traced
+        raise TypeError(_unknown(next(iter(masked))))
+    counts = jax.device_get(counts)
+    whole = lambda rows: int(np.sum(rows, dtype=np.int64))
+    return {
+        path: (whole(kept), whole(outside))
+        for path, (kept, outside) in zip(masked, counts, strict=True)
+    }
+
+
+@jax.jit
+def _counts(pairs: list[tuple[jax.Array, jax.Array]]) -> list[tuple[jax.Array, jax.Array]]:
+    """Both numbers for each row of the first axis: int32 can hold those, not every sum."""
+    rows = lambda flags: flags.sum(range(1, flags.ndim), dtype=jnp.int32)
+    return [(rows(mask), rows((leaf != 0) & ~mask)) for leaf, mask in pairs]
+
+
+def _unknown(path: str) -> str:
+    return (
+        f"report counts weights, so it needs values; those of '{path}' are not known here. Call it "
+        "outside jit, vmap and grad, on what they return."
+    )
+
+
+def wanted(
+    target: Sparsities | Sparsity, sizes: Mapping[str, int]
+) -> tuple[dict[str, int | None], int | None]:
+    """How many weights a target keeps of each leaf, and of all; None where it says nothing.
+
+    Args:
+      target: sparsities as an allocation returns them; one number for all leaves together; None.
+      sizes: how many weights each path has that has a mask.
+
+    Raises:
+      ValueError: if a target has no path in `sizes`, or is out of range.
+      TypeError: if a target is no number.
+    """
+    everything = sum(sizes.values())
+    given = {path: own for path, own in named_leaves(target) if own is not None}
+    if list(given) == [""] and "" not in sizes:  # a number, not a tree
+        return {}, everything - _pruned("all weights", target, everything)
+    unknown = [(path, None) for path in given if path not in sizes]
+    if unknown:
+        raise ValueError(
+            f"the target has sparsities for {quoted(unknown)}, where there is no mask. Make it "
+            "from the scores that the masks are from: target=erk(scores, 0.9)."
+        )
+    kept = {
+        path: sizes[path] - _pruned(f"'{path}'", own, sizes[path]) for path, own in given.items()
+    }
+    return dict(kept), sum(kept.values()) if len(kept) == len(sizes) else None
+
+
+def _pruned(what: str, sparsity: Sparsity, size: int) -> int:
+    """How many of `size` weights are pruned; of an array of sparsities, each is that of a seed."""
+    if not np.ndim(sparsity):
+        return _pruned_of_one(what, sparsity, size)
+    seeds = list(jnp.ravel(sparsity))
+    if not seeds or size % len(seeds):
+        raise ValueError(
+            f"the target of {what} has shape {np.shape(sparsity)}, which is no number for each of "
+            f"the seeds that its {size:,} weights are. A target is one number a leaf."
+        )
+    return sum(_pruned_of_one(what, own, size // len(seeds)) for own in seeds)
+
+
+def _pruned_of_one(what: str, sparsity: Sparsity, size: int) -> int:
+    if not is_known(sparsity):
+        raise TypeError(_unknown(what))
+    if isinstance(sparsity, (np.number, np.ndarray, jax.Array)):
+        if jnp.issubdtype(sparsity.dtype, jnp.integer):
+            sparsity = int(sparsity)
+        elif sparsity.dtype.itemsize > 4:  # `count` reads narrower floats in decimals
+            sparsity = float(sparsity)
+    if isinstance(sparsity, int) and not isinstance(sparsity, bool):
+        if 0 <= sparsity <= size:
+            return sparsity
+        raise ValueError(
+            f"the target prunes {sparsity:,} of the {size:,} weights of {what}. An int is a number "
+            "of weights; write a fraction as a float in [0, 1)."
+        )
+    try:
+        return int(count(check_fraction(sparsity), size))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"the target of {what}: {error}") from error

@@ -1,0 +1,97 @@
+"""Drop and grow: the two verbs of dynamic sparse training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Masks, Scores, is_known, map_scored, widened
+from jaxprune.prunable.rules import named_leaves
+from jaxprune.selection.counting import portion
+from jaxprune.selection.deferred import Layer, defer
+from jaxprune.selection.largest import largest
+from jaxprune.uncut import counts_of, elementwise
+
+Counts = Any  # int32 scalars, like masks: how many weights of each leaf
+
+
+def drop(masks: Masks, scores: Scores, counts: Counts) -> Masks:
+    """`masks` without the `counts` kept weights of each leaf that score lowest.
+
+    Args:
+      masks: bool, None where never pruned.
+      scores: floats like `masks`, higher = keep; where a mask is False they do not matter. Among
+        equals the lower flat index is kept.
+      counts: how many to drop, int32 like `masks` (see `dynamic.counts`), or one number
+        for every leaf.
+
+    Raises:
+      ValueError: if a leaf keeps fewer than it is to drop, where that is known.
+    """
+    counts = _of_each(masks, counts)
+    _check_room("drop", masks, counts)
+    kept, dropped = (jnp.stack(jax.tree.leaves(n)) for n in (counts_of(masks), counts))
+    return _largest_of_each(defer(among, masks, scores), kept - dropped)
+
+
+def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
+    """`masks` and the `counts` other weights of each leaf that score highest.
+
+    Args:
+      masks: bool, None where never pruned.
+      scores: floats like `masks`; where a mask is True they do not matter. Among equals the lower
+        flat index grows.
+      counts: how many to grow, int32 like `masks` (see `dynamic.counts`), or one number
+        for every leaf.
+
+    Raises:
+      ValueError: if a leaf has fewer free positions than it is to grow, where that is known.
+    """
+    counts = _of_each(masks, counts)
+    _check_room("grow", masks, counts)
+    free = defer(lambda m: map_scored(jnp.logical_not, m), masks)
+    grown = jnp.stack(jax.tree.leaves(counts))
+    return elementwise(jnp.logical_or, masks, _largest_of_each(defer(among, free, scores), grown))
+
+
+def counts(masks: Masks, fraction: Any, up: bool = False) -> Counts:
+    """`floor(fraction * kept)` of each leaf, int32 scalars like `masks`; with `up` the ceiling."""
+    leaves, treedef = jax.tree.flatten(counts_of(masks))
+    return jax.tree.unflatten(treedef, list(portion(fraction, jnp.stack(leaves), up)))
+
+
+def among(masks: Masks, scores: Scores) -> Scores:
+    """`scores` that rank what a mask has above all that it has not, whatever their values."""
+
+    def leaf(mask: jax.Array, score: jax.Array) -> jax.Array:
+        score = widened(score)
+        lowest = jnp.finfo(score.dtype).min
+        return jnp.where(mask, jnp.maximum(score, lowest), -jnp.inf)  # a nan stays one
+
+    return map_scored(leaf, masks, scores)
+
+
+def _largest_of_each(scores: Scores, counts: jax.Array) -> Masks:
+    leaves, treedef = jax.tree.flatten(scores)
+    return jax.tree.unflatten(treedef, largest(leaves, counts))
+
+
+def _of_each(masks: Masks, counts: Counts) -> Counts:
+    return map_scored(lambda _: counts, masks) if np.isscalar(counts) else counts
+
+
+def _check_room(verb: str, masks: Masks, counts: Counts) -> None:
+    named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
+    for (path, mask), n in zip(named, jax.tree.leaves(counts), strict=True):
+        if isinstance(mask, Layer) or not is_known((mask, n)):
+            continue
+        kept = int(np.sum(mask))
+        room = kept if verb == "drop" else mask.size - kept
+        if not 0 <= n <= room:
+            raise ValueError(
+                f"{verb}: asked for {n} of '{path}', which keeps {kept} of {mask.size} weights. "
+                "dynamic.counts(masks, fraction) counts a fraction of those that are kept."
+            )

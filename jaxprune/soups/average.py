@@ -1,0 +1,138 @@
+"""Soups: several networks averaged into one, that costs what one of them costs.
+
+Averages along a single training are optax's. Stochastic weight averaging is the mean of the
+networks at the ends of cycles n = 0, 1, ..., an exponential moving average that of every step:
+
+    swa = optax.incremental_update(params, swa, 1 / (n + 1))           # swa of n = 0 is params
+    ema = optax.ema(0.999)                                             # ema.init(params)
+    averaged, ema_state = ema.update(params, ema_state)
+
+Both keep what a fixed mask prunes at zero; after a mask has changed, apply it to the average.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxprune.base import Masks, Params, is_known
+from jaxprune.exact.integers import average_of_integers
+from jaxprune.masks import apply_masks
+from jaxprune.prunable.rules import map_named, named_leaves
+from jaxprune.stacks import count_seeds
+
+
+def soup(stack: Params, weights: Any = None, masks: Masks | None = None) -> Params:
+    """The average of the members of a stack: like one of them, in its dtypes.
+
+        w = sum over i of weights[i] * member[i]
+
+    Exactly a member where all are equal, or where its weight is 1: what all members prune is
+    exactly zero. A member of weight 0 does not count, even where it is nan. The average is taken
+    in float32 at least; that of integers, such as counters, is exact, and then rounded.
+    `softmax(a)` as weights makes a learned soup: it is differentiable in them.
+
+    An averaged network has no running statistics: `analysis.recalibrate` it before its use.
+
+    Args:
+      stack: params, each leaf with a leading axis of members; None stays None.
+      weights: (members,), of sum 1; None for the mean.
+      masks: the masks that all members share; or one each, in a stack. Members are masked before
+        they are averaged. Without it nothing is known of masks, and the soup of members with
+        different ones keeps what any of them keeps.
+
+    Raises:
+      ValueError: if the leaves have other numbers of members, or there is none; if the weights are
+        not (members,) or known not to sum to 1; if masks are known to differ from member to
+        member: it names the paths, and says what sparsity would be lost.
+      TypeError: if a leaf has no average, such as a mask.
+
+    Reference: Wortsman et al., 2022, Model soups: averaging weights of multiple fine-tuned models
+    improves accuracy without increasing inference time.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> jp.soup({'w': jnp.array([[1., 0.], [2., 0.], [6., 0.]])})
+    {'w': Array([3., 0.], dtype=float32)}
+    """
+    members = count_seeds(stack)
+    if masks is not None:
+        stack = _masked(stack, masks)
+    if weights is None:
+        weights = np.full(members, 1 / members)
+    else:
+        weights = weights if hasattr(weights, "shape") else np.asarray(weights, np.float64)
+        _check_weights(weights, members)
+    return map_named(partial(_average, weights), stack)
+
+
+def _average(weights: Any, leaf_name: str, x: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    integers = jnp.issubdtype(x.dtype, jnp.integer)
+    if not (integers or jnp.issubdtype(x.dtype, jnp.inexact)):
+        raise TypeError(
+            f"soup: '{leaf_name}' is {x.dtype}, which has no average. Leave it out of the stack; "
+            "the masks of the members are given as masks=..."
+        )
+    if integers:
+        return average_of_integers(weights, x)
+    is_narrow = x.dtype.itemsize == 1  # float8, which promotes to nothing
+    wide = jnp.float32 if is_narrow else jnp.promote_types(jnp.float32, x.dtype)
+    share = jnp.asarray(weights).astype(wide).reshape(-1, *[1] * (x.ndim - 1))
+    # from the member that weighs most, so that what all have in common does not round
+    centre = lax.dynamic_index_in_dim(x, jnp.argmax(jnp.asarray(weights)))
+    apart = jnp.where(x == centre, 0, x.astype(wide) - centre.astype(wide))  # inf - inf is nan
+    change = jnp.where(share != 0, share * apart, 0).sum(0)
+    return (centre[0].astype(wide) + change).astype(x.dtype)
+
+
+def _check_weights(weights: Any, members: int) -> None:
+    if weights.shape != (members,):
+        raise ValueError(
+            f"soup: weights are one a member, ({members},); got shape {weights.shape}."
+        )
+    if not is_known(weights):
+        return
+    total = np.sum(np.asarray(weights, np.float64))
+    if not abs(total - 1) < 1e-3:  # bfloat16 is allowed
+        raise ValueError(
+            f"soup: weights sum to 1; got a sum of {total:g}. Divide them by it, or take "
+            "jax.nn.softmax of any numbers."
+        )
+
+
+def _masked(stack: Params, masks: Masks) -> Params:
+    """The members under the masks that they share, or each under its own."""
+    shapes = {path: np.shape(leaf) for path, leaf in named_leaves(stack) if leaf is not None}
+    given = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
+    one_each = all(np.shape(mask) == shapes.get(path) for path, mask in given)
+    if one_each:
+        _check_alike(given)
+    return jax.vmap(apply_masks, in_axes=(0, 0 if one_each else None))(stack, masks)
+
+
+def _check_alike(masks: list[tuple[str, Any]]) -> None:
+    """ValueError where members are known to have different masks (members, ...)."""
+    known = [(path, np.asarray(m) != 0) for path, m in masks if is_known(m)]
+    lost = [
+        f"'{path}' ({_sparsity(m)} in the members, {_sparsity(m.any(0))} in the soup)"
+        for path, m in known
+        if (m != m[:1]).any()
+    ]
+    if lost:
+        whole = np.concatenate([m.reshape(len(m), -1) for _, m in known], axis=1)
+        more = f", and {len(lost) - 12} more" if len(lost) > 12 else ""
+        raise ValueError(
+            f"soup: the members have different masks, and their average keeps what any of them "
+            f"keeps: {', '.join(lost[:12])}{more}; in all a sparsity of {_sparsity(whole)} becomes "
+            f"{_sparsity(whole.any(0))}. Train all members under one mask, with "
+            "sparsify(optimizer, fixed(masks)); or call soup without masks, and prune the average."
+        )
+
+
+def _sparsity(kept: Any) -> str:
+    return f"{1 - kept.mean():.4g}"

@@ -1,0 +1,73 @@
+"""Sanity controls: does it matter which weights of a layer are kept, and what they were?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import Masks, Params, is_mask, map_scored
+from jaxprune.keys import check_key, key_first
+from jaxprune.masks import apply_masks
+from jaxprune.prunable.rules import named_leaves
+from jaxprune.scores import random
+from jaxprune.selection.counting import n_true
+from jaxprune.selection.drop_grow import grow
+
+
+def shuffle(key: jax.Array, masks: Masks) -> Masks:
+    """Random masks that keep as many weights of each leaf as `masks` do, exactly; None where None.
+
+    What it leaves of a method is how much it keeps of each layer. Groups that were kept or pruned
+    together, such as those of `nm` or `channel`, are not kept together.
+
+    Args:
+      key: a key of `jax.random`; under `vmap`, one a seed.
+      masks: bool, None where never pruned.
+
+    Raises:
+      TypeError: if `key` is no key, or a mask is not bool.
+
+    Reference: Frankle et al., 2021, Pruning Neural Networks at Initialization: Why Are We Missing
+    the Mark?; Su et al., 2020, Sanity-Checking Pruning Methods: Random Tickets can Win the Jackpot.
+
+    >>> import jax, jax.numpy as jnp, jaxprune as jp
+    >>> masks = jp.tickets.shuffle(jax.random.key(0), {'kernel': jnp.arange(9) < 4, 'bias': None})
+    >>> int(masks['kernel'].sum())
+    4
+    """
+    check_key("shuffle", key)
+    for path, mask in named_leaves(masks):
+        if mask is not None and not is_mask(mask):
+            raise TypeError(
+                f"shuffle needs masks of bool, True = kept; that of '{path}' is "
+                f"{getattr(mask, 'dtype', type(mask).__name__)}."
+            )
+    if not jax.tree.leaves(masks):
+        return masks
+    none_kept = map_scored(lambda m: jnp.zeros_like(m), masks)
+    return grow(none_kept, random(key)(masks), map_scored(lambda m: n_true(m)[0], masks))
+
+
+@key_first
+def reinitialize(key: jax.Array, init: Callable[[jax.Array], Params], masks: Masks) -> Params:
+    """Params drawn anew under the same masks: `apply_masks(init(key), masks)`.
+
+    What it leaves of a method are its masks. The key must not be the one that drew the weights from
+    which the masks were made: that would be no control, but the network itself.
+
+    Args:
+      key: a key of `jax.random`; under `vmap`, one a seed.
+      init: `key -> params`, such as `lambda key: model.init(key, x)["params"]`.
+      masks: bool, None where never pruned.
+
+    Raises:
+      TypeError: if `key` is no key.
+      ValueError: if the masks do not fit the params; it names the leaf.
+
+    Reference: Frankle and Carbin, 2019, The Lottery Ticket Hypothesis: Finding Sparse, Trainable
+    Neural Networks; Frankle et al., 2021, Pruning Neural Networks at Initialization: Why Are We
+    Missing the Mark?
+    """
+    return apply_masks(init(key), masks)

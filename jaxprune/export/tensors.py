@@ -45,7 +45,8 @@ def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks = No
       The path of the file.
 
     Raises:
-      ValueError: if the path or a key can't be, or masks and params do not fit.
+      ValueError: if the path or a key can't be, masks and params do not fit, or JAX would change
+        numbers of 64 bits.
       FileExistsError: if there is a `.json` of that name that is no such description.
       ImportError: without the package safetensors.
     """
@@ -171,14 +172,21 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _values(leaf_name: str, w: Any) -> np.ndarray:
-    w = jnp.asarray(w)
+def _values(leaf_name: str, given: Any) -> np.ndarray:
+    w = jnp.asarray(given)
     if jnp.issubdtype(w.dtype, jax.dtypes.extended):
         raise ValueError(
             f"save_tensors: '{leaf_name}' is {w.dtype}, which is no array of numbers. Leave it "
             "out, or give jax.random.key_data of it."
         )
-    return np.asarray(w)
+    values = np.asarray(w)
+    kind = getattr(given, "dtype", w.dtype)  # of numpy, which has 64 bits
+    if kind != w.dtype and not np.array_equal(given, values, equal_nan=kind.kind in "fc"):
+        raise ValueError(
+            f"save_tensors: '{leaf_name}' is {kind}, and JAX would make it {w.dtype}, which is not "
+            f"the same. Turn on jax_enable_x64, or make it {w.dtype} before."
+        )
+    return values
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:

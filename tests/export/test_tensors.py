@@ -63,7 +63,23 @@ def test_mistakes_in_saving(tmp_path):
         jp.export.save_tensors(tmp_path / "net.safetensors", {(1, 2): jnp.ones(2)})
     with pytest.raises(ValueError, match=r"'key' is key<fry>, .* jax\.random\.key_data"):
         jp.export.save_tensors(tmp_path / "net.safetensors", {"key": jax.random.key(0)})
+    # without jax_enable_x64 the first would be 1, and the second another float
+    for own, narrow in ((np.int64(2**40 + 1), "int32"), (np.array([0.1]), "float32")):
+        with pytest.raises(ValueError, match=f"'w' is .*64, and JAX would make it {narrow}, which"):
+            jp.export.save_tensors(tmp_path / "net.safetensors", {"w": own})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_64_bits_that_32_hold_are_saved(tmp_path):
+    """As numpy makes them."""
+    params = {"n": np.array([2, 3]), "w": np.array([0.5, np.nan]), "python": 0.1}
+    back, _ = jp.export.load_tensors(jp.export.save_tensors(tmp_path / "net.safetensors", params))
+    assert {k: str(v.dtype) for k, v in back.items()} == {
+        "n": "int32",
+        "w": "float32",
+        "python": "float32",
+    }
+    assert back["n"].tolist() == [2, 3] and back["w"][0] == 0.5 and jnp.isnan(back["w"][1])
 
 
 def spoil(path, change):

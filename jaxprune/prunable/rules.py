@@ -133,7 +133,10 @@ def quoted(leaves: Iterable[tuple[str, Any]], most: int = 12) -> str:
 _NOT_KERNELS = {
     "a bias": re.compile(r".*bias.*", re.IGNORECASE),
     "the scale or shift of a norm": re.compile(r"scale|offset|gamma|beta", re.IGNORECASE),
-    "a statistic": re.compile(r"mean|var|count", re.IGNORECASE),
+    "a statistic": re.compile(
+        r"((running|moving|ema|batch)_)?(mean|var|variance|count)", re.IGNORECASE
+    ),
+    "a constant": re.compile(r"(.*_)?mask|freqs_cis|inv_freq", re.IGNORECASE),
     "an embedding": re.compile(
         r".*embed.*|(.*_)?(emb|embs|wte|wpe|pos|position|positions)(_.*)?|pe", re.IGNORECASE
     ),
@@ -175,11 +178,24 @@ def why_not(leaf_name: str, leaf: Any, shape: tuple[int, ...], siblings: Mapping
         return "the scale of a norm, by its name"
     if _WEIGHT.fullmatch(own) and _EMBEDDING.fullmatch(parent):
         return "an embedding, by its name"
-    # of a product a b it is a matrix, as in low-rank adapters; beside a `w` it is a bias
-    beside_a = "a" in siblings or "A" in siblings
-    if own in ("b", "B") and not (beside_a and not any(s in siblings for s in _BESIDE_A_BIAS)):
-        return "a bias, by its name; no `a` stands beside it"
+    if own in ("b", "B") and not _is_factor(shape, siblings):
+        return "a bias, by its name; it makes no product with an `a` beside it"
     return ""
+
+
+def _is_factor(b: tuple[int, ...], siblings: Mapping) -> bool:
+    """Whether a `b` is a matrix of a product a b, as in low-rank adapters, and no bias.
+
+    Beside a `w` it is one if the product has its shape.
+    """
+    a = next((siblings[name] for name in ("a", "A") if name in siblings), None)
+    ws = [siblings[name] for name in _BESIDE_A_BIAS if name in siblings]
+    if a is None or not ws:
+        return a is not None
+    if len(a) < 2:
+        return False
+    products = [(x[-2], y[-1]) for x, y in ((a, b), (b, a)) if x[-1] == y[-2]]
+    return any(w[-2:] in products for w in ws)
 
 
 def _stacks(named: Iterable[tuple[str, Any]]) -> dict[str, tuple[int, ...]]:
@@ -295,8 +311,8 @@ def kernels(params: Params) -> Params:
     """`params` with None in place of every leaf that is not a kernel: the default `prunable`.
 
     A kernel is a floating-point leaf of rank 2 or more that is not called a bias, the scale or
-    the statistics of a norm, an embedding (of tokens or positions), or a token that is learned. A
-    `b` is a bias, but for that of a product `a b`, as in low-rank adapters. `report` prints what
+    the statistics of a norm, an embedding (of tokens or positions), a token that is learned, or a
+    mask. A `b` is a bias, but for that of a product `a b`, as in low-rank adapters. `report` prints what
     was left out, and why.
 
     Layers that are stacked, as `nn.scan` does it, count one by one where names and shapes show it:

@@ -205,6 +205,7 @@ def test_kernels_leaves_out_although_of_rank_two(path):
     [
         "pos_emb", "wte", "wpe", "wte/weight", "pos_embedding", "position", "mask_token",
         "class_token", "register_tokens", "ln_1/weight", "ln_f/g", "bn_a/weight", "b",
+        "bn/running_mean", "bn/moving_variance", "causal_mask", "freqs_cis",
     ],
 )  # fmt: skip
 def test_kernels_leaves_out_embeddings_tokens_and_norms_by_other_names(path):
@@ -222,6 +223,10 @@ def test_kernels_leaves_out_embeddings_tokens_and_norms_by_other_names(path):
         ({"w": W, "b": jnp.ones((1, 3))}, ["w"]),
         ({"w": W, "b": W}, ["w"]),
         ({"w": W, "a": W, "b": W}, ["a", "w"]),
+        ({"w": W, "a": jnp.ones(3), "b": W}, ["w"]),
+        # beside the matrix that it adapts, in either order
+        ({"w": W, "a": jnp.ones((2, 1)), "b": jnp.ones((1, 3))}, ["a", "b", "w"]),
+        ({"weight": W, "A": jnp.ones((1, 3)), "B": jnp.ones((2, 1))}, ["A", "B", "weight"]),
     ],
 )
 def test_a_leaf_called_b_is_a_matrix_in_a_product_with_a(params, wanted):

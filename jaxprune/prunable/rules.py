@@ -312,8 +312,8 @@ def kernels(params: Params) -> Params:
 
     A kernel is a floating-point leaf of rank 2 or more that is not called a bias, the scale or
     the statistics of a norm, an embedding (of tokens or positions), a token that is learned, or a
-    mask. A `b` is a bias, but for that of a product `a b`, as in low-rank adapters. `report` prints what
-    was left out, and why.
+    mask. A `b` is a bias, but for that of a product `a b`, as in low-rank adapters.
+    `report` prints what was left out, and why.
 
     Layers that are stacked, as `nn.scan` does it, count one by one where names and shapes show it:
     in the place of a stack is a node with each layer as a child. Where they do not, or an axis of

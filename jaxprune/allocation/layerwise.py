@@ -10,6 +10,7 @@ are integers, the ones that the number would give.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -21,6 +22,7 @@ import numpy as np
 
 from jaxprune.base import (
     Allocation,
+    Params,
     Scores,
     Sparsities,
     Sparsity,
@@ -257,10 +259,27 @@ def _compensated(sparsity: Sparsity, own: list[Any], leaves: list[Any]) -> Spars
 def _compensated_in_trace(
     sparsity: Sparsity, ruled: list[tuple[Any, int]], total: int, rest: int
 ) -> jax.Array:
-    """The same of sparsities that are traced, clipped to [0, 1]: float32."""
+    """The same of sparsities that are traced, at least 0: float32.
+
+    What can't be is read as 0: it prunes nothing, where 1 would prune all of the rest for good.
+    """
     share = lambda s, n: s.astype(jnp.float32) / total if is_count(s) else s * (n / total)
     needed = share(jnp.asarray(sparsity), total) - sum(share(jnp.asarray(s), n) for s, n in ruled)
-    return jnp.clip(needed * (total / max(rest, 1)), 0.0, 1.0)
+    needed = needed * (total / max(rest, 1))
+    return jnp.where(needed < 1, jnp.maximum(needed, 0.0), 0.0)
+
+
+def check_end(allocation: Allocation, chosen: Params, last: float | None) -> None:
+    """ValueError if an allocation can't mean what a schedule, where it is known, ends at.
+
+    Args:
+      chosen: what is prunable; shapes are enough.
+      last: the last value of the schedule; None if it is not known.
+    """
+    if last is None or allocation is global_threshold:  # which means any
+        return
+    with contextlib.suppress(jax.errors.JAXTypeError):  # one that reads values of numpy
+        jax.eval_shape(lambda scores: (allocation(scores, last), None)[1], chosen)
 
 
 def _proportional(

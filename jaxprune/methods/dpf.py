@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation.layerwise import global_threshold
+from jaxprune.allocation.layerwise import check_end, global_threshold
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -21,7 +21,7 @@ from jaxprune.masks import with_own
 from jaxprune.pattern import select, unstructured
 from jaxprune.prunable.layers import folded, has_layers, split_like
 from jaxprune.prunable.rules import check_any, kernels
-from jaxprune.schedules import check_schedule, sparsity_at
+from jaxprune.schedules import check_schedule, last_value, sparsity_at
 from jaxprune.scores import magnitude
 from jaxprune.selection.deferred import defer
 
@@ -72,6 +72,7 @@ def dpf(
         check_schedule(sparsity)
     else:
         check_fraction(sparsity)
+    last = last_value(sparsity) if callable(sparsity) else None
 
     def masks(params: Params, step: Any, at_end: Any) -> Masks:
         asked = sparsity_at(sparsity, step, at_end)
@@ -81,7 +82,9 @@ def dpf(
         return select(scores, allocation, asked, pattern)
 
     def init(params: Params) -> DpfState:
-        check_any(prunable(params), params)
+        chosen = prunable(params)
+        check_any(chosen, params)
+        check_end(allocation, chosen, last)
         return DpfState(folded(masks(params, jnp.int32(0), at_end=False)))
 
     def update(

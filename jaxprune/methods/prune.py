@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.allocation.layerwise import er, erk, erk_plus, global_threshold, uniform, uniform_plus
+from jaxprune.allocation.layerwise import (
+    check_end,
+    er,
+    erk,
+    erk_plus,
+    global_threshold,
+    uniform,
+    uniform_plus,
+)
 from jaxprune.base import (
     Allocation,
     Masks,
@@ -26,7 +34,7 @@ from jaxprune.methods.combine import once
 from jaxprune.pattern import check_callables, select, unstructured
 from jaxprune.prunable.layers import folded, split_like
 from jaxprune.prunable.rules import check_any, kernels
-from jaxprune.schedules import check_schedule, sparsity_at
+from jaxprune.schedules import check_schedule, last_value, sparsity_at
 from jaxprune.scores import fisher, gradient, lamp, magnitude, random, saliency
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import among
@@ -62,7 +70,7 @@ def prune(
 
     Raises:
       ValueError: if the sparsity, or a schedule of it at some step, is outside [0, 1); (in init) if
-        nothing is prunable.
+        nothing is prunable, or the allocation can't mean what the schedule ends at.
       TypeError: if an argument is of the wrong kind.
 
     Reference: Zhu and Gupta, 2017, To prune, or not to prune: exploring the efficacy of pruning
@@ -76,10 +84,14 @@ def prune(
     else:
         check_sparsity(sparsity)
 
+    last = last_value(sparsity) if callable(sparsity) else None
+
     def init(params: Params) -> MaskState:
         chosen = prunable(params)
         check_any(chosen, params)
-        if not callable(sparsity):
+        if callable(sparsity):
+            check_end(allocation, chosen, last)
+        else:
             check_sparsity(sparsity, sum(w.size for w in jax.tree.leaves(chosen)))
         return MaskState(folded(all_kept(chosen)))
 

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
@@ -517,12 +518,25 @@ def test_compensation_of_a_traced_sparsity_equals_that_of_a_number(sparsity):
             assert int(count(traced[path], size)) == count(own, size)
 
 
-def test_compensation_of_a_traced_sparsity_is_clipped():
-    """What the rest can't make up for is refused where it is known, and clipped where it is not."""
+def test_compensation_of_a_traced_sparsity_that_can_not_be_prunes_nothing():
+    """Where it is known it is refused. A 1 would prune all of the rest, for good."""
     scores = {"big": jnp.ones(90), "small": jnp.ones(10)}
-    for own, sparsity, small in ((0.0, 0.9, 1.0), (0.9, 0.1, 0.0)):
+    for own, sparsity, small in ((0.0, 0.9, 0.0), (0.0, 0.05, 0.5), (0.9, 0.1, 0.0)):
         traced = jax.jit(jp.per_layer({"big": own}, compensate=True))(scores, sparsity)
-        assert float(traced["small"]) == small
+        assert float(traced["small"]) == pytest.approx(small, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda a, s: jp.prune(jp.magnitude, a, s), lambda a, s: jp.dpf(s, a)]
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_schedule_that_the_others_can_not_make_up_for_is_refused(make, wrap):
+    """Else the last updates would empty every other layer, without a word."""
+    params = {"big": jnp.ones((9, 10)), "small": jnp.ones((2, 5))}
+    allocation = jp.per_layer({"big": 0.5}, compensate=True)
+    with pytest.raises(ValueError, match=r"45 of 90 weights pruned.*to sparsity 0\.9: .*need 4\.5"):
+        wrap(make(allocation, optax.linear_schedule(0.0, 0.9, 3)).init)(params)
+    wrap(make(allocation, optax.linear_schedule(0.0, 0.54, 3)).init)(params)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def connectivity(config: Config) -> dict[str, Any]:
     outcome = study.train(config, PROGRAM, partial(arms, config))
     began = time.perf_counter()
     pairs = {arm: compare(config, outcome, arm) for arm in outcome.arms}
-    summary = summarise(config, outcome, pairs, time.perf_counter() - began)
+    summary = summarize(config, outcome, pairs, time.perf_counter() - began)
     save(config, outcome, pairs, summary)
     return summary
 
@@ -159,11 +159,11 @@ def bend(
     return np.asarray(jp.analysis.loss_along(measure, a, b, config.points, path)[1]["error"])
 
 
-def summarise(
+def summarize(
     config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], seconds: float
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    summary = study.summarise(config, outcome)
+    summary = study.summarize(config, outcome)
     for arm, measured in pairs.items():
         error = measured.barrier["error"]
         at_chance = dead.at_chance(summary["arms"][arm]["test_accuracy"])

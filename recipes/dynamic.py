@@ -184,7 +184,7 @@ def dynamic_sparse_training(config: Config) -> dict[str, Any]:
         "recipe": "dynamic",
         "studies": "test accuracy of dynamic sparse training, beside dense training",
         "methods": list(config.method),
-        **study.summarise(config, outcome),
+        **study.summarize(config, outcome),
     }
     figures = {**study.pictures(outcome), CHURN: churn_picture(outcome)}
     study.publish(config, outcome, summary, "Dynamic sparse training", PROGRAM, figures)

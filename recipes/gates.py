@@ -160,7 +160,7 @@ def learn_gates(config: Config) -> dict[str, Any]:
         "recipe": "gates",
         "studies": "test accuracy and sparsity with learned gates, beside dense training and GMP",
         "kept": list(config.kept),
-        **study.summarise(config, outcome),
+        **study.summarize(config, outcome),
     }
     harden = hardened_at(config, summary["steps"])
     for arm in gated(outcome):

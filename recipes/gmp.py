@@ -97,7 +97,7 @@ def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     check(config)
     outcome = study.train(config, PROGRAM, partial(arms, config))
-    summary = summarise(config, outcome)
+    summary = summarize(config, outcome)
     between = pruning_steps(config.begin, config.end, summary["steps"])
     figures = study.pictures(outcome, between)
     study.publish(config, outcome, summary, "Gradual magnitude pruning", PROGRAM, figures)
@@ -116,9 +116,9 @@ def check(config: Config) -> None:
     cli.at_least("--every", config.every, 1)
 
 
-def summarise(config: Config, outcome: study.Outcome) -> dict[str, Any]:
+def summarize(config: Config, outcome: study.Outcome) -> dict[str, Any]:
     """The content of summary.json."""
-    summary = study.summarise(config, outcome)
+    summary = study.summarize(config, outcome)
     dense, sparse = summary["arms"]["dense"], summary["arms"]["sparse"]
     return {
         "recipe": "gmp",

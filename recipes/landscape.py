@@ -125,7 +125,7 @@ def landscape(config: Config) -> dict[str, Any]:
     losses = planes.losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
     measured = measure(config, losses, outcome)
     timed = planes.product_time(losses.loss, lane_of(outcome.states["dense"].params, 0))
-    summary = summarise(config, outcome, measured, timed, time.perf_counter() - began)
+    summary = summarize(config, outcome, measured, timed, time.perf_counter() - began)
     save(config, outcome, measured, summary)
     return summary
 
@@ -214,7 +214,7 @@ def key_of(config: Config, purpose: int) -> jax.Array:
 # --- what is written -----------------------------------------------------------------------------
 
 
-def summarise(
+def summarize(
     config: Config,
     outcome: study.Outcome,
     measured: dict[str, Measured],
@@ -222,7 +222,7 @@ def summarise(
     seconds: float,
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    summary = study.summarise(config, outcome)
+    summary = study.summarize(config, outcome)
     for arm, (_, _, bend, curved) in measured.items():
         own = summary["arms"][arm]
         own |= {

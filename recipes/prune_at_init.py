@@ -203,7 +203,7 @@ def prune_at_init(config: Config) -> dict[str, Any]:
         "methods": list(config.method),
         "sparsities": list(config.sparsity),
         "controls": config.controls,
-        **study.summarise(config, outcome),
+        **study.summarize(config, outcome),
     }
     module, image = outcome.arms["dense"].module, outcome.dataset.train.images.shape[1:]
     report.add_collapse(config, outcome, summary["arms"], flow(module, image))

@@ -151,7 +151,7 @@ def random_pruning(config: Config) -> dict[str, Any]:
         "studies": "test accuracy of random pruning at initialization, beside dense training",
         "allocations": list(config.allocation),
         "widths": list(config.widths),
-        **study.summarise(config, outcome),
+        **study.summarize(config, outcome),
     }
     add_gaps(config, summary["arms"])
     figures = study.pictures(outcome)

@@ -32,17 +32,17 @@ def draws(seed):
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-START, CENTRES = draws(0), draws(1)
+START, CENTERS = draws(0), draws(1)
 CURVES = {name: np.abs(c) + 0.5 for name, c in draws(2).items()}
 
 
 def loss(params):
-    """Sum of curve (w - centre)^2 / 2: its gradient is dense, and known."""
-    return sum(jnp.sum(CURVES[n] * (w - CENTRES[n]) ** 2) / 2 for n, w in params.items())
+    """Sum of curve (w - center)^2 / 2: its gradient is dense, and known."""
+    return sum(jnp.sum(CURVES[n] * (w - CENTERS[n]) ** 2) / 2 for n, w in params.items())
 
 
 def slopes(params):
-    return {n: CURVES[n].astype(float) * (w - CENTRES[n]) for n, w in params.items()}
+    return {n: CURVES[n].astype(float) * (w - CENTERS[n]) for n, w in params.items()}
 
 
 # --- the pieces of the references ----------------------------------------------------------------
@@ -432,7 +432,7 @@ def test_sap(scope, norms):
     assert moves(found) >= 3
 
 
-# --- at initialisation ---------------------------------------------------------------------------
+# --- at initialization ---------------------------------------------------------------------------
 
 # two linear layers, without biases; half the mean squared error over six examples
 NET = {"a": draws(3)["a"], "b": draws(4)["b"]}

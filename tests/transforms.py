@@ -26,12 +26,12 @@ def tiny_params(dtype=jnp.float32):
 def loss(params):
     """A quadratic with a different slope and curvature at every weight."""
     leaves = jax.tree.leaves(params)
-    centres = [
+    centers = [
         jnp.sin(1.0 + jnp.arange(w.size, dtype=jnp.float32)).reshape(w.shape) for w in leaves
     ]
     return sum(
         jnp.sum((1.5 + c) * (w.astype(jnp.float32) - c) ** 2)
-        for w, c in zip(leaves, centres, strict=True)
+        for w, c in zip(leaves, centers, strict=True)
     )
 
 

@@ -66,7 +66,7 @@ def match_weights(
 ) -> Permutations:
     """Permutations that bring `b` nearest to `a`: `permute(b, coupling, permutations)`.
 
-        maximise sum over leaves of <w_a, pi(w_b)>,  one group after the other:
+        maximize sum over leaves of <w_a, pi(w_b)>,  one group after the other:
         P_g = argmax_P <P, C>,   C = sum over axes of g of w_a pi_others(w_b)^T
 
     Each group's problem is a linear assignment, solved exactly; all together are hard, so that this

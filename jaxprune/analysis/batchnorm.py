@@ -41,7 +41,7 @@ def recalibrate(
 
     Returns:
       A dict like `variables`; integer statistics (counters) stay as they are. As in other
-      libraries, each batch is normalised by itself and the variance between batches is left out.
+      libraries, each batch is normalized by itself and the variance between batches is left out.
 
     Raises:
       ValueError: if `update` changes nothing, such as a network not in training mode, or there are

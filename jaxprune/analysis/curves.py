@@ -43,7 +43,7 @@ def fit_curve(
 ) -> tuple[Params, jax.Array]:
     """Trains the middle of a Bezier curve between fixed ends: (middle, losses).
 
-        minimise over middle   E_t loss(bezier(middle, a, b, t)),   t ~ U(0, 1), one t a step
+        minimize over middle   E_t loss(bezier(middle, a, b, t)),   t ~ U(0, 1), one t a step
 
     The middle starts half-way on the straight line. Outside `jax.jit` one compiled step is called
     `steps` times; inside it is a `lax.scan`, so that curves for many pairs are one `vmap`.

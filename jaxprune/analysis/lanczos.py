@@ -69,7 +69,7 @@ def hessian_eigenvalues(
     *,
     unroll: bool = False,
 ) -> Eigenpairs:
-    """The k largest eigenvalues of the Hessian, by Lanczos with full reorthogonalisation.
+    """The k largest eigenvalues of the Hessian, by Lanczos with full reorthogonalization.
 
     The largest by value, not by magnitude: for the most negative ones take those of
     `lambda params: -loss(params)`, negated.
@@ -174,7 +174,7 @@ def lanczos(
     *,
     unroll: bool = False,
 ) -> Tridiagonal:
-    """Lanczos with full reorthogonalisation, on trees.
+    """Lanczos with full reorthogonalization, on trees.
 
         q_1 = start / |start|,   alpha_j = <q_j, A q_j>,   r = A q_j - its part in q_1 .. q_j,
         beta_j = |r|,   q_{j+1} = r / beta_j

@@ -1,4 +1,4 @@
-"""The loss on lines and planes through params: filter-normalised directions, three models."""
+"""The loss on lines and planes through params: filter-normalized directions, three models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def random_direction(
     axis: int | None = None,
     moving: Callable[[Params], Params] = kernels,
 ) -> Params:
-    """A filter-normalised random direction: each filter as long as that of the params.
+    """A filter-normalized random direction: each filter as long as that of the params.
 
         d_j = z_j |w_j| / |z_j|,   z ~ N(0, 1), both masked first; filter j makes output j
 

@@ -1,4 +1,4 @@
-"""What pruning at initialisation shares: a loss of the prunable weights, and pruning in rounds."""
+"""What pruning at initialization shares: a loss of the prunable weights, and pruning in rounds."""
 
 from __future__ import annotations
 

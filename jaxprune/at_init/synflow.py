@@ -42,7 +42,7 @@ def synflow(
     Args:
       forward: `params -> outputs`, arrays, for one input of ones, in evaluation mode. It is given
         params of which *all* are replaced by their absolute values. Batch norm is linear if its
-        running statistics are those at initialisation, mean 0 and variance 1 (the caller closes
+        running statistics are those at initialization, mean 0 and variance 1 (the caller closes
         over them); a norm that divides by what it sees, such as group or layer norm, or batch norm
         in training mode, must be left out of `forward`: its scores would sum to zero.
       params: the first weights.

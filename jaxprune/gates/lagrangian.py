@@ -31,7 +31,7 @@ def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
     """To be added to the loss: linear gap + quadratic gap^2, gap = kept / target - 1; a scalar.
 
     The multipliers are to climb while all else descends: the gradient with respect to them has its
-    sign flipped, so that an optimizer that minimises trains all. Their prices rise as the target
+    sign flipped, so that an optimizer that minimizes trains all. Their prices rise as the target
     falls, and Adam must forget what it saw before: with b2 = 0.9 and a target that falls slowly
 
         target = optax.polynomial_schedule(1.0, 0.2, power=3, transition_steps=steps // 2)

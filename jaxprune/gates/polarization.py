@@ -1,4 +1,4 @@
-"""The polarization regulariser: it drives some gates to zero and the others away from it."""
+"""The polarization regularizer: it drives some gates to zero and the others away from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft threshold reparameterisation: thresholds that are learned beside the weights."""
+"""Soft threshold reparameterization: thresholds that are learned beside the weights."""
 
 from __future__ import annotations
 

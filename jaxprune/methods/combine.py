@@ -116,7 +116,7 @@ def once(transform: MaskTransform) -> MaskTransform:
 def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
     """The given masks, for ever: lottery tickets, soup children, fine-tuning.
 
-    Given a function instead, those that it makes of the first params: pruning at initialisation.
+    Given a function instead, those that it makes of the first params: pruning at initialization.
 
         fixed(lambda params: select(snip(loss, params), global_threshold, 0.98))
 

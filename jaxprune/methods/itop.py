@@ -21,7 +21,7 @@ class ItopState(NamedTuple):
 
 
 def itop(transform: MaskTransform) -> MaskTransform:
-    """`transform`, remembering which weights it ever kept: in-time over-parameterisation.
+    """`transform`, remembering which weights it ever kept: in-time over-parameterization.
 
     The fraction that was ever active, R_s = 1 - sparsity(ever_active(opt_state)), tells how much of
     the dense network a sparse one has tried. The paper finds that it predicts accuracy, and raises

@@ -22,7 +22,7 @@ def static(
     allocation: Allocation = erk,
     prunable: Callable[[Params], Params] = kernels,
 ) -> MaskTransform:
-    """Random pruning at initialisation: masks are drawn once, by layer, and never change.
+    """Random pruning at initialization: masks are drawn once, by layer, and never change.
 
     The network is sparse from its first forward pass if its weights are masked before it:
 

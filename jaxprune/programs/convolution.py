@@ -180,7 +180,7 @@ def _kernel_gradient(dy, x, w, window):
 
 
 def _extent(size: int, dilation: int) -> int:
-    """How far `size` entries reach with `dilation - 1` holes between neighbours."""
+    """How far `size` entries reach with `dilation - 1` holes between neighbors."""
     return (size - 1) * dilation + 1
 
 

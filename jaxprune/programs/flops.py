@@ -2,7 +2,7 @@
 
 The function is traced on shapes, never run. In its jaxpr every value has an origin:
 
-    a leaf of params, reshaped, cast, masked, sliced, normalised, ...   {leaf: 1}
+    a leaf of params, reshaped, cast, masked, sliced, normalized, ...   {leaf: 1}
     leaves concatenated into one array                                  {leaf: its share, ...}
     constants, and products of leaves                                   {}
     anything that depends on an input                                   None

@@ -84,10 +84,10 @@ def _average(weights: Any, leaf_name: str, x: Any) -> jax.Array:
     wide = jnp.float32 if is_narrow else jnp.promote_types(jnp.float32, x.dtype)
     share = jnp.asarray(weights).astype(wide).reshape(-1, *[1] * (x.ndim - 1))
     # from the member that weighs most, so that what all have in common does not round
-    centre = lax.dynamic_index_in_dim(x, jnp.argmax(jnp.asarray(weights)))
-    apart = jnp.where(x == centre, 0, x.astype(wide) - centre.astype(wide))  # inf - inf is nan
+    center = lax.dynamic_index_in_dim(x, jnp.argmax(jnp.asarray(weights)))
+    apart = jnp.where(x == center, 0, x.astype(wide) - center.astype(wide))  # inf - inf is nan
     change = jnp.where(share != 0, share * apart, 0).sum(0)
-    return (centre[0].astype(wide) + change).astype(x.dtype)
+    return (center[0].astype(wide) + change).astype(x.dtype)
 
 
 def _check_weights(weights: Any, members: int) -> None:

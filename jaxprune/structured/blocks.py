@@ -14,7 +14,7 @@ from jaxprune.prunable.rules import named_leaves
 def block_scores(scores: Scores, blocks: Sequence[str]) -> dict[str, jax.Array]:
     """What each block is worth: the sum of the scores of its weights, float32 scalars.
 
-        block_scores(snip(loss, params), blocks)              |w dL/dw|, at initialisation
+        block_scores(snip(loss, params), blocks)              |w dL/dw|, at initialization
         block_scores(grasp(loss, params), blocks)             signed: higher = keep, as everywhere
         block_scores(magnitude(kernels(params)), blocks)
 

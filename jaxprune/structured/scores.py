@@ -199,7 +199,7 @@ def normalized(score: Score, by: Callable[[jax.Array], jax.Array] = jnp.mean) ->
 
     Args:
       score: of groups.
-      by: `(size,) -> scalar`: `jnp.mean`, `jnp.max`, `jnp.linalg.norm`, ... For the normalisation
+      by: `(size,) -> scalar`: `jnp.mean`, `jnp.max`, `jnp.linalg.norm`, ... For the normalization
         of LAMP take `lamp(score)`.
     """
 

@@ -25,7 +25,7 @@ DATASETS = ("digits", "mnist", "cifar10")
 
 
 class Split(NamedTuple):
-    """Examples in order: `images` float32 (n, h, w, c), normalised, and `labels` int32 (n,)."""
+    """Examples in order: `images` float32 (n, h, w, c), normalized, and `labels` int32 (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -59,7 +59,7 @@ def load(
             )
         train = Split(train.images[:train_examples], train.labels[:train_examples])
     classes = int(train.labels.max()) + 1
-    return Dataset(*_normalise(train, test), classes)
+    return Dataset(*_normalize(train, test), classes)
 
 
 def hold_out(split: Split, examples: int, seed: int = 0) -> tuple[Split, Split]:
@@ -98,7 +98,7 @@ def _permutation(key: jax.Array, epoch: Any, examples: int) -> jax.Array:
     return jax.random.permutation(key, examples).astype(jnp.int32)
 
 
-def _normalise(train: Split, test: Split) -> tuple[Split, Split]:
+def _normalize(train: Split, test: Split) -> tuple[Split, Split]:
     """Both splits, by train's statistics; in place: CIFAR-10 in float32 takes 0.6 GB."""
     mean = train.images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
     std = train.images.std((0, 1, 2), dtype=np.float64).astype(np.float32)

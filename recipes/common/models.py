@@ -16,7 +16,7 @@ from recipes.common.folder import RecipeError
 
 MODELS = ("mlp", "lenet", "conv", "resnet20")
 NORMS = ("group", "batch")
-GROUPS = 8  # of channels, in group normalisation
+GROUPS = 8  # of channels, in group normalization
 # the kernels next to the images and next to the logits
 FIRST_LAST = {
     "mlp": ("Dense_0/kernel", "Dense_2/kernel"),
@@ -40,7 +40,7 @@ Conv = partial(
 def model(name: str, classes: int, norm: str = "group", width: float = 1.0) -> nn.Module:
     """The network called `name`; call it as `module.apply(variables, images, train=...)`.
 
-    `norm` chooses the normalisation of the convolutional ones; with "batch" the variables hold
+    `norm` chooses the normalization of the convolutional ones; with "batch" the variables hold
     running statistics under "batch_stats". `width` multiplies the sizes of all hidden layers; those
     of convolutions become multiples of `GROUPS`. Raises
     `RecipeError` for an unknown name or norm.
@@ -105,7 +105,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        norm = normalisation(self.norm, train)
+        norm = normalization(self.norm, train)
         x = images
         for i, width in enumerate(self.widths):
             x = nn.relu(norm()(self.conv(width, (3, 3), strides=1 if i == 0 else 2)(x)))
@@ -122,7 +122,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        norm = normalisation(self.norm, train)
+        norm = normalization(self.norm, train)
         x = nn.relu(norm()(Conv(self.widths[0], (3, 3))(images)))
         for stage, width in enumerate(self.widths):
             for block in range(self.blocks):
@@ -139,7 +139,7 @@ def residual(x: jax.Array, width: int, stride: int, norm: Layer) -> jax.Array:
     return nn.relu(x + y)
 
 
-def normalisation(norm: str, train: bool) -> Layer:
+def normalization(norm: str, train: bool) -> Layer:
     """The norm layer to build: groups of channels of one image, or channels of the whole batch."""
     if norm == "batch":
         return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)

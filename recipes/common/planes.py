@@ -71,7 +71,7 @@ def around(
     reach: float,
     points: int,
 ) -> Panel:
-    """The training loss on a random, filter-normalised plane around a model."""
+    """The training loss on a random, filter-normalized plane around a model."""
     x, y = (jp.analysis.random_direction(key, params, masks) for key in jax.random.split(key, 2))
     xs = np.linspace(-reach, reach, points, dtype=np.float32)
     values = jp.analysis.plane(losses.both, params, x, y, xs, xs)["loss"]

@@ -70,7 +70,7 @@ def check_arm(name: str, arm: Arm, images: np.ndarray) -> None:
         raise RecipeError(f"{name}: {' '.join(str(error).split())}") from error
 
 
-def summarise(config: Settings, outcome: Outcome) -> dict[str, Any]:
+def summarize(config: Settings, outcome: Outcome) -> dict[str, Any]:
     """The content of summary.json, but for what the study is."""
     return {
         "dataset": config.dataset,

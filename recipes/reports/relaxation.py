@@ -109,13 +109,13 @@ def write(
 
     `variables` are those of all lanes, zero where neurons were cut, `left` what is left of each.
     """
-    summary = summarise(config, s, variables, left, records, dataset, chance)
+    summary = summarize(config, s, variables, left, records, dataset, chance)
     figures = pictures(config, s, summary, records)
     finish(config.out, write_up(config, s, summary), summary, figures)
     return summary
 
 
-def summarise(
+def summarize(
     config: Config,
     s: Study,
     variables: Any,

@@ -37,7 +37,7 @@ def write(
     config: Config, s: Study, ends: Lineages, records: Records, seconds: float, chance: float
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarise(config, s, ends, records, seconds, chance)
+    summary = summarize(config, s, ends, records, seconds, chance)
     soups = ends.soup
     params, _, masks = lanes.lane_of(soups, 0)
     writeup = write_up(config, summary, report.layers(params, masks))
@@ -45,7 +45,7 @@ def write(
     return summary
 
 
-def summarise(
+def summarize(
     config: Config, s: Study, ends: Lineages, records: Records, seconds: float, chance: float
 ) -> dict[str, Any]:
     """The content of summary.json."""

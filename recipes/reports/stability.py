@@ -34,7 +34,7 @@ def write(
     chance: float,
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarise(config, end.masks, records, steps, rule, seconds, chance)
+    summary = summarize(config, end.masks, records, steps, rule, seconds, chance)
     pruned = end._replace(params=jp.apply_masks(end.params, end.masks))
     params, _, masks = lanes.lane_of(pruned, 0)
     writeup = write_up(config, summary, report.layers(params, masks))
@@ -42,7 +42,7 @@ def write(
     return summary
 
 
-def summarise(
+def summarize(
     config: Config,
     masks: Any,
     records: Records,

@@ -28,7 +28,7 @@ def write(
     config: Config, s: Study, records: Records, dataset: Dataset, chance: float
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarise(config, s, records, dataset, chance)
+    summary = summarize(config, s, records, dataset, chance)
     finish(config.out, write_up(config, s, summary), summary, pictures(s, records, summary))
     return summary
 
@@ -38,7 +38,7 @@ def model_path(arm: str, share: float) -> str:
     return f"{folder.MODEL}/{arm}-{100 * share:g}"
 
 
-def summarise(
+def summarize(
     config: Config, s: Study, records: Records, dataset: Dataset, chance: float
 ) -> dict[str, Any]:
     """The content of summary.json; measures latencies."""

@@ -45,12 +45,12 @@ def write(
     chance: float,
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarise(config, study, records, ends, held, seconds, chance)
+    summary = summarize(config, study, records, ends, held, seconds, chance)
     save(config, records, ends, summary)
     return summary
 
 
-def summarise(
+def summarize(
     config: Config,
     study: Study,
     records: Records,

@@ -27,7 +27,7 @@ def was_started() -> bool:
 def join() -> None:
     """Makes this process one of several, where there are several; before any use of a device.
 
-    TPU pods, SLURM, Open MPI and GKE are recognised by JAX itself; elsewhere the launcher sets the
+    TPU pods, SLURM, Open MPI and GKE are recognized by JAX itself; elsewhere the launcher sets the
     three variables above. Where nothing of this is found the process stays alone.
     """
     if was_started():

@@ -102,7 +102,7 @@ def test_after_a_breakdown_it_finds_eigenvalues_with_their_multiplicity(wanted):
 
 
 def test_the_basis_stays_orthogonal():
-    # without reorthogonalisation a large outlier comes back as a ghost
+    # without reorthogonalization a large outlier comes back as a ghost
     a, _ = symmetric([1000.0, *np.linspace(0, 1, 199)])
     start = jax.random.normal(KEY, (200,))
     t = lanczos(KEY, lambda v: a @ v, start, 60)

@@ -168,7 +168,7 @@ def test_targets_are_fractions(target):
         jp.gates.lagrangian(jp.gates.multipliers(), 0.5, target)
 
 
-def test_a_percentage_is_recognised():
+def test_a_percentage_is_recognized():
     with pytest.raises(ValueError, match=r"For 20% write 0.2"):
         jp.gates.excess(0.5, 20)
 

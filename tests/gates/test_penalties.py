@@ -28,10 +28,10 @@ def test_mask_sparsity_leaves_what_is_kept_to_the_bit():
     params = {"scale": jax.random.normal(jax.random.key(0), (64,))}
     masks = {"scale": jax.random.bernoulli(jax.random.key(1), 0.5, (64,))}
     loss = lambda p: jnp.sum(jnp.sin(3 * p["scale"]))
-    penalised = lambda p: loss(p) + 5e-4 * jp.gates.mask_sparsity(p, masks)
+    penalized = lambda p: loss(p) + 5e-4 * jp.gates.mask_sparsity(p, masks)
     stepped = [
         jax.tree.map(lambda w, g: w - 0.1 * g, params, jax.grad(f)(params))
-        for f in (loss, penalised)
+        for f in (loss, penalized)
     ]
     same = stepped[0]["scale"] == stepped[1]["scale"]
     assert same[masks["scale"]].all() and not same[~masks["scale"]].any()

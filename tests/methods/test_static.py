@@ -1,4 +1,4 @@
-"""Random pruning at initialisation: exact counts, ratios of all kinds, masks that stay."""
+"""Random pruning at initialization: exact counts, ratios of all kinds, masks that stay."""
 
 import jax
 import jax.numpy as jnp

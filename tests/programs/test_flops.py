@@ -89,7 +89,7 @@ WRITTEN = {
     "reshape": lambda f: (
         lambda w, x: f(w.T.reshape(5, 6, 20).transpose(2, 0, 1).reshape(20, 30), x)
     ),
-    "standardise": lambda f: lambda w, x: f(jax.nn.standardize(w, 0), x),
+    "standardize": lambda f: lambda w, x: f(jax.nn.standardize(w, 0), x),
     "concatenate": lambda f: lambda w, x: f(jnp.concatenate([w[:7], w[7:]]), x),
     "cond": lambda f: lambda w, x: lax.cond(x.sum() > 0, lambda: f(w, x), lambda: f(2 * w, x)),
     "branch": lambda f: (

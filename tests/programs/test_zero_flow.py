@@ -1,4 +1,4 @@
-"""What is claimed to stay zero does, and what optimizers are made of is recognised."""
+"""What is claimed to stay zero does, and what optimizers are made of is recognized."""
 
 import jax
 import jax.numpy as jnp

@@ -87,7 +87,7 @@ def test_low_precision_floats_rank_by_all_their_bits(dtype):
 
 
 def test_a_large_array_of_close_values():
-    # neighbours in float32, so that the bracket must close to the last bit
+    # neighbors in float32, so that the bracket must close to the last bit
     bits = np.float32(1.0).view(np.int32) + np.random.default_rng(0).integers(0, 300, 100_000)
     x = bits.astype(np.int32).view(np.float32).reshape(250, 400)
     for k in (1, 12_345, 50_000, 99_999):

@@ -139,7 +139,7 @@ def test_integers_are_rounded_and_equal_ones_exact():
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32, jnp.int16, jnp.uint8])
 def test_the_average_of_integers_is_exact(dtype):
-    """Above 2**24 float32 can't tell neighbours apart."""
+    """Above 2**24 float32 can't tell neighbors apart."""
     rng, info = np.random.default_rng(0), jnp.iinfo(dtype)
     cases = [[info.max, info.max - 2, info.max - 4], [info.min, info.max, info.max, info.max]]
     cases += rng.integers(info.min, info.max, (20, 5), endpoint=True).tolist()

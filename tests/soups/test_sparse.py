@@ -207,7 +207,7 @@ def test_children_start_under_the_masks_and_keep_them_whatever_training_does():
     np.testing.assert_array_equal(done.children["kernel"] != 0, jnp.stack([masks["kernel"]] * 3))
 
 
-# --- behaviour ------------------------------------------------------------------------------------
+# --- behavior ------------------------------------------------------------------------------------
 
 
 def test_children_differ_by_their_variation_alone():

@@ -156,13 +156,13 @@ SCORES_OF_GROUPS = {
         jp.structured.per_group(structure), jnp.linalg.norm
     ),
     "median": jp.structured.geometric_median,
-    "normalised median": lambda structure: jp.structured.normalized(
+    "normalized median": lambda structure: jp.structured.normalized(
         jp.structured.geometric_median(structure)
     ),
 }
 
 
-def test_lamp_and_other_normalisations():
+def test_lamp_and_other_normalizations():
     own = lambda params, **_: {"a": jnp.array([1.0, 2, 3, 4])}
     close(jp.lamp(own)({}), [1 / 30, 4 / 29, 9 / 25, 1])
     close(jp.structured.normalized(own)({}), [0.4, 0.8, 1.2, 1.6])

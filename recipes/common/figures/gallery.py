@@ -44,7 +44,7 @@ class Drawing(NamedTuple):
 
 
 def draw(drawing: Drawing, source: str) -> bytes:
-    """PNG, in few colours, that holds the lines it was made by."""
+    """PNG, in few colors, that holds the lines it was made by."""
     with rc_context({**STYLE, "font.size": 8, "axes.titlesize": 8}):
         figure = Figure(figsize=(6.6, 1.5), layout="constrained", dpi=150)
         KINDS[drawing.kind](figure, *jax.tree.map(np.asarray, drawing.arrays))

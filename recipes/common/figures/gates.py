@@ -17,7 +17,7 @@ from recipes.common.figures.style import COLORS, STYLE, Curve, Look, band, curve
 
 History = Sequence[Mapping[str, Any]]
 
-LEAST = 1e-3  # the smallest fraction of gates that has a colour of its own
+LEAST = 1e-3  # the smallest fraction of gates that has a color of its own
 
 
 def budgets(
@@ -26,7 +26,7 @@ def budgets(
     targets: Sequence[Curve],
 ) -> bytes:
     """PNG of what is kept, expected and at a threshold, beside the targets; and the multiplier."""
-    # a colour each, from that after dense: dotted lines are taken
+    # a color each, from that after dense: dotted lines are taken
     drawn = {a: Look(c, "-", "o") for a, c in zip(arms, cycle(COLORS[1:]), strict=False)}
     last = history[-1]["step"]
     with rc_context(STYLE):

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from recipes.common.figures.style import COLORS, STYLE, png
 
 BANDS = 18
-MOST = 10_000  # the largest loss that has a colour of its own, as a multiple of the smallest
+MOST = 10_000  # the largest loss that has a color of its own, as a multiple of the smallest
 
 
 class Mark(NamedTuple):
@@ -43,7 +43,7 @@ class Line(NamedTuple):
 
 
 def contours(panels: Mapping[str, Panel], label: str, xlabel: str, ylabel: str) -> bytes:
-    """PNG of planes side by side, title -> panel, in the same colours on a logarithmic scale."""
+    """PNG of planes side by side, title -> panel, in the same colors on a logarithmic scale."""
     with rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(0.9 + 3.05 * len(panels), 3.25), layout="compressed")
         every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -87,7 +87,7 @@ def square(marks: Sequence[Mark], points: int, margin: float = 0.35) -> tuple[An
 
 def _contours(figure: Figure, every_axes: Any, panels: Mapping[str, Panel], label: str) -> None:
     shown = [np.where(np.isfinite(p.losses), p.losses, np.nan) for p in panels.values()]
-    # The upper end is what most of a plane stays below: walls would take all colours. So would
+    # The upper end is what most of a plane stays below: walls would take all colors. So would
     # cross-entropy that goes on falling as the weights grow beyond the models.
     high = max(np.nanquantile(values, 0.97) for values in shown)
     low = max(min(np.nanmin(values) for values in shown), high / MOST, 1e-30)

@@ -1,4 +1,4 @@
-"""Data sets: shapes, normalisation, and one clear line for what is not there."""
+"""Data sets: shapes, normalization, and one clear line for what is not there."""
 
 import hashlib
 import os

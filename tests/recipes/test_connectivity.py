@@ -110,7 +110,7 @@ def test_a_curve_may_use_the_weights_of_either_end(monkeypatch):
         seen.update(a=a, b=b, masks=masks)
         return a, None
 
-    monkeypatch.setattr(jp, "fit_curve", fit_curve)
+    monkeypatch.setattr(jp.analysis, "fit_curve", fit_curve)
     stack = {"params": {"w": jnp.arange(12.0).reshape(3, 4)}, "batch_stats": {"n": jnp.ones(3)}}
     masks = {"w": jnp.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], bool)}
     measure = lambda variables: {"error": variables["params"]["w"].sum()}

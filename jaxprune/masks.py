@@ -89,8 +89,8 @@ def get_masks(opt_state: Any) -> Masks:
     if not found:
         raise ValueError(
             "this optimizer state has no masks. Make the optimizer with "
-            "jaxprune.sparsify(optimizer, transform), or keep_dense or freeze in its place; got a "
-            f"state of type {kinds(opt_state)}."
+            "jaxprune.sparsify(optimizer, transform), or keep_dense or train_only in its place; "
+            f"got a state of type {kinds(opt_state)}."
         )
     if len(found) > 1:
         places = " and ".join(f"'{place or '(root)'}'" for place, _ in found)

@@ -51,7 +51,10 @@ def lerp(a: Params, b: Params, alpha: Any) -> Params:
         wide = jnp.promote_types(dtype, jnp.float32)  # in bfloat16 there is no 0.1
         x, y, t = x.astype(wide), y.astype(wide), jnp.asarray(alpha).astype(wide)
         # from the nearer end, so that rounding leaves both ends as they are
-        return jnp.where(t < 0.5, x + t * (y - x), y - (1 - t) * (y - x)).astype(dtype)
+        near = jnp.where(t < 0.5, x + t * (y - x), y - (1 - t) * (y - x))
+        # where the difference is not finite, such as that of two infinities
+        far = jnp.where((t == 0) | (x == y), x, jnp.where(t == 1, y, (1 - t) * x + t * y))
+        return jnp.where(jnp.isfinite(y - x), near, far).astype(dtype)
 
     return map_named(between, a, b)
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, is_known
+from jaxprune.base import Masks, Params, is_known, widened
 from jaxprune.masks import apply_masks, with_own
 from jaxprune.prunable.layers import split_like
 from jaxprune.prunable.layout import axes_of
@@ -76,8 +76,10 @@ def random_direction(
     def normalized(leaf_name: str, _: Any, w: Any, z: Any) -> Any:
         own_axes = filters(leaf_name, w)
         others = tuple(a for a in range(w.ndim) if a not in own_axes)
-        own, drawn = (jnp.sqrt(jnp.sum(jnp.square(t), others, keepdims=True)) for t in (w, z))
-        return z * jnp.where(drawn > 0, own / jnp.where(drawn > 0, drawn, 1), 0)
+        of_filter = lambda t: jnp.sqrt(jnp.sum(jnp.square(_wide(t)), others, keepdims=True))
+        own, drawn = of_filter(w), of_filter(z)
+        scale = jnp.where(drawn > 0, own / jnp.where(drawn > 0, drawn, 1), 0)
+        return (_wide(z) * scale).astype(z.dtype)
 
     directions = map_named(normalized, moves, split_like(params, moves), split_like(noise, moves))
     at_rest = jax.tree.map(jnp.zeros_like, params)
@@ -156,6 +158,8 @@ def plane_through(a: Params, b: Params, c: Params) -> Frame:
     Reference: Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs.
     """
     check_like("plane_through", a, b=b, c=c)
+    origin = a
+    a, b, c = _wide((a, b, c))
     u, w = optax.tree.sub(b, a), optax.tree.sub(c, a)
     length = optax.tree.norm(u)
     x = optax.tree.scale(1 / jnp.where(length > 0, length, 1), u)
@@ -170,7 +174,9 @@ def plane_through(a: Params, b: Params, c: Params) -> Frame:
             f"{height:.3g} away from it), and many planes contain it. Take another third model, "
             "or line(loss, a, b - a, xs)."
         )
-    return Frame(a, x, optax.tree.scale(1 / jnp.where(height > 0, height, 1), v))
+    y = optax.tree.scale(1 / jnp.where(height > 0, height, 1), v)
+    as_given = lambda axis: jax.tree.map(lambda d, w: d.astype(w.dtype), axis, origin)
+    return Frame(origin, as_given(x), as_given(y))
 
 
 def coordinates(frame: Frame, params: Params) -> jax.Array:
@@ -185,6 +191,7 @@ def coordinates(frame: Frame, params: Params) -> jax.Array:
     """
     origin, x, y = frame
     check_like("coordinates", origin, x=x, y=y, params=params)
+    origin, x, y, params = _wide((origin, x, y, params))
     off = optax.tree.sub(params, origin)
     xx, xy, yy = (optax.tree.vdot(*pair) for pair in ((x, x), (x, y), (y, y)))
     ox, oy = optax.tree.vdot(off, x), optax.tree.vdot(off, y)
@@ -195,6 +202,11 @@ def coordinates(frame: Frame, params: Params) -> jax.Array:
     a, b = (ox * yy - oy * xy) / determinant, (oy * xx - ox * xy) / determinant
     rest = optax.tree.add_scale(optax.tree.add_scale(off, -a, x), -b, y)
     return jnp.stack([a, b, optax.tree.norm(rest)]).astype(jnp.float32)
+
+
+def _wide(tree: Any) -> Any:
+    """Lengths are sums of squares, which leave float16."""
+    return jax.tree.map(lambda leaf: widened(jnp.asarray(leaf)), tree)
 
 
 def _losses(

@@ -65,7 +65,8 @@ def pairwise(
 
     def matrix(upper: jax.Array) -> jax.Array:
         shape = seeds, seeds, *upper.shape[1:]
-        square = jnp.full(shape, 0 if diagonal is None else diagonal, upper.dtype)
+        dtype = upper.dtype if diagonal is None else jnp.result_type(upper, diagonal)
+        square = jnp.full(shape, 0 if diagonal is None else diagonal, dtype)
         return square.at[rows, columns].set(upper).at[columns, rows].set(upper)
 
     return jax.tree.map(matrix, values)

@@ -22,7 +22,8 @@ def bernoulli() -> Gate:
 
     def one(key: jax.Array, s: jax.Array) -> jax.Array:
         p = jax.nn.sigmoid(s)
-        return through(jax.random.bernoulli(key, p).astype(p.dtype), p)
+        wide = p.astype(jnp.promote_types(p.dtype, jnp.float32))  # 16 bits draw no small chances
+        return through(jax.random.bernoulli(key, wide).astype(p.dtype), p)
 
     def sample(key: jax.Array, logits: Logits) -> Gates:
         check_sample_key("bernoulli", key)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.at_init.empty_layers import empty_layers
-from jaxprune.base import Masks, Params, Scores, is_known, is_none, map_scored
+from jaxprune.base import Masks, Params, Scores, is_known, is_none, map_scored, widened
 from jaxprune.gates.budgets import check_target
 from jaxprune.gates.fit import fitted
 from jaxprune.prunable.rules import quoted
@@ -63,6 +63,7 @@ def keep_at_least(scores: Scores, n: int = 1) -> Scores:
         raise ValueError(f"keep_at_least(scores, n) needs a positive integer; got n={n!r}.")
 
     def leaf(s: jax.Array) -> jax.Array:
+        s = s if jnp.isinf(jnp.array(jnp.inf, s.dtype)) else widened(s)  # not all float8 have inf
         return jnp.where(largest([s], [min(n, s.size)])[0], jnp.inf, s)
 
     return map_scored(leaf, scores)

@@ -116,7 +116,8 @@ def once(transform: MaskTransform) -> MaskTransform:
 def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
     """The given masks, for ever: lottery tickets, soup children, fine-tuning.
 
-    Given a function instead, those that it makes of the first params: pruning at initialization.
+    They hold alone, and in a `chain` with transforms that only prune. Given a function instead of
+    masks, those that it makes of the first params: pruning at initialization.
 
         fixed(lambda params: select(snip(loss, params), global_threshold, 0.98))
 
@@ -162,7 +163,9 @@ class ChainState(NamedTuple):
 def chain(*transforms: MaskTransform) -> MaskTransform:
     """Mask transforms one after the other, each starting from the masks of the one before.
 
-    The first masks are what all of them keep.
+    The first masks are what all of them keep. Later a transform that grows weights (`set`, `rigl`,
+    `granet`) or that chooses masks anew (`dpf`) may leave the masks of the others, those of `fixed`
+    too.
     """
     if not transforms:
         raise ValueError("chain needs at least one mask transform.")

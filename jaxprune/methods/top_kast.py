@@ -51,11 +51,11 @@ def top_kast(
         A = the largest (1 - sparsity) |w| of each leaf
         B = the largest (1 - backward_sparsity) |w|, a superset of A
 
-    The weights stay dense in memory and `freeze` trains only B. A weight of B outside A can grow
-    until it enters the network. A and B of a step are those of the weights that it starts with. The
-    gradient is that at the masked weights, with respect to all:
+    The weights stay dense in memory and `train_only` trains only B. A weight of B outside A can
+    grow until it enters the network. A and B of a step are those of the weights that it starts
+    with. The gradient is that at the masked weights, with respect to all:
 
-        tx = freeze(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))
+        tx = train_only(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))
         grads = jax.grad(loss)(apply_masks(params, get_masks(opt_state)))
 
     Args:
@@ -95,7 +95,7 @@ def top_kast(
 
 
 def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
-    """Weight decay for `top_kast`, first in the chain that `freeze` is given.
+    """Weight decay for `top_kast`, first in the chain that `train_only` is given.
 
         g + strength * w        in A
         g + strength * w / D    in B outside A; D is the density of A in the leaf
@@ -104,7 +104,7 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
     of half the squared norm; leaves without masks do not decay.
 
     Raises:
-      ValueError: if the strength is no number that is at least 0; (in update) outside `freeze`.
+      ValueError: if the strength is no number that is at least 0; (in update) outside `train_only`.
 
     Reference: Jayakumar et al., 2020, Top-KAST: Top-K Always Sparse Training.
     """
@@ -118,7 +118,7 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
         if params is None or mask_state is None:
             raise ValueError(
                 "top_kast_decay is told the masks by train_only: "
-                "freeze(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))."
+                "train_only(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))."
             )
 
         def decayed(mask: jax.Array, w: jax.Array, g: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from jaxprune.optimizer.moments import sparse_update, where_kept, zero_pruned
 
 
 class SparsifyState(NamedTuple):
-    """State of `sparsify`, `freeze` and `keep_dense`.
+    """State of `sparsify`, `train_only` and `keep_dense`.
 
     Attributes:
       step: int32 scalar, how many updates were made.

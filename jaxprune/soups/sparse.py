@@ -101,7 +101,7 @@ def phase(
     all phases: the sparsity may be traced.
 
     Args:
-      train, variations: see `branch`.
+      train, variations: see `fork`.
       params: the last average, at first a trained network. With batch norm, all variables.
       sparsity: the fraction pruned after this phase, in [0, 1).
       masks: those of the phase before, at least as dense: what is pruned stays pruned. None at
@@ -115,7 +115,7 @@ def phase(
         children, `lambda children: greedy(children, held_out_score).params`.
 
     Raises:
-      ValueError: if the masks are known to be sparser already; and see `select` and `branch`.
+      ValueError: if the masks are known to be sparser already; and see `select` and `fork`.
 
     Reference: Zimmer et al., 2024, Sparse Model Soups: A Recipe for Improved Pruning via Model
     Averaging.
@@ -142,10 +142,10 @@ def iterative(
     CPU, which XLA makes slow in a loop, call a jitted `phase` in a Python loop.
 
     Args:
-      train: see `branch`.
+      train: see `fork`.
       params: a trained network.
       sparsities: the fraction pruned after each phase (phases,), rising, in [0, 1).
-      variations: any tree of arrays (phases, children, ...); see `branch`.
+      variations: any tree of arrays (phases, children, ...); see `fork`.
       **how: score, allocation, pattern, prunable and average; see `phase`.
 
     Returns:

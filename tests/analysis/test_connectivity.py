@@ -271,3 +271,20 @@ def test_what_has_nothing_between():
     state = optax.adam(1e-3).init(A)
     with pytest.raises(TypeError, match=r"'0/count' is int32\. Interpolate the params alone"):
         jp.analysis.lerp(state, state, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "alpha", "between"),
+    [
+        (jnp.inf, jnp.inf, 0.25, jnp.inf),
+        (-jnp.inf, -jnp.inf, 0.0, -jnp.inf),
+        (1.0, jnp.inf, 0.0, 1.0),
+        (jnp.inf, 1.0, 1.0, 1.0),
+        (-3e38, 3e38, 0.0, -3e38),
+        (-3e38, 3e38, 0.5, 0.0),
+    ],
+)
+def test_lerp_is_exact_where_the_difference_is_not_finite(a, b, alpha, between):
+    np.testing.assert_array_equal(
+        jp.analysis.lerp(jnp.float32(a), jnp.float32(b), alpha), jnp.float32(between)
+    )

@@ -240,3 +240,19 @@ def test_trees_that_differ(params, grads):
 
 def _ones(tree):
     return jax.tree.map(jnp.ones_like, tree)
+
+
+def test_lengths_of_half_precision_are_summed_in_float32():
+    """1e-4 squared is 0 in float16, and 4,096 times 25 is inf."""
+    for value, shape in ((1e-4, (64, 8)), (5.0, (4096, 1))):
+        params = {"kernel": jnp.full(shape, value, jnp.float16)}
+        drawn = jp.analysis.random_direction(jax.random.key(0), params)["kernel"]
+        lengths = jnp.linalg.norm(drawn.astype(jnp.float32), axis=0)
+        np.testing.assert_allclose(lengths, value * shape[0] ** 0.5, rtol=2e-2)
+    a, b, c = ({"w": jnp.zeros(70_000, jnp.float16).at[i].set(i)} for i in range(3))
+    frame = jp.analysis.plane_through(a, b, c)
+    assert frame.x["w"].dtype == jnp.float16
+    np.testing.assert_allclose(jp.analysis.coordinates(frame, c), [0, 2, 0], atol=1e-3)
+    ones = {"w": jnp.ones(70_000, jnp.float16)}
+    far = jp.analysis.coordinates(frame._replace(origin=a, x=ones, y=b), {"w": 2 * ones["w"]})
+    np.testing.assert_allclose(far, [2, 0, 0], atol=1e-3)

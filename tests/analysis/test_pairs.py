@@ -200,3 +200,9 @@ def test_summaries_of_no_matrix():
             summary(np.ones((3, 2)))
     with pytest.raises(ValueError, match="at least 3 seeds; got 2"):
         jp.analysis.jackknife(np.ones((2, 2)))
+
+
+def test_a_diagonal_keeps_its_value_beside_integers():
+    stack = {"w": jnp.arange(3)}
+    matrix = jp.pairwise(lambda a, b: a["w"] + b["w"], stack, diagonal=0.5)
+    np.testing.assert_array_equal(matrix, [[0.5, 1, 2], [1, 0.5, 3], [2, 3, 0.5]])

@@ -239,3 +239,8 @@ def train(loss, learned, target, steps=600):
 
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(steps))[0])
     return run((learned, tx.init(learned)))[0]
+
+
+def test_keep_at_least_keeps_in_a_dtype_without_infinity():
+    scores = {"a": jnp.array([1.0, -3.0], jnp.float8_e4m3fn)}
+    np.testing.assert_array_equal(jp.gates.keep_at_least(scores)["a"], [jnp.inf, -3.0])

@@ -546,3 +546,17 @@ def test_no_mask_transform(combine, name, thing, kind):
 def test_every_with_the_arguments_swapped():
     with pytest.raises(TypeError, match="every needs a mask transform"):
         jp.every(one_shot(), 10)
+
+
+def test_fixed_masks_hold_beside_what_only_prunes():
+    """What grows weights may leave them, as `chain` says: half are given, 16 of 80 are left."""
+    params = {"kernel": jax.random.normal(jax.random.key(0), (8, 10))}
+    given = {"kernel": jnp.arange(80).reshape(8, 10) < 40}
+    pruning = jp.prune(jp.magnitude, jp.uniform, lambda step: jnp.minimum(step, 4) * 0.2)
+    tx = jp.sparsify(optax.sgd(0.1), jp.chain(jp.fixed(given), jp.every(1, pruning)))
+    state = tx.init(params)
+    for _ in range(5):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    masks = jp.get_masks(state)["kernel"]
+    assert not (masks & ~given["kernel"]).any() and masks.sum() == 16

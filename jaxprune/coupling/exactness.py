@@ -20,8 +20,9 @@ import numpy as np
 from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
+from jaxprune.coupling.facts import through
 from jaxprune.coupling.reader import Program, Step
-from jaxprune.programs.jaxprs import dot_numbers, scan_ends
+from jaxprune.programs.jaxprs import dot_numbers
 
 Atoms = frozenset[Atom]
 Place = tuple[str, int]  # the path of a leaf, and an axis of it
@@ -132,7 +133,7 @@ class _Finder:
     def step(self, step: Step, operands: list[_Value]) -> list[_Value]:
         kind = step.eqn.primitive.name
         if step.inner:
-            return self.inner(step, operands)
+            return through(step, operands, self.run, _both, _entered)
         for place in (x.leaf[0] for x in operands if x.leaf):
             self.met.setdefault(place[0], len(self.met))
         if kind in PRODUCTS:
@@ -219,36 +220,11 @@ class _Finder:
             why = f"{step.eqn.primitive.name} {step.line}"
             self.found.setdefault(why, {}).update(dict.fromkeys(own))
 
-    def inner(self, step: Step, operands: list[_Value]) -> list[_Value]:
-        kind, params = step.eqn.primitive.name, step.eqn.params
-        if kind == "cond":
-            ways = [self.run(branch, operands[1:]) for branch in step.inner]
-            return [_both(values) for values in zip(*ways, strict=True)]
-        if kind == "scan":
-            first, last = scan_ends(params)
-            return self.loop(step.inner[0], operands[:first], operands[first:], last - first)
-        if kind == "while":
-            first = params["cond_nconsts"]
-            last = first + params["body_nconsts"]
-            carry = self.loop(step.inner[1], operands[first:last], operands[last:], None)
-            self.run(step.inner[0], [*operands[:first], *carry])
-            return carry
-        return self.run(step.inner[0], operands)  # not the derivative
 
-    def loop(self, body: Program, consts: Any, rest: list[_Value], n: int | None) -> list[_Value]:
-        """The first `n` of `rest`, the carry, are followed round until they settle."""
-        n = len(rest) if n is None else n
-        carry, xs = (
-            [x._replace(constant=0.0 if x.constant == 0 else None) for x in rest[:n]],
-            rest[n:],
-        )
-        xs = [_of_one(x) for x in xs]
-        while True:
-            results = self.run(body, [*consts, *carry, *xs])
-            after = [_both(pair) for pair in zip(carry, results[:n], strict=True)]
-            if after == carry:
-                return results
-            carry = after
+def _entered(carry: list[_Value], xs: list[_Value]) -> tuple[list[_Value], list[_Value]]:
+    """A number that a loop starts with need not stay; of what it steps over it sees one each."""
+    carry = [x._replace(constant=0.0 if x.constant == 0 else None) for x in carry]
+    return carry, [_of_one(x) for x in xs]
 
 
 def _both(values: Sequence[_Value]) -> _Value:

@@ -9,8 +9,9 @@ from jax.extend.core import Literal
 
 from jaxprune.coupling.exactness import PRODUCTS
 from jaxprune.coupling.expressions import Atom, Axes, Expr, Prod, Sum, atoms
+from jaxprune.coupling.facts import through
 from jaxprune.coupling.reader import Program, Step
-from jaxprune.programs.jaxprs import dot_numbers, scan_ends
+from jaxprune.programs.jaxprs import dot_numbers
 
 Origin = frozenset[str] | None  # the leaves that a value was computed from; None for an input too
 
@@ -56,21 +57,9 @@ class Uses:
         return [origin(var) for var in program.jaxpr.outvars]
 
     def step(self, step: Step, operands: list[Origin]) -> list[Origin]:
-        kind, params = step.eqn.primitive.name, step.eqn.params
-        if kind == "cond":
-            ways = [self.run(branch, operands[1:]) for branch in step.inner]
-            return [_joined(each) for each in zip(*ways, strict=True)]
-        if kind == "scan":
-            first, last = scan_ends(params)
-            return self.loop(step.inner[0], operands[:first], operands[first:], last - first)
-        if kind == "while":
-            first = params["cond_nconsts"]
-            last = first + params["body_nconsts"]
-            carry = self.loop(step.inner[1], operands[first:last], operands[last:], None)
-            self.run(step.inner[0], [*operands[:first], *carry])
-            return carry
         if step.inner:
-            return self.run(step.inner[0], operands)  # not the derivative
+            return through(step, operands, self.run, _joined)
+        kind = step.eqn.primitive.name
         if kind in PRODUCTS:
             self.attention(step, operands)
             for leaves, *sides in zip(operands[:2], *_sides(step), strict=True):
@@ -90,19 +79,6 @@ class Uses:
             on = lambda axes: tuple(a for i in axes for a in atoms(step.inputs[0][i]))
             self.heads.append(on(batch))
             self.dims |= dict.fromkeys(on(contracted))
-
-    def loop(
-        self, body: Program, consts: list[Origin], rest: list[Origin], n: int | None
-    ) -> list[Origin]:
-        """The first `n` of `rest`, the carry, are followed round until they settle."""
-        n = len(rest) if n is None else n
-        carry, xs = rest[:n], rest[n:]
-        while True:
-            results = self.run(body, [*consts, *carry, *xs])
-            after = [_joined(pair) for pair in zip(carry, results[:n], strict=True)]
-            if after == carry:
-                return results
-            carry = after
 
 
 def _parts(e: Expr) -> Iterator[Expr]:

@@ -26,8 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What one file compiled and freed the next one reads back. A folder for each process: JAX does not
 # write its entries atomically.
-programs = tempfile.TemporaryDirectory(prefix="jaxprune-tests-")
-jax.config.update("jax_compilation_cache_dir", programs.name)
+# JAX_COMPILATION_CACHE_DIR names one that lasts, for one process at a time.
+if not jax.config.jax_compilation_cache_dir:
+    programs = tempfile.TemporaryDirectory(prefix="jaxprune-tests-")
+    jax.config.update("jax_compilation_cache_dir", programs.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

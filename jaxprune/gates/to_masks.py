@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxprune.at_init.empty_layers import empty_layers
@@ -63,7 +64,7 @@ def keep_at_least(scores: Scores, n: int = 1) -> Scores:
         raise ValueError(f"keep_at_least(scores, n) needs a positive integer; got n={n!r}.")
 
     def leaf(s: jax.Array) -> jax.Array:
-        s = s if jnp.isinf(jnp.array(jnp.inf, s.dtype)) else widened(s)  # not all float8 have inf
+        s = s if np.isinf(np.array(np.inf, s.dtype)) else widened(s)  # not all float8 have inf
         return jnp.where(largest([s], [min(n, s.size)])[0], jnp.inf, s)
 
     return map_scored(leaf, scores)

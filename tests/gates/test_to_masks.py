@@ -244,3 +244,12 @@ def train(loss, learned, target, steps=600):
 def test_keep_at_least_keeps_in_a_dtype_without_infinity():
     scores = {"a": jnp.array([1.0, -3.0], jnp.float8_e4m3fn)}
     np.testing.assert_array_equal(jp.gates.keep_at_least(scores)["a"], [jnp.inf, -3.0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float8_e4m3fn])
+def test_keep_at_least_is_the_same_under_jit(dtype):
+    """Whether a dtype has an infinity is read off the dtype: no traced number is asked."""
+    scores = {"a": jnp.array([1.0, -3.0, 2.0], dtype)}
+    np.testing.assert_array_equal(
+        jax.jit(jp.gates.keep_at_least)(scores)["a"], jp.gates.keep_at_least(scores)["a"]
+    )

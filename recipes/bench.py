@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
@@ -27,10 +27,10 @@ from recipes.benchmarks.seeds import many_seeds
 from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
 from recipes.benchmarks.training import compile_time
-from recipes.common import cli, folder, models, timing
+from recipes.common import cli, config_files, flags, folder, settings, timing
 from recipes.common.folder import RecipeError
+from recipes.common.models import MODELS
 
-PROGRAM = "python -m recipes.bench"
 RATIOS = "plots/ratios.png"
 BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
     "step": optimizer_step,
@@ -46,50 +46,47 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Run):
     """What masks cost: times beside dense twins, in one process and in random order; and bytes."""
 
-    weights: float = 10e6
-    """Weights of the optimizer steps and selections; under vmap each seed has a tenth of them."""
-    leaves: int = 10
-    """Kernels that share the weights."""
-    seeds: int = 8
-    """Seeds in one program, where there are several."""
-    repeats: int = 15
-    """Rounds: how often each cell is timed; slow ones (sorts, for one) less often."""
-    compiles: int = 5
-    """How often each training step is compiled; ResNet-20 at most twice."""
-    models: str = "lenet,conv,resnet20"
-    """Whose training steps are compiled, with commas between."""
-    batch_size: int = 128
-    """Examples of a training step, for each seed."""
-    examples: int = 10_000
-    """Examples that a network between two seeds is measured on."""
-    only: str = ",".join(BENCHMARKS)
-    """Which benchmarks to run, with commas between."""
-    sample_ms: float = 20.0
-    """What a sample lasts at least: shorter steps are timed several together, in ms."""
-    seed: int = 0
-    """Of the random numbers, and of the order in which cells are timed."""
-
     out: Path = Path("runs/bench")
-    """The folder to write to."""
-    overwrite: bool = False
-    """Replace the run in --out."""
+    weights: Annotated[float, flags.within("[100, 2130706432)")] = 10e6
+    """Weights of the optimizer steps and selections; under vmap each seed has a tenth of them."""
+    leaves: Annotated[int, flags.at_least(1)] = 10
+    """Kernels that share the weights."""
+    seeds: Annotated[int, flags.at_least(1)] = 8
+    """Seeds in one program, where there are several."""
+    repeats: Annotated[int, flags.at_least(1)] = 15
+    """Rounds: how often each cell is timed. Slow cells, such as sorts, are timed less often."""
+    compiles: Annotated[int, flags.at_least(1)] = 5
+    """How often each training step is compiled; ResNet-20 at most twice."""
+    models: Annotated[tuple[str, ...], flags.choice(MODELS), flags.DISTINCT] = MODELS[1:]
+    """The networks whose training steps are compiled."""
+    batch_size: Annotated[int, flags.at_least(1)] = 128
+    """Examples of a training step, for each seed."""
+    examples: Annotated[int, flags.at_least(1)] = 10_000
+    """Examples that a network between two seeds is measured on."""
+    only: Annotated[tuple[str, ...], flags.choice(BENCHMARKS), flags.DISTINCT] = tuple(BENCHMARKS)
+    """The benchmarks to run."""
+    sample_ms: Annotated[float, flags.within("[0, 10000]")] = 20.0
+    """The least length of a sample in ms: shorter steps are timed several together."""
+    seed: Annotated[int, flags.at_least(0)] = 0
+    """The seed of the random numbers, and of the order in which cells are timed."""
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, bench, PROGRAM, argv)
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        if self.weights < 100 * self.leaves:
+            yield f"--weights must be at least 100 for each of --leaves {self.leaves}"
+        if "barriers" in self.only and self.seeds < 2:
+            yield f"--seeds, with pairs for barriers, must be at least 2, got {self.seeds}"
 
 
 def bench(config: Config) -> dict[str, Any]:
     """Measures, prints tables, writes the folder `config.out`; returns what summary.json holds."""
-    plan, names = plan_of(config), _listed("--only", config.only, tuple(BENCHMARKS))
-    if "barriers" in names:
-        cli.at_least("--seeds, with pairs for barriers,", plan.seeds, 2)
+    plan = plan_of(config)
+    names = [name for name in BENCHMARKS if name in config.only]
     folder.check_out(config.out, config.overwrite)
-    folder.start(config.out, cli.to_yaml(config), config.overwrite)
+    folder.start(config.out, config_files.to_yaml(config), config.overwrite)
 
     began = time.perf_counter()
     environment = machine()
@@ -128,19 +125,14 @@ def _sections(names: Sequence[str], plan: Plan) -> Iterator[Section]:
 
 
 def plan_of(config: Config) -> Plan:
-    """The sizes, checked; raises `RecipeError` for what makes no sense."""
-    for flag in ("leaves", "seeds", "repeats", "compiles", "batch_size", "examples"):
-        cli.at_least(f"--{flag.replace('_', '-')}", getattr(config, flag), 1)
-    cli.at_least("--seed", config.seed, 0)
-    cli.in_range("--weights", config.weights, 100 * config.leaves, 2**31 - 2**24, "[)")
-    cli.in_range("--sample-ms", config.sample_ms, 0, 1e4)
+    """The sizes that all benchmarks share."""
     return Plan(
         weights=int(config.weights),
         leaves=config.leaves,
         seeds=config.seeds,
         repeats=config.repeats,
         compiles=config.compiles,
-        models=_listed("--models", config.models, models.MODELS),
+        models=tuple(name for name in MODELS if name in config.models),
         batch_size=config.batch_size,
         examples=config.examples,
         seed=config.seed,
@@ -165,32 +157,18 @@ def save(config: Config, sections: Sequence[Section], summary: dict[str, Any]) -
     has_bars = any(section.bars for section in sections)
     if has_bars:
         folder.write(config.out / RATIOS, picture.ratios(sections))
-    command = _command(config)
     report = writeup.to_markdown(
-        sections, RATIOS if has_bars else None, folder.SUMMARY, command, summary["environment"]
+        sections,
+        RATIOS if has_bars else None,
+        folder.SUMMARY,
+        cli.again(config),
+        summary["environment"],
     )
     folder.write_json(config.out / folder.SUMMARY, summary)
     folder.write(config.out / folder.REPORT, report)
 
 
-def _listed(flag: str, value: str, choices: Sequence[str]) -> tuple[str, ...]:
-    """The names in "a,b", each one of `choices`, in their order."""
-    names = [name.strip() for name in value.split(",")]
-    for name in names:
-        cli.one_of(flag, name, choices)
-    return tuple(name for name in choices if name in names)
-
-
-def _command(config: Config) -> str:
-    """The command line with the flags that are not at their defaults."""
-    default = Config()
-    flags = [
-        f"--{flag.replace('_', '-')} {f'{value:g}' if isinstance(value, float) else value}"
-        for flag, value in vars(config).items()
-        if value != getattr(default, flag) and flag not in ("out", *cli.NOT_SAVED)
-    ]
-    return " ".join((PROGRAM, *flags, "--out NEW_FOLDER"))
-
+main = cli.command(Config, bench)
 
 if __name__ == "__main__":
     main()

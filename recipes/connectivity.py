@@ -11,11 +11,10 @@ Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of D
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,7 +22,18 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, dead, folder, lanes, measures, models, report, settings, study
+from recipes.common import (
+    cli,
+    dead,
+    flags,
+    folder,
+    lanes,
+    measures,
+    models,
+    report,
+    settings,
+    study,
+)
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures.pairs import Matrix, Paths, along_paths, heat_maps
@@ -31,7 +41,6 @@ from recipes.common.measures import PathSettings
 from recipes.common.report import Writeup, finish
 from recipes.gmp import gradual
 
-PROGRAM = "python -m recipes.connectivity"
 MATRICES, PATHS = "plots/matrices.png", "plots/paths.png"
 LINE, CURVE = "furthest pair, straight", "furthest pair, curved"
 
@@ -41,13 +50,13 @@ class Config(PathSettings):
     """Barriers between all pairs of seeds, dense and pruned, trained in one program."""
 
     out: Path = Path("runs/connectivity")
-    """The folder to write to."""
-    sparsity: float = 0.95
-    """The fraction of weights to prune in the sparse twins, in [0, 1)."""
-    every: int = 10
+    seeds: Annotated[int, flags.at_least(2, settings.MOST_SEEDS)] = 8
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    """The fraction of weights that are pruned in the sparse twins."""
+    every: Annotated[int, flags.at_least(1)] = 10
     """Steps between updates of the masks, from 10 % to 70 % of the steps."""
-    curve_steps: int = 300
-    """Steps to fit the curve between the two seeds that are furthest apart; 0 for none."""
+    curve_steps: Annotated[int, flags.at_least(0)] = 300
+    """Steps to fit the curve between the two seeds that are furthest apart; 0 for no curve."""
 
 
 class Pairs(NamedTuple):
@@ -77,29 +86,14 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, connectivity, PROGRAM, argv)
-
-
 def connectivity(config: Config) -> dict[str, Any]:
     """Trains, compares, writes the folder `config.out`; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
+    outcome = study.train(config, partial(arms, config))
     began = time.perf_counter()
     pairs = {arm: compare(config, outcome, arm) for arm in outcome.arms}
     summary = summarize(config, outcome, pairs, time.perf_counter() - began)
     save(config, outcome, pairs, summary)
     return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    measures.check(config)
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.at_least("--seeds", config.seeds, 2)
-    cli.at_least("--every", config.every, 1)
-    cli.at_least("--curve-steps", config.curve_steps, 0)
 
 
 def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
@@ -288,7 +282,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"{summary['seconds']:.0f} s of training, {seconds[0]:.1f} s and {seconds[1]:.1f} s "
             f"for the matrices, peak memory {peak:.2f} GB"
         ),
-        command=folder.again(PROGRAM, config.out),
+        command=cli.again(config),
         pictures={
             MATRICES: "By how many points the test error rises above the chord between every two "
             "seeds (n/a with a seed at chance), and the intersection over union of their masks.",
@@ -300,6 +294,8 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         environment=summary["environment"],
     )
 
+
+main = cli.command(Config, connectivity)
 
 if __name__ == "__main__":
     main()

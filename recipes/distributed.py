@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -33,56 +33,57 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, folder, models, report
+from recipes.common import cli, config_files, data, dead, flags, folder, models, report, settings
 from recipes.common.folder import RecipeError
 from recipes.common.models import classification
 from recipes.common.terminal import Stopped, deferred_signals
 from recipes.gmp import gradual
 from recipes.sharded import checkpoints, layout, processes
 
-PROGRAM = "python -m recipes.distributed"
-
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Run):
     """One model over several processes, with gradual magnitude pruning."""
 
-    processes: Annotated[int | None, cli.default_is("INT", "none: join those there are")] = None
-    """Start so many processes on this machine."""
-    devices: int = 4
-    """CPU devices of all these processes together."""
-    model_axis: int = 2
-    """Devices along the model axis of the mesh; the others are along its data axis."""
-
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers, 256 and 128."""
-    steps: int = 100
-    """Training steps."""
-    batch_size: int = 128
-    """Examples per step, over all devices."""
-    learning_rate: float = 3e-3
-    """Adam's."""
-    sparsity: float = 0.8
-    """The fraction of weights to prune, in [0, 1)."""
-    every: int = 10
-    """Steps between updates of the masks."""
-    seed: int = 0
-    """Of the weights and of the order of the data."""
-
-    checkpoint_every: int = 20
-    """Steps between checkpoints."""
-    keep: int = 2
-    """How many checkpoints to keep."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
     out: Path = Path("runs/distributed")
     """The folder to write to; all processes must see it."""
-    overwrite: bool = False
-    """Replace the run in --out."""
+    processes: Annotated[
+        int | None, flags.at_least(1), flags.default("none: join those that run")
+    ] = None
+    """Start this many processes on this machine."""
+    devices: Annotated[int, flags.at_least(1)] = 4
+    """CPU devices of all these processes together."""
+    model_axis: Annotated[int, flags.at_least(1)] = 2
+    """Devices along the model axis of the mesh; the others are along its data axis."""
+
+    width: Annotated[float, flags.within("(0, 100]")] = 1.0
+    """A factor for the sizes of the hidden layers, 256 and 128."""
+    steps: Annotated[int, flags.at_least(2)] = 100
+    """Training steps."""
+    batch_size: Annotated[int, flags.at_least(1)] = 128
+    """Examples per step, over all devices."""
+    learning_rate: Annotated[float, flags.within("(0, 1000)")] = 3e-3
+    """The learning rate of Adam."""
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.8
+    """The fraction of weights that are pruned at the end."""
+    every: Annotated[int, flags.at_least(1)] = 10
+    """Steps between updates of the masks."""
+    seed: Annotated[int, flags.at_least(0)] = 0
+    """The seed of the weights and of the order of the data."""
+
+    checkpoint_every: Annotated[int, flags.at_least(1)] = 20
+    """Steps between checkpoints."""
+    keep: Annotated[int, flags.at_least(1)] = 2
+    """The number of checkpoints to keep."""
+    log_every: Annotated[int, flags.at_least(1)] = 10
+    """Steps between lines of metrics.jsonl."""
     resume: bool = False
-    """Go on with the run in --out from its last checkpoint, with its config.yaml."""
-    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
-    """Read all of these from a config.yaml; flags given beside it win."""
+    """Continue the run in --out from its last checkpoint, with its config.yaml."""
+
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        if self.processes is not None and self.devices % self.processes:
+            yield f"--devices {self.devices} can't be shared by --processes {self.processes}"
 
 
 class State(NamedTuple):
@@ -95,12 +96,11 @@ class State(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; `argv` defaults to that of the process."""
     given = sys.argv[1:] if argv is None else list(argv)
-    cli.main(Config, partial(start_or_train, argv=given), PROGRAM, given)
+    cli.main(Config, partial(start_or_train, argv=given), given)
 
 
 def start_or_train(config: Config, argv: Sequence[str]) -> dict[str, Any] | None:
     """Starts the processes of --processes, or trains as one of them."""
-    check(config)
     if config.processes is None or processes.was_started():
         processes.join()
         return train(config)
@@ -110,24 +110,6 @@ def start_or_train(config: Config, argv: Sequence[str]) -> dict[str, Any] | None
     if code:
         sys.exit(code if code > 0 else 128 - code)
     return None
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--learning-rate", config.learning_rate, 0, 1e3, "()")
-    cli.at_least("--steps", config.steps, 2)
-    cli.at_least("--seed", config.seed, 0)
-    for flag in ("devices", "model_axis", "batch_size", "every", "checkpoint_every", "keep"):
-        cli.at_least(f"--{flag.replace('_', '-')}", getattr(config, flag), 1)
-    cli.at_least("--log-every", config.log_every, 1)
-    if config.processes is not None:
-        cli.at_least("--processes", config.processes, 1)
-        if config.devices % config.processes:
-            raise RecipeError(
-                f"--devices {config.devices} can't be shared by --processes {config.processes}"
-            )
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -255,7 +237,7 @@ def _begin(config: Config) -> None:
             if config.resume:
                 folder.lock(config.out)
             else:
-                folder.start(config.out, cli.to_yaml(config), config.overwrite)
+                folder.start(config.out, config_files.to_yaml(config), config.overwrite)
         except RecipeError as found:
             error = found
     processes.first_only(error)

@@ -9,7 +9,7 @@ Jayakumar et al., 2020 (Top-KAST); Lin et al., 2020 (DPF); Zhu and Gupta, 2017 (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,12 @@ import jax
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, models, settings, study
+from recipes.common import cli, flags, models, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import style
 from recipes.gmp import pruning_steps
 
-PROGRAM = "python -m recipes.dynamic"
 CHURN = "plots/churn.png"
 METHODS = ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf")
 ALLOCATIONS = {"erk": jp.erk, "er": jp.er, "uniform": jp.uniform}
@@ -43,40 +42,38 @@ class Config(settings.Settings):
     """Dynamic sparse training beside dense training, several seeds in one program."""
 
     out: Path = Path("runs/dynamic")
-    """The folder to write to."""
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers."""
-    method: Annotated[tuple[str, ...], cli.several(METHODS)] = ("rigl",)
+    method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = ("rigl",)
     """One method, or several to train side by side."""
-    sparsity: float = 0.95
-    """The fraction of weights that are pruned at the end, in [0, 1)."""
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    """The fraction of weights that are pruned at the end."""
     allocation: Annotated[
         str | None,
-        cli.choice(tuple(ALLOCATIONS), "erk; top_kast uniform; gmp, dpf one threshold for all"),
+        flags.choice(ALLOCATIONS),
+        flags.default("erk; top_kast uniform; gmp, dpf one threshold for all layers"),
     ] = None
-    """How much of each layer, for every method."""
+    """The sparsity of each layer, for every method."""
     every: Annotated[
-        int | None,
-        cli.default_is(
-            "INT",
-            "50; top_kast 5; dpf 16, as published",
-            "Steps between updates of the masks. set rewires as often as rigl, as little and as "
-            "long, so that they differ only in what grows: its paper rewires 30 % at the end of "
-            "each epoch, to the last.",
-        ),
+        int | None, flags.at_least(1), flags.default("50; top_kast 5; dpf 16, as published")
     ] = None
-    begin: float = 0.1
+    """Steps between updates of the masks. set rewires as often as rigl, as little and as long, so
+    that they differ only in what grows. The paper of set rewires 30 % after each epoch, to the
+    last."""
+    begin: Annotated[float, flags.within("[0, 1)")] = 0.1
     """gmp, dpf: when pruning begins, as a fraction of the steps."""
-    end: float = 0.75
+    end: Annotated[float, flags.within("(begin, 1]")] = 0.75
     """set, rigl: when rewiring ends; gmp, dpf: when the final sparsity is reached."""
-    fraction: Annotated[float | None, cli.default_is("FLOAT", "set, rigl 0.3; granet 0.5")] = None
-    """set, rigl, granet: the fraction of kept weights to rewire in the first update, in [0, 1]."""
-    initial_sparsity: float = 0.0
+    fraction: Annotated[
+        float | None, flags.within("[0, 1]"), flags.default("set, rigl 0.3; granet 0.5")
+    ] = None
+    """set, rigl, granet: the fraction of kept weights that the first update rewires."""
+    initial_sparsity: Annotated[float, flags.within("[0, sparsity]")] = 0.0
     """granet: the fraction pruned at the start; 0 is dense to sparse, 0.5 sparse to sparse."""
     backward_sparsity: Annotated[
-        float | None, cli.default_is("FLOAT", "halfway from --sparsity to dense")
+        float | None,
+        flags.within("[0, sparsity]"),
+        flags.default("half of --sparsity"),
     ] = None
-    """top_kast: the fraction that is not trained, at most --sparsity."""
+    """top_kast: the fraction of weights that are not trained."""
     replace_step: bool = False
     """An update of the masks takes the place of the optimizer's step, as in RigL's code."""
 
@@ -171,15 +168,9 @@ def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, dynamic_sparse_training, PROGRAM, argv)
-
-
 def dynamic_sparse_training(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
+    outcome = study.train(config, partial(arms, config))
     summary = {
         "recipe": "dynamic",
         "studies": "test accuracy of dynamic sparse training, beside dense training",
@@ -187,26 +178,8 @@ def dynamic_sparse_training(config: Config) -> dict[str, Any]:
         **study.summarize(config, outcome),
     }
     figures = {**study.pictures(outcome), CHURN: churn_picture(outcome)}
-    study.publish(config, outcome, summary, "Dynamic sparse training", PROGRAM, figures)
+    study.publish(config, outcome, summary, "Dynamic sparse training", figures)
     return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--method", config.method, METHODS)
-    if config.allocation is not None:
-        cli.one_of("--allocation", config.allocation, tuple(ALLOCATIONS))
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.at_least("--every", 1 if config.every is None else config.every, 1)
-    cli.in_range("--begin", config.begin, 0, 1, "[)")
-    cli.in_range("--end", config.end, config.begin, 1, "(]")
-    if config.fraction is not None:
-        cli.in_range("--fraction", config.fraction, 0, 1)
-    cli.in_range("--initial-sparsity", config.initial_sparsity, 0, config.sparsity)
-    if config.backward_sparsity is not None:
-        cli.in_range("--backward-sparsity", config.backward_sparsity, 0, config.sparsity)
 
 
 def churn_picture(outcome: study.Outcome) -> study.Picture:
@@ -222,6 +195,8 @@ def churn_picture(outcome: study.Outcome) -> study.Picture:
         "the fraction of weights that were ever active, for methods that do not start dense.",
     )
 
+
+main = cli.command(Config, dynamic_sparse_training)
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ wrote, and draws three pictures from their numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ from recipes.common.figures.pairs import Matrix
 from recipes.common.folder import RecipeError
 from recipes.gmp import pruning_steps
 
-PROGRAM = "python -m recipes.figures"
 FOLDER = Path(__file__).parents[1] / ".docs" / "pages" / "figures"
 COMMANDS = {
     "gmp": "python -m recipes.gmp --out {}",
     "connectivity": "python -m recipes.connectivity --out {}",
-    "bench": "python -m recipes.bench --only compact --models lenet,conv --out {}",
+    "bench": "python -m recipes.bench --only compact --models lenet conv --out {}",
 }
 NAMES = {"lenet": "LeNet-300-100", "conv": "Conv net"}
 
@@ -44,11 +43,6 @@ class Config:
     """A run of recipes.bench with `compact`: time before and after."""
     out: Path = FOLDER
     """The folder to write to; pictures that are there are replaced."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, figures, PROGRAM, argv)
 
 
 def figures(config: Config) -> list[Path]:
@@ -128,6 +122,8 @@ def config_of(out: Path, recipe: str) -> dict[str, Any]:
 def _command(recipe: str, out: Path) -> str:
     return COMMANDS[recipe].format(out) + " makes one"
 
+
+main = cli.command(Config, figures)
 
 if __name__ == "__main__":
     main()

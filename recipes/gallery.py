@@ -7,7 +7,6 @@ masks. A picture holds the lines it was made by, so that a test can tell when it
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,11 +16,10 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, folder
+from recipes.common import cli, flags, folder
 from recipes.common.figures.gallery import Drawing, draw, source
 from recipes.common.folder import RecipeError
 
-PROGRAM = "python -m recipes.gallery"
 PAGE = Path(__file__).parents[1] / ".docs" / "pages" / "methods.md"
 STEPS = 400
 BLOCK = re.compile(r"^(?:## (.+?)|```python\n(.*?)^```)$", re.MULTILINE | re.DOTALL)
@@ -34,13 +32,8 @@ class Config:
 
     out: Path = PAGE.parent / "figures" / "methods"
     """The folder to write to; pictures that are there are replaced."""
-    only: Annotated[str | None, cli.default_is("NAME", "all whose lines have changed")] = None
+    only: Annotated[str | None, flags.default("all whose lines have changed")] = None
     """Draw only the methods whose names hold this, also if their lines are the same."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, gallery, PROGRAM, argv)
 
 
 def gallery(config: Config) -> list[Path]:
@@ -194,6 +187,8 @@ def rates(names: Names) -> Drawing:
         "rates", (first, {name: of(own, STEPS // 4) for name, own in names["rates"].items()})
     )
 
+
+main = cli.command(Config, gallery)
 
 if __name__ == "__main__":
     main()

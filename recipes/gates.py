@@ -12,7 +12,7 @@ sparsification); Zhi et al., 2023 (consensus); Zhu and Gupta, 2017 (gradual magn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,14 +25,12 @@ import optax
 
 import jaxprune as jp
 from jaxprune.programs.flops import Flops
-from recipes.common import cli, gating, models, report, settings, study
+from recipes.common import cli, flags, gating, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import gates
-from recipes.common.folder import RecipeError
 from recipes.gmp import gradual
 
-PROGRAM = "python -m recipes.gates"
 LEARNED, HISTOGRAMS = "plots/gates.png", "plots/histograms.png"
 LEVELS = ("neuron", "weight", "consensus")
 BUDGETS = ("weights", "flops")
@@ -44,31 +42,42 @@ class Config(settings.Settings):
     """Gates that learn which weights or neurons to keep, several seeds in one program."""
 
     out: Path = Path("runs/gates")
-    """The folder to write to."""
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers."""
-    level: Annotated[tuple[str, ...], cli.several(LEVELS)] = LEVELS[:2]
-    """What has a gate of its own; consensus: neurons, by what most inputs want."""
-    gate: Annotated[str, cli.choice(FAMILIES)] = "hard_concrete"
+    level: Annotated[tuple[str, ...], flags.choice(LEVELS), flags.DISTINCT] = LEVELS[:2]
+    """What has a gate: neurons, weights, or (consensus) neurons, by what most inputs want."""
+    gate: Annotated[str, flags.choice(FAMILIES)] = "hard_concrete"
     """The family of gates; continuous is continuous sparsification."""
-    kept: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.1,)
-    """The fractions of the budget to keep, in (0, 1)."""
-    budget: Annotated[str, cli.choice(BUDGETS)] = "weights"
+    kept: Annotated[tuple[float, ...], flags.within("(0, 1)"), flags.DISTINCT] = (0.1,)
+    """The fractions of the budget to keep."""
+    budget: Annotated[str, flags.choice(BUDGETS)] = "weights"
     """What is counted; pruned neurons save their share of both sides of a layer."""
     penalty: Annotated[
-        float | None, cli.default_is("FLOAT", "a Lagrangian, that lands on --kept")
+        float | None, flags.within("(0, inf)"), flags.default("a Lagrangian, that lands on --kept")
     ] = None
     """A fixed price of each weight, over the number of examples: the lambda of the L0 paper."""
-    falls: float = 0.4
+    falls: Annotated[float, flags.within("(0, harden]")] = 0.4
     """When the target has fallen from 1 to --kept, as a fraction of the steps."""
-    harden: float = 0.7
+    harden: Annotated[float, flags.within("(0, 1)")] = 0.7
     """When gates become masks and GMP is at its sparsity, as a fraction of the steps."""
     open: float = 2.0
     """The logits of gates at the start."""
-    gate_rate: float = 0.05
+    gate_rate: Annotated[float, flags.within("(0, inf)")] = 0.05
     """The learning rate of gates and multipliers."""
-    every: int = 10
+    every: Annotated[int, flags.at_least(1)] = 10
     """gmp: steps between updates of the masks."""
+
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        if self.penalty is not None and "consensus" in self.level:
+            yield "--level consensus needs a budget: --kept, without --penalty"
+        if set(self.level) - {"weight"}:
+            if self.model == "resnet20":
+                yield "--level neuron (consensus) needs a model without branches: mlp, lenet, conv"
+            if self.model == "conv" and self.norm != "batch":
+                yield (
+                    "--level neuron (consensus) of --model conv needs --norm batch: group norm "
+                    "mixes channels"
+                )
 
 
 # --- the method -----------------------------------------------------------------------------------
@@ -147,15 +156,9 @@ def name(arm: str, kept: float | None, config: Config) -> str:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, learn_gates, PROGRAM, argv)
-
-
 def learn_gates(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
+    outcome = study.train(config, partial(arms, config))
     summary = {
         "recipe": "gates",
         "studies": "test accuracy and sparsity with learned gates, beside dense training and GMP",
@@ -166,40 +169,10 @@ def learn_gates(config: Config) -> dict[str, Any]:
     for arm in gated(outcome):
         summary["arms"][arm] |= landed(outcome, arm, harden)
     figures = study.pictures(outcome) | pictures(config, outcome, harden)
-    study.publish(config, outcome, summary, "Learned gates", PROGRAM, figures)
+    study.publish(config, outcome, summary, "Learned gates", figures)
     for arm in gated(outcome):
         print(in_words(arm, summary["arms"][arm]))
     return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--level", config.level, LEVELS)
-    cli.one_of("--gate", config.gate, FAMILIES)
-    cli.one_of("--budget", config.budget, BUDGETS)
-    cli.some_of("--kept", config.kept)
-    for kept in config.kept:
-        cli.in_range("--kept", kept, 0, 1, "()")
-    if config.penalty is not None:
-        cli.in_range("--penalty", config.penalty, 0, np.inf, "()")
-        if "consensus" in config.level:
-            raise RecipeError("--level consensus needs a budget: --kept, without --penalty")
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--harden", config.harden, 0, 1, "()")
-    cli.in_range("--falls", config.falls, 0, config.harden, "(]")
-    cli.in_range("--gate-rate", config.gate_rate, 0, np.inf, "()")
-    cli.at_least("--every", config.every, 1)
-    if set(config.level) - {"weight"}:
-        if config.model == "resnet20":
-            raise RecipeError(
-                "--level neuron (consensus) needs a model without branches: mlp, lenet, conv"
-            )
-        if config.model == "conv" and config.norm != "batch":
-            raise RecipeError(
-                "--level neuron (consensus) of --model conv needs --norm batch: group norm "
-                "mixes channels"
-            )
 
 
 def hardened_at(config: Config, steps: int) -> int:
@@ -252,6 +225,8 @@ def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, s
         ),
     }
 
+
+main = cli.command(Config, learn_gates)
 
 if __name__ == "__main__":
     main()

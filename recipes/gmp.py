@@ -8,7 +8,6 @@ Reference: Zhu and Gupta, 2017, To prune, or not to prune.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,10 @@ from typing import Annotated, Any
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, models, settings, study
+from recipes.common import cli, flags, models, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 
-PROGRAM = "python -m recipes.gmp"
 ALLOCATIONS = {"global": jp.global_threshold, "erk": jp.erk, "uniform": jp.uniform}
 PATTERNS = {"unstructured": jp.unstructured, "block4x4": jp.block(4, 4)}
 
@@ -31,20 +29,17 @@ class Config(settings.Settings):
     """Gradual magnitude pruning beside dense training, several seeds in one program."""
 
     out: Path = Path("runs/gmp")
-    """The folder to write to."""
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers."""
-    sparsity: float = 0.95
-    """The fraction of weights to prune, in [0, 1)."""
-    allocation: Annotated[str, cli.choice(tuple(ALLOCATIONS))] = "global"
-    """How much of each layer: one threshold for all, by shape (erk), or the same."""
-    pattern: Annotated[str, cli.choice(tuple(PATTERNS))] = "unstructured"
-    """What is pruned together in a layer."""
-    begin: float = 0.1
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    """The fraction of weights that are pruned at the end."""
+    allocation: Annotated[str, flags.choice(ALLOCATIONS)] = "global"
+    """The sparsity of each layer: by one threshold for all, by its shape (erk), or uniform."""
+    pattern: Annotated[str, flags.choice(PATTERNS)] = "unstructured"
+    """The weights of a layer that are pruned together."""
+    begin: Annotated[float, flags.within("[0, 1)")] = 0.1
     """When pruning begins, as a fraction of the steps."""
-    end: float = 0.7
+    end: Annotated[float, flags.within("(begin, 1]")] = 0.7
     """When the final sparsity is reached, as a fraction of the steps."""
-    every: int = 10
+    every: Annotated[int, flags.at_least(1)] = 10
     """Steps between updates of the masks."""
 
 
@@ -88,32 +83,14 @@ def pruning_steps(begin: float, end: float, steps: int) -> tuple[int, int]:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, gradual_magnitude_pruning, PROGRAM, argv)
-
-
 def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
+    outcome = study.train(config, partial(arms, config))
     summary = summarize(config, outcome)
     between = pruning_steps(config.begin, config.end, summary["steps"])
     figures = study.pictures(outcome, between)
-    study.publish(config, outcome, summary, "Gradual magnitude pruning", PROGRAM, figures)
+    study.publish(config, outcome, summary, "Gradual magnitude pruning", figures)
     return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.one_of("--allocation", config.allocation, tuple(ALLOCATIONS))
-    cli.one_of("--pattern", config.pattern, tuple(PATTERNS))
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.in_range("--begin", config.begin, 0, 1, "[)")
-    cli.in_range("--end", config.end, config.begin, 1, "(]")
-    cli.at_least("--every", config.every, 1)
 
 
 def summarize(config: Config, outcome: study.Outcome) -> dict[str, Any]:
@@ -131,6 +108,8 @@ def summarize(config: Config, outcome: study.Outcome) -> dict[str, Any]:
         **summary,
     }
 
+
+main = cli.command(Config, gradual_magnitude_pruning)
 
 if __name__ == "__main__":
     main()

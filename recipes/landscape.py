@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,6 +30,7 @@ from recipes.common import (
     cli,
     data,
     dead,
+    flags,
     folder,
     measures,
     models,
@@ -47,7 +47,6 @@ from recipes.common.report import Writeup, finish
 from recipes.common.terminal import progress
 from recipes.gmp import gradual
 
-PROGRAM = "python -m recipes.landscape"
 SEEDS, AROUND, ALIGNED, CURVATURE = (
     f"plots/{name}.png" for name in ("seeds", "around", "alignment", "curvature")
 )
@@ -61,28 +60,36 @@ class Config(settings.Settings):
     """Planes of the loss through and around seeds, and its curvature, dense and pruned."""
 
     out: Path = Path("runs/landscape")
-    """The folder to write to."""
-    seeds: int = 3
-    """How many seeds to train at once, at least 3: the plane goes through the first three."""
-    sparsity: float = 0.95
-    """The fraction of weights to prune in the sparse twins, in [0, 1)."""
-    every: int = 10
+    seeds: Annotated[int, flags.at_least(3, settings.MOST_SEEDS)] = 3
+    """The number of seeds that train at once; the plane goes through the first three."""
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    """The fraction of weights that are pruned in the sparse twins."""
+    every: Annotated[int, flags.at_least(1)] = 10
     """Steps between updates of the masks, from 10 % to 70 % of the steps."""
 
-    examples: int = 1000
-    """Measure on so many of the training examples, the first ones."""
-    points: int = 31
-    """Points along each side of a plane, and along each line: an odd number."""
-    reach: float = 1.0
-    """How far the plane around a seed goes, in lengths of its filters."""
-    eigenvalues: int = 10
+    examples: Annotated[int, flags.at_least(1)] = 1000
+    """Measure on this many training examples, the first ones."""
+    points: Annotated[int, flags.odd(3)] = 31
+    """Points along each side of a plane, and along each line."""
+    reach: Annotated[float, flags.within("(0, inf)")] = 1.0
+    """How far the plane around a seed reaches, in lengths of its filters."""
+    eigenvalues: Annotated[int, flags.at_least(1)] = 10
     """How many of the largest eigenvalues to find."""
-    lanczos_steps: int = 60
+    lanczos_steps: Annotated[int, flags.at_least("eigenvalues")] = 60
     """Hessian-vector products for the eigenvalues, and for each spectral density."""
-    density_probes: int = 3
+    density_probes: Annotated[int, flags.at_least(1)] = 3
     """Random vectors for each spectral density."""
-    trace_probes: int = 30
+    trace_probes: Annotated[int, flags.at_least(2)] = 30
     """Random vectors for each trace."""
+
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        if self.norm == "batch" and self.model not in LAYERS:
+            yield (
+                "--norm batch has running statistics, which describe no network beside the one "
+                "that they were made in; choose --norm group"
+            )
 
 
 class Measured(NamedTuple):
@@ -112,15 +119,9 @@ def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, landscape, PROGRAM, argv)
-
-
 def landscape(config: Config) -> dict[str, Any]:
     """Trains, measures, writes the folder `config.out`; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
+    outcome = study.train(config, partial(arms, config))
     began = time.perf_counter()
     losses = planes.losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
     measured = measure(config, losses, outcome)
@@ -131,23 +132,6 @@ def landscape(config: Config) -> dict[str, Any]:
 
 
 # --- what is asked for ---------------------------------------------------------------------------
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.in_range("--reach", config.reach, 0, math.inf, "()")
-    least = {"seeds": 3, "trace_probes": 2, "eigenvalues": 1, "density_probes": 1}
-    for flag, low in (least | {"every": 1, "examples": 1}).items():
-        cli.at_least(f"--{flag.replace('_', '-')}", getattr(config, flag), low)
-    cli.at_least("--lanczos-steps", config.lanczos_steps, config.eigenvalues)
-    cli.odd("--points", config.points, 3)
-    if config.norm == "batch" and config.model not in LAYERS:
-        raise RecipeError(
-            "--norm batch has running statistics, which describe no network beside the one that "
-            "they were made in; choose --norm group"
-        )
 
 
 def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> None:
@@ -354,13 +338,15 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             f"Hessian-vector product takes {timed['ratio']:.2f} gradients "
             f"({timed['product_ms']:.1f} ms)"
         ),
-        command=folder.again(PROGRAM, config.out),
+        command=cli.again(config),
         pictures=pictures,
         layers={"sparse": layers},
         models=[folder.MODEL],
         environment=summary["environment"],
     )
 
+
+main = cli.command(Config, landscape)
 
 if __name__ == "__main__":
     main()

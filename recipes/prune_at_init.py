@@ -13,7 +13,7 @@ Pruning Neural Networks at Initialization: Why Are We Missing the Mark? (the con
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -25,14 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, lanes, models, settings, study
+from recipes.common import cli, flags, lanes, models, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split, balanced_rows
 from recipes.common.models import LossFn, classification
 from recipes.reports import prune_at_init as report
 from recipes.reports.prune_at_init import REDRAWN, SHUFFLED, Kind, kinds, name
 
-PROGRAM = "python -m recipes.prune_at_init"
 METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random")
 ROUNDS = {"synflow": 100, "force": 60, "iter_snip": 60}
 PER_CLASS = {"grasp": 25}  # examples of each class that its authors take
@@ -48,21 +47,25 @@ class Config(settings.Settings):
     """Pruning at initialization, methods side by side, several seeds in one program."""
 
     out: Path = Path("runs/prune_at_init")
-    """The folder to write to."""
-    seeds: int = 5
-    """How many seeds to train at once."""
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers."""
-    method: Annotated[tuple[str, ...], cli.several(METHODS)] = ("snip", "synflow", "random")
+    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 5
+    method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = (
+        "snip",
+        "synflow",
+        "random",
+    )
     """One method, or several side by side."""
-    sparsity: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.98,)
-    """The fraction of weights that are pruned, in [0, 1), or several."""
+    sparsity: Annotated[tuple[float, ...], flags.within("[0, 1)"), flags.DISTINCT] = (0.98,)
+    """The fraction of weights that are pruned, or several fractions."""
     controls: bool = False
     """Beside each method its masks shuffled within layers, and redrawn weights under its masks."""
-    rounds: Annotated[int | None, cli.default_is("INT", "synflow 100; force, iter_snip 60")] = None
-    """synflow, force, iter_snip: in how many rounds to prune."""
+    rounds: Annotated[
+        int | None, flags.at_least(1), flags.default("synflow 100; force, iter_snip 60")
+    ] = None
+    """synflow, force, iter_snip: the number of pruning rounds."""
     per_class: Annotated[
-        int | None, cli.default_is("INT", "grasp 25, as in its authors' code; the others 10")
+        int | None,
+        flags.at_least(1),
+        flags.default("grasp 25, as in its authors' code; the others 10"),
     ] = None
     """snip, grasp, force, iter_snip: training examples of each class that a seed's masks see."""
 
@@ -186,17 +189,11 @@ def _shuffled(key: jax.Array, masks: Any) -> Any:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, prune_at_init, PROGRAM, argv)
-
-
 def prune_at_init(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
     with warnings.catch_warnings():  # of empty layers: the table tells of them
         warnings.filterwarnings("ignore", ".*keeps none of its weights.*", UserWarning)
-        outcome = study.train(config, PROGRAM, partial(arms, config))
+        outcome = study.train(config, partial(arms, config))
     summary = {
         "recipe": "prune_at_init",
         "studies": "test accuracy of networks pruned at initialization, beside dense training",
@@ -209,21 +206,11 @@ def prune_at_init(config: Config) -> dict[str, Any]:
     report.add_collapse(config, outcome, summary["arms"], flow(module, image))
     figures = report.pictures(config, outcome, summary["arms"])
     told = [name(kind, config) for kind in report.highest(config)]
-    study.publish(config, outcome, summary, "Pruning at initialization", PROGRAM, figures, told)
+    study.publish(config, outcome, summary, "Pruning at initialization", figures, told)
     return summary
 
 
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--method", config.method, METHODS)
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.some_of("--sparsity", config.sparsity)
-    for sparsity in config.sparsity:
-        cli.in_range("--sparsity", sparsity, 0, 1, "[)")
-    cli.at_least("--rounds", 1 if config.rounds is None else config.rounds, 1)
-    cli.at_least("--per-class", 1 if config.per_class is None else config.per_class, 1)
-
+main = cli.command(Config, prune_at_init)
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ Naive Baseline for Sparse Training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, models, report, settings, study
+from recipes.common import cli, flags, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split
 from recipes.common.figures import left, style
@@ -30,7 +30,6 @@ from recipes.common.folder import RecipeError
 from recipes.common.models import LossFn, classification
 from recipes.prune_at_init import loss_on
 
-PROGRAM = "python -m recipes.random_erk"
 WIDTHS = "plots/widths.png"
 EQUAL = ("weights", "sparsity")
 ALLOCATIONS = ("uniform", "uniform_plus", "er", "erk", "erk_plus", "snip")
@@ -41,15 +40,18 @@ class Config(settings.Settings):
     """Random pruning at initialization beside dense training, several seeds in one program."""
 
     out: Path = Path("runs/random_erk")
-    """The folder to write to."""
-    allocation: Annotated[tuple[str, ...], cli.several(ALLOCATIONS)] = ("uniform", "erk")
-    """How much of each layer: one way, or several to train side by side."""
-    sparsity: float = 0.95
-    """The fraction of weights that are pruned at width 1, in [0, 1)."""
-    widths: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (1.0,)
-    """What multiplies the sizes of the hidden layers."""
-    equal: Annotated[str, cli.choice(EQUAL)] = "weights"
-    """What networks of all widths have in common: the number of weights kept, or the sparsity."""
+    allocation: Annotated[tuple[str, ...], flags.choice(ALLOCATIONS), flags.DISTINCT] = (
+        "uniform",
+        "erk",
+    )
+    """The sparsity of each layer: one rule, or several to train side by side."""
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    """The fraction of weights that are pruned at width 1."""
+    width: Annotated[float, flags.HIDDEN] = 1.0
+    widths: Annotated[tuple[float, ...], flags.within("(0, 100]"), flags.DISTINCT] = (1.0,)
+    """Factors for the sizes of the hidden layers."""
+    equal: Annotated[str, flags.choice(EQUAL)] = "weights"
+    """What is equal for networks of all widths: the number of weights kept, or the sparsity."""
 
 
 # --- the method -----------------------------------------------------------------------------------
@@ -137,15 +139,9 @@ def name(arm: str, width: float, config: Config) -> str:
 # --- the command ----------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, random_pruning, PROGRAM, argv)
-
-
 def random_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
-    outcome = study.train(config, PROGRAM, partial(arms, config))
+    outcome = study.train(config, partial(arms, config))
     summary = {
         "recipe": "random_erk",
         "studies": "test accuracy of random pruning at initialization, beside dense training",
@@ -157,19 +153,8 @@ def random_pruning(config: Config) -> dict[str, Any]:
     figures = study.pictures(outcome)
     if len(config.widths) > 1:
         figures[WIDTHS] = widths_picture(config, summary["arms"])
-    study.publish(config, outcome, summary, "Random pruning at initialization", PROGRAM, figures)
+    study.publish(config, outcome, summary, "Random pruning at initialization", figures)
     return summary
-
-
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--allocation", config.allocation, ALLOCATIONS)
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.one_of("--equal", config.equal, EQUAL)
-    cli.some_of("--widths", config.widths)
-    for width in config.widths:
-        cli.in_range("--widths", width, 0, 100, "(]")
 
 
 def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:
@@ -200,6 +185,8 @@ def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> 
         "seed to the best.",
     )
 
+
+main = cli.command(Config, random_pruning)
 
 if __name__ == "__main__":
     main()

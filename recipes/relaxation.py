@@ -14,7 +14,7 @@ in Structured Pruning.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from recipes.common import (
     cutting,
     data,
     dead,
+    flags,
     folder,
     lanes,
     measures,
@@ -45,7 +46,7 @@ from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Network, State
 from recipes.reports import relaxation as report
-from recipes.reports.relaxation import DENSE, PROGRAM, Stage, Watch
+from recipes.reports.relaxation import DENSE, Stage, Watch
 
 FINAL = 1.6  # how long the last stage is, in those before
 SLOPE = 5.0  # of the sigmoids
@@ -58,53 +59,49 @@ class Config(settings.Settings):
     """Continuous relaxation of widths, several seeds and budgets in one program."""
 
     out: Path = Path("runs/relaxation")
-    """The folder to write to."""
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers."""
-    norm: Annotated[str, cli.choice(models.NORMS)] = "batch"
+    norm: Annotated[str, flags.choice(models.NORMS)] = "batch"
     """Normalization of the convolutional networks; group ties channels of its groups together."""
-    seeds: int = 3
-    """How many networks to train of each kind, each with its own initial weights."""
-    flops: Annotated[
-        tuple[float, ...],
-        cli.listed(
-            "FLOAT",
-            "The shares of the dense FLOPs to come to, in [0, 1): what the relative cost is pulled "
-            "to, and below which nothing is cut. With 0 the thresholds alone decide, as published.",
-        ),
-    ] = (0.5, 0.25)
-    thresholds: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.02, 0.05, 0.1, 0.2)
-    """The gates below which neurons are cut, one a stage, after two stages that cut none."""
-    final_threshold: float = 0.25
-    """That of the last stage, which trains without gates and is at least 1.6 times as long."""
-    pull: float = 0.5
-    """What the distance of the relative FLOPs from their target is multiplied by."""
-    ejection: float = 1.0
-    """What the term against undecided gates is multiplied by, in the second half of a stage."""
-    rho: float = 1.0
-    """How far from undecided it reaches: in logits, sqrt(2) rho^2."""
-    gate_rate: float = 0.02
+    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    """The number of networks to train of each kind, each with other initial weights."""
+    flops: Annotated[tuple[float, ...], flags.within("[0, 1)"), flags.DISTINCT] = (0.5, 0.25)
+    """The target shares of the dense FLOPs: the relative cost is pulled to them, and nothing is cut
+    below them. With 0 the thresholds alone decide, as published."""
+    thresholds: Annotated[tuple[float, ...], flags.within("(0, 1)")] = (0.02, 0.05, 0.1, 0.2)
+    """Neurons with gates below these are cut, one threshold a stage, after two stages without."""
+    final_threshold: Annotated[float, flags.within("(0, 1)")] = 0.25
+    """The threshold of the last stage, which has no gates and is at least 1.6 times as long."""
+    pull: Annotated[float, flags.within("[0, inf)")] = 0.5
+    """The factor of the distance of the relative FLOPs from their target."""
+    ejection: Annotated[float, flags.within("[0, inf)")] = 1.0
+    """The factor of the term against undecided gates, in the second half of a stage."""
+    rho: Annotated[float, flags.within("(0, inf)")] = 1.0
+    """How far from undecided that term reaches: in logits, sqrt(2) rho^2."""
+    gate_rate: Annotated[float, flags.within("(0, inf)")] = 0.02
     """The learning rate of gates."""
-    weight_decay: float = 1e-4
-    """What is added to the gradient, times the weights; never to that of gates."""
+    weight_decay: Annotated[float, flags.within("[0, inf)")] = 1e-4
+    """This times the weights is added to the gradient; gates have no decay."""
     collapse: bool = False
     """Residual branches may lose all their neurons, and are removed; else each layer keeps one."""
-    timings: int = 9
+    timings: Annotated[int, flags.at_least(0)] = 9
     """How often each forward pass is timed; 0 for never."""
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, relax, PROGRAM, argv)
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        rising = [*self.thresholds, self.final_threshold]
+        if not self.thresholds or rising != sorted(rising):
+            seen = " ".join(f"{threshold:g}" for threshold in rising)
+            yield f"--thresholds must rise up to --final-threshold; got {seen}"
+        if self.collapse and self.model != "resnet20":
+            yield "--collapse needs a model with residual branches: --model resnet20"
 
 
 def relax(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
     folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
-    with journal(config, PROGRAM) as kept:
+    with journal(config) as kept:
         stage = partial(one_stage, study, kept, Watch(study, kept, config.evaluations))
         settled = lanes.phases(kept, len(study.stages), untrained(study), stage)
     left = cutting.removals(study.neurons.structure, named(study.neurons, settled.kept))
@@ -329,29 +326,6 @@ def named(neurons: Neurons, own: Sequence[Any]) -> dict[str, Any]:
 # --- what is asked for ----------------------------------------------------------------------------
 
 
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--flops", config.flops)
-    for share in config.flops:
-        cli.in_range("--flops", share, 0, 1, "[)")
-    cli.in_range("--final-threshold", config.final_threshold, 0, 1, "()")
-    for threshold in config.thresholds:
-        cli.in_range("--thresholds", threshold, 0, 1, "()")
-    rising = [*config.thresholds, config.final_threshold]
-    if not config.thresholds or rising != sorted(rising):
-        seen = " ".join(f"{threshold:g}" for threshold in rising)
-        raise RecipeError(f"--thresholds must rise up to --final-threshold; got {seen}")
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--rho", config.rho, 0, math.inf, "()")
-    cli.in_range("--gate-rate", config.gate_rate, 0, math.inf, "()")
-    for flag in ("pull", "ejection", "weight_decay"):
-        cli.in_range(f"--{flag.replace('_', '-')}", getattr(config, flag), 0, math.inf, "[)")
-    cli.at_least("--timings", config.timings, 0)
-    if config.collapse and config.model != "resnet20":
-        raise RecipeError("--collapse needs a model with residual branches: --model resnet20")
-
-
 def study_of(config: Config, dataset: data.Dataset) -> Study:
     """The programs of all stages; raises `RecipeError` for budgets that can't be met."""
     model: dict[str, Any] = {
@@ -420,6 +394,8 @@ def stages_of(config: Config, steps: int, chunk_steps: int) -> tuple[list[Stage]
     final = Stage("final", rest, config.final_threshold, 0, 0, gating=False)
     return [*stages, final], chunk_steps
 
+
+main = cli.command(Config, relax)
 
 if __name__ == "__main__":
     main()

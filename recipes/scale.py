@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,11 +22,10 @@ import jax
 import jaxprune as jp
 from recipes.benchmarks import writeup
 from recipes.benchmarks.section import Section
-from recipes.common import cli, folder
+from recipes.common import cli, config_files, flags, folder, settings
 from recipes.common.folder import RecipeError
 from recipes.sharded import collectives, compiled, decoder, layout
 
-PROGRAM = "python -m recipes.scale"
 COLUMNS = ("arguments MB", "temporary MB", "all-gathers", "all-reduces", "others", "MB moved")
 NOTE = """\
 All numbers are of one device. Arguments are the params, the optimizer's state with its masks, and
@@ -37,53 +36,67 @@ moves, are up to twice those of a TPU or GPU."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(settings.Run):
     """What masks add to the sharded training step of a decoder; compiled and never run."""
 
-    devices: Annotated[tuple[int, ...], cli.listed("INT")] = (64, 256)
-    """How many devices, one table each; their mesh is as square as it can be."""
-    layers: int = 32
-    """Layers of the decoder; these defaults are LLaMA-7B's."""
-    width: int = 4096
-    """Features of a token."""
-    heads: int = 32
-    """Attention heads."""
-    hidden: int = 11_008
-    """Features inside the gated MLP."""
-    words: int = 32_000
-    """Words of the vocabulary."""
-    tokens: int = 2048
-    """Tokens of a sequence; each device of the data axis has one sequence."""
-    sparsity: float = 0.5
-    """The final fraction of weights to prune, in [0, 1)."""
-    every: int = 100
-    """Steps between updates of the masks."""
     out: Path = Path("runs/scale")
-    """The folder to write to."""
-    overwrite: bool = False
-    """Replace the run in --out."""
-    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
-    """Read all of these from a config.yaml; flags given beside it win."""
+    devices: Annotated[tuple[int, ...], flags.at_least(1), flags.DISTINCT] = (64, 256)
+    """The numbers of devices, one table each; their mesh is as square as it can be."""
+    layers: Annotated[int, flags.at_least(1)] = 32
+    """Layers of the decoder; these defaults are those of LLaMA-7B."""
+    width: Annotated[int, flags.at_least(1)] = 4096
+    """Features of a token."""
+    heads: Annotated[int, flags.at_least(1)] = 32
+    """Attention heads."""
+    hidden: Annotated[int, flags.at_least(1)] = 11_008
+    """Features inside the gated MLP."""
+    words: Annotated[int, flags.at_least(1)] = 32_000
+    """Words of the vocabulary."""
+    tokens: Annotated[int, flags.at_least(1)] = 2048
+    """Tokens of a sequence; each device of the data axis has one sequence."""
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.5
+    """The fraction of weights that are pruned at the end."""
+    every: Annotated[int, flags.at_least(1)] = 100
+    """Steps between updates of the masks."""
 
+    @property
+    def sizes(self) -> decoder.Sizes:
+        """The sizes of the decoder."""
+        return decoder.Sizes(self.layers, self.width, self.heads, self.hidden, self.words)
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, scale, PROGRAM, argv)
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        if self.width % (2 * self.heads):
+            yield (
+                f"--width {self.width} must be an even number of features for each of "
+                f"{self.heads} heads"
+            )
+            return
+        for devices in self.devices:
+            mesh = jax.sharding.AbstractMesh(compiled.shape_of(devices), ("data", "model"))
+            try:
+                layout.on_mesh(decoder.shapes(self.sizes), decoder.specs(), mesh)
+            except RecipeError as error:
+                yield str(error)
+            if self.heads % mesh.shape["model"]:
+                yield (
+                    f"--heads {self.heads} can't be split over the {mesh.shape['model']} devices "
+                    f"of the model axis of {devices}"
+                )
 
 
 def scale(config: Config) -> dict[str, Any]:
     """Compiles, prints tables, writes the folder `config.out`; returns what summary.json holds."""
-    sizes = check(config)
     folder.check_out(config.out, config.overwrite)
-    folder.start(config.out, cli.to_yaml(config), config.overwrite)
-    params = decoder.shapes(sizes)
+    folder.start(config.out, config_files.to_yaml(config), config.overwrite)
+    params = decoder.shapes(config.sizes)
     weights, prunable = (
         sum(x.size for x in jax.tree.leaves(t)) for t in (params, jp.kernels(params))
     )
     print(f"{weights:,} weights, {prunable:,} of them prunable; compiling ...", flush=True)
     sections = []
     for devices in config.devices:
-        found = compile_elsewhere(config, sizes, devices)
+        found = compile_elsewhere(config, devices)
         sections.append(section(devices, found))
         writeup.to_terminal(sections[-1])
     summary = {
@@ -110,7 +123,7 @@ def report(config: Config, sections: Sequence[Section], summary: dict[str, Any])
         + ", ".join(f"{name} {value}" for name, value in summary["environment"].items())
         + ".",
         "",
-        f"Run it again: `{folder.again(PROGRAM, config.out)}`",
+        f"Run it again: `{cli.again(config)}`",
     ]
     for own in sections:
         lines += ["", f"## {own.headline}", ""]
@@ -119,35 +132,9 @@ def report(config: Config, sections: Sequence[Section], summary: dict[str, Any])
     return "\n".join((*lines, "", NOTE, "", f"All numbers are in `{folder.SUMMARY}`.", ""))
 
 
-def check(config: Config) -> decoder.Sizes:
-    """The decoder's sizes; raises `RecipeError` for what makes no sense."""
-    for flag in ("layers", "width", "heads", "hidden", "words", "tokens", "every"):
-        cli.at_least(f"--{flag}", getattr(config, flag), 1)
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.some_of("--devices", config.devices)
-    sizes = decoder.Sizes(config.layers, config.width, config.heads, config.hidden, config.words)
-    if sizes.width % (2 * sizes.heads):
-        raise RecipeError(
-            f"--width {sizes.width} must be an even number of features for each of "
-            f"{sizes.heads} heads"
-        )
-    for devices in config.devices:
-        cli.at_least("--devices", devices, 1)
-        mesh = jax.sharding.AbstractMesh(compiled.shape_of(devices), ("data", "model"))
-        layout.on_mesh(decoder.shapes(sizes), decoder.specs(), mesh)
-        if sizes.heads % mesh.shape["model"]:
-            raise RecipeError(
-                f"--heads {sizes.heads} can't be split over the {mesh.shape['model']} devices of "
-                f"the model axis of {devices}"
-            )
-    return sizes
-
-
-def compile_elsewhere(
-    config: Config, sizes: decoder.Sizes, devices: int
-) -> dict[str, compiled.Compiled]:
+def compile_elsewhere(config: Config, devices: int) -> dict[str, compiled.Compiled]:
     """`compile_all` in a process that has so many devices."""
-    wanted = {"sizes": sizes._asdict(), "devices": devices}
+    wanted = {"sizes": config.sizes._asdict(), "devices": devices}
     wanted |= {key: getattr(config, key) for key in ("tokens", "sparsity", "every")}
     flags = (
         f"--xla_force_host_platform_device_count={devices}",
@@ -195,6 +182,8 @@ def _digits(megabytes: float) -> str:
     decimals = max(1 - math.floor(math.log10(megabytes or 1)), 0)
     return f"{megabytes:,.{decimals}f}"
 
+
+main = cli.command(Config, scale)
 
 if __name__ == "__main__":
     main()

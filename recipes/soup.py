@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, folder, lanes, measures, models, settings
-from recipes.common.folder import RecipeError
+from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, Network
 from recipes.common.measures import PathSettings
@@ -42,7 +40,6 @@ from recipes.reports.soup import (
     LEAST,
     MEAN,
     MOST,
-    PROGRAM,
     SOUP,
     longer_name,
 )
@@ -56,61 +53,60 @@ class Config(PathSettings):
     """Sparse model soups, several seeds and all their children in one program."""
 
     out: Path = Path("runs/soup")
-    """The folder to write to."""
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers."""
-    seeds: int = 5
-    """How many networks to prune, each with its own initial weights."""
-    batch_size: int = 64
+    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 5
+    """The number of networks to prune, each with other initial weights."""
+    batch_size: Annotated[int, flags.at_least(1)] = 64
     """Examples per step and network."""
-    optimizer: Annotated[str, cli.choice(tuple(settings.OPTIMIZERS))] = "sgd"
-    """The optimizer; sgd has momentum 0.9."""
-    learning_rate: float = 0.1
-    """The learning rate at its highest, in training and in every retraining."""
-    schedule: Annotated[str, cli.choice(tuple(settings.SCHEDULES))] = "cosine"
-    """The learning rate of training; that of a retraining falls in a line, after a warm-up."""
-    weight_decay: float = 1e-4
-    """What is added to the gradient, times the weights."""
-    sparsity: float = 0.98
-    """The fraction of weights pruned after the last phase, in [0, 1)."""
-    phases: int = 3
-    """How many phases, each of which prunes the same fraction of what is left."""
+    optimizer: Annotated[str, flags.choice(settings.OPTIMIZERS)] = "sgd"
+    learning_rate: Annotated[float, flags.within("(0, inf)")] = 0.1
+    """The highest learning rate, in training and in every retraining."""
+    schedule: Annotated[str, flags.choice(settings.SCHEDULES)] = "cosine"
+    """The learning rate of training; that of a retraining warms up, then falls linearly."""
+    weight_decay: Annotated[float, flags.within("[0, inf)")] = 1e-4
+    """This times the weights is added to the gradient."""
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.98
+    """The fraction of weights that are pruned after the last phase."""
+    phases: Annotated[int, flags.at_least(1)] = 3
+    """The number of phases; each prunes the same fraction of the weights that are left."""
     sparsities: Annotated[
-        tuple[float, ...], cli.default_is("FLOAT ...", "those of --sparsity and --phases")
+        tuple[float, ...], flags.within("[0, 1)"), flags.default("from --sparsity and --phases")
     ] = ()
-    """The fraction pruned after each phase."""
-    retrain: float = 0.2
-    """How long a retraining is, as a fraction of the steps of training."""
-    children: int = 3
-    """Children of each network in each phase, at least 2."""
-    vary: Annotated[str, cli.choice(VARIATIONS)] = "order"
-    """In what children differ: the order of the data, or 0.5 to 1.5 times one of the others."""
-    average: Annotated[str, cli.choice(AVERAGES)] = "uniform"
-    """Which soup goes on to the next phase."""
-    validation: float = 0.1
+    """The fraction of weights that are pruned after each phase."""
+    retrain: Annotated[float, flags.within("(0, 100]")] = 0.2
+    """The length of a retraining, as a fraction of the steps of training."""
+    children: Annotated[int, flags.at_least(2)] = 3
+    """The number of children of each network in each phase."""
+    vary: Annotated[str, flags.choice(VARIATIONS)] = "order"
+    """How children differ: the order of the data, or 0.5 to 1.5 times one of the others."""
+    average: Annotated[str, flags.choice(AVERAGES)] = "uniform"
+    """The soup that the next phase prunes."""
+    validation: Annotated[float, flags.within("(0, 1)")] = 0.1
     """The fraction of training examples that is held out, to choose by."""
-    points: int = 5
-    """Networks along each path between children, both ends included: an odd number."""
-    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
-        None
-    )
-    """Steps between looks at the progress, and at Ctrl-C."""
-    evaluations: Annotated[int, tyro.conf.Suppress] = 1  # networks are tested after each phase
+    points: Annotated[int, flags.odd(3)] = 5
+    """Networks along each path between children, both ends included."""
+    log_every: Annotated[
+        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
+    ] = None
+    """Steps between updates of the progress bar, and between points where Ctrl-C can stop."""
+    evaluations: Annotated[int, flags.HIDDEN] = 1  # networks are tested after each phase
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, sparse_model_soups, PROGRAM, argv)
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        if list(self.sparsities) != sorted(set(self.sparsities)):
+            seen = " ".join(f"{s:g}" for s in self.sparsities)
+            yield f"--sparsities must rise, for what is pruned stays pruned; got {seen}"
+        if self.vary == "weight_decay" and not self.weight_decay:
+            yield "--vary weight_decay needs a --weight-decay above 0"
 
 
 def sparse_model_soups(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
     folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     began = time.perf_counter()
-    with journal(config, PROGRAM) as kept:
+    with journal(config) as kept:
         first = lanes.initial(study.program, study.keys)
         phase = partial(one_phase, config, study, kept)
         count = 1 + len(study.sparsities)
@@ -290,27 +286,6 @@ def _lists(values: Any) -> Any:
 # --- what is asked for ----------------------------------------------------------------------------
 
 
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    measures.check(config)
-    cli.one_of("--vary", config.vary, VARIATIONS)
-    cli.one_of("--average", config.average, AVERAGES)
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.in_range("--weight-decay", config.weight_decay, 0, math.inf, "[)")
-    cli.in_range("--retrain", config.retrain, 0, 100, "(]")
-    cli.in_range("--validation", config.validation, 0, 1, "()")
-    cli.at_least("--phases", config.phases, 1)
-    cli.at_least("--children", config.children, 2)
-    for sparsity in config.sparsities:
-        cli.in_range("--sparsities", sparsity, 0, 1, "[)")
-    if list(config.sparsities) != sorted(set(config.sparsities)):
-        seen = " ".join(f"{s:g}" for s in config.sparsities)
-        raise RecipeError(f"--sparsities must rise, for what is pruned stays pruned; got {seen}")
-    if config.vary == "weight_decay" and not config.weight_decay:
-        raise RecipeError("--vary weight_decay needs a --weight-decay above 0")
-
-
 class Study(NamedTuple):
     """What all phases share."""
 
@@ -375,6 +350,8 @@ def sparsities_of(config: Config) -> list[float]:
         return list(config.sparsities)
     return jp.tickets.sparsities(config.sparsity, config.phases).tolist()
 
+
+main = cli.command(Config, sparse_model_soups)
 
 if __name__ == "__main__":
     main()

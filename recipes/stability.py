@@ -10,7 +10,7 @@ Reference: Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,15 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, folder, lanes, measures, models, settings
+from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
 from recipes.common.measures import PathSettings
 from recipes.reports import stability as report
-from recipes.reports.stability import ARMS, PROGRAM
+from recipes.reports.stability import ARMS
 
 MASKS = ("magnitude", "random")
 FORKS = (0.0, 0.02, 0.1, 0.4)  # unless given: these fractions of the steps
@@ -39,35 +38,33 @@ class Config(PathSettings):
     """Instability against the step of the fork, for dense and for pruned networks."""
 
     out: Path = Path("runs/stability")
-    """The folder to write to."""
-    seeds: int = 3
-    """How many networks to fork, each with its own initial weights."""
-    children: int = 3
-    """Children of each at each fork, at least 2."""
-    forks: Annotated[
-        tuple[int, ...], cli.default_is("INT ...", "0, 2, 10 and 40 % of the steps")
-    ] = ()
-    """Steps at which to fork."""
-    sparsity: float = 0.8
-    """The fraction of weights pruned in the sparse children, in [0, 1)."""
-    mask: Annotated[str, cli.choice(MASKS)] = "magnitude"
+    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    """The number of networks to fork, each with other initial weights."""
+    children: Annotated[int, flags.at_least(2)] = 3
+    """The number of children of each network at each fork."""
+    forks: Annotated[tuple[int, ...], flags.default("0, 2, 10 and 40 % of the steps")] = ()
+    """The steps at which to fork."""
+    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.8
+    """The fraction of weights that are pruned in the sparse children."""
+    mask: Annotated[str, flags.choice(MASKS)] = "magnitude"
     """The mask of sparse children: the largest weights of the finished trunk, or random (ERK)."""
-    evaluations: Annotated[int, tyro.conf.Suppress] = 1  # children are tested at the end
+    evaluations: Annotated[int, flags.HIDDEN] = 1  # children are tested at the end
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, stability, PROGRAM, argv)
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        if list(self.forks) != sorted(set(self.forks)) or min(self.forks, default=0) < 0:
+            seen = " ".join(map(str, self.forks))
+            yield f"--forks must rise, from 0 or more; got {seen}"
 
 
 def stability(config: Config) -> dict[str, Any]:
     """Trains, forks, writes the folder `config.out`; returns what summary.json holds."""
-    check(config)
     folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     began = time.perf_counter()
-    with journal(config, PROGRAM) as kept:
+    with journal(config) as kept:
         phase = partial(one_phase, config, study, kept)
         trunks = lanes.phases(kept, 1 + len(study.forks), untrained(study), phase)
     seconds = time.perf_counter() - began
@@ -230,15 +227,6 @@ def heights(values: dict[str, np.ndarray], arm: int, children: int) -> dict[str,
 # --- what is asked for ----------------------------------------------------------------------------
 
 
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    measures.check(config)
-    cli.one_of("--mask", config.mask, MASKS)
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "[)")
-    cli.at_least("--children", config.children, 2)
-    forks_of(config, None)
-
-
 def forks_of(config: Config, steps: int | None) -> list[int]:
     """The steps at which to fork; raises `RecipeError`."""
     forks = list(config.forks) or sorted({round(part * (steps or 0)) for part in FORKS})
@@ -249,6 +237,8 @@ def forks_of(config: Config, steps: int | None) -> list[int]:
         raise RecipeError(f"--forks must be at most the {steps} steps; got {forks[-1]}")
     return forks
 
+
+main = cli.command(Config, stability)
 
 if __name__ == "__main__":
     main()

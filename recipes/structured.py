@@ -12,8 +12,7 @@ References: Fang et al., 2023 (DepGraph); Li et al., 2017 (L1 norms); Molchanov 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,18 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import jaxprune as jp
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.compact import Compact
-from recipes.common import cli, data, dead, folder, lanes, measures, models, settings, small
+from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings, small
 from recipes.common.data import Dataset, Split
 from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Network
 from recipes.reports import structured as report
-from recipes.reports.structured import DENSE, PROGRAM, model_path
+from recipes.reports.structured import DENSE, model_path
 
 SCORES = ("l1", "l2", "taylor", "scale", "median", "random")
 SCOPES = ("global", "local", "isomorphic")
@@ -45,53 +43,57 @@ class Config(settings.Settings):
     """Structured pruning by scores of neurons, several seeds and scores in one program."""
 
     out: Path = Path("runs/structured")
-    """The folder to write to."""
-    width: float = 1.0
-    """What multiplies the sizes of the hidden layers."""
-    norm: Annotated[str, cli.choice(models.NORMS)] = "batch"
+    norm: Annotated[str, flags.choice(models.NORMS)] = "batch"
     """Normalization of the convolutional networks; group ties channels of its groups together."""
-    seeds: int = 3
-    """How many networks to prune, each with its own initial weights."""
-    score: Annotated[tuple[str, ...], cli.several(SCORES)] = ("l1", "taylor", "random")
-    """What a neuron is worth: one or several, side by side. scale needs a network with norms."""
-    scope: Annotated[str, cli.choice(SCOPES)] = "global"
-    """What a neuron is ranked among: all, its own group, or the groups on layers of like kinds."""
-    flops: Annotated[tuple[float, ...], cli.listed("FLOAT")] = (0.5, 0.25)
-    """The shares of the dense FLOPs to prune to, in (0, 1); each goes on from the one before."""
-    rounds: int = 2
-    """Rounds of pruning and training on from each share to the next."""
-    retrain: float = 0.2
-    """How long each round trains, as a fraction of the steps of training."""
-    retrain_rate: Annotated[float | None, cli.default_is("FLOAT", "that of training")] = None
-    """The learning rate of a round at its highest; it follows --schedule anew."""
-    weight_decay: float = 0.0
-    """What is added to the gradient, times the weights."""
-    round_to: int = 1
-    """Kept neurons of a layer are a multiple of it."""
-    examples: int = 1024
-    """taylor: training examples that the gradient is taken on."""
-    timings: int = 9
-    """How often each forward pass is timed; 0 for never."""
-    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
-        None
+    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    """The number of networks to prune, each with other initial weights."""
+    score: Annotated[tuple[str, ...], flags.choice(SCORES), flags.DISTINCT] = (
+        "l1",
+        "taylor",
+        "random",
     )
-    """Steps between looks at the progress, and at Ctrl-C."""
-    evaluations: Annotated[int, tyro.conf.Suppress] = 1  # networks are tested after each round
+    """The score of a neuron: one or several, side by side. scale needs a network with norms."""
+    scope: Annotated[str, flags.choice(SCOPES)] = "global"
+    """The neurons that a neuron is ranked among: all, its group, or the groups of like layers."""
+    flops: Annotated[tuple[float, ...], flags.within("(0, 1)"), flags.DISTINCT] = (0.5, 0.25)
+    """The shares of the dense FLOPs to prune to; each continues from the one before."""
+    rounds: Annotated[int, flags.at_least(1)] = 2
+    """Rounds of pruning and training from each share to the next."""
+    retrain: Annotated[float, flags.within("(0, 100]")] = 0.2
+    """The length of a round's training, as a fraction of the steps of training."""
+    retrain_rate: Annotated[
+        float | None, flags.within("(0, inf)"), flags.default("the --learning-rate")
+    ] = None
+    """The highest learning rate of a round; it follows --schedule anew."""
+    weight_decay: Annotated[float, flags.within("[0, inf)")] = 0.0
+    """This times the weights is added to the gradient."""
+    round_to: Annotated[int, flags.at_least(1)] = 1
+    """The number of kept neurons of a layer is a multiple of this."""
+    examples: Annotated[int, flags.at_least(1)] = 1024
+    """taylor: training examples of the gradient."""
+    timings: Annotated[int, flags.at_least(0)] = 9
+    """How often each forward pass is timed; 0 for never."""
+    log_every: Annotated[
+        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
+    ] = None
+    """Steps between updates of the progress bar, and between points where Ctrl-C can stop."""
+    evaluations: Annotated[int, flags.HIDDEN] = 1  # networks are tested after each round
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, structured_pruning, PROGRAM, argv)
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        if list(self.flops) != sorted(self.flops, reverse=True):
+            seen = " ".join(f"{share:g}" for share in self.flops)
+            yield f"--flops must fall, for what is pruned stays pruned; got {seen}"
 
 
 def structured_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    check(config)
     folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     study = study_of(config, dataset)
     check_budget(study)
-    with journal(config, PROGRAM) as kept:
+    with journal(config) as kept:
         first = lanes.tile(untrained(study), len(study.arms))
         round_ = partial(one_round, study, dataset, config.out, kept)
         lanes.phases(kept, 1 + len(study.shares), first, round_)
@@ -344,28 +346,6 @@ def mean_gradient(module: Any, stack: Any, batches: Split) -> Any:
 # --- what is asked for ----------------------------------------------------------------------------
 
 
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--score", config.score, SCORES)
-    cli.one_of("--scope", config.scope, SCOPES)
-    cli.some_of("--flops", config.flops)
-    for share in config.flops:
-        cli.in_range("--flops", share, 0, 1, "()")
-    if list(config.flops) != sorted(config.flops, reverse=True):
-        seen = " ".join(f"{share:g}" for share in config.flops)
-        raise RecipeError(f"--flops must fall, for what is pruned stays pruned; got {seen}")
-    cli.in_range("--width", config.width, 0, 100, "(]")
-    cli.in_range("--retrain", config.retrain, 0, 100, "(]")
-    if config.retrain_rate is not None:
-        cli.in_range("--retrain-rate", config.retrain_rate, 0, math.inf, "()")
-    cli.in_range("--weight-decay", config.weight_decay, 0, math.inf, "[)")
-    cli.at_least("--rounds", config.rounds, 1)
-    cli.at_least("--round-to", config.round_to, 1)
-    cli.at_least("--examples", config.examples, 1)
-    cli.at_least("--timings", config.timings, 0)
-
-
 class Study(NamedTuple):
     """What all rounds share."""
 
@@ -433,6 +413,8 @@ def study_of(config: Config, dataset: Dataset) -> Study:
         test=lambda network: test(network.variables),
     )
 
+
+main = cli.command(Config, structured_pruning)
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,13 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, folder, lanes, measures, models, settings
+from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
 from recipes.common.report import kept_weights
 from recipes.reports import tickets as report
-from recipes.reports.tickets import CONTROLS, METHODS, PROGRAM, RETRAINING, REWINDING, End
+from recipes.reports.tickets import CONTROLS, METHODS, RETRAINING, REWINDING, End
 
 ARMS = (*METHODS, *CONTROLS)
 ALLOCATIONS: dict[str, Any] = {"uniform": jp.uniform, "global": jp.global_threshold}
@@ -49,60 +49,77 @@ class Config(settings.Settings):
     """Iterative pruning: lottery tickets, their controls, and ways of retraining."""
 
     out: Path = Path("runs/tickets")
-    """The folder to write to."""
-    seeds: int = 5
-    """How many replicates to train at once."""
-    epochs: Annotated[float | None, cli.default_is("FLOAT", "digits 20, mnist 2, cifar10 10")] = (
-        None
-    )
+    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 5
+    """The number of replicates that train at once."""
+    epochs: Annotated[
+        float | None, flags.within("[0, 1000000]"), flags.default("digits 20, mnist 2, cifar10 10")
+    ] = None
     """Passes over the data, of the first training and of each rewound one."""
-    evaluations: int = 5
-    """How often in a phase to measure validation accuracy, evenly spread."""
-    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
-        None
+    evaluations: Annotated[int, flags.at_least(1)] = 5
+    """How often in a phase validation accuracy is measured, evenly spread."""
+    log_every: Annotated[
+        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
+    ] = None
+    """Steps in one call of the device; the run can stop between calls. More steps are faster."""
+    method: Annotated[tuple[str, ...], flags.choice(ARMS), flags.DISTINCT] = (
+        "ltr",
+        "reinit",
+        "random",
     )
-    """Steps in one call of the device; between them it can be stopped. More is faster."""
-    method: Annotated[tuple[str, ...], cli.several(ARMS)] = ("ltr", "reinit", "random")
-    """One or several to train side by side; reinit and random are controls of ltr."""
-    sparsity: float = 0.98
-    """The fraction of weights that are pruned after the last phase, in [0, 1)."""
-    rate: Annotated[float | None, cli.default_is("FLOAT", "what leads to --sparsity")] = None
-    """Instead of --sparsity: the fraction of the weights left that each phase prunes, in (0, 1)."""
-    phases: int = 18
+    """One method, or several side by side; reinit and random are controls of ltr."""
+    sparsity: Annotated[float, flags.within("(0, 1)")] = 0.98
+    """The fraction of weights that are pruned after the last phase."""
+    rate: Annotated[
+        float | None, flags.within("(0, 1)"), flags.default("what leads to --sparsity")
+    ] = None
+    """In place of --sparsity: the fraction of the weights left that each phase prunes."""
+    phases: Annotated[int, flags.at_least(1)] = 18
     """How often to prune and train again; 18 to 0.98 prune 20 % of what is left, as published."""
-    rewind: int = 0
+    rewind: Annotated[int, flags.at_least(0)] = 0
     """ltr, sap: the step of the first training whose weights to rewind to; 0 are the initial."""
-    retrain_steps: Annotated[int | None, cli.default_is("INT", "as many as at first")] = None
+    retrain_steps: Annotated[int | None, flags.at_least(1), flags.default("as at first")] = None
     """lrr, ft, slr, clr, llr, allr: training steps in a phase."""
-    allocation: Annotated[str, cli.choice(tuple(ALLOCATIONS))] = "uniform"
+    allocation: Annotated[str, flags.choice(ALLOCATIONS)] = "uniform"
     """The same fraction of each layer, or one threshold for all, which may empty a layer."""
     last_layer: Annotated[
         str | None,
-        cli.choice(
-            LAST,
-            "half of --allocation uniform, exempt of global",
-            "The layer of the logits: pruned at half the rate of the others, not at all, or as "
-            "they are; --sparsity is that of the others.",
-        ),
+        flags.choice(LAST),
+        flags.default("half if uniform, exempt if global"),
     ] = None
+    """The layer of the logits: pruned at half the rate of the others, not at all, or as they are;
+    --sparsity is the sparsity of the others."""
     sap_norms: tuple[float, float] = (0.5, 1.0)
     """sap: p and q of the PQ index, 0 < p <= 1 <= q."""
-    sap_scope: Annotated[str, cli.choice(tuple(SCOPES))] = "global"
-    """sap: what has an index, and a number of weights to prune, of its own."""
-    validation: Annotated[int | None, cli.default_is("INT", "a tenth")] = None
+    sap_scope: Annotated[str, flags.choice(SCOPES)] = "global"
+    """sap: the unit that has one index and one number of weights to prune."""
+    validation: Annotated[int | None, flags.default("a tenth")] = None
     """Training examples to hold out, to choose the step to test by."""
-    tolerance: float = 0.5
-    """An arm keeps up with dense networks while its mean is less than so many points below."""
+    tolerance: Annotated[float, flags.within("[0, 100]")] = 0.5
+    """An arm keeps up with dense networks while its mean is less than this many points below."""
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line; `argv` defaults to that of the process."""
-    cli.main(Config, tickets, PROGRAM, argv)
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        for arm in CONTROLS:
+            if arm in self.method and "ltr" not in self.method:
+                yield f"--method {arm} is a control of ltr: give both"
+        if last_layer(self) == "half" and self.allocation != "uniform":
+            yield (
+                "--last-layer half is half the rate of the other layers, and only with "
+                "--allocation uniform do they have one; choose exempt or pruned"
+            )
+        p, q = self.sap_norms
+        if not (0 < p <= 1 <= q and p < q):
+            yield f"--sap-norms must be p and q, 0 < p <= 1 <= q, p < q; got {p:g} {q:g}"
+        if "ft" in self.method and self.schedule == "cosine":
+            yield (
+                "--method ft trains at the lowest rate of --schedule cosine, which is all but "
+                "zero; use --schedule drops or constant"
+            )
 
 
 def tickets(config: Config) -> dict[str, Any]:
     """Trains, prunes, writes the folder `config.out`; returns what summary.json holds."""
-    check(config)
     folder.check_out(config.out, config.overwrite, config.resume)
     dataset = data.load(config.dataset, config.data_dir, config.train_examples)
     held = config.validation
@@ -110,7 +127,7 @@ def tickets(config: Config) -> dict[str, Any]:
     train, validation = data.hold_out(dataset.train, held)
     study = study_of(config, dataset._replace(train=train), validation)
     began = time.perf_counter()
-    with journal(config, PROGRAM) as kept:
+    with journal(config) as kept:
         phase = partial(one_phase, study, kept)
         settled = lanes.phases(kept, 1 + config.phases, untrained(study), phase)
     seconds = time.perf_counter() - began
@@ -370,39 +387,6 @@ def told(s: Study, end: End) -> dict[str, list[Any]]:
 # --- what is asked for ----------------------------------------------------------------------------
 
 
-def check(config: Config) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.some_of("--method", config.method, ARMS)
-    for arm in CONTROLS:
-        if arm in config.method and "ltr" not in config.method:
-            raise RecipeError(f"--method {arm} is a control of ltr: give both")
-    cli.in_range("--sparsity", config.sparsity, 0, 1, "()")
-    if config.rate is not None:
-        cli.in_range("--rate", config.rate, 0, 1, "()")
-    cli.at_least("--phases", config.phases, 1)
-    cli.at_least("--rewind", config.rewind, 0)
-    if config.retrain_steps is not None:
-        cli.at_least("--retrain-steps", config.retrain_steps, 1)
-    cli.one_of("--allocation", config.allocation, tuple(ALLOCATIONS))
-    cli.one_of("--last-layer", last_layer(config), LAST)
-    if last_layer(config) == "half" and config.allocation != "uniform":
-        raise RecipeError(
-            "--last-layer half is half the rate of the other layers, and only with --allocation "
-            "uniform do they have one; choose exempt or pruned"
-        )
-    p, q = config.sap_norms
-    if not (0 < p <= 1 <= q and p < q):
-        raise RecipeError(f"--sap-norms must be p and q, 0 < p <= 1 <= q, p < q; got {p:g} {q:g}")
-    cli.one_of("--sap-scope", config.sap_scope, tuple(SCOPES))
-    cli.in_range("--tolerance", config.tolerance, 0, 100)
-    if "ft" in config.method and config.schedule == "cosine":
-        raise RecipeError(
-            "--method ft trains at the lowest rate of --schedule cosine, which is all but zero; "
-            "use --schedule drops or constant"
-        )
-
-
 def study_of(config: Config, dataset: data.Dataset, validation: data.Split) -> Study:
     """What all phases share; raises `RecipeError` for steps that do not fit one another."""
     epochs = EPOCHS[config.dataset] if config.epochs is None else config.epochs
@@ -449,6 +433,8 @@ def sparsity_of(config: Config) -> float:
         return config.sparsity
     return float(jp.tickets.sparsity_after(config.rate, config.phases))
 
+
+main = cli.command(Config, tickets)
 
 if __name__ == "__main__":
     main()

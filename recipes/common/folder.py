@@ -191,11 +191,6 @@ def append(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def again(program: str, out: Path) -> str:
-    """The command that repeats the run in `out`."""
-    return f"{program} --config {out / CONFIG} --out NEW_FOLDER"
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file; [] where there is none."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from recipes.common import cli, folder
+import numpy as np
+
+from recipes.common import cli, config_files, folder
 from recipes.common.checkpoints import KEPT, Checkpoints, Saved
 from recipes.common.folder import RecipeError
 from recipes.common.terminal import Stopped, deferred_signals, progress
@@ -30,7 +32,7 @@ Train = Callable[[Any, int, At], Any]  # (what changes, first step, at) -> it, t
 
 
 @contextmanager
-def journal(config: Settings, program: str) -> Iterator[Journal]:
+def journal(config: Settings) -> Iterator[Journal]:
     """Begins the run in `config.out`, or with `config.resume` goes on with it.
 
     Within it, Ctrl-C and SIGTERM end the run at the next point where it can be saved. Raises
@@ -41,14 +43,21 @@ def journal(config: Settings, program: str) -> Iterator[Journal]:
             folder.lock(config.out)
             folder.check_out(config.out, resume=True)
         else:
-            folder.start(config.out, cli.to_yaml(config), config.overwrite)
+            folder.start(config.out, config_files.to_yaml(config), config.overwrite)
         with ExitStack() as stack:
             folders = {folder.CHECKPOINT: KEPT} | ({folder.BEST: 1} if config.keep_best else {})
             checkpoints = [
                 stack.enter_context(closing(Checkpoints(config.out / name, keep)))
                 for name, keep in folders.items()
             ]
-            yield Journal(config, program, checkpoints, stack.enter_context(deferred_signals()))
+            journal = Journal(config, checkpoints, stack.enter_context(deferred_signals()))
+            if config.tensorboard:
+                from tensorboardX import SummaryWriter
+
+                # events of steps that are made again count no more
+                board = SummaryWriter(str(config.tensorboard), purge_step=journal.step + 1)
+                journal.board = stack.enter_context(closing(board))
+            yield journal
     except BaseException:  # else it is held until the run is finished
         folder.unlock(config.out)
         raise
@@ -64,20 +73,20 @@ class Journal:
     def __init__(
         self,
         config: Settings,
-        program: str,
         checkpoints: Sequence[Checkpoints],
         signalled: Callable[[], int | None],
     ):
         self.records: list[dict[str, Any]] = []  # the lines of metrics.jsonl
         self.step = 0  # steps trained so far, in all
         self.settled = 0  # how many states were settled
+        self.board: Any = None  # a writer of TensorBoard events
         self._every, self._signalled = config.checkpoint_every, signalled
         self._out, self._checkpoints = config.out, checkpoints[0]
         self._best = checkpoints[1] if config.keep_best else None
         best = self._best.load() if self._best else None
         self._score: list[float] = best.about["score"] if best else []
-        self._again = f"{program} --out {config.out} --resume"
-        self._about: dict[str, Any] = {"config": cli.plain(config), "changes": []}
+        self._again = f"{cli.program(type(config))} --out {config.out} --resume"
+        self._about: dict[str, Any] = {"config": config_files.plain(config), "changes": []}
         self._settled: Any = None
         self._trained: dict[str, Any] = {}
         self._saved = self._resumed(config) if config.resume else None
@@ -93,6 +102,10 @@ class Journal:
         """Adds a line to metrics.jsonl."""
         self.records.append(record)
         folder.append(self._out / folder.METRICS, record)
+        if self.board:
+            for name, value in scalars(record):
+                self.board.add_scalar(name, value, record.get("step", record.get("phase")))
+            self.board.flush()
 
     def last(self, like: Any) -> Any | None:
         """The last settled state of the run that is resumed, like `like`; None if it had none."""
@@ -180,7 +193,7 @@ class Journal:
             self.settled = saved.about["settled"]
             _warn_of_versions(saved)
         else:
-            before = cli.read_yaml(config.out / folder.CONFIG)
+            before = config_files.read_yaml(config.out / folder.CONFIG)
             print(f"'{config.out}' has no checkpoint yet: it begins again", file=sys.stderr)
         if changes := _changes(before, self._about["config"]):
             if not config.allow_changes:
@@ -191,10 +204,19 @@ class Journal:
                 )
             self._about["changes"].append(f"from step {self.step:,} on {', '.join(changes)}")
         notes = "".join(f"# {line}\n" for line in self._about["changes"])
-        folder.write(config.out / folder.CONFIG, notes + cli.to_yaml(config))
+        folder.write(config.out / folder.CONFIG, notes + config_files.to_yaml(config))
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         folder.write(config.out / folder.METRICS, lines)
         return saved
+
+
+def scalars(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """(name, value) of each number in a line of metrics.jsonl; of a list over seeds, the mean."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{path}{key}/")
+        elif isinstance(value, (int, float, list)) and value != [] and np.ndim(value) < 2:
+            yield f"{path}{key}", float(np.mean(value))
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

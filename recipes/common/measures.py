@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, settings
+from recipes.common import data, flags
 from recipes.common.data import Split
 from recipes.common.folder import RecipeError
 from recipes.common.settings import Settings
@@ -28,24 +28,14 @@ Accuracy = Callable[[Any], np.ndarray]  # the variables of a stack -> (lanes,)
 class PathSettings(Settings):
     """What every study of pairs asks beside the rest."""
 
-    test_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
-    """Measure between networks on only the first so many test examples."""
-    statistics: Annotated[str, cli.choice(STATISTICS)] = "recalibrate"
-    """Running statistics between two networks of --norm batch: made anew, or interpolated."""
-    points: int = 11
-    """Networks along each path, both ends included: an odd number."""
-    threshold: float = 2.0
-    """Networks are connected if the error rises by less than so many percentage points."""
-
-
-def check(config: PathSettings) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    settings.check(config)
-    cli.one_of("--statistics", config.statistics, STATISTICS)
-    cli.in_range("--threshold", config.threshold, 0, 100, "(]")
-    cli.odd("--points", config.points, 3)
-    if config.test_examples is not None:
-        cli.at_least("--test-examples", config.test_examples, 1)
+    test_examples: Annotated[int | None, flags.at_least(1), flags.default("all")] = None
+    """Measure between networks on this many test examples, the first ones."""
+    statistics: Annotated[str, flags.choice(STATISTICS)] = "recalibrate"
+    """Running statistics between two networks of --norm batch: computed again, or interpolated."""
+    points: Annotated[int, flags.odd(3)] = 11
+    """Networks along each path, both ends included."""
+    threshold: Annotated[float, flags.within("(0, 100]")] = 2.0
+    """Networks are connected if the error rises by less than this many percentage points."""
 
 
 def rule(config: PathSettings, module: nn.Module, images: np.ndarray) -> str | None:

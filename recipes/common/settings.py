@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import optax
 
-from recipes.common import cli, data, models
+from recipes.common import data, flags, models
 from recipes.common.folder import RecipeError
 
 OPTIMIZERS = {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}
@@ -22,83 +22,87 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     ),
 }
 EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
+MOST_SEEDS = 65_536  # far more than fit: XLA aborts the process where it finds no memory
 LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1}  # about a second on two cores
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to train on what, for how long, and where to write; a study adds its own."""
+class Run:
+    """The folder that a recipe writes to, and the file that its flags may come from."""
 
-    dataset: Annotated[str, cli.choice(data.DATASETS)] = "digits"
-    """What to learn; digits come with scikit-learn, the others are read from --data-dir."""
-    data_dir: Annotated[Path | None, cli.default_is("DIR", "TFDS_DATA_DIR, of the environment")] = (
-        None
-    )
-    """A TensorFlow Datasets folder."""
-    train_examples: Annotated[int | None, cli.default_is("INT", "all")] = None
-    """Train on only the first so many examples."""
-    model: Annotated[str, cli.choice(models.MODELS)] = "mlp"
-    """The network; lenet is LeNet-300-100."""
-    norm: Annotated[str, cli.choice(models.NORMS)] = "group"
-    """Normalization of the convolutional networks."""
-
-    seeds: int = 8
-    """How many seeds to train at once."""
-    seed: int = 0
-    """The first seed; the others follow it."""
-    epochs: Annotated[float | None, cli.default_is("FLOAT", "digits 100, mnist 5, cifar10 20")] = (
-        None
-    )
-    """Passes over the data."""
-    steps: Annotated[int | None, cli.default_is("INT", "those of --epochs")] = None
-    """Training steps, instead of epochs."""
-    batch_size: int = 128
-    """Examples per step and seed."""
-    optimizer: Annotated[str, cli.choice(tuple(OPTIMIZERS))] = "adam"
-    """The optimizer; sgd has momentum 0.9."""
-    learning_rate: float = 1e-3
-    """The learning rate at its highest."""
-    schedule: Annotated[str, cli.choice(tuple(SCHEDULES))] = "constant"
-    """The learning rate over time; cosine falls to zero, drops to a tenth at 1/2 and at 3/4."""
-
-    evaluations: int = 20
-    """How often to measure test accuracy, evenly spread."""
-    log_every: Annotated[int | None, cli.default_is("INT", "mlp, lenet 20, conv 5, resnet20 1")] = (
-        None
-    )
-    """Steps between lines of metrics.jsonl."""
     out: Path = Path("runs/study")
     """The folder to write to."""
     overwrite: bool = False
     """Replace the run in --out."""
-    resume: Annotated[
-        bool,
-        cli.words(
-            "Go on with the run in --out, to the same bits: it was killed, or stopped by Ctrl-C "
-            "(exit code 130) or SIGTERM (143)."
-        ),
-    ] = False
-    allow_changes: Annotated[
-        bool,
-        cli.words(
-            "With --resume: it may go on with other settings than it began with. What is trained "
-            "and logged stays as it was; config.yaml tells what changed when."
-        ),
-    ] = False
-    checkpoint_every: float = 60.0
-    """Seconds between checkpoints: more than that no kill can undo. Ctrl-C undoes nothing."""
-    keep_best: Annotated[
-        bool,
-        cli.words(
-            "Keep a checkpoint of the best test accuracy in best/; of the sparsest states, means "
-            "over arms with masks. Studies in phases have none."
-        ),
-    ] = False
-    config: Annotated[Path | None, cli.default_is("FILE", "none")] = None
-    """Read all of these from a config.yaml; flags given beside it win."""
+    config: Annotated[Path | None, flags.default("no file")] = None
+    """Read the flags from a config.yaml; flags on the command line win."""
 
 
-MOST_SEEDS = 65_536  # far more than fit: XLA aborts the process where it finds no memory
+@dataclass(frozen=True)
+class Settings(Run):
+    """The data, the network, the optimizer, the length of a training; a study adds its flags."""
+
+    dataset: Annotated[str, flags.choice(data.DATASETS)] = "digits"
+    """The data set. scikit-learn brings the digits; the others are read from --data-dir."""
+    data_dir: Annotated[Path | None, flags.default("TFDS_DATA_DIR of the environment")] = None
+    """A TensorFlow Datasets folder."""
+    train_examples: Annotated[int | None, flags.default("all")] = None
+    """Train on this many examples, the first ones."""
+    model: Annotated[str, flags.choice(models.MODELS)] = "mlp"
+    """The network; lenet is LeNet-300-100."""
+    norm: Annotated[str, flags.choice(models.NORMS)] = "group"
+    """The normalization of convolutional networks."""
+    width: Annotated[float, flags.within("(0, 100]")] = 1.0
+    """A factor for the sizes of the hidden layers."""
+
+    seeds: Annotated[int, flags.at_least(1, MOST_SEEDS)] = 8
+    """The number of seeds that train at once."""
+    seed: Annotated[int, flags.at_least(0)] = 0
+    """The first seed; the others follow it."""
+    epochs: Annotated[
+        float | None, flags.within("[0, 1000000]"), flags.default("digits 100, mnist 5, cifar10 20")
+    ] = None
+    """Passes over the data."""
+    steps: Annotated[int | None, flags.default("the steps of --epochs")] = None
+    """Training steps, in place of epochs."""
+    batch_size: Annotated[int, flags.at_least(1)] = 128
+    """Examples per step and seed."""
+    optimizer: Annotated[str, flags.choice(OPTIMIZERS)] = "adam"
+    """The optimizer; sgd has momentum 0.9."""
+    learning_rate: Annotated[float, flags.within("(0, inf)")] = 1e-3
+    """The highest learning rate."""
+    schedule: Annotated[str, flags.choice(SCHEDULES)] = "constant"
+    """The learning rate over time; cosine falls to zero, drops to a tenth at 1/2 and at 3/4."""
+
+    evaluations: Annotated[int, flags.at_least(1)] = 20
+    """How often test accuracy is measured, evenly spread."""
+    log_every: Annotated[
+        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
+    ] = None
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: Annotated[Path | None, flags.default("no folder")] = None
+    """Also write the numbers of metrics.jsonl as TensorBoard events to this folder."""
+    resume: bool = False
+    """Continue the run in --out, with equal results to the bit, after a kill, after Ctrl-C (exit
+    code 130) or after SIGTERM (143)."""
+    allow_changes: bool = False
+    """With --resume: continue with other settings than the run began with. The steps that were
+    trained stay; config.yaml lists each change and its step."""
+    checkpoint_every: Annotated[float, flags.within("[0, inf)")] = 60.0
+    """Seconds between checkpoints. A kill loses at most this much; Ctrl-C loses nothing."""
+    keep_best: bool = False
+    """Keep a checkpoint of the highest test accuracy in best/, among the sparsest states; a mean
+    over the arms with masks. Studies in phases have none."""
+
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        if self.seed + self.seeds - 1 > flags.MOST:  # each seed is an int32
+            yield (
+                f"--seed must be at most {flags.MOST - self.seeds + 1:,} with --seeds "
+                f"{self.seeds}, got {self.seed:,}"
+            )
+        if self.tensorboard and not find_spec("tensorboardX"):
+            yield "--tensorboard needs a package: pip install 'jaxprune[tensorboard]'"
 
 
 class Plan(NamedTuple):
@@ -112,30 +116,6 @@ class Plan(NamedTuple):
     evaluations: int  # how often test accuracy is measured, evenly spread
 
 
-def check(settings: Settings) -> None:
-    """Raises `RecipeError` for a value that makes no sense, before anything is read or written."""
-    cli.one_of("--dataset", settings.dataset, data.DATASETS)
-    cli.one_of("--model", settings.model, models.MODELS)
-    cli.one_of("--norm", settings.norm, models.NORMS)
-    cli.one_of("--optimizer", settings.optimizer, tuple(OPTIMIZERS))
-    cli.one_of("--schedule", settings.schedule, tuple(SCHEDULES))
-    cli.in_range("--learning-rate", settings.learning_rate, 0, math.inf, "()")
-    epochs = EPOCHS["digits"] if settings.epochs is None else settings.epochs
-    cli.in_range("--epochs", epochs, 0, 1e6)
-    cli.at_least("--seed", settings.seed, 0)
-    if settings.seed + settings.seeds - 1 > cli.MOST:  # each has a number of its own
-        raise RecipeError(
-            f"--seed must be at most {cli.MOST - settings.seeds + 1:,} with --seeds "
-            f"{settings.seeds}, got {settings.seed:,}"
-        )
-    cli.in_range("--checkpoint-every", settings.checkpoint_every, 0, math.inf)
-    for flag in ("seeds", "batch_size", "evaluations", "log_every"):
-        value = getattr(settings, flag)
-        cli.at_least(f"--{flag.replace('_', '-')}", 1 if value is None else value, 1)
-    if settings.seeds > MOST_SEEDS:
-        raise RecipeError(f"--seeds must be at most {MOST_SEEDS:,}, got {settings.seeds:,}")
-
-
 def plan_of(settings: Settings, examples: int) -> Plan:
     """What all arms share. At least 2 steps: one to train, one to prune."""
     if settings.batch_size > examples:
@@ -145,7 +125,8 @@ def plan_of(settings: Settings, examples: int) -> Plan:
     epochs = EPOCHS[settings.dataset] if settings.epochs is None else settings.epochs
     in_epochs = int(epochs * (examples // settings.batch_size))
     steps = in_epochs if settings.steps is None else settings.steps
-    cli.at_least("--steps (or those of --epochs)", steps, 2)
+    if steps < 2:
+        raise RecipeError(f"--steps (or the steps of --epochs) must be at least 2, got {steps}")
     return Plan(
         seed=settings.seed,
         seeds=settings.seeds,

@@ -13,7 +13,7 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import arms, checkpoints, data, dead, folder, lanes, report, settings
+from recipes.common import arms, checkpoints, cli, data, dead, folder, lanes, report, settings
 from recipes.common.arms import Arm, History, States, Weights
 from recipes.common.figures import style
 from recipes.common.folder import RecipeError
@@ -42,9 +42,7 @@ class Picture(NamedTuple):
     caption: str
 
 
-def train(
-    config: Settings, program: str, make_arms: Callable[[data.Dataset, int], Mapping[str, Arm]]
-) -> Outcome:
+def train(config: Settings, make_arms: Callable[[data.Dataset, int], Mapping[str, Arm]]) -> Outcome:
     """Trains the arms of `make_arms(dataset, steps)` side by side, and logs to `config.out`.
 
     Raises `RecipeError`, before anything is written, for a folder that may not be written to, data
@@ -57,7 +55,7 @@ def train(
     for name, arm in made.items():
         check_arm(name, arm, dataset.train.images)
     began = time.perf_counter()
-    with journal(config, program) as kept:
+    with journal(config) as kept:
         states, history = arms.train(made, dataset, plan, kept)
     return Outcome(made, dataset, states, history, time.perf_counter() - began)
 
@@ -138,7 +136,6 @@ def publish(
     outcome: Outcome,
     summary: dict[str, Any],
     title: str,
-    program: str,
     figures: Mapping[str, Picture],
     told: Collection[str] | None = None,
 ) -> None:
@@ -163,7 +160,7 @@ def publish(
         columns=columns,
         rows=rows,
         footline=f"{wall:.0f} s with compilation and tests, peak memory {peak:.2f} GB",
-        command=folder.again(program, out),
+        command=cli.again(config),
         pictures={path: figure.caption for path, figure in figures.items()},
         layers={n: layer_report(outcome, n) for n in models if told is None or n in told},
         models=list(models.values()),

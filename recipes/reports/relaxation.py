@@ -12,7 +12,7 @@ import numpy as np
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Removal
-from recipes.common import folder, lanes, report, small, timing
+from recipes.common import cli, folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import gates, layers, style
 from recipes.common.figures.left import flops_left
@@ -22,7 +22,6 @@ from recipes.common.report import Writeup, finish
 if TYPE_CHECKING:
     from recipes.relaxation import Config, Study
 
-PROGRAM = "python -m recipes.relaxation"
 STAGES, GATES, WIDTHS, FLOPS = (
     f"plots/{name}.png" for name in ("stages", "gates", "widths", "flops")
 )
@@ -246,7 +245,7 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
             f"Gated and compacted networks: logits differ by at most {largest:.1e}, {differ} "
             f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
         ),
-        command=folder.again(PROGRAM, config.out),
+        command=cli.again(config),
         pictures=captions,
         layers={"all networks": repr(s.neurons.structure)},
         models=[model_path(arm) for arm in s.arms if arm != DENSE],

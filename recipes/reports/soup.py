@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import checkpoints, dead, folder, lanes, measures, report
+from recipes.common import checkpoints, cli, dead, folder, lanes, measures, report
 from recipes.common.figures import pairs, style
 from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
@@ -17,7 +17,6 @@ from recipes.common.report import Writeup, finish
 if TYPE_CHECKING:
     from recipes.soup import Config, Lineages, Study
 
-PROGRAM = "python -m recipes.soup"
 LEAST, MOST = 0.5, 1.5  # what children multiply by what they differ in, evenly spaced
 SOUP, GREEDY, BEST, MEAN = "soup", "greedy soup", "best child", "mean child"
 ENSEMBLE, IMP = "ensemble", "IMP"
@@ -183,7 +182,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         columns=[f"{100 * phase['sparsity']:.4g} % sparse" for phase in after],
         rows=rows,
         footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=folder.again(PROGRAM, config.out),
+        command=cli.again(config),
         pictures={
             SOUPS: "Left: means over seeds, and a band from the worst soup to the best. Right: "
             "each dot is a seed, beside the mean of its children; with the mean over seeds and "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoints, dead, folder, lanes, measures, report
+from recipes.common import checkpoints, cli, dead, folder, lanes, measures, report
 from recipes.common.figures import pairs
 from recipes.common.figures.pairs import Forks
 from recipes.common.lanes import Network
@@ -16,7 +16,6 @@ from recipes.common.report import Writeup, finish
 if TYPE_CHECKING:
     from recipes.stability import Config
 
-PROGRAM = "python -m recipes.stability"
 PICTURE = "plots/stability.png"
 ARMS = ("dense", "sparse")
 QUANTITIES = ("error", "loss")
@@ -144,7 +143,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         columns=("error I", "error B", "loss I", "test accuracy"),
         rows=rows,
         footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=folder.again(PROGRAM, config.out),
+        command=cli.again(config),
         pictures={
             PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
             "means. Below the dashed line training is stable; with a child at chance there is no "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.structured.compact import Compact
-from recipes.common import folder, lanes, report, small, timing
+from recipes.common import cli, folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import layers, style
 from recipes.common.figures.left import flops_left
@@ -17,7 +17,6 @@ from recipes.common.report import Writeup, finish
 if TYPE_CHECKING:
     from recipes.structured import Config, Study
 
-PROGRAM = "python -m recipes.structured"
 FLOPS, WIDTHS = "plots/flops.png", "plots/widths.png"
 DENSE, AS_LONG = "dense", "dense, as long"  # the arm that trains on and is not pruned
 
@@ -148,7 +147,7 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
             f"Masked and compacted networks: logits differ by at most {largest:.1e}, {differ} "
             f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
         ),
-        command=folder.again(PROGRAM, config.out),
+        command=cli.again(config),
         pictures={
             FLOPS: "Test accuracy against the FLOPs that are left, right after each pruning and "
             "after training on: means over seeds; bands from the worst seed to the best. Dashed: "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recipes.common import checkpoints, dead, folder, lanes, report
+from recipes.common import checkpoints, cli, dead, folder, lanes, report
 from recipes.common.figures import left, style
 from recipes.common.lanes import Network
 from recipes.common.report import Writeup, finish
@@ -15,7 +15,6 @@ from recipes.common.report import Writeup, finish
 if TYPE_CHECKING:
     from recipes.tickets import Config, Study
 
-PROGRAM = "python -m recipes.tickets"
 REWINDING = ("ltr", "sap")  # the weights go back to those of the rewind step
 RETRAINING = ("lrr", "ft", "slr", "clr", "llr", "allr")  # the weights stay, by these rates
 METHODS = ("ltr", *RETRAINING, "sap")
@@ -177,7 +176,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
             f"Within {config.tolerance:g} points of dense down to: {held}. "
             f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
         ),
-        command=folder.again(PROGRAM, config.out),
+        command=cli.again(config),
         pictures={
             PICTURE: "Means over replicates; bands from the worst to the best, the grey one of the "
             "dense networks.",

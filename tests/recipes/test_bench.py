@@ -285,7 +285,7 @@ def test_a_run_is_not_overwritten_unasked(finished, capsys):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--weights", "10"], "--weights must be in [1000, "),
+        (["--weights", "10"], "--weights must be in [100, "),
         (["--weights", "nan"], "--weights must be in"),
         (["--leaves", "0"], "--leaves must be at least 1"),
         (["--repeats", "0"], "--repeats must be at least 1"),
@@ -293,7 +293,7 @@ def test_a_run_is_not_overwritten_unasked(finished, capsys):
         (["--seeds", "1"], "--seeds, with pairs for barriers, must be at least 2, got 1"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--sample-ms", "-1"], "--sample-ms must be in"),
-        (["--only", "step,speed"], "unknown --only 'speed'; choose one of step, selection"),
+        (["--only", "step", "speed"], "unknown --only 'speed'; choose one of step, selection"),
         (["--models", "vgg"], "unknown --models 'vgg'"),
         (["--warp", "9"], "--warp"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import dynamic
-from recipes.common import arms, checkpoints, data, folder, lanes, settings
+from recipes.common import arms, checkpoints, data, flags, folder, lanes, settings
 from tests.recipes import running
 from tests.recipes.running import metrics
 
@@ -170,5 +170,5 @@ def test_help_tells_all_flags(capsys):
 
 
 def test_the_defaults_make_sense():
-    dynamic.check(dynamic.Config())
+    flags.check(dynamic.Config())
     assert isinstance(dynamic.Config(), settings.Settings)

@@ -24,7 +24,7 @@ def test_its_lines_train_a_network(name):
 def test_its_picture_is_of_these_lines(name):
     picture = gallery.PAGE.parent / "figures" / "methods" / f"{gallery.slug(name)}.png"
     assert f"](figures/methods/{picture.name})" in gallery.PAGE.read_text()
-    assert source(picture) == COMMON + METHODS[name], f"run {gallery.PROGRAM}"
+    assert source(picture) == COMMON + METHODS[name], "run python -m recipes.gallery"
 
 
 def test_no_picture_is_left_over():

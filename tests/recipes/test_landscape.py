@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch
     out = tmp_path / "landscape"
     argv = [*SHORT.split(), "--log-every", "2", "--out", str(out)]
     assert running.interrupted(landscape, monkeypatch, argv, step=2) == 130
-    assert f"{landscape.PROGRAM} --out {out} --resume" in capsys.readouterr().err
+    assert f"python -m recipes.landscape --out {out} --resume" in capsys.readouterr().err
     landscape.main(["--out", str(out), "--resume"])
     for arm in ("dense", "sparse"):
         a, b = (np.array(summary_of(f)["arms"][arm]["eigenvalues"]) for f in (out, finished))

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import structured
-from recipes.common import data, folder, lanes, small
+from recipes.common import data, flags, folder, lanes, small
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--rounds", "1", "--score", "l1"]
@@ -238,4 +238,4 @@ def test_help_tells_all_flags(capsys):
 
 
 def test_the_defaults_make_sense():
-    structured.check(structured.Config())
+    flags.check(structured.Config())

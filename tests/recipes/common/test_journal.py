@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.common import checkpoints, cli, folder
+from recipes.common import checkpoints, config_files, folder
 from recipes.common.folder import RecipeError
-from recipes.common.journal import Journal, journal
+from recipes.common.journal import Journal, journal, scalars
 from recipes.common.terminal import Stopped
 
-PROGRAM = "python -m recipes.toy"
+PROGRAM = f"python -m {__name__}"
 CALLS = 9  # of the device, and settled states: 3 phases of 2 calls, each settled
 
 
@@ -32,6 +32,7 @@ class Config:
     allow_changes: bool = False
     checkpoint_every: float = 1e9
     keep_best: bool = False
+    tensorboard: Path | None = None
 
 
 SCORES = {4: (0.9, 0.7), 8: (0.9, 0.8), 12: (0.9, 0.75)}
@@ -39,7 +40,7 @@ SCORES = {4: (0.9, 0.7), 8: (0.9, 0.8), 12: (0.9, 0.75)}
 
 def toy(config, phases=3):
     """Each phase adds to a number in two calls of the device."""
-    with journal(config, PROGRAM) as kept:
+    with journal(config) as kept:
         x = kept.last(np.zeros(2))
         for phase in range(len(kept.records), phases):
 
@@ -116,17 +117,17 @@ def test_the_best_is_kept(tmp_path, monkeypatch, alone, call):
 
 def test_the_clock_of_a_run_goes_on_where_it_was(tmp_path):
     config = Config(tmp_path / "toy", checkpoint_every=0.0)
-    with journal(config, PROGRAM) as kept:
+    with journal(config) as kept:
         assert kept.seconds() < 100
         kept.log({"phase": 0, "seconds": 1000.0})
         kept.settle(np.ones(2), step=1)
-    with journal(replace(config, resume=True), PROGRAM) as kept:
+    with journal(replace(config, resume=True)) as kept:
         assert 1000 <= kept.seconds() < 1100
 
 
 def test_without_a_checkpoint_it_begins_again(tmp_path, capsys, alone):
     config = Config(tmp_path / "toy")
-    folder.start(config.out, cli.to_yaml(config))
+    folder.start(config.out, config_files.to_yaml(config))
     folder.append(config.out / folder.METRICS, {"phase": "logged, and then killed"})
     assert toy(replace(config, resume=True))[1] == alone[1]
     assert f"'{config.out}' has no checkpoint yet: it begins again" in capsys.readouterr().err
@@ -140,7 +141,7 @@ def test_other_settings_are_refused_and_told(tmp_path, monkeypatch):
         RecipeError, match=r"--sparsity 0.9 -> 0.5, --optimizer adam -> sgd\. Leave"
     ):
         toy(other)
-    (config.out / folder.CONFIG).write_text(cli.to_yaml(other))  # nor by the file
+    (config.out / folder.CONFIG).write_text(config_files.to_yaml(other))  # nor by the file
     with pytest.raises(RecipeError, match=r"--sparsity 0.9 -> 0.5.*--allow-changes"):
         toy(other)
     x, records = toy(replace(other, allow_changes=True))
@@ -170,7 +171,7 @@ def test_other_versions_are_told(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_second_process_is_refused(tmp_path, resume):
-    folder.start(tmp_path, cli.to_yaml(Config(tmp_path)))
+    folder.start(tmp_path, config_files.to_yaml(Config(tmp_path)))
     folder.unlock(tmp_path)
     other = os.open(tmp_path, os.O_RDONLY)  # as another process would
     fcntl.flock(other, fcntl.LOCK_EX)
@@ -208,3 +209,26 @@ def test_a_full_disk_replaces_nothing(tmp_path, monkeypatch):
             folder.start(config.out, "other: 1\n", overwrite=True)
     assert (config.out / folder.METRICS).read_text() == before
     assert "sparsity: 0.9" in (config.out / folder.CONFIG).read_text()
+
+
+def test_tensorboard_has_the_numbers_of_metrics(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    events = tmp_path / "events"
+    _, records = toy(Config(tmp_path / "toy", tensorboard=events))
+    (file,) = events.iterdir()
+    content, found = file.read_bytes(), []
+    while content:  # a record: its length (8 bytes), a checksum (4), its bytes, a checksum (4)
+        end = 12 + int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12:end])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        content = content[end + 4 :]
+    wanted = [(own["step"], *scalar) for own in records for scalar in scalars(own)]
+    assert [own[:2] for own in found] == [own[:2] for own in wanted]
+    assert [own[2] for own in found] == pytest.approx([own[2] for own in wanted])
+
+
+def test_scalars_are_means_over_seeds():
+    record = {"step": 4, "stage": "final", "arm": {"loss": [1.0, 2.0], "histogram": [[1.0]]}}
+    assert dict(scalars(record)) == {"step": 4.0, "arm/loss": 1.5}

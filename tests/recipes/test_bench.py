@@ -244,8 +244,7 @@ def test_it_writes_everything(finished):
     report = (finished / "report.md").read_text()
     assert "| step: update, global / adam |" in report
     assert "| adam (A/A) |" in report
-    command = "python -m recipes.bench --weights 2000 --leaves 1 --seeds 2 --repeats 2"
-    assert command in report
+    assert f"python -m recipes.bench --config {finished / folder.CONFIG}" in report
 
 
 def test_the_summary_has_every_number(finished):

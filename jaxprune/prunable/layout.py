@@ -52,6 +52,7 @@ def spatial(layout: Layout, rank: int) -> tuple[int, ...]:
 # --- what a name says ----------------------------------------------------------------------------
 
 _CONVOLUTION = re.compile(r".*conv.*|.*\bdown_?sample.*|.*shortcut.*", re.IGNORECASE)
+_KERAS_TRANSPOSE = re.compile(r"conv\dd_transpose.*")  # (window, outputs, inputs)
 _PROJECTED = re.compile(r"query|key|value")
 # these have heads, experts or letters of their own, in an order that no name tells
 _UNTOLD = re.compile(r".*(einsum|general|attn|attention|qkv|expert|moe).*", re.IGNORECASE)
@@ -73,8 +74,10 @@ def named_layout(leaf_name: str, shape: Sequence[int]) -> Layout:
         return as_flax
     if rank == 3 and own == "kernel" and _PROJECTED.fullmatch(parent):
         return Layout(0, (1, 2))
-    if rank == 3 and own == "kernel" and parent == "out":
+    if rank == 3 and own == "kernel" and parent in ("out", "attention_output"):  # Flax; Keras
         return Layout((0, 1), 2)
+    if _KERAS_TRANSPOSE.fullmatch(parent):
+        return Layout(rank - 1, rank - 2)
     if _CONVOLUTION.fullmatch(parent):
         return as_flax
     if rank == 3:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.prunable.layout import named_layout
 from jaxprune.prunable.rules import named_leaves
 
 X = jnp.ones((3, 8))
@@ -105,6 +106,13 @@ def test_the_program_decides_what_is_a_kernel_and_where_its_inputs_are():
     prunable = jp.matching(layouts=jp.layouts(lambda p, x: x @ p["weight"].T, torch, X))
     mask = jp.select(jp.magnitude(prunable(torch)), jp.uniform, 0.5, jp.nm(2, 4))
     np.testing.assert_array_equal(np.asarray(mask["weight"]).reshape(4, 2, 4).sum(2), 2)
+
+
+def test_names_of_keras():
+    attention, transposed = "attention/attention_output/kernel", "conv2d_transpose_1/kernel"
+    assert named_layout(attention, (2, 4, 8)) == jp.Layout((0, 1), 2)
+    assert named_layout(transposed, (3, 3, 5, 4)) == jp.Layout(3, 2)  # (window, outputs, inputs)
+    assert named_layout("ConvTranspose_0/kernel", (3, 3, 5, 4)) == jp.Layout(2, 3)  # of Flax
 
 
 def test_no_function():

@@ -11,6 +11,9 @@ import sys
 import jax
 import pytest
 
+import jaxprune as jp
+from jaxprune import scores
+from tests import test_contract, test_scores, transforms
 from tests.public import PUBLIC
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -102,6 +105,25 @@ def test_what_a_block_says_is_compared(block):
     assert len(differences(block, "")) == 1
     assert differences("print(0.90000004)  # -> 0.9\nprint(0.85)  # -> about 0.9", "") == []
     assert differences("print([1,\n 2])", "[1, 2]") == [] != differences("print(1)", "2")
+
+
+def test_the_worked_example_of_contributing_keeps_the_laws(monkeypatch):
+    """Its lines enter where they say: in scores.py, in the table of transforms, in a test."""
+    file, contract, numbers = (
+        block for block, _ in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text())
+    )
+    inside = dict(vars(scores))
+    exec(file, inside)
+    monkeypatch.setattr(jp, "magnitude_increase", inside["magnitude_increase"], raising=False)
+    entry = eval("{" + contract + "}", dict(vars(transforms)))
+    monkeypatch.setitem(transforms.TRANSFORMS, *entry.popitem())
+    test_contract.test_pruned_weights_gradients_and_moments_are_exactly_zero(
+        "magnitude_increase", "adam"
+    )
+    test_contract.test_vmapped_runs_equal_a_loop_of_runs("magnitude_increase", "adam")
+    inside = dict(vars(test_scores))
+    exec(numbers, inside)
+    inside["test_magnitude_increase_of_three_weights"]()
 
 
 def test_nothing_is_said_where_nobody_reads_it():

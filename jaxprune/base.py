@@ -65,11 +65,6 @@ class MaskTransform(NamedTuple):
     due: Callable[..., Any] | None = None
 
 
-def is_none(leaf: Any) -> bool:
-    """Whether `leaf` is `None`; the `is_leaf` of trees with never-pruned leaves."""
-    return leaf is None
-
-
 def is_known(value: Any) -> bool:
     """Whether all of `value` can be read now: no leaf is traced by `jit`, `vmap` or `grad`."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
@@ -105,16 +100,6 @@ def shown(value: Any) -> str:
     text = repr(value)
     is_short = len(text) <= 80 and "\n" not in text
     return text if is_short else f"a {type(value).__name__}"
-
-
-def map_scored(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`f(leaf, *rest_leaves)` where `tree` has a leaf; where it is None it stays None."""
-    return jax.tree.map(
-        lambda leaf, *others: None if leaf is None else f(leaf, *others),
-        tree,
-        *rest,
-        is_leaf=is_none,
-    )
 
 
 def is_count(sparsity: Any) -> bool:

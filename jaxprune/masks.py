@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, Params, is_mask, is_none, map_scored
+from jaxprune.base import Masks, Params, is_mask
 from jaxprune.prunable.layers import folded, has_layers, split_like
-from jaxprune.prunable.rules import by_keys, named_leaves, quoted
 from jaxprune.selection.counting import n_true
 from jaxprune.sharding import sharded_like
+from jaxprune.trees import by_keys, is_none, map_scored, named_leaves, unlike
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -54,7 +54,7 @@ def like(masks: Masks, params: Params) -> Masks:
     aligned, treedef = _aligned(masks, params)
     for (leaf_name, leaf), mask in aligned:
         if mask is not None and np.shape(mask) != np.shape(leaf):
-            raise ValueError(_shapes_differ(leaf_name, leaf, mask))
+            raise _shapes_differ(leaf_name, leaf, mask)
     return jax.tree.unflatten(treedef, [mask for _, mask in aligned])
 
 
@@ -207,14 +207,14 @@ def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
     mask = jnp.asarray(mask)
     if mask.dtype == bool:
         if mask.shape != np.shape(leaf):
-            raise ValueError(_shapes_differ(leaf_name, leaf, mask))
+            raise _shapes_differ(leaf_name, leaf, mask)
         return jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))  # not `*`: inf * 0 is nan
     try:
         fits = jnp.broadcast_shapes(mask.shape, np.shape(leaf)) == np.shape(leaf)
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(_shapes_differ(leaf_name, leaf, mask))
+        raise _shapes_differ(leaf_name, leaf, mask)
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         raise TypeError(
             f"the gate of '{leaf_name}' is {mask.dtype}, and multiplies; its parameter is "
@@ -224,12 +224,13 @@ def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
     return leaf * mask.astype(leaf.dtype)
 
 
-def _shapes_differ(leaf_name: str, leaf: Any, mask: Any) -> str:
-    return (
-        f"the mask of '{leaf_name}' has shape {np.shape(mask)}, its parameter "
-        f"{np.shape(leaf)}. Use masks made from these params; if one of them has a leading axis "
-        "of seeds, vmap over both."
+def _shapes_differ(leaf_name: str, leaf: Any, mask: Any) -> ValueError:
+    shape = f"'{leaf_name}' has shape {np.shape(mask)}, wanted {np.shape(leaf)}"
+    way_out = (
+        "Use masks made from these params; if one of them has a leading axis of seeds, vmap over "
+        "both."
     )
+    return unlike("these masks", [shape], way_out=way_out)
 
 
 def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], Any]], Any]:
@@ -250,15 +251,10 @@ def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], 
         if leaf[1] is not None and own not in given and not is_below(own)
     ]
     unknown = {own for own, mask in given.items() if mask is not None} - set(keys)
-    extra = [("/".join(own), None) for own in unknown]
+    extra = sorted(("/".join(own), None) for own in unknown)
     if missing or extra:
-        raise ValueError(
-            "these masks belong to other params: "
-            + (f"they have no leaf for {quoted(missing)}" if missing else "")
-            + (" and " if missing and extra else "")
-            + (f"the params have no leaf for {quoted(sorted(extra))}" if extra else "")
-            + ". Masks are like the params, with None (not nothing) where a leaf is never pruned."
-        )
+        way_out = "Write masks with None (not nothing) where a leaf is never pruned."
+        raise unlike("these masks", (), missing, extra, way_out)
     return [(leaf, given.get(own)) for own, leaf in zip(keys, leaves, strict=True)], treedef
 
 

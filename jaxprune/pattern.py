@@ -31,12 +31,13 @@ from jaxprune.base import (
 )
 from jaxprune.prunable.layers import unclear_stacks
 from jaxprune.prunable.layout import as_matrix, from_matrix
-from jaxprune.prunable.rules import layouts_of, map_named, named_leaves, quoted, unsaid
+from jaxprune.prunable.rules import layouts_of, unsaid
 from jaxprune.schedules import as_sparsity
 from jaxprune.selection.counting import count, left
 from jaxprune.selection.deferred import Deferred
 from jaxprune.selection.largest import largest
 from jaxprune.sharding import automatic
+from jaxprune.trees import map_named, named_leaves, quoted
 
 
 def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.base import Params, Score, Scores, is_none, map_scored, widened
+from jaxprune.base import Params, Score, Scores, widened
 from jaxprune.keys import key_first
 from jaxprune.prunable.layers import folded, split_like
-from jaxprune.prunable.rules import by_keys, named_leaves, quoted
 from jaxprune.sharding import automatic, explicit_sharding
+from jaxprune.trees import by_keys, is_none, map_scored, named_leaves, quoted
 
 
 def magnitude(params: Params, **_: Any) -> Scores:

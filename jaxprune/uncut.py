@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import map_scored
 from jaxprune.selection.counting import n_true
 from jaxprune.selection.deferred import Layer, cut, defer, stacked_places, written
+from jaxprune.trees import map_scored
 
 
 class Uncut(NamedTuple):

@@ -5,14 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.base import (
-    MaskState,
-    check_fraction,
-    check_sparsity,
-    is_mask,
-    is_none,
-    map_scored,
-)
+from jaxprune.base import MaskState, check_fraction, check_sparsity, is_mask
+from jaxprune.trees import is_none, map_scored
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.0, 0.5, 0.999, np.float32(0.9), np.float64(0.25)])

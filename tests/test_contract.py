@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from optax import contrib
 
 import jaxprune as jp
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 from tests.transforms import STEPS, TRANSFORMS, loss, tiny_params
 
 OPTIMIZERS = {

@@ -28,22 +28,14 @@ from jaxprune.base import (
     Sparsity,
     check_sparsity,
     is_count,
-    is_none,
-    map_scored,
     shown,
 )
 from jaxprune.exact.affine import rounded
 from jaxprune.prunable.layout import matrix_shape
-from jaxprune.prunable.rules import (
-    Rule,
-    by_keys,
-    check_all_match,
-    layouts_of,
-    matches,
-    named_leaves,
-)
+from jaxprune.prunable.rules import Rule, check_all_match, layouts_of, matches
 from jaxprune.selection.counting import left, n_true, numerator
 from jaxprune.selection.largest import largest
+from jaxprune.trees import by_keys, check_like, is_none, map_scored, named_leaves, with_leaves
 
 _NEAR = 1e-9  # a density so near to a limit is at it
 
@@ -216,17 +208,11 @@ def like(scores: Scores, allocation: Allocation = global_threshold) -> Allocatio
     """
 
     def ratios(own: Scores, sparsity: Sparsity) -> Sparsities:
-        lent, keys = by_keys(scores), list(by_keys(own))
-        for (path, leaf), place in zip(named_leaves(own), keys, strict=True):
-            there = getattr(lent.get(place), "shape", None)
-            if leaf is not None and there != leaf.shape:
-                raise ValueError(
-                    f"allocation.like: '{path}' has shape {leaf.shape}, and the scores to borrow "
-                    f"from have {there} there. Score the same params."
-                )
-        treedef = jax.tree.structure(own, is_leaf=is_none)
-        same = [None if leaf is None else lent[place] for place, leaf in by_keys(own).items()]
-        return allocation(jax.tree.unflatten(treedef, same), sparsity)
+        what, way_out = "allocation.like: the scores to borrow from", "Score the same params."
+        check_like(what, scores, own, way_out, extra=True, containers=False)
+        lent = by_keys(scores)
+        same = [None if leaf is None else lent[keys] for keys, leaf in by_keys(own).items()]
+        return allocation(with_leaves(own, same), sparsity)
 
     return ratios
 

@@ -12,10 +12,9 @@ import optax
 from jax import lax
 from scipy.optimize import linear_sum_assignment
 
-from jaxprune.analysis.landscape import check_like
 from jaxprune.base import Params, is_known
 from jaxprune.coupling import Axis, Coupling, Group, check_coupling, front, take, take_leaf
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import check_like, named_leaves
 
 Permutations = dict[str, Any]
 
@@ -97,7 +96,7 @@ def match_weights(
     for argument, value in (("starts", starts), ("sweeps", sweeps)):
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
             raise ValueError(f"match_weights: {argument} must be at least 1; got {value!r}.")
-    check_like("match_weights", a, b=b)
+    check_like("match_weights: b", b, a)
     groups = check_coupling(coupling, a)
     pairs = _coupled_leaves(a, b, groups)
     if not is_known((key, a, b)):

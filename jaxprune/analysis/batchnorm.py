@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import is_known
-from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.trees import named_leaves, quoted
 
 # An old statistic beside which the new one rounds away. A power of two: products with it are exact.
 _HUGE = 2.0**100

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Params, is_known
-from jaxprune.prunable.rules import map_named, named_leaves
+from jaxprune.trees import map_named, named_leaves
 
 Loss = Callable[[Params], Any]  # params -> scalar, or a tree of scalars such as {name: scalar}
 Path = Callable[[Params, Params, Any], Params]  # (a, b, alpha) -> params: a at 0, b at 1

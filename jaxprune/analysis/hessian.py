@@ -13,11 +13,11 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.tree_util import Partial
 
 from jaxprune.analysis.estimate import Estimate
-from jaxprune.analysis.landscape import check_like, check_loss
+from jaxprune.analysis.landscape import check_loss
 from jaxprune.analysis.loops import as_partial, scan
 from jaxprune.base import Masks, Params, is_known, is_mask
 from jaxprune.masks import apply_masks, like
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import check_like, named_leaves
 
 
 def hvp(
@@ -49,7 +49,7 @@ def hvp(
     >>> jp.analysis.hvp(lambda w: w @ A @ w / 2, jnp.zeros(2), jnp.array([1.0, 1.0])).tolist()
     [3.0, 4.0]
     """
-    check_like("hvp", params, v=v)
+    check_like("hvp: v", v, params)
     return _product(*operator("hvp", loss, params, masks).args, v)
 
 

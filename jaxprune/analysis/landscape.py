@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxprune.analysis.loops import as_partial, scan
@@ -15,7 +14,8 @@ from jaxprune.base import Masks, Params, is_known, widened
 from jaxprune.masks import apply_masks, with_own
 from jaxprune.prunable.layers import split_like
 from jaxprune.prunable.layout import axes_of
-from jaxprune.prunable.rules import kernels, layouts_of, map_named, named_leaves
+from jaxprune.prunable.rules import kernels, layouts_of
+from jaxprune.trees import check_like, map_named
 
 
 class Frame(NamedTuple):
@@ -157,7 +157,8 @@ def plane_through(a: Params, b: Params, c: Params) -> Frame:
 
     Reference: Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs.
     """
-    check_like("plane_through", a, b=b, c=c)
+    for argument, tree in {"b": b, "c": c}.items():
+        check_like(f"plane_through: {argument}", tree, a)
     origin = a
     a, b, c = _wide((a, b, c))
     u, w = optax.tree.sub(b, a), optax.tree.sub(c, a)
@@ -190,7 +191,8 @@ def coordinates(frame: Frame, params: Params) -> jax.Array:
       ValueError: if the trees differ, or the axes are parallel.
     """
     origin, x, y = frame
-    check_like("coordinates", origin, x=x, y=y, params=params)
+    for argument, tree in {"x": x, "y": y, "params": params}.items():
+        check_like(f"coordinates: {argument}", tree, origin)
     origin, x, y, params = _wide((origin, x, y, params))
     off = optax.tree.sub(params, origin)
     xx, xy, yy = (optax.tree.vdot(*pair) for pair in ((x, x), (x, y), (y, y)))
@@ -221,7 +223,8 @@ def _losses(
     """`loss(origin + sum_i point_i axis_i)` of each row of points (points, axes)."""
     if isinstance(chunk, bool) or not hasattr(chunk, "__index__") or chunk < 1:
         raise ValueError(f"{what}: chunk is a number of points, at least 1; got {chunk!r}.")
-    check_like(what, origin, **dict(zip(("x", "y"), axes, strict=False)))
+    for argument, axis in zip(("x", "y"), axes, strict=False):
+        check_like(f"{what}: {argument}", axis, origin)
     loss = as_partial(loss)
     check_loss(what, loss, origin, several=True)
     rows = jnp.pad(points, ((0, -len(points) % chunk), (0, 0)), mode="edge")
@@ -258,27 +261,6 @@ def _coordinate_arrays(**grids: Any) -> list[jax.Array]:
 
 
 # --- what a loss and its trees must be ------------------------------------------------------------
-
-
-def check_like(what: str, params: Params, /, **others: Params) -> None:
-    """ValueError unless the other trees have the structure and the shapes of `params`."""
-    wanted = {name: np.shape(leaf) for name, leaf in named_leaves(params) if leaf is not None}
-    structure: Any = jax.tree.structure(params)
-    for argument, tree in others.items():
-        got = {name: np.shape(leaf) for name, leaf in named_leaves(tree) if leaf is not None}
-        if structure == jax.tree.structure(tree) and got == wanted:
-            continue
-        differ = [n for n in {**wanted, **got} if wanted.get(n) != got.get(n)]
-        detail = (
-            f"'{differ[0]}' has shape {got.get(differ[0], 'none: it is missing')} in {argument}, "
-            f"{wanted.get(differ[0], 'none: it is missing')} in the params"
-            if differ
-            else f"{jax.tree.structure(tree)} is not {structure}"
-        )
-        raise ValueError(
-            f"{what}: {argument} must be a tree like the params; {detail}. If one has a leading "
-            "axis of seeds, vmap over both."
-        )
 
 
 def check_loss(what: str, loss: Any, params: Params, several: bool = False) -> None:

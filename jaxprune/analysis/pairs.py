@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxprune.analysis.estimate import Estimate
 from jaxprune.base import is_known
-from jaxprune.stacks import HOW_TO_STACK, count_seeds
+from jaxprune.trees import HOW_TO_STACK, count_seeds
 
 
 def pairwise(

@@ -7,8 +7,8 @@ import jax
 from jaxprune.base import Masks, Params
 from jaxprune.masks import like, present
 from jaxprune.prunable.layers import folded, split_like
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.selection.counting import n_true
+from jaxprune.trees import named_leaves
 
 
 def empty_layers(masks: Masks, chosen: Params = None) -> dict[str, jax.Array]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from jaxprune.analysis.hessian import hvp
 from jaxprune.at_init.rounds import Loss, Prunable, check_some, of_prunable, slopes
-from jaxprune.base import Params, Scores, map_scored, widened
+from jaxprune.base import Params, Scores, widened
 from jaxprune.prunable.rules import kernels
+from jaxprune.trees import map_scored
 
 
 def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:

@@ -16,11 +16,12 @@ from jaxprune.base import Masks, Params, Scores, check_fraction, is_known
 from jaxprune.masks import all_kept, apply_masks, with_own
 from jaxprune.pattern import warn_that_empty
 from jaxprune.prunable.layers import folded
-from jaxprune.prunable.rules import check_any, named_leaves
+from jaxprune.prunable.rules import check_any
 from jaxprune.scores import saliency
 from jaxprune.selection.counting import count
 from jaxprune.selection.drop_grow import among
 from jaxprune.selection.largest import largest
+from jaxprune.trees import named_leaves
 
 Loss = Callable[[Params], jax.Array]
 Prunable = Callable[[Params], Params]

@@ -11,9 +11,10 @@ from jax.tree_util import Partial
 
 from jaxprune.analysis.loops import as_partial
 from jaxprune.at_init.rounds import Context, Prunable, in_rounds, of_prunable, shrink, slopes
-from jaxprune.base import Masks, Params, Scores, is_known, map_scored, widened
-from jaxprune.prunable.rules import kernels, named_leaves
+from jaxprune.base import Masks, Params, Scores, is_known, widened
+from jaxprune.prunable.rules import kernels
 from jaxprune.selection.counting import n_true
+from jaxprune.trees import map_scored, named_leaves
 
 Forward = Callable[[Params], Any]
 

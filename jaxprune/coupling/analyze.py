@@ -15,8 +15,8 @@ from jaxprune.coupling.groups import grouped, matches_group, named, reasons
 from jaxprune.coupling.reader import Reader
 from jaxprune.coupling.structure import Member, Structure
 from jaxprune.coupling.uses import Uses
-from jaxprune.programs.flops import shape_only
-from jaxprune.prunable.rules import check_all_match, matches, named_leaves, quoted
+from jaxprune.prunable.rules import check_all_match, matches
+from jaxprune.trees import named_leaves, quoted, shape_only
 
 
 def analyze(

@@ -9,7 +9,8 @@ from typing import Any
 from jaxprune.coupling.expressions import Atom, Axes, atoms, has_single
 from jaxprune.coupling.structure import Member, Neurons
 from jaxprune.coupling.uses import Uses
-from jaxprune.prunable.rules import matches, quoted
+from jaxprune.prunable.rules import matches
+from jaxprune.trees import quoted
 
 SINGLE = "one neuron that is read apart from the others, such as h[:, 0]"
 

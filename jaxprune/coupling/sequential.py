@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.base import Params
 from jaxprune.coupling.stated import Axis
-from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.trees import named_leaves, quoted
 
 
 def sequential_coupling(params: Params, layers: Sequence[str]) -> dict[str, list[Axis]]:

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_none
-from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.base import Params
+from jaxprune.trees import is_none, named_leaves, quoted
 
 
 class Axis(NamedTuple):

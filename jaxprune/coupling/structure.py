@@ -12,7 +12,7 @@ from jaxprune.coupling import table
 from jaxprune.coupling.expressions import Atom, Axes, atoms, places, size
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.stated import Axis
-from jaxprune.prunable.rules import quoted
+from jaxprune.trees import quoted
 
 
 class Member(NamedTuple):

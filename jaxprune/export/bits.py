@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, Params, is_none, map_scored
-from jaxprune.prunable.rules import by_keys, named_leaves
+from jaxprune.base import Masks, Params
+from jaxprune.trees import by_keys, map_scored, named_leaves, unlike, with_leaves
 
 
 def pack(masks: Masks) -> Any:
@@ -46,7 +46,8 @@ def unpack(packed: Any, params: Params) -> Masks:
 
     def shape_of(leaf_name: str, keys: tuple[str, ...], bits: Any) -> tuple[int, ...]:
         if keys not in shapes:
-            raise ValueError(f"unpack: the params have no leaf for the mask '{leaf_name}'.")
+            way_out = "Give the params that these masks belong to."
+            raise unlike("unpack: the masks", extra=[(leaf_name, bits)], way_out=way_out)
         shape = np.shape(shapes[keys])
         size = int(np.prod(shape))
         if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
@@ -61,7 +62,7 @@ def unpack(packed: Any, params: Params) -> Masks:
         None if bits is None else unpack_array(bits, shape_of(leaf_name, keys, bits))
         for (leaf_name, bits), keys in zip(named_leaves(packed), by_keys(packed), strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(packed, is_leaf=is_none), leaves)
+    return with_leaves(packed, leaves)
 
 
 def pack_array(mask: jax.Array) -> jax.Array:

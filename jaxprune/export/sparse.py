@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO, BCSR
 
 from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import like
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 
 
 def to_bcoo(params: Params, masks: Masks) -> Any:

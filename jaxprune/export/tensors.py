@@ -20,7 +20,7 @@ from jaxprune.export.bits import pack_array, unpack_array
 from jaxprune.export.trees import built, empty, in_json, is_empty, kind_of
 from jaxprune.export.whole_files import written_together
 from jaxprune.masks import like
-from jaxprune.prunable.rules import named_leaves, unboxed_leaves
+from jaxprune.trees import named_leaves, unboxed_leaves
 
 FAMILY = "jaxprune-sparse-"
 FORMAT = FAMILY + "2"

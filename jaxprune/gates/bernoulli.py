@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import map_scored
 from jaxprune.gates.concrete import through
 from jaxprune.gates.gate import Gate, Gates, Logits, check_sample_key, drawn
+from jaxprune.trees import map_scored
 
 
 def bernoulli() -> Gate:

@@ -12,11 +12,10 @@ import numpy as np
 
 from jaxprune.base import Params, is_known, is_mask, shown
 from jaxprune.coupling import Coupling, check_coupling
-from jaxprune.gates.fit import fitted
 from jaxprune.gates.neurons import check_groups
 from jaxprune.programs.flops import Flops
-from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.selection.counting import n_true
+from jaxprune.trees import fitted, named_leaves, quoted
 
 
 def kept_weights(p_open: Any, params: Params, coupling: Coupling | None = None) -> jax.Array:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import map_scored
 from jaxprune.gates.gate import Gates
+from jaxprune.trees import map_scored
 
 
 def consensus(gates: Gates) -> Gates:

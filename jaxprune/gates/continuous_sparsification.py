@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import is_known, map_scored
+from jaxprune.base import is_known
 from jaxprune.gates.gate import Gate, Logits, check_positive
+from jaxprune.trees import map_scored
 
 
 def continuous_sparsification(slope: Any, initial: Any) -> Gate:

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxprune.base import Params, is_known, shown
 from jaxprune.prunable.layout import axes_of, spatial
-from jaxprune.prunable.rules import layouts_of, map_named
+from jaxprune.prunable.rules import layouts_of
+from jaxprune.trees import map_named
 
 Logits = Any  # pytree of floats; None where nothing is gated
 Gates = Any  # like the logits, in [0, 1]

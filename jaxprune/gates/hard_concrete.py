@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import map_scored
 from jaxprune.gates.gate import Gate, Gates, Logits, check_positive, check_sample_key, drawn, noise
+from jaxprune.trees import map_scored
 
 
 def hard_concrete(temperature: Any = 2 / 3, low: float = -0.1, high: float = 1.1) -> Gate:

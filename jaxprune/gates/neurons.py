@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling import Axis, Coupling, Group, check_coupling
 from jaxprune.gates.gate import Logits
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import is_none, named_leaves
 
 
 def neuron_logits(coupling: Coupling, params: Params, logit: float = 0.0) -> Logits:

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from jaxprune.base import map_scored
 from jaxprune.gates.gate import check_positive
 from jaxprune.gates.slimming import magnitude, sum_of
+from jaxprune.trees import map_scored
 
 
 def polarization(gates: Any, t: float = 1.0, alpha: float = 1.0) -> jax.Array:

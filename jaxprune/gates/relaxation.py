@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.base import map_scored
 from jaxprune.gates.gate import Gates, Logits, check_positive
 from jaxprune.gates.slimming import sum_of
-from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.trees import map_scored, named_leaves, quoted
 
 
 def keep_strongest(gates: Gates, only: Collection[str] | None = None) -> Gates:

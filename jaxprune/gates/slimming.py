@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Masks, Params, map_scored
+from jaxprune.base import Masks, Params
 from jaxprune.masks import like
+from jaxprune.trees import map_scored
 
 
 def slimming(scales: Params) -> jax.Array:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, is_none
-from jaxprune.gates.fit import fitted
+from jaxprune.base import Params
 from jaxprune.gates.gate import Logits
+from jaxprune.trees import fitted, is_none
 
 
 def soft_threshold(

@@ -13,11 +13,10 @@ import numpy as np
 from jax import lax
 
 from jaxprune.at_init.empty_layers import empty_layers
-from jaxprune.base import Masks, Params, Scores, is_known, is_none, map_scored, widened
+from jaxprune.base import Masks, Params, Scores, is_known, widened
 from jaxprune.gates.budgets import check_target
-from jaxprune.gates.fit import fitted
-from jaxprune.prunable.rules import quoted
 from jaxprune.selection.largest import largest
+from jaxprune.trees import fitted, is_none, map_scored, quoted
 
 
 def threshold(gates: Any, above: float = 0.0) -> Masks:

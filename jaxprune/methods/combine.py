@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.base import (
-    Masks,
-    MaskState,
-    MaskTransform,
-    Params,
-    copied,
-    is_mask,
-    map_scored,
-)
+from jaxprune.base import Masks, MaskState, MaskTransform, Params, copied, is_mask
 from jaxprune.masks import like
 from jaxprune.sharding import sharded_like
+from jaxprune.trees import map_scored
 
 
 def every(

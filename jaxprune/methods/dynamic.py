@@ -22,18 +22,18 @@ from jaxprune.base import (
     Sparsities,
     check_fraction,
     is_known,
-    map_scored,
 )
 from jaxprune.masks import own_masks, with_own
 from jaxprune.pattern import select
 from jaxprune.prunable.layers import folded, split_like
-from jaxprune.prunable.rules import check_any, named_leaves
+from jaxprune.prunable.rules import check_any
 from jaxprune.schedules import fraction_at, wrong_values
 from jaxprune.scores import magnitude, random
 from jaxprune.selection.counting import count
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import counts, drop, grow
 from jaxprune.sharding import sharded_like
+from jaxprune.trees import map_scored, named_leaves
 from jaxprune.uncut import counts_of
 
 Prunable = Callable[[Params], Params]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import MaskState, MaskTransform, Params, map_scored
+from jaxprune.base import MaskState, MaskTransform, Params
 from jaxprune.exact.two_floats import (
     TwoFloats,
     ceiling,
@@ -23,12 +23,13 @@ from jaxprune.exact.two_floats import (
 )
 from jaxprune.masks import all_kept, own_masks, with_own
 from jaxprune.prunable.layers import folded, split_like
-from jaxprune.prunable.rules import check_any, kernels, map_named
+from jaxprune.prunable.rules import check_any, kernels
 from jaxprune.scores import magnitude
 from jaxprune.selection.counting import n_true, portion
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import among, drop
 from jaxprune.selection.largest import largest
+from jaxprune.trees import map_named, map_scored
 from jaxprune.uncut import counts_of, in_order, uncut
 
 # Relative: a bound that is whole may come out a little higher. Powers in float32 are right to 6e-8

@@ -10,15 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation.layerwise import uniform
-from jaxprune.base import (
-    Allocation,
-    Masks,
-    MaskTransform,
-    Params,
-    check_fraction,
-    is_known,
-    map_scored,
-)
+from jaxprune.base import Allocation, Masks, MaskTransform, Params, check_fraction, is_known
 from jaxprune.masks import like, with_own
 from jaxprune.pattern import select
 from jaxprune.prunable.layers import folded, has_layers, split_like
@@ -26,6 +18,7 @@ from jaxprune.prunable.rules import check_any, kernels
 from jaxprune.scores import magnitude
 from jaxprune.selection.counting import n_true
 from jaxprune.selection.deferred import defer
+from jaxprune.trees import map_scored
 
 
 class TopKastState(NamedTuple):

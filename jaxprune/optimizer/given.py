@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from jaxprune.base import MaskTransform, Params, copied
 from jaxprune.masks import kinds
-from jaxprune.prunable.rules import by_keys, named_leaves, quoted
+from jaxprune.trees import check_like
 
 
 def first_masks(transform: MaskTransform, params: Params) -> Any:
@@ -42,41 +40,12 @@ def check_given(what: str, grads: Any, state: Any, params: Params, kind: type) -
             "tx.init(params) and put its state in place: "
             "tx.init(params)._replace(inner_state=opt_state)."
         )
-    check_gradients(what, grads, params)
+    check_like(f"{what}: the gradients", grads, params, _GRADIENTS, containers=False)
 
 
-def check_gradients(what: str, grads: Any, params: Params) -> None:
-    """ValueError unless the gradients have the leaves of the params, in their shapes."""
-    slopes, missing = by_keys(grads), []
-    for keys, (path, w) in zip(by_keys(params), named_leaves(params), strict=True):
-        slope = slopes.pop(keys, None)
-        if w is None:
-            continue
-        if slope is None:
-            missing.append((path, w))
-        elif np.shape(slope) != np.shape(w):
-            raise ValueError(
-                f"{what}: the gradient of '{path}' has shape {np.shape(slope)}, its parameter "
-                f"{np.shape(w)}." + _way_out(np.shape(slope), np.shape(w))
-            )
-    if missing:
-        raise ValueError(
-            f"{what}: there is no gradient for {quoted(missing)}. Differentiate by all params; "
-            "where some are not trained, leave them to optax.masked or optax.partition."
-        )
-    unknown = [("/".join(keys), slope) for keys, slope in slopes.items() if slope is not None]
-    if unknown:
-        raise ValueError(
-            f"{what}: there are gradients for {quoted(unknown)}, and no such params. Hand over "
-            "gradients and params of one tree."
-        )
-
-
-def _way_out(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    if shape[1:] == wanted:
-        return (
-            " Are these gradients by example? Aggregate them before: "
-            "optax.chain(optax.contrib.differentially_private_aggregate(...), "
-            "jp.sparsify(optax.sgd(0.1), transform)). Or by seed? Then vmap over the params too."
-        )
-    return " Hand over gradients and params of one tree."
+_GRADIENTS = (
+    "Differentiate by all params, and hand over gradients and params of one tree: leaves that are "
+    "not trained are for optax.masked or optax.partition. Gradients with an axis of examples are "
+    "aggregated before: optax.chain(optax.contrib.differentially_private_aggregate(...), "
+    "jp.sparsify(optax.sgd(0.1), transform)). With an axis of seeds, vmap over the params too."
+)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import Masks, Params, is_none
+from jaxprune.base import Masks, Params
 from jaxprune.masks import apply_masks
 from jaxprune.programs.zero_flow import follow, run
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import is_none, named_leaves
 
 
 def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> optax.OptState:

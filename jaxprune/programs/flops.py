@@ -24,7 +24,7 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 from jaxprune.base import Params
 from jaxprune.programs.jaxprs import dot_numbers, leading_experts, scan_ends
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves, shape_only
 
 Origin = dict[Any, Fraction] | None
 _OPAQUE = {"ffi_call", "pure_callback", "io_callback"}
@@ -80,19 +80,6 @@ def count_flops(
     _, counts = reader.walk(jaxpr, origins)
     leaves = {path: round(counts[path]) for path in sizes}
     return Flops(leaves, round(counts[None]), tuple(reader.notes))
-
-
-def shape_only(leaf: Any) -> Any:
-    """Of an array its shape and the dtype that JAX would give it; a Python number is itself."""
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype)
-    if isinstance(leaf, (int, float, complex)):
-        return leaf
-    raise TypeError(
-        f"apply_fn is traced with arrays; got {leaf!r} of type {type(leaf).__name__}. Bind what "
-        "is no array: lambda params, x: apply_fn(params, x, mode='eval')."
-    )
 
 
 class _Reader:

@@ -18,10 +18,9 @@ import jax
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 from jaxprune.base import Params
-from jaxprune.programs.flops import shape_only
 from jaxprune.programs.jaxprs import scan_ends
 from jaxprune.prunable.layout import Layout
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves, shape_only
 
 Axes = tuple[int, ...]
 

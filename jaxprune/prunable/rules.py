@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.prunable.layers import (
     Stack,
     is_node,
@@ -22,72 +22,9 @@ from jaxprune.prunable.layers import (
     with_layers,
 )
 from jaxprune.prunable.layout import IN_PLACE, Axes, Layout, axes_of, layout_of
+from jaxprune.trees import is_none, keyed_leaves, keys_of, map_named, named_leaves, quoted
 
 Rule = str | re.Pattern | Callable[[str, Any], bool]
-
-
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    r"""`(name, leaf)` of every leaf, None leaves included, in the order of `jax.tree.leaves`.
-
-    A name is the path as users write it, `"Dense_0/kernel"`, without the `.value` of flax's boxes
-    (`nnx.Variable`, `nn.Partitioned`). No two leaves have one name: where `{"a/w": ...}` and
-    `{"a": {"w": ...}}` would share it, a slash inside a key is written `\/`, in the whole tree.
-    """
-    leaves = _keyed_leaves(tree)
-    names = ["/".join(keys) for keys, _ in leaves]
-    if len(set(names)) < len(names):
-        escaped = lambda key: key.replace("\\", "\\\\").replace("/", "\\/")
-        names = ["/".join(map(escaped, keys)) for keys, _ in leaves]
-    return [(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
-
-
-def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`f(name, leaf, *rest_leaves)` where `tree` has a leaf; where it is None it stays None."""
-    treedef = jax.tree.structure(tree, is_leaf=is_none)
-    others = [jax.tree.leaves(other, is_leaf=is_none) for other in rest]
-    leaves = [
-        None if leaf is None else f(leaf_name, leaf, *own)
-        for (leaf_name, leaf), *own in zip(named_leaves(tree), *others, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, leaves)
-
-
-def by_keys(tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> dict[tuple[str, ...], Any]:
-    """Leaves by the keys of their paths, to find those of one tree in another.
-
-    As text two paths can be alike that are not. A last key `value` is left out, so that a tree of
-    `flax.nnx` fits the nested dicts that orbax restores it to; no other leaf can have the rest of
-    that path, for it leads to a container.
-    """
-    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    keys = [(_keys(path), leaf) for path, leaf in pairs]
-    return {own[:-1] if own[-1:] == ("value",) else own: leaf for own, leaf in keys}
-
-
-def _keys(path: tuple) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path if key != IN_PLACE)
-
-
-def _keyed_leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    return [(_keys(path), leaf) for path, leaf in unboxed_leaves(tree)]
-
-
-def unboxed_leaves(tree: Any, is_leaf: Callable[[Any], bool] = is_none) -> list[tuple[tuple, Any]]:
-    """(path, leaf) as JAX has them, without the key that leads into a box of flax."""
-    found = []
-    is_end = lambda node: is_leaf(node) or _is_box(node)
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_end):
-        inside = [((), node)]
-        if _is_box(node):
-            inside = jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf)
-        found += [((*path, *rest[1:]), leaf) for rest, leaf in inside]
-    return found
-
-
-def _is_box(node: Any) -> bool:
-    """Whether flax made this node to hold one array: by name, for flax need not be installed."""
-    boxes = ("flax.nnx.variablelib", "Variable"), ("flax.core.meta", "AxisMetadata")
-    return any((own.__module__, own.__name__) in boxes for own in type(node).__mro__)
 
 
 def matches(rule: Rule, leaf_name: str, leaf: Any) -> bool:
@@ -118,13 +55,6 @@ def check_all_match(rules: Iterable[Rule], tree: Any) -> None:
                 f"the rule {rule!r} matches no leaf. The leaves are: {quoted(leaves)}. "
                 "Correct the rule, or leave it out."
             )
-
-
-def quoted(leaves: Iterable[tuple[str, Any]], most: int = 12) -> str:
-    """The names of `leaves` for an error message, at most `most` of them."""
-    names = [repr(leaf_name) for leaf_name, _ in leaves]
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) + more) or "(none)"
 
 
 # --- what is prunable -----------------------------------------------------------------------------
@@ -264,10 +194,10 @@ def layers_of(chosen: Params) -> dict[str, dict[str, Callable[[Any], Any]]]:
         if not isinstance(stack, Stack):
             continue
         for i, layer in enumerate(stack.layers):
-            for (keys, slot), axes in zip(_keyed_leaves(layer), stack.axes, strict=True):
+            for (keys, slot), axes in zip(keyed_leaves(layer), stack.axes, strict=True):
                 if slot is not None:
-                    whole = "/".join((*_keys(root), *keys))
-                    own = "/".join((*_keys(root), str(i), *keys))
+                    whole = "/".join((*keys_of(root), *keys))
+                    own = "/".join((*keys_of(root), str(i), *keys))
                     index = np.unravel_index(i, stack.sizes)
                     found.setdefault(whole, {})[own] = partial(taken, axes=axes, index=index)
     return found

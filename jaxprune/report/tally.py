@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Sparsities, Sparsity, check_fraction, is_known, is_mask
-from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.selection.counting import count
+from jaxprune.trees import named_leaves, quoted
 
 
 @dataclass(frozen=True)

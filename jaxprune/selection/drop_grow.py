@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, Scores, is_known, map_scored, widened
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.base import Masks, Scores, is_known, widened
 from jaxprune.selection.counting import portion
 from jaxprune.selection.deferred import Layer, defer
 from jaxprune.selection.largest import largest
+from jaxprune.trees import map_scored, named_leaves
 from jaxprune.uncut import counts_of, elementwise
 
 Counts = Any  # int32 scalars, like masks: how many weights of each leaf

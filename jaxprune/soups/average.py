@@ -23,8 +23,7 @@ from jax import lax
 from jaxprune.base import Masks, Params, is_known
 from jaxprune.exact.integers import average_of_integers
 from jaxprune.masks import apply_masks
-from jaxprune.prunable.rules import map_named, named_leaves
-from jaxprune.stacks import count_seeds
+from jaxprune.trees import count_seeds, map_named, named_leaves
 
 
 def soup(stack: Params, weights: Any = None, masks: Masks | None = None) -> Params:

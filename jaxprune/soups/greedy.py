@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxprune.base import Params, shown
 from jaxprune.soups.average import soup
-from jaxprune.stacks import count_seeds
+from jaxprune.trees import count_seeds
 
 Average = Callable[[Params, Any], Params]  # (stack, weights (members,)) -> params
 HeldOut = Callable[[Params], Any]  # params -> scalar, higher = better

@@ -29,7 +29,7 @@ from jaxprune.scores import magnitude
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import among
 from jaxprune.soups.average import soup
-from jaxprune.stacks import count_seeds
+from jaxprune.trees import count_seeds
 from jaxprune.uncut import elementwise
 
 # (params, masks, variation) -> params: retrains one child under these masks, with a new optimizer

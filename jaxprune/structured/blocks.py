@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Scores
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 
 
 def block_scores(scores: Scores, blocks: Sequence[str]) -> dict[str, jax.Array]:

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.structure import Structure
-from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.trees import is_none, named_leaves, quoted
 
 
 def prefix_of(structure: Structure, names: Iterable[str]) -> str | None:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.check import check_all, prefix_of
 from jaxprune.structured.kept import Kept, known, removed
 from jaxprune.structured.replay import replay
+from jaxprune.trees import is_none, named_leaves
 
 
 class Compact(NamedTuple):

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.exactness import closers
 from jaxprune.coupling.expressions import Atom, Expr, places
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import apply_masks
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.check import part_of
+from jaxprune.trees import is_none, named_leaves
 
 GroupGates = Mapping[str, Any]  # float (size,) by group; of a group that is not there all are 1
 

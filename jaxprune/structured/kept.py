@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, is_known, is_none
+from jaxprune.base import Masks, is_known
 from jaxprune.coupling.expressions import kept_entries
 from jaxprune.coupling.structure import Structure
-from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.structured.check import check_params
 from jaxprune.structured.slices import slices
+from jaxprune.trees import is_none, named_leaves, quoted
 
 
 class Removal(NamedTuple):

@@ -9,14 +9,13 @@ import jax
 from jax.extend.core import ClosedJaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
 from jaxprune.coupling.zeros import GONE, Value
-from jaxprune.programs.flops import shape_only
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import is_none, named_leaves, shape_only
 
 
 class Reduced(NamedTuple):

@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.blocks import leaves_of
 from jaxprune.structured.kept import Kept, Removal, known, removed
 from jaxprune.structured.reduced import Reduced, reduced, small_inputs, small_shapes
+from jaxprune.trees import named_leaves
 
 
 def collapse_emptied(structure: Structure, kept: Kept) -> Removal:

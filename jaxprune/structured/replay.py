@@ -9,17 +9,16 @@ import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.analyze import read
 from jaxprune.coupling.expressions import Atom, atoms, infer, transfer
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.programs.flops import shape_only
-from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.structured.kept import Kept, Removal, known, removed
 from jaxprune.structured.reduced import reduced, small_inputs
+from jaxprune.trees import is_none, named_leaves, quoted, shape_only
 
 
 def replay(

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Masks, Params, is_mask, map_scored
+from jaxprune.base import Masks, Params, is_mask
 from jaxprune.keys import check_key, key_first
 from jaxprune.masks import apply_masks
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.scores import random
 from jaxprune.selection.counting import n_true
 from jaxprune.selection.drop_grow import grow
+from jaxprune.trees import map_scored, named_leaves
 
 
 def shuffle(key: jax.Array, masks: Masks) -> Masks:

@@ -18,8 +18,8 @@ import optax
 
 from jaxprune.base import Masks, MaskTransform, Params, check_fraction, copied, is_known
 from jaxprune.masks import apply_masks
-from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.selection.counting import n_true
+from jaxprune.trees import check_like
 
 # --- how much in each phase -----------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ def iterative(
             f"jp.tickets.schedule(0.98, {phases})); got {type(transform).__name__}."
         )
     if rewind_to is not None:
-        _check_like("rewind_to", rewind_to, params)
+        check_like("iterative: rewind_to", rewind_to, params, dtypes=True)
 
     def phase(carry: tuple[Params, Any], number: jax.Array) -> tuple[tuple[Params, Any], Any]:
         now = next_phase(transform, carry[1], carry[0], number, rewind_to)
@@ -214,7 +214,7 @@ def iterative(
                 "iterative: train(phase) returns (params, out), out being anything to keep of "
                 f"each phase, or None; got {type(result).__name__}."
             )
-        _check_like("what train returns", result[0], carry[0])
+        check_like("iterative: what train returns", result[0], carry[0], dtypes=True)
         return (result[0], now.state), result[1]
 
     params = jax.tree.map(jnp.asarray, params)
@@ -249,18 +249,3 @@ def _check_phases(what: str, phases: Any) -> None:
         raise TypeError(f"{what}: phases is how many there are, an int; got {phases!r}.")
     if phases < 1:
         raise ValueError(f"{what}: needs at least one phase; got {phases}.")
-
-
-def _kind(leaf: Any) -> Any:
-    return None if leaf is None else (np.shape(leaf), jnp.result_type(leaf))
-
-
-def _check_like(what: str, tree: Params, params: Params) -> None:
-    """ValueError unless `tree` has the leaves of `params`, in shapes and dtypes."""
-    own, wanted = ({path: _kind(leaf) for path, leaf in named_leaves(t)} for t in (tree, params))
-    differ = [(path, None) for path in {**wanted, **own} if own.get(path) != wanted.get(path)]
-    if differ:
-        raise ValueError(
-            f"iterative: {what} must be like the params, and differs in {quoted(differ)}. Its "
-            "leaves have the paths, shapes and dtypes of those that are pruned."
-        )

@@ -21,7 +21,7 @@ import optax
 import jaxprune as jp
 from jaxprune.masks import all_kept
 from jaxprune.programs.flops import Flops
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 from recipes.common.arms import Arm, Learned, Weights
 from recipes.common.models import classification
 

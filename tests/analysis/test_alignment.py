@@ -231,7 +231,7 @@ def test_trees_that_differ(params):
     said = raised(
         lambda: jp.analysis.match_weights(KEY, params, {"Dense_0": params["Dense_0"]}, COUPLING)
     )
-    assert "match_weights: b must be a tree like the params; 'Dense_1/bias'" in said
+    assert "match_weights: b must be like the params: missing: 'Dense_1/bias'" in said
     with pytest.raises(ValueError, match="which is no leaf of these params"):
         jp.analysis.match_weights(KEY, params, params, {"g": [("Dense_7/kernel", 0)]})
 

@@ -40,7 +40,7 @@ def test_a_vmapped_pack_is_a_loop_of_packs():
 
 def test_mistakes(params):
     packed = jp.export.pack(masks_like(params))
-    with pytest.raises(ValueError, match=r"no leaf for the mask 'Dense_1/kernel'"):
+    with pytest.raises(ValueError, match=r"not in the params: 'Dense_1/kernel'"):
         jp.export.unpack(packed, {"Dense_0": params["Dense_0"]})
     wider = jax.tree.map(lambda w: jnp.zeros((*w.shape, 2)), params)
     with pytest.raises(ValueError, match=r"packed in uint8 of shape \(8,\); 'Dense_0/kernel'"):

@@ -299,7 +299,7 @@ def test_drawing_needs_a_key(name):
 
 def test_gates_that_do_not_fit_name_the_leaf_and_both_shapes():
     params = {"kernel": jnp.ones((5, 4)), "bias": jnp.ones(4)}
-    with pytest.raises(ValueError, match=r"'kernel' has shape \(1, 3\), its parameter \(5, 4\)"):
+    with pytest.raises(ValueError, match=r"'kernel' has shape \(1, 3\), wanted \(5, 4\)"):
         jp.apply_masks(params, LOGITS)
 
 

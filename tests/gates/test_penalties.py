@@ -98,5 +98,5 @@ def test_bad_input():
         jp.gates.box(0.0, 1.0).update(jnp.ones(2), optax.EmptyState())
     with pytest.raises(ValueError, match="t must be above 0"):
         jp.gates.polarization(jnp.ones(2), t=0.0)
-    with pytest.raises(ValueError, match="belong to other params"):
+    with pytest.raises(ValueError, match="these masks must be like the params"):
         jp.gates.mask_sparsity(SCALES, {"scale": jnp.ones(3, bool)})

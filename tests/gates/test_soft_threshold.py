@@ -42,7 +42,11 @@ def test_the_dtype_stays():
 
 
 def test_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"'kernel' have shape \(3, 1\), its parameter \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"'kernel' has shape \(3, 1\), wanted one that broadcasts to \(2, 2\)"
+    ):
         jp.gates.soft_threshold(W, {"kernel": jnp.zeros((3, 1)), "bias": None})
-    with pytest.raises(ValueError, match="no leaf for the gates of 'head'"):
+    with pytest.raises(
+        ValueError, match="the gates must be like the params: not in the params: 'head'"
+    ):
         jp.gates.soft_threshold(W, {"head": jnp.zeros((1, 1))})

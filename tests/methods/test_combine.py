@@ -392,14 +392,14 @@ def test_fixed_of_a_function_asks_the_first_params():
 @pytest.mark.parametrize(
     ("masks", "fragments"),
     [
-        ({"kernel": MASKS["kernel"]}, ["they have no leaf for 'bias'", "None (not nothing)"]),
+        ({"kernel": MASKS["kernel"]}, ["missing: 'bias'", "None (not nothing)"]),
         (
             {"weight": MASKS["kernel"], "bias": None},
-            ["they have no leaf for 'kernel'", "the params have no leaf for 'weight'"],
+            ["missing: 'kernel'", "not in the params: 'weight'"],
         ),
         (
             {"kernel": MASKS["kernel"][:3], "bias": None},
-            ["the mask of 'kernel' has shape (3, 5), its parameter (4, 5)"],
+            ["'kernel' has shape (3, 5), wanted (4, 5)"],
         ),
         (
             {"kernel": jnp.ones((8, 4, 5), bool), "bias": None},

@@ -8,7 +8,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.methods.dynamic import random_start, regrow, smallest
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 from tests.test_contract import OPTIMIZERS
 from tests.transforms import loss, tiny_params
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 from tests.transforms import loss, tiny_params
 
 KEY = jax.random.key(0)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 from tests.test_contract import OPTIMIZERS
 from tests.transforms import DENSE_WEIGHTS, STEPS, loss, ramp, tiny_params
 

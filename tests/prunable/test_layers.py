@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import jaxprune as jp
 from jaxprune.prunable.layers import folded, split_like, visible_stacks
 from jaxprune.prunable.layout import Layout, axes_of, matrix_shape
-from jaxprune.prunable.rules import map_named, named_leaves
+from jaxprune.trees import map_named, named_leaves
 from recipes.sharded import collectives
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS
 

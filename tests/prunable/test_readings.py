@@ -8,7 +8,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.prunable.layout import named_layout
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 
 X = jnp.ones((3, 8))
 

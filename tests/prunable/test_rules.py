@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.prunable.rules import check_all_match, matches, named_leaves, quoted
+from jaxprune.prunable.rules import check_all_match, matches
+from jaxprune.trees import named_leaves, quoted
 
 W = jnp.ones((2, 3))
 

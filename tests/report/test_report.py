@@ -422,7 +422,7 @@ def test_masks_of_other_params(params):
     _, masks = pruned(params)
     with pytest.raises(ValueError, match="'Dense_1/kernel' has shape"):
         jp.report(params | {"Dense_1": {"kernel": jnp.ones((8, 3)), "bias": jnp.ones(3)}}, masks)
-    with pytest.raises(ValueError, match="belong to other params"):
+    with pytest.raises(ValueError, match="these masks must be like the params"):
         jp.report(params, {"Dense_0": masks["Dense_0"]})
 
 
@@ -495,7 +495,7 @@ def test_what_was_ever_active_of_a_run():
 
 def test_ever_active_of_other_params_or_of_no_bool(params):
     params, masks = pruned(params)
-    with pytest.raises(ValueError, match="belong to other params"):
+    with pytest.raises(ValueError, match="these masks must be like the params"):
         jp.report(params, masks, ever_active={"kernel": jnp.ones((2, 2), bool)})
     with pytest.raises(TypeError, match="report needs masks of bool"):
         jp.report(params, masks, ever_active=jax.tree.map(jnp.ones_like, params))

@@ -246,7 +246,7 @@ def test_masks_and_keys_have_no_average():
 def test_masks_of_other_params():
     with pytest.raises(ValueError, match="'kernel'"):
         jp.soup(CHILDREN, masks={"kernel": jnp.ones(3, bool)})
-    with pytest.raises(ValueError, match="these masks belong to other params"):
+    with pytest.raises(ValueError, match="these masks must be like the params"):
         jp.soup(CHILDREN, masks={"other": jnp.ones(4, bool)})
 
 

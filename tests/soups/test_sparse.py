@@ -319,7 +319,7 @@ def test_a_train_that_returns_other_than_params():
     def returns_a_pair(params, masks, variation):
         return train(params, masks, variation), masks
 
-    with pytest.raises(ValueError, match="these masks belong to other params"):
+    with pytest.raises(ValueError, match="these masks must be like the params"):
         jp.soups.phase(returns_a_pair, start(), 0.5, one_phase(variations()))
 
 

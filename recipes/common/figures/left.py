@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from jaxprune.prunable.rules import named_leaves
+from jaxprune.trees import named_leaves
 from recipes.common import report
 from recipes.common.figures.style import MANY, STROKES, STYLE, Curve, Look, band, looks, png
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxprune.stacks import count_seeds
+from jaxprune.trees import count_seeds
 
 
 def test_seeds_are_counted_also_where_there_is_one_or_leaves_are_none():

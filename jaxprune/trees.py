@@ -188,7 +188,8 @@ def check_like(
     more = [] if extra else [leaf for keys, leaf in seen.items() if keys not in wanted]
     if shapes or missing or more:
         raise unlike(what, shapes, missing, more, way_out)
-    here, there = (str(jax.tree.structure(t)) for t in (tree, params))
+    here: Any = jax.tree.structure(tree)
+    there: Any = jax.tree.structure(params)
     if containers and here != there:
         raise unlike(what, [f"it is {here}, wanted {there}"], way_out=way_out)
 

@@ -91,6 +91,7 @@ from jaxprune import at_init as at_init
 from jaxprune import tickets as tickets
 from jaxprune import soups as soups
 from jaxprune import gates as gates
+from jaxprune import reparam as reparam
 from jaxprune import structured as structured
 from jaxprune import analysis as analysis
 from jaxprune import export as export

@@ -132,19 +132,26 @@ def masks(names: Names) -> Drawing:
 
 
 def learned(names: Names) -> Drawing:
-    """Trains weights and logits on `objective`; gates and multipliers at a rate of their own."""
+    """Trains weights and logits on `objective`; gates and multipliers at a rate of their own.
+
+    With a `method`, a reparameterization, `objective` and `kept` read what its `init` makes.
+    """
     fast = optax.adam(0.05, b2=0.9)
     tx = optax.partition({"weights": optax.adam(3e-3), "fast": fast}, ("weights", "fast"))
     kept = names.get("kept", lambda weights, logits, step: names["gate"].p_open(logits))
+    if "method" in names:
+        made = names["method"].init(names["params"])
+        start, arguments = tuple(made), lambda own: (made._make(own),)
+    else:
+        start, arguments = (names["params"], names["logits"]), lambda own: own
 
     def step(carry: Any, i: jax.Array) -> Any:
         own, state = carry
         key = jax.random.fold_in(names["key"], i)
-        grads = jax.grad(lambda own: names["objective"](*own, key, i))(own)
+        grads = jax.grad(lambda own: names["objective"](*arguments(own), key, i))(own)
         updates, state = tx.update(grads, state, own)
-        return (optax.apply_updates(own, updates), state), seen(kept(*own, i))
+        return (optax.apply_updates(own, updates), state), seen(kept(*arguments(own), i))
 
-    start = names["params"], names["logits"]
     log = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(STEPS))[1]
     return Drawing("gates", log)
 

@@ -7,8 +7,8 @@ import jaxprune as jp
 ROOMS = {
     name: getattr(jp, name)
     for name in (
-        *("allocation", "dynamic", "at_init", "tickets", "soups", "gates", "structured"),
-        *("analysis", "export", "plots"),
+        *("allocation", "dynamic", "at_init", "tickets", "soups", "gates", "reparam"),
+        *("structured", "analysis", "export", "plots"),
     )
 }
 

@@ -7,7 +7,7 @@ mask transforms; their logits are ordinary params of an ordinary optimizer.
 
 Logits: `logits`, of neurons `neuron_logits`. Families, each a `Gate`: `hard_concrete`,
 `binary_concrete`, `gumbel_softmax`, `bernoulli`, `straight_through`, `continuous_sparsification`
-(with `rewound_logits`); `soft_threshold` has a threshold in place of gates. `neuron_gates` puts
+(with `rewound_logits`). `neuron_gates` puts
 gates of neurons on the params. Costs: `kept_weights`, `kept_flops`, `excess`. A budget is met by
 `lagrangian` with its `multipliers` (`Multipliers`). Penalties: `slimming`, `mask_sparsity`,
 `polarization`, `consensus`, `disagreement`, `ejector` (its strength by `cubic_ramp`). `box` keeps
@@ -44,7 +44,6 @@ from jaxprune.gates.relaxation import ejector as ejector
 from jaxprune.gates.relaxation import keep_strongest as keep_strongest
 from jaxprune.gates.slimming import mask_sparsity as mask_sparsity
 from jaxprune.gates.slimming import slimming as slimming
-from jaxprune.gates.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.gates.to_masks import keep_at_least as keep_at_least
 from jaxprune.gates.to_masks import masks as masks
 from jaxprune.gates.to_masks import threshold as threshold

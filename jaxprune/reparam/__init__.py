@@ -1,0 +1,17 @@
+"""Reparameterizations: the optimizer trains one tree, and the network uses another.
+
+    params -> init -> learned (what the optimizer trains) -> apply -> params (what the network uses)
+
+optax transforms gradients, a mask transform transforms masks, and a `Reparameterization` transforms
+params. It is a pair of pure functions, `init` and `apply`. `size_of` counts what is learned, in
+numbers and in bits: a `Size`. `soft_threshold` learns a threshold for each layer beside the weights
+(a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`).
+"""
+
+from jaxprune.reparam.reparameterization import Reparameterization as Reparameterization
+from jaxprune.reparam.reparameterization import Size as Size
+from jaxprune.reparam.reparameterization import size_of as size_of
+from jaxprune.reparam.soft_threshold import SoftThreshold as SoftThreshold
+from jaxprune.reparam.soft_threshold import soft_threshold as soft_threshold
+from jaxprune.reparam.weight_gates import WeightGates as WeightGates
+from jaxprune.reparam.weight_gates import weight_gates as weight_gates

@@ -1,0 +1,211 @@
+"""The laws of every reparameterization. A method enters by one line of REPARAMETERIZATIONS."""
+
+from collections import namedtuple
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxprune as jp
+from tests.transforms import loss, tiny_params
+
+# name -> a method, given which leaves it changes
+REPARAMETERIZATIONS = {
+    "soft_threshold": jp.reparam.soft_threshold,
+    "soft_threshold_open": partial(jp.reparam.soft_threshold, -2.0),
+    "soft_threshold_exp_of_outputs": partial(jp.reparam.soft_threshold, -3.0, jnp.exp, axes=-1),
+    "hard_concrete": partial(jp.reparam.weight_gates, jp.gates.hard_concrete()),
+    "hard_concrete_tested": partial(
+        jp.reparam.weight_gates, jp.gates.hard_concrete(), logit=5.0, deterministic=True
+    ),
+    "bernoulli_of_inputs": partial(jp.reparam.weight_gates, jp.gates.bernoulli(), axes=-2),
+    "straight_through": partial(jp.reparam.weight_gates, jp.gates.straight_through()),
+    "continuous_sparsification": partial(
+        jp.reparam.weight_gates,
+        lambda step: jp.gates.continuous_sparsification(1.0 + step, 0.05),
+        logit=0.05,
+    ),
+}
+# `apply(init(params))` is `params`
+IDENTICAL_AT_FIRST = (
+    *("soft_threshold", "hard_concrete_tested", "straight_through", "continuous_sparsification"),
+)
+NEEDS_KEY = ("hard_concrete", "bernoulli_of_inputs")
+NEEDS_STEP = ("continuous_sparsification",)
+WITHOUT_SLOPE_AT_FIRST = ("soft_threshold", "hard_concrete_tested")  # only decay moves the logits
+
+KEY = jax.random.key(7)
+NOT_LEARNED = jp.matching(exclude="logits/*")  # `kernels` of the weights
+EXTRAS = {"key": KEY, "step": 0}
+Pair = namedtuple("Pair", "first second")
+TREES = {
+    "dict": tiny_params(),
+    "array": tiny_params()["Dense_0"]["kernel"],
+    "list": [tiny_params()["Dense_0"]["kernel"], None, {"w": tiny_params()["Dense_1"]["kernel"]}],
+    "named_tuple": Pair(tiny_params()["Dense_0"], (tiny_params()["Dense_1"],)),
+}
+
+every_method = pytest.mark.parametrize("name", REPARAMETERIZATIONS)
+
+
+def made(name, prunable=jp.kernels):
+    return REPARAMETERIZATIONS[name](prunable=prunable)
+
+
+def assert_same(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape
+        np.testing.assert_allclose(x, y, **tolerance or {"rtol": 0})
+
+
+@pytest.mark.parametrize("name", IDENTICAL_AT_FIRST)
+def test_at_first_the_network_uses_the_params(name):
+    method = made(name)
+    assert_same(method.apply(method.init(tiny_params()), **EXTRAS), tiny_params(), rtol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("tree", TREES)
+def test_params_may_be_any_pytree(name, tree):
+    method, params = made(name), TREES[tree]
+    used = method.apply(method.init(params), **EXTRAS)
+    assert jax.tree.map(jnp.shape, used) == jax.tree.map(jnp.shape, params)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_only_chosen_leaves_change_and_dtypes_stay(name, dtype):
+    params, method = tiny_params(dtype), made(name, jp.matching("Dense_0/kernel"))
+    used = method.apply(method.init(params), **EXTRAS)
+    rest = lambda tree: {**tree, "Dense_0": tree["Dense_0"]["bias"]}
+    assert_same(rest(used), rest(params))
+    assert used["Dense_0"]["kernel"].dtype == dtype
+
+
+@every_method
+def test_untouched_leaves_are_trained_as_they_are(name):
+    params, method = tiny_params(), made(name)
+    used = lambda bias: method.apply(
+        method.init({**params, "Dense_0": {**params["Dense_0"], "bias": bias}}), **EXTRAS
+    )
+    slope = jax.grad(lambda bias: loss(used(bias)))(params["Dense_0"]["bias"])
+    np.testing.assert_array_equal(slope, jax.grad(loss)(params)["Dense_0"]["bias"])
+
+
+@every_method
+def test_layers_of_a_stack_are_chosen_one_by_one(name):
+    layers = jax.random.normal(KEY, (3, 4, 5))
+    stacked = jp.matching(stacked={"layers/*": 0})
+    stack, one = made(name, stacked), made(name)
+    used = stack.apply(stack.init({"layers": {"kernel": layers}}), **EXTRAS)["layers"]["kernel"]
+    assert used.shape == layers.shape
+    if name not in NEEDS_KEY:
+        for i in range(3):
+            alone = one.apply(one.init({"kernel": layers[i]}), **EXTRAS)["kernel"]
+            np.testing.assert_allclose(used[i], alone)
+
+
+@every_method
+def test_vmap_over_seeds_is_a_loop(name):
+    method = made(name)
+    seeds = [jax.tree.map(lambda w, i=i: w + 0.1 * i, tiny_params()) for i in range(3)]
+    stack, keys = jax.tree.map(lambda *w: jnp.stack(w), *seeds), jax.random.split(KEY, 3)
+    one = lambda params, key: method.apply(method.init(params), key=key, step=1)
+    each = [one(*seed) for seed in zip(seeds, keys, strict=True)]
+    together = jax.vmap(one)(stack, keys)
+    assert_same(together, jax.tree.map(lambda *w: jnp.stack(w), *each), rtol=1e-6, atol=1e-7)
+
+
+@every_method
+def test_jit_changes_nothing(name):
+    method = made(name)
+    one = lambda params, step: method.apply(method.init(params), key=KEY, step=step)
+    assert_same(jax.jit(one)(tiny_params(), 1), one(tiny_params(), 1), rtol=1e-6, atol=1e-7)
+
+
+@every_method
+def test_shapes_are_enough(name):
+    method = made(name)
+    learned = method.init(tiny_params())
+    shapes = jax.eval_shape(method.init, tiny_params())
+    assert jp.reparam.size_of(shapes) == jp.reparam.size_of(learned)
+    assert jax.tree.structure(shapes) == jax.tree.structure(learned)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
+    method, tx = made(name), optax.adam(0.03)
+
+    def step(carry, i):
+        learned, state = carry
+        key = jax.random.fold_in(KEY, i)
+        used = lambda learned: loss(method.apply(learned, key=key, step=i))
+        value, slopes = jax.value_and_grad(used)(learned)
+        updates, state = tx.update(slopes, state, learned)
+        return (optax.apply_updates(learned, updates), state), value
+
+    start = method.init(tiny_params(dtype))
+    (learned, _), values = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(40))
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(learned) == shapes(start)
+    assert np.isfinite(values).all() and values[-10:].mean() < 0.7 * values[0]
+
+
+@every_method
+def test_gradients_reach_all_that_is_learned(name):
+    method = made(name)
+    learned = method.init(tiny_params())
+    slopes = jax.grad(lambda learned: loss(method.apply(learned, **EXTRAS)))(learned)
+    for slope in jax.tree.leaves(slopes.weights if name in WITHOUT_SLOPE_AT_FIRST else slopes):
+        assert np.isfinite(slope).all() and (slope != 0).any()
+
+
+@every_method
+def test_sparsify_prunes_weights_and_so_the_network(name):
+    method = made(name)
+    transform = jp.every(2, jp.prune(jp.magnitude, jp.erk, 0.75, prunable=NOT_LEARNED))
+    tx = jp.sparsify(optax.adam(0.03), transform)
+    learned = method.init(tiny_params())
+    state = tx.init(learned)
+    for i in range(4):
+        used = lambda learned, i=i: loss(method.apply(learned, key=KEY, step=i))
+        updates, state = tx.update(jax.grad(used)(learned), state, learned)
+        learned = optax.apply_updates(learned, updates)
+    masks = jp.get_masks(state)
+    assert jax.tree.leaves(masks.logits) == []
+    assert float(jp.sparsity(masks.weights)) == pytest.approx(0.75, abs=1e-3)
+    pruned = jp.apply_masks(method.apply(learned, **EXTRAS), masks.weights)
+    assert_same(method.apply(learned, **EXTRAS), pruned)
+
+
+@every_method
+def test_what_init_did_not_make_is_refused(name):
+    what = "soft_threshold" if name.startswith("soft") else "weight_gates"
+    with pytest.raises(TypeError, match=rf"{what}.apply needs what {what}.init.* makes.*got dict"):
+        made(name).apply(tiny_params(), **EXTRAS)
+    with pytest.raises(ValueError, match="nothing to gate"):
+        made(name).init({"bias": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("name", NEEDS_KEY)
+def test_what_draws_needs_a_key(name):
+    method = made(name)
+    learned = method.init(tiny_params())
+    with pytest.raises(TypeError, match=r"needs a key of jax.random"):
+        method.apply(learned, step=0)
+    first, second = (
+        method.apply(learned, key=jax.random.key(i))["Dense_0"]["kernel"] for i in (0, 1)
+    )
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize("name", NEEDS_STEP)
+def test_what_has_a_schedule_needs_a_step(name):
+    method = made(name)
+    with pytest.raises(TypeError, match=r"function of the step.*apply\(learned, key=key, step="):
+        method.apply(method.init(tiny_params()), key=KEY)

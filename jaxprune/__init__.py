@@ -2,11 +2,11 @@
 
     params -> scores -> sparsities (allocation) -> masks (pattern) -> sparsified update -> report
 
-The words of this sentence stand here, in the order in which data flow through them. The rest is in
-rooms, at the end: `jp.gates`, `jp.structured`, ... The docstring of a room is its contents.
+The words of this sentence stand here, in the order in which data flow through them. All other names
+stand in rooms: `jp.gates`, `jp.structured`, ... The docstring of a room is its table of contents.
 """
 
-# the words
+# the types
 from jaxprune.base import MaskState as MaskState
 from jaxprune.base import MaskTransform as MaskTransform
 
@@ -75,12 +75,12 @@ from jaxprune.analysis.pairs import pairwise as pairwise
 from jaxprune.programs.convolution import conv_general_dilated as conv_general_dilated
 from jaxprune.soups.average import soup as soup
 
-# whole neurons, and really smaller networks
+# whole neurons, and smaller networks
 from jaxprune.coupling.analyze import analyze as analyze
 from jaxprune.structured.pick import pick as pick
 from jaxprune.structured.compact import compact as compact
 
-# what it came to
+# costs and results
 from jaxprune.programs.flops import count_flops as count_flops
 from jaxprune.report.report import report as report
 

@@ -1,4 +1,4 @@
-"""Doctests of the docstrings as blocks of code: Markdown would take `>>>` for quotations."""
+"""Makes code blocks of doctests: Markdown reads `>>>` as a quotation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DOCTEST = re.compile(r"(?:^>>> .*\n?(?:^(?!>>> )[^\n]+\n?)*)+", re.MULTILINE)
 
 
 class Doctests(griffe.Extension):
-    """Fences every doctest, with what it prints."""
+    """Puts every doctest and its output into a fenced block."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Of each docstring as it is loaded."""
+        """Changes each docstring when it is loaded."""
         if obj.docstring:
             fenced = DOCTEST.sub(lambda m: f"```pycon\n{m[0].rstrip()}\n```\n", obj.docstring.value)
             obj.docstring.value = fenced

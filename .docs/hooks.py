@@ -1,10 +1,9 @@
-"""What mkdocs makes beside the pages: the front page from README.md, the reference from the
-docstrings in the order of `jaxprune/__init__.py`, and every file of the repository that a page
-links to.
+"""Makes the pages that nobody writes: the front page from README.md, the reference from the
+docstrings in the order of `jaxprune/__init__.py`, and a page for every linked file.
 
-Pages are plain Markdown whose links also work where they lie. A name in code font that the library
-has becomes a link to the reference. What can't be found is a warning, so an error of `--strict`;
-but not with `-q`, which makes mkdocs count no warnings.
+The pages are plain Markdown, and their links also work in the repository. A public name in code
+font becomes a link to the reference. A missing target is a warning, and an error with `--strict`.
+With `-q` mkdocs counts no warnings.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ log = logging.getLogger("mkdocs.hooks")
 
 
 def sections() -> dict[str, dict[str, str]]:
-    """Heading -> {public name: where it is defined}, as they stand in `jaxprune/__init__.py`.
+    """Heading -> {public name: the path of its definition}, in the order of `jaxprune/__init__.py`.
 
-    Python says where: `jaxprune.coupling.analyze` is a module to those who only read names. A room
-    is a section: `jp.gates` -> {`gates.logits`: ...}.
+    The object knows its path; `jaxprune.coupling.analyze` alone could also be a module. A room is a
+    section: `jp.gates` -> {`gates.logits`: ...}.
     """
     found: dict[str, dict[str, str]] = {}
     text = (ROOT / "jaxprune" / "__init__.py").read_text()
@@ -83,13 +82,13 @@ def source(path: Path) -> str:
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """The reference goes last."""
+    """Adds the reference at the end of the navigation."""
     pages = [{heading: reference(heading)} for heading in SECTIONS]
     config.nav.append({"Reference": pages})  # type: ignore[union-attr]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Adds the pages that no one writes."""
+    """Adds the pages that nobody writes."""
     made = {INDEX: (ROOT / "README.md").read_text()}
     for heading, names in SECTIONS.items():
         shown = "\n\n".join(f"::: {path}" for path in names.values())
@@ -114,7 +113,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Links as the site has them."""
+    """Changes links to links of the site."""
     uri = page.file.src_uri
     if uri.startswith(("reference/", "sources/")):
         return markdown
@@ -124,19 +123,19 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def on_page_content(html: str, page: Page, **_: object) -> None:
-    """Tells mkdocs of the lines of a source: it does not look into highlighted code."""
+    """Tells mkdocs the anchors of a source's lines: mkdocs does not read highlighted code."""
     if page.file.src_uri.startswith("sources/"):
         anchors = page.present_anchor_ids or set()
         page.present_anchor_ids = anchors | set(re.findall(r'id="(__line-[\d-]+)"', html))
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file of the repository is a page: of .docs/pages, or the front page."""
+    """Whether a file is a page: one of .docs/pages, or README.md."""
     return path == ROOT / "README.md" or path.is_relative_to(PAGES)
 
 
 def place(uri: str, target: str) -> Path | None:
-    """The file that a link of a page means; None if it means none of ours."""
+    """The file that a link of a page leads to; None for a link to elsewhere."""
     if not target or re.match(r"\w+:", target):
         return None
     home = ROOT if uri == INDEX else (PAGES / uri).parent
@@ -144,7 +143,7 @@ def place(uri: str, target: str) -> Path | None:
 
 
 def relinked(uri: str) -> Callable[[re.Match[str]], str]:
-    """A link as it stands in the repository -> as it stands in the site."""
+    """A link of the repository -> the same link in the site."""
 
     def link(match: re.Match[str]) -> str:
         text, target, anchor = match[1], match[2], match[3] or ""
@@ -173,7 +172,7 @@ def relinked(uri: str) -> Callable[[re.Match[str]], str]:
 
 
 def names(text: str) -> str:
-    """Public names in code font become links to the reference; not in headings."""
+    """Makes links to the reference of public names in code font, except in headings."""
 
     def link(match: re.Match[str]) -> str:
         return f"[`{match[1]}`][{PUBLIC[match[2]]}]" if match[2] in PUBLIC else match[0]

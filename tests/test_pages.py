@@ -1,6 +1,4 @@
-"""The Python of the README and of the pages runs as printed and gives what is printed beside it,
-and what they name exists.
-"""
+"""The Python of README and of the pages runs and prints the stored output; names and files exist."""
 
 import importlib.util
 import inspect
@@ -26,9 +24,9 @@ REPOSITORY = "jaxprune/jaxprune"  # the badges' of colabs/ too
 
 
 def programs():
-    """Name -> a block of Python, and the text below that it prints; the same block is run once.
+    """Name -> a block of Python and the text below it; an equal block runs once.
 
-    Those of methods.md are run by tests/recipes/test_gallery.py.
+    tests/recipes/test_gallery.py runs the blocks of methods.md.
     """
     pages = [path for path in sorted(PAGES.rglob("*.md")) if path.name != "methods.md"]
     found = {}
@@ -44,7 +42,7 @@ PROGRAMS = programs()
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_python_blocks_give_what_they_say(name):
-    """`print(...)  # -> 0.9` prints 0.9, "about 0.9" up to 0.1 away; the text below is the rest."""
+    """`print(...)  # -> 0.9` prints 0.9, "about 0.9" allows 0.1; the text below has other output."""
     for package in ("equinox", "keras"):  # the extra `frameworks`; to import Keras sets its backend
         if f"import {package}" in PROGRAMS[name][0] and not importlib.util.find_spec(package):
             pytest.skip(f"{package} is not installed")
@@ -54,7 +52,7 @@ def test_python_blocks_give_what_they_say(name):
 
 
 def differences(block, text, name="page"):
-    """(line, what it says, what it gives) wherever these differ, or nothing is said."""
+    """(line, stored output, output) of every line whose output differs or is not stored."""
     printed = {}
 
     def log(*values):
@@ -76,7 +74,7 @@ def differences(block, text, name="page"):
 
 
 def same(said, given, loose=False):
-    """The same words, up to white space, and numbers to six digits; loosely, to 1 in their last."""
+    """Equal words, up to white space, and numbers to six digits; loose: to 1 in the last digit."""
     words = lambda text: re.sub(r" ?([][(){},]) ?", r"\1", " ".join(text.split()))
     said, given = words(said), words(given)
     if NUMBER.sub("#", said) != NUMBER.sub("#", given):
@@ -127,7 +125,7 @@ def test_the_worked_example_of_contributing_keeps_the_laws(monkeypatch):
 
 
 def test_nothing_is_said_where_nobody_reads_it():
-    """The lines of methods.md run elsewhere, and what they print is not compared."""
+    """No test compares the output of methods.md, so it stores none."""
     assert "# ->" not in (PAGES / "methods.md").read_text()
 
 
@@ -168,7 +166,7 @@ def test_what_others_call_is_called_by_public_names_here():
 
 @pytest.mark.parametrize("page", ["README.md", ".docs/pages"])
 def test_pictures_and_links_lead_somewhere(page):
-    """In the repository; where they lead in the site `mkdocs build --strict` sees to."""
+    """In the repository; `mkdocs build --strict` checks the links of the site."""
     path, dead = ROOT / page, []
     for file in [path] if path.is_file() else path.rglob("*.md"):
         text = re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL)
@@ -179,7 +177,7 @@ def test_pictures_and_links_lead_somewhere(page):
 
 
 def test_what_docstrings_say_of_arguments_is_of_theirs():
-    """`a, b: ...` documents both; a name that the function lost must not stay."""
+    """`a, b: ...` documents two arguments; each is an argument of the function."""
     wrong = []
     for name, function in PUBLIC.items():
         if not inspect.isfunction(function):

@@ -1,7 +1,7 @@
 """Allocations beside those at the root (`jp.uniform`, `jp.erk`, `jp.global_threshold`, ...).
 
-`erk_plus` and `uniform_plus` treat the first layer and the last in their own way. `like` takes the
-layer-wise sparsities of other scores.
+`erk_plus` and `uniform_plus` fix the sparsities of the first and the last layer. `like` uses the
+layer-wise sparsities that other scores give.
 """
 
 from jaxprune.allocation.layerwise import erk_plus as erk_plus

@@ -1,7 +1,7 @@
 """Pruning at initialization: one paper, one file.
 
-Scores of `(loss, params)`: `snip`, `grasp`, and of a forward pass `flow_shares`. Masks in rounds:
-`synflow`, `force`, `iter_snip`. `empty_layers` names the layers that keep no weight.
+Scores from `(loss, params)`: `snip`, `grasp`. Scores from a forward pass: `flow_shares`. Masks in
+rounds: `synflow`, `force`, `iter_snip`. `empty_layers` names the layers that keep no weight.
 """
 
 from jaxprune.at_init.empty_layers import empty_layers as empty_layers

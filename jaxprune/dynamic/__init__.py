@@ -1,7 +1,7 @@
 """The parts of dynamic sparse training, beside `jp.set`, `jp.rigl`, `jp.granet` and `jp.itop`.
 
-`drop` and `grow` are its two verbs, and `counts` says how many weights each of them changes.
-`ever_active` is the fraction of weights that a mask has ever kept. `top_kast_decay` is the weight
+`drop` and `grow` change masks; `counts` says how many weights each of them changes. `ever_active`
+is the fraction of weights that a mask has ever kept. `top_kast_decay` is the weight
 decay of `jp.top_kast`.
 """
 

@@ -1,4 +1,4 @@
-"""Sparse networks in a file or another program's format: bits, N:M, sparse arrays, safetensors.
+"""Sparse networks in files and other formats: bits, N:M, sparse arrays, safetensors.
 
 Masks as bits: `pack`, `unpack`. N:M: `compress_nm`, `decompress_nm`. Sparse arrays of JAX:
 `to_bcoo`, `to_bcsr`, `to_dense`, and `sparse_matmul`. Files: `save_tensors`, `load_tensors`.

@@ -1,4 +1,4 @@
-"""Pictures of arrays that any training loop has.
+"""Pictures of the arrays of any training loop.
 
 `training` draws curves, `pairs` a matrix over pairs of seeds (`Matrix`), and `paths` the paths
 between networks (`Paths`).

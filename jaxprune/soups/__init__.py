@@ -1,8 +1,8 @@
-"""Soups beside `jp.soup`, the average of a stack: which members, and sparse soups in phases.
+"""Soups beside `jp.soup`, the average of a stack: choice of members, and sparse soups in phases.
 
 `greedy` adds members while they help, and returns a `GreedySoup`. `fork` trains the children of one
-network under one mask. `phase` prunes, forks and averages once, a `SoupPhase`; `iterative` does so
-phase after phase.
+network under one mask. `phase` prunes, forks and averages once, and returns a `SoupPhase`.
+`iterative` repeats phases.
 """
 
 from jaxprune.soups.greedy import GreedySoup as GreedySoup

@@ -1,4 +1,4 @@
-"""The Python of README and of the pages runs and prints the stored output; names and files exist."""
+"""The Python of README and of the pages runs and prints what is stored; names and files exist."""
 
 import importlib.util
 import inspect
@@ -42,7 +42,7 @@ PROGRAMS = programs()
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_python_blocks_give_what_they_say(name):
-    """`print(...)  # -> 0.9` prints 0.9, "about 0.9" allows 0.1; the text below has other output."""
+    """`print(...)  # -> 0.9` prints 0.9, "about 0.9" allows 0.1; the text below has the rest."""
     for package in ("equinox", "keras"):  # the extra `frameworks`; to import Keras sets its backend
         if f"import {package}" in PROGRAMS[name][0] and not importlib.util.find_spec(package):
             pytest.skip(f"{package} is not installed")

@@ -12,7 +12,7 @@ import pytest
 import jaxprune as jp
 from jaxprune import scores
 from tests import test_contract, test_scores, transforms
-from tests.public import PUBLIC
+from tests.public import PUBLIC, ROOMS
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -133,6 +133,15 @@ def test_the_words_are_public_names():
     table = (PAGES / "words.md").read_text().split("| word | functions |")[1].split("\n\n")[0]
     names = set(re.findall(r"`([\w.]+)", table))
     assert len(names) > 20 and names <= set(PUBLIC)
+
+
+def test_names_of_rooms_are_public():
+    """`gates.logits` in code font, in README, CONTRIBUTING, the pages and the notebooks."""
+    files = [*ROOT.glob("*.md"), *PAGES.rglob("*.md"), *(ROOT / "colabs").glob("*.ipynb")]
+    of_room = re.compile(rf"`(?:jp\.)?((?:{'|'.join(ROOMS)})\.(?!py|md)\w+)")
+    named = {(file.name, name) for file in files for name in of_room.findall(file.read_text())}
+    assert len(named) > 100
+    assert {each for each in named if each[1] not in PUBLIC and each[0] != "CHANGELOG.md"} == set()
 
 
 def test_every_file_of_the_map_exists():

@@ -11,6 +11,7 @@ Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of D
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures.pairs import Matrix, Paths, along_paths, heat_maps
 from recipes.common.measures import PathSettings
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 from recipes.gmp import gradual
 
 MATRICES, PATHS = "plots/matrices.png", "plots/paths.png"
@@ -92,8 +93,8 @@ def connectivity(config: Config) -> dict[str, Any]:
     began = time.perf_counter()
     pairs = {arm: compare(config, outcome, arm) for arm in outcome.arms}
     summary = summarize(config, outcome, pairs, time.perf_counter() - began)
-    save(config, outcome, pairs, summary)
-    return summary
+    study.save_model(config.out / folder.MODEL, outcome, "sparse")
+    return report.finish(config, write_up(config, outcome, pairs, summary), summary)
 
 
 def compare(config: Config, outcome: study.Outcome, arm: str) -> Pairs:
@@ -157,15 +158,15 @@ def summarize(
     config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], seconds: float
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    summary = study.summarize(config, outcome)
+    numbers = study.numbers(outcome)
     for arm, measured in pairs.items():
         error = measured.barrier["error"]
-        at_chance = dead.at_chance(summary["arms"][arm]["test_accuracy"])
+        at_chance = dead.at_chance(numbers["arms"][arm]["test_accuracy"])
         of_pairs = partial(measures.over_pairs, at_chance=at_chance)
         labels = np.asarray(jp.analysis.connected_components(error, config.threshold / 100))
         off = error[np.triu_indices(len(error), k=1)]
         overlap = None if measured.overlap is None else measures.over_pairs(measured.overlap)
-        summary["arms"][arm] |= {
+        numbers["arms"][arm] |= {
             "error_barrier": of_pairs(error),
             "loss_barrier": of_pairs(measured.barrier["loss"]),
             "error_instability": of_pairs(measured.instability["error"]),
@@ -179,24 +180,23 @@ def summarize(
             "matrix_seconds": round(measured.seconds, 2),
         }
     module, images = outcome.arms["dense"].module, outcome.dataset.train.images
-    return {
-        "recipe": "connectivity",
-        "studies": "error barriers between all pairs of seeds, dense and pruned",
-        "pairs": config.seeds * (config.seeds - 1) // 2,
-        "points": config.points,
-        "sparsity": config.sparsity,
-        "threshold_points": config.threshold,
-        "running_statistics": measures.rule(config, module, images),
-        "compare_seconds": round(seconds, 2),
-        **summary,
-    }
+    return report.summary(
+        config,
+        "error barriers between all pairs of seeds, dense and pruned",
+        pairs=config.seeds * (config.seeds - 1) // 2,
+        points=config.points,
+        sparsity=config.sparsity,
+        threshold_points=config.threshold,
+        running_statistics=measures.rule(config, module, images),
+        compare_seconds=round(seconds, 2),
+        **numbers,
+    )
 
 
-def save(
-    config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], summary: dict[str, Any]
-) -> None:
-    """Writes the model, the plots, summary.json and report.md; prints the table."""
-    study.save_model(config.out / folder.MODEL, outcome, "sparse")
+def pictures(
+    config: Config, pairs: dict[str, Pairs], summary: dict[str, Any]
+) -> dict[str, Picture]:
+    """The figures, by their path below the folder of the run."""
     errors = {arm: 100 * measured.barrier["error"] for arm, measured in pairs.items()}
     highest = max(error.max() for error in errors.values())  # one scale for both
     for arm in errors:
@@ -209,12 +209,18 @@ def save(
     if (overlap := pairs["sparse"].overlap) is not None:
         maps["Mask overlap, sparse"] = Matrix(overlap, "{:.2f}", high=1.0)
     panels = {arm.capitalize(): panel(measured) for arm, measured in pairs.items()}
-    figures = {
-        MATRICES: heat_maps(maps),
-        PATHS: along_paths(panels, config.threshold),
+    return {
+        MATRICES: Picture(
+            heat_maps(maps),
+            "By how many points the test error rises above the chord between every two seeds "
+            "(n/a with a seed at chance), and the intersection over union of their masks.",
+        ),
+        PATHS: Picture(
+            along_paths(panels, config.threshold),
+            "Test error from seed to seed. Each pair is a thin line; the curve is a quadratic "
+            "Bezier with its middle trained.",
+        ),
     }
-    writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
-    finish(config.out, writeup, summary, figures)
 
 
 def panel(measured: Pairs) -> Paths:
@@ -226,72 +232,61 @@ def panel(measured: Pairs) -> Paths:
     return Paths(measured.alphas, measured.along["error"][upper], others)
 
 
-def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+def write_up(
+    config: Config, outcome: study.Outcome, pairs: dict[str, Pairs], summary: dict[str, Any]
+) -> Writeup:
     """The result, for people."""
-    dense, sparse = summary["arms"]["dense"], summary["arms"]["sparse"]
-    pairs, rule = summary["pairs"], summary["running_statistics"]
+    arms = [summary["arms"][arm] for arm in ("dense", "sparse")]
+    count = summary["pairs"]
+
+    def row(name: str, say: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:
+        return name, *map(say, arms)
 
     def points(numbers: dict[str, Any]) -> str:
         said = report.plus_minus(numbers, 2, 100)
         return said if said == dead.NOT_MEASURED else f"{said} points"
 
-    def joined(arm: dict[str, Any]) -> str:
-        count = arm["connected_pairs"]
-        return dead.NOT_MEASURED if count is None else f"{count} of {pairs}"
+    def unless_dead(value: Any, words: str) -> str:
+        return dead.NOT_MEASURED if value is None else words
 
-    def groups(arm: dict[str, Any]) -> str:
-        labels = arm["components"]
-        return dead.NOT_MEASURED if labels is None else str(len(set(labels)))
-
-    def plain(numbers: dict[str, Any]) -> str:
-        return report.plus_minus(numbers, 3)
-
-    def row(name: str, say: Any) -> tuple[str, str, str]:
-        return name, say(dense), say(sparse)
-
-    def highest_on(path: str) -> Any:
+    def highest_on(path: str) -> Callable[[dict[str, Any]], str]:
         return lambda arm: f"{100 * max(arm[path]):.2f} %"
 
     rows = [
         row("test accuracy", lambda arm: report.percent(arm["test_accuracy"])),
         row("error barrier", lambda arm: points(arm["error_barrier"])),
-        row("loss barrier", lambda arm: plain(arm["loss_barrier"])),
+        row("loss barrier", lambda arm: report.plus_minus(arm["loss_barrier"], 3)),
         row("error instability", lambda arm: points(arm["error_instability"])),
-        row(f"pairs below {config.threshold:g} points", joined),
-        row("groups of connected seeds", groups),
-        ("mask overlap", "", plain(sparse["mask_overlap"])),
+        row(
+            f"pairs below {config.threshold:g} points",
+            lambda arm: unless_dead(arm["components"], f"{arm['connected_pairs']} of {count}"),
+        ),
+        row(
+            "groups of connected seeds",
+            lambda arm: unless_dead(arm["components"], str(len(set(arm["components"] or ())))),
+        ),
+        ("mask overlap", "", report.plus_minus(arms[1]["mask_overlap"], 3)),
     ]
     if config.curve_steps:
         rows += [
             row("peak error, furthest pair", highest_on("error_on_the_line")),
             row("... on a curve between them", highest_on("error_on_the_curve")),
         ]
-    seconds = dense["matrix_seconds"], sparse["matrix_seconds"]
-    peak = summary["peak_memory_bytes"] / 1e9
+    seconds = [f"{arm['matrix_seconds']:.1f} s" for arm in arms]
     return Writeup(
         title="Linear mode connectivity",
         headline=(
             f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} "
-            f"steps, sparsity {100 * config.sparsity:g} %, {pairs} pairs x {config.points} points "
-            f"on test data{measures.in_words(rule)}: accuracy with standard deviation over seeds, "
-            "the others with jackknife error over seeds"
+            f"steps, sparsity {100 * config.sparsity:g} %, {count} pairs x {config.points} points "
+            f"on test data{measures.in_words(summary['running_statistics'])}: accuracy with "
+            "standard deviation over seeds, the others with jackknife error over seeds"
         ),
         columns=("dense", "sparse"),
-        rows=tuple(rows),
-        footline=(
-            f"{summary['seconds']:.0f} s of training, {seconds[0]:.1f} s and {seconds[1]:.1f} s "
-            f"for the matrices, peak memory {peak:.2f} GB"
-        ),
-        command=cli.again(config),
-        pictures={
-            MATRICES: "By how many points the test error rises above the chord between every two "
-            "seeds (n/a with a seed at chance), and the intersection over union of their masks.",
-            PATHS: "Test error from seed to seed. Each pair is a thin line; the curve is a "
-            "quadratic Bezier with its middle trained.",
-        },
-        layers={"sparse": layers},
+        rows=rows,
+        notes=f"The matrices took {' and '.join(seconds)} beside the training",
+        pictures=pictures(config, pairs, summary),
+        layers={"sparse": study.layer_report(outcome, "sparse")},
         models=[folder.MODEL],
-        environment=summary["environment"],
     )
 
 

@@ -20,10 +20,11 @@ import jax
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, flags, models, settings, study
+from recipes.common import cli, flags, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import style
+from recipes.common.report import Picture
 from recipes.gmp import pruning_steps
 
 CHURN = "plots/churn.png"
@@ -171,24 +172,23 @@ def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
 def dynamic_sparse_training(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     outcome = study.train(config, partial(arms, config))
-    summary = {
-        "recipe": "dynamic",
-        "studies": "test accuracy of dynamic sparse training, beside dense training",
-        "methods": list(config.method),
-        **study.summarize(config, outcome),
-    }
-    figures = {**study.pictures(outcome), CHURN: churn_picture(outcome)}
-    study.publish(config, outcome, summary, "Dynamic sparse training", figures)
-    return summary
+    summary = report.summary(
+        config,
+        "test accuracy of dynamic sparse training, beside dense training",
+        methods=list(config.method),
+        **study.numbers(outcome),
+    )
+    pictures = {**study.pictures(outcome), CHURN: churn_picture(outcome)}
+    return study.publish(config, outcome, summary, "Dynamic sparse training", pictures)
 
 
-def churn_picture(outcome: study.Outcome) -> study.Picture:
+def churn_picture(outcome: study.Outcome) -> Picture:
     """How the masks move."""
     first, previous, explored = (
         {arm: style.curve(outcome.history, arm, key) for arm in study.masked(outcome)}
         for key in ("overlap_first", "overlap_previous", "ever_active")
     )
-    return study.Picture(
+    return Picture(
         style.churn(first, previous, explored, style.looks(outcome.arms)),
         "How the masks move: overlap (intersection over union) with the first masks of training "
         "and with those of the line of metrics.jsonl before, where they had changed since; and "

@@ -29,6 +29,7 @@ from recipes.common import cli, flags, gating, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import gates
+from recipes.common.report import Picture
 from recipes.gmp import gradual
 
 LEARNED, HISTOGRAMS = "plots/gates.png", "plots/histograms.png"
@@ -159,12 +160,12 @@ def name(arm: str, kept: float | None, config: Config) -> str:
 def learn_gates(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     outcome = study.train(config, partial(arms, config))
-    summary = {
-        "recipe": "gates",
-        "studies": "test accuracy and sparsity with learned gates, beside dense training and GMP",
-        "kept": list(config.kept),
-        **study.summarize(config, outcome),
-    }
+    summary = report.summary(
+        config,
+        "test accuracy and sparsity with learned gates, beside dense training and GMP",
+        kept=list(config.kept),
+        **study.numbers(outcome),
+    )
     harden = hardened_at(config, summary["steps"])
     for arm in gated(outcome):
         summary["arms"][arm] |= landed(outcome, arm, harden)
@@ -204,7 +205,7 @@ def in_words(arm: str, numbers: dict[str, Any]) -> str:
     return f"{arm}: expected kept {expected}, open {open_}; layers of the first seed read {left}"
 
 
-def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, study.Picture]:
+def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, Picture]:
     """How gates close."""
     history = [record for record in outcome.history if record["step"] <= harden] or outcome.history
     steps = [record["step"] for record in history]
@@ -213,13 +214,13 @@ def pictures(config: Config, outcome: study.Outcome, harden: int) -> dict[str, s
         target = falling(config, kept, outcome.history[-1]["step"])
         targets.append((steps, np.asarray([target(step) for step in steps])[:, None]))
     return {
-        LEARNED: study.Picture(
+        LEARNED: Picture(
             gates.budgets(history, gated(outcome), targets),
             "What is expected to be kept (lines) and what a threshold would keep (dotted), until "
             "gates become masks; grey: the targets. Right: the price of what is kept, relative to "
             "the target. Means over seeds; bands from the lowest seed to the highest.",
         ),
-        HISTOGRAMS: study.Picture(
+        HISTOGRAMS: Picture(
             gates.histograms(history, gated(outcome)),
             "The fraction of gates with each value, as in testing, over the steps; all seeds.",
         ),

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, flags, models, settings, study
+from recipes.common import cli, flags, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 
@@ -86,27 +86,20 @@ def pruning_steps(begin: float, end: float, steps: int) -> tuple[int, int]:
 def gradual_magnitude_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     outcome = study.train(config, partial(arms, config))
-    summary = summarize(config, outcome)
-    between = pruning_steps(config.begin, config.end, summary["steps"])
-    figures = study.pictures(outcome, between)
-    study.publish(config, outcome, summary, "Gradual magnitude pruning", figures)
-    return summary
-
-
-def summarize(config: Config, outcome: study.Outcome) -> dict[str, Any]:
-    """The content of summary.json."""
-    summary = study.summarize(config, outcome)
-    dense, sparse = summary["arms"]["dense"], summary["arms"]["sparse"]
-    return {
-        "recipe": "gmp",
-        "studies": "test accuracy after gradual magnitude pruning, beside dense training",
-        "sparsity": sparse["sparsity"],
-        "dense_accuracy": dense["test_accuracy"],
-        "sparse_accuracy": sparse["test_accuracy"],
-        "prunable_weights": sparse["prunable_weights"],
-        "kept_weights": sparse["kept_weights"],
-        **summary,
-    }
+    numbers = study.numbers(outcome)
+    dense, sparse = numbers["arms"]["dense"], numbers["arms"]["sparse"]
+    summary = report.summary(
+        config,
+        "test accuracy after gradual magnitude pruning, beside dense training",
+        sparsity=sparse["sparsity"],
+        dense_accuracy=dense["test_accuracy"],
+        sparse_accuracy=sparse["test_accuracy"],
+        prunable_weights=sparse["prunable_weights"],
+        kept_weights=sparse["kept_weights"],
+        **numbers,
+    )
+    pictures = study.pictures(outcome, pruning_steps(config.begin, config.end, numbers["steps"]))
+    return study.publish(config, outcome, summary, "Gradual magnitude pruning", pictures)
 
 
 main = cli.command(Config, gradual_magnitude_pruning)

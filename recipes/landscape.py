@@ -12,8 +12,8 @@ Git Re-Basin.
 
 from __future__ import annotations
 
-import io
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,36 +23,28 @@ from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxprune as jp
-from recipes.common import (
-    cli,
-    data,
-    dead,
-    flags,
-    folder,
-    measures,
-    models,
-    planes,
-    report,
-    settings,
-    study,
-)
+from recipes.common import cli, data, flags, measures, models, settings, study, timing
 from recipes.common.arms import Arm, Weights
-from recipes.common.figures.planes import Panel, contours, curvature, planes_and_lines
+from recipes.common.figures.planes import Line, Mark, Panel, square
 from recipes.common.folder import RecipeError
 from recipes.common.lanes import lane_of
-from recipes.common.report import Writeup, finish
 from recipes.common.terminal import progress
 from recipes.gmp import gradual
+from recipes.reports import landscape as report
 
-SEEDS, AROUND, ALIGNED, CURVATURE = (
-    f"plots/{name}.png" for name in ("seeds", "around", "alignment", "curvature")
-)
-ARRAYS = "plots/landscape.npz"
 # what has dense layers only; group norm ties channels to their places
 LAYERS = dict.fromkeys(("mlp", "lenet"), ("Dense_0", "Dense_1", "Dense_2"))
+STARTS = 5  # of weight matching
+# purposes of keys: each is folded into the key of --seed, for what is drawn after training
+AROUND, ALIGNMENT, CURVATURE = 3, 4, 5
+
+Params = Any
+Loss = Callable[[Params], Any]  # of params; {"loss", "error"}, or the loss alone
 
 
 @dataclass(frozen=True)
@@ -92,15 +84,6 @@ class Config(settings.Settings):
             )
 
 
-class Measured(NamedTuple):
-    """All that is measured of one arm."""
-
-    through: Panel
-    around: Panel
-    bend: planes.Bend | None
-    curved: planes.Curved
-
-
 # --- what is trained ------------------------------------------------------------------------------
 
 
@@ -109,29 +92,11 @@ def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
 
     Raises `RecipeError` for more examples than there are, or more steps of Lanczos than weights.
     """
-    module = models.model(config.model, dataset.classes, config.norm)
+    module = models.model(config.model, dataset.classes, config.norm, config.width)
     check_examples(config, module, dataset)
     dense = settings.optimizer(config, steps)
     sparse = gradual(dense, steps, config.sparsity, config.every)
     return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-
-def landscape(config: Config) -> dict[str, Any]:
-    """Trains, measures, writes the folder `config.out`; returns what summary.json holds."""
-    outcome = study.train(config, partial(arms, config))
-    began = time.perf_counter()
-    losses = planes.losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
-    measured = measure(config, losses, outcome)
-    timed = planes.product_time(losses.loss, lane_of(outcome.states["dense"].params, 0))
-    summary = summarize(config, outcome, measured, timed, time.perf_counter() - began)
-    save(config, outcome, measured, summary)
-    return summary
-
-
-# --- what is asked for ---------------------------------------------------------------------------
 
 
 def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> None:
@@ -150,200 +115,214 @@ def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> 
         )
 
 
-# --- what is measured ----------------------------------------------------------------------------
+# --- what is measured -----------------------------------------------------------------------------
 
 
-def measure(config: Config, losses: planes.Losses, outcome: study.Outcome) -> dict[str, Measured]:
+class Losses(NamedTuple):
+    """The training loss as functions of the params, over batches that are on the device."""
+
+    both: Loss  # {"loss", "error"}
+    loss: Loss  # the loss alone: it has derivatives
+
+
+def losses_on(module: nn.Module, split: data.Split, examples: int) -> Losses:
+    """Loss and error on the first examples, in batches of at most 500, all of one size."""
+    batches = math.ceil(examples / 500)
+    size = examples // batches
+    images, labels = (part[: batches * size] for part in split)
+    stacked = jax.device_put(
+        (images.reshape(batches, size, *images.shape[1:]), labels.reshape(batches, size))
+    )
+
+    def both(params: Params, batch: Any) -> dict[str, jax.Array]:
+        logits: Any = module.apply({"params": params}, batch[0])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+        return {"loss": losses.mean(), "error": jnp.mean(jnp.argmax(logits, -1) != batch[1])}
+
+    def loss(params: Params, batch: Any) -> jax.Array:
+        return both(params, batch)["loss"]
+
+    return Losses(jp.analysis.over_batches(both, stacked), jp.analysis.over_batches(loss, stacked))
+
+
+class Measured(NamedTuple):
+    """All that is measured of one arm."""
+
+    through: Panel
+    around: Panel
+    aligned: Aligned | None
+    curved: Curved
+
+
+def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str, Measured]:
     """Everything, arm by arm."""
+    root = jax.random.key(config.seed)
+    around_key, align_key, curve_key = (
+        jax.random.fold_in(root, purpose) for purpose in (AROUND, ALIGNMENT, CURVATURE)
+    )
+    names = [f"seed {config.seed + i}" for i in range(3)]
+    measured = {}
     with progress("measuring", 4 * len(outcome.arms)) as show:
         done = itertools.count(1)
-        measured = {}
-        for name, arm in outcome.arms.items():
-            state = outcome.states[name]
+        for arm, made in outcome.arms.items():
+            state = outcome.states[arm]
             stack = state.params
-            measures.check_finite(name, stack)
-            masks = None if arm.weights is Weights.DENSE else jp.get_masks(state.opt_state)
-            names = [f"seed {config.seed + i}" for i in range(3)]
-            three = {label: lane_of(stack, i) for i, label in enumerate(names)}
-            through = planes.through(losses, three, config.points)
-            show(next(done), f"{name}: plane through three seeds")
+            measures.check_finite(arm, stack)
+            masks = None if made.weights is Weights.DENSE else jp.get_masks(state.opt_state)
+            three = {name: lane_of(stack, i) for i, name in enumerate(names)}
+            plane = through(losses, three, config.points)
+            show(next(done), f"{arm}: plane through three seeds")
             first = names[0], lane_of(stack, 0), lane_of(masks, 0)
-            around = planes.around(losses, *first, key_of(config, 3), config.reach, config.points)
-            show(next(done), f"{name}: plane around the first")
-            bend = None
+            beside = around(losses, *first, around_key, config.reach, config.points)
+            show(next(done), f"{arm}: plane around the first")
+            aligned = None
             if layers := LAYERS.get(config.model):
-                own = stack, masks, layers, key_of(config, 4)
-                bend = planes.align(losses, *own, config.points, config.seed)
-            show(next(done), f"{name}: alignment")
-            curved = planes.curve(
-                losses.loss,
-                stack,
-                masks,
-                key_of(config, 5),
-                config.eigenvalues,
-                config.lanczos_steps,
-                config.density_probes,
-                config.trace_probes,
-            )
-            measured[name] = Measured(through, around, bend, curved)
-            show(next(done), f"{name}: curvature")
+                aligned = align(losses, stack, masks, layers, align_key, config.points, names)
+            show(next(done), f"{arm}: alignment")
+            curved = curve(losses.loss, stack, masks, curve_key, config)
+            show(next(done), f"{arm}: curvature")
+            measured[arm] = Measured(plane, beside, aligned, curved)
     return measured
 
 
-def key_of(config: Config, purpose: int) -> jax.Array:
-    """A key for what is drawn after training."""
-    return jax.random.fold_in(jax.random.key(config.seed), purpose)
+def through(losses: Losses, three: dict[str, Params], points: int) -> Panel:
+    """The training loss on the plane through three models, by name."""
+    frame = jp.analysis.plane_through(*three.values())
+    where = {label: jp.analysis.coordinates(frame, params) for label, params in three.items()}
+    marks = [Mark(label, float(at[0]), float(at[1])) for label, at in where.items()]
+    xs, ys = square(marks, points)
+    return Panel(xs, ys, np.asarray(jp.analysis.plane(losses.both, *frame, xs, ys)["loss"]), marks)
 
 
-# --- what is written -----------------------------------------------------------------------------
+def around(
+    losses: Losses,
+    label: str,
+    params: Params,
+    masks: Any,
+    key: jax.Array,
+    reach: float,
+    points: int,
+) -> Panel:
+    """The training loss on a random, filter-normalized plane around a model."""
+    x, y = (jp.analysis.random_direction(key, params, masks) for key in jax.random.split(key, 2))
+    xs = np.linspace(-reach, reach, points, dtype=np.float32)
+    values = jp.analysis.plane(losses.both, params, x, y, xs, xs)["loss"]
+    return Panel(xs, xs, np.asarray(values), [Mark(label, 0.0, 0.0)])
 
 
-def summarize(
-    config: Config,
-    outcome: study.Outcome,
-    measured: dict[str, Measured],
-    timed: dict[str, float],
-    seconds: float,
-) -> dict[str, Any]:
-    """The content of summary.json."""
-    summary = study.summarize(config, outcome)
-    for arm, (_, _, bend, curved) in measured.items():
-        own = summary["arms"][arm]
-        own |= {
-            "weights": curved.dimension,
-            "largest_eigenvalue": report.over_seeds(curved.eigenvalues[:, 0]),
-            "eigenvalues": curved.eigenvalues.tolist(),
-            "eigenvalue_errors": curved.errors.tolist(),
-            "trace": report.over_seeds(curved.trace),
-            "trace_standard_errors": curved.trace_error.tolist(),
-            "trace_per_weight": report.over_seeds(curved.trace / curved.dimension),
-        }
-        for when in ("before", "after") if bend is not None else ():
-            assert bend is not None
-            for name in ("loss", "error"):
-                barriers = report.over_seeds(bend.barriers[when][name])
-                own[f"{name}_barrier_{when}_matching"] = barriers
-            if bend.overlaps:
-                overlap = report.over_seeds(bend.overlaps[when])
-                own[f"mask_overlap_{when}_matching"] = overlap
-    return {
-        "recipe": "landscape",
-        "studies": "the training loss between and around seeds, and its curvature",
-        "examples": config.examples,
-        "measuring_seconds": round(seconds, 2),
-        "hessian_vector_product": timed,
-        **summary,
+class Aligned(NamedTuple):
+    """One arm before and after weight matching; lists are over pairs of seeds."""
+
+    panel: Panel  # through the first seed, the second, and the second matched to the first
+    lines: dict[str, Line]  # from the first seed to the second, training loss
+    barriers: dict[str, dict[str, list[float]]]  # "before" and "after" -> "loss" and "error"
+    overlaps: dict[str, list[float]]  # of the masks, "before" and "after"; {} without masks
+
+
+def align(
+    losses: Losses,
+    stack: Params,
+    masks: Any,
+    layers: Sequence[str],
+    key: jax.Array,
+    points: int,
+    names: Sequence[str],
+) -> Aligned:
+    """Every pair of seeds before and after the second's neurons are matched to the first's."""
+    coupling = jp.analysis.sequential_coupling(lane_of(stack, 0), layers)
+    alphas = np.linspace(0, 1, points, dtype=np.float32)
+    barriers: dict[str, dict[str, list[float]]] = {
+        when: {"loss": [], "error": []} for when in ("before", "after")
     }
+    overlaps: dict[str, list[float]] = {} if masks is None else {"before": [], "after": []}
+    panel, lines, seeds = None, {}, len(jax.tree.leaves(stack)[0])
+    for i, j in itertools.combinations(range(seeds), 2):
+        a, b = lane_of(stack, i), lane_of(stack, j)
+        pair_key = jax.random.fold_in(key, seeds * i + j)
+        orders = jp.analysis.match_weights(pair_key, a, b, coupling, starts=STARTS)
+        ends = {"before": b, "after": jp.analysis.permute(b, coupling, orders)}
+        for when, end in ends.items():
+            along = jp.analysis.line(losses.both, a, jax.tree.map(jnp.subtract, end, a), alphas)
+            for name, values in along.items():
+                barriers[when][name].append(above_chord(alphas, np.asarray(values)))
+            if panel is None:
+                label = {"before": "as trained", "after": "matched"}[when]
+                lines[when] = Line(label, alphas, np.asarray(along["loss"]))
+            if masks is not None:
+                mask = lane_of(masks, j)
+                moved = mask if when == "before" else jp.analysis.permute(mask, coupling, orders)
+                overlaps[when].append(float(jp.overlap(lane_of(masks, i), moved)))
+        if panel is None:
+            labels = *names[:2], f"{names[1]}, matched"
+            panel = through(losses, dict(zip(labels, (a, *ends.values()), strict=True)), points)
+    assert panel is not None
+    return Aligned(panel, lines, barriers, overlaps)
 
 
-def save(
-    config: Config, outcome: study.Outcome, measured: dict[str, Measured], summary: dict[str, Any]
-) -> None:
-    """Writes the model, the plots and what they show, summary.json and report.md; prints it."""
-    study.save_model(config.out / folder.MODEL, outcome, "sparse")
-    label = "Training loss"
-    through = {arm.capitalize(): own.through for arm, own in measured.items()}
-    around = {arm.capitalize(): own.around for arm, own in measured.items()}
-    axes = "First random direction", "Second random direction"
-    figures = {
-        SEEDS: contours(through, label, *2 * ["Distance in weight space"]),
-        AROUND: contours(around, label, *axes),
-    }
-    bends = {arm.capitalize(): own.bend for arm, own in measured.items() if own.bend}
-    if bends:
-        panels = {title: bend.panel for title, bend in bends.items()}
-        lines = {title: list(bend.lines.values()) for title, bend in bends.items()}
-        figures[ALIGNED] = planes_and_lines(panels, label, lines, label)
-    curved = {arm: own.curved for arm, own in measured.items()}
-    figures[CURVATURE] = curvature(planes.densities(curved))
-    folder.write(config.out / ARRAYS, arrays(measured))
-    writeup = write_up(config, summary, study.layer_report(outcome, "sparse"))
-    finish(config.out, writeup, summary, figures)
+def above_chord(alphas: np.ndarray, values: np.ndarray) -> float:
+    """The barrier of one line, in the precision of its values."""
+    return float(np.max(values - ((1 - alphas) * values[0] + alphas * values[-1])))
 
 
-def arrays(arms: dict[str, Measured]) -> bytes:
-    """The planes and the spectra as numbers (.npz), for other plots."""
-    held: dict[str, Any] = {}
-    for arm, own in arms.items():
-        panels = {"seeds": own.through, "around": own.around}
-        if own.bend is not None:
-            panels["alignment"] = own.bend.panel
-        for name, panel in panels.items():
-            held |= {f"{arm}/{name}/{k}": getattr(panel, k) for k in ("xs", "ys", "losses")}
-            held[f"{arm}/{name}/marks"] = np.array([mark[1:] for mark in panel.marks])
-        held |= {f"{arm}/spectrum/{k}": getattr(own.curved, k) for k in ("nodes", "weights")}
-    file = io.BytesIO()
-    np.savez_compressed(file, **held)
-    return file.getvalue()
+class Curved(NamedTuple):
+    """The Hessians of one arm; the first axis of every array is that of seeds."""
+
+    eigenvalues: np.ndarray  # (seeds, k)
+    errors: np.ndarray  # (seeds, k)
+    trace: np.ndarray  # (seeds,)
+    trace_error: np.ndarray  # (seeds,)
+    nodes: np.ndarray  # (seeds, probes, steps)
+    weights: np.ndarray  # (seeds, probes, steps)
+    dimension: int  # weights that are kept
 
 
-def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
-    """The result, for people."""
-    dense, sparse = summary["arms"]["dense"], summary["arms"]["sparse"]
-
-    def number(numbers: dict[str, Any]) -> str:
-        return f"{numbers['mean']:.3g} ± {numbers['std']:.2g}"
-
-    def row(name: str, say: Callable[[dict], str]) -> tuple[str, str, str]:
-        return name, say(dense), say(sparse)
-
-    rows: list[Sequence[str]] = [
-        row("test accuracy", lambda arm: report.percent(arm["test_accuracy"])),
-        row("weights", lambda arm: f"{arm['weights']:,}"),
-        row("largest eigenvalue", lambda arm: number(arm["largest_eigenvalue"])),
-        row("trace", lambda arm: number(arm["trace"])),
-        row("trace per weight", lambda arm: number(arm["trace_per_weight"])),
-    ]
-    pictures = {
-        SEEDS: f"Training loss on the plane through seeds {config.seed} to {config.seed + 2}.",
-        AROUND: f"Training loss around seed {config.seed}, along two random directions, each "
-        "filter as long as the network's; directions of the sparse one live in its kept weights.",
-    }
-    if config.model in LAYERS:
-        for name in ("loss", "error"):
-            for when in ("before", "after"):
-                field = f"{name}_barrier_{when}_matching"
-                say = number if name == "loss" else report.percent
-                own = [
-                    dead.NOT_MEASURED if dead.at_chance(arm["test_accuracy"]) else say(arm[field])
-                    for arm in (dense, sparse)
-                ]
-                rows.append((f"{name} barrier, {when} matching", *own))
-        for when in ("before", "after"):
-            overlap = number(sparse[f"mask_overlap_{when}_matching"])
-            rows.append((f"mask overlap, {when} matching", "", overlap))
-        pictures[ALIGNED] = (
-            f"Training loss on the plane through seed {config.seed}, seed {config.seed + 1}, and "
-            "the latter with its neurons matched to the former's; below, on the lines from the "
-            "one to the other."
+def curve(loss: Loss, stack: Params, masks: Any, key: jax.Array, config: Config) -> Curved:
+    """Eigenvalues, trace and spectrum of every seed."""
+    steps, rows, dimension = config.lanczos_steps, [], 0
+    for i in range(len(jax.tree.leaves(stack)[0])):
+        params, mask = lane_of(stack, i), lane_of(masks, i)
+        keys = jax.random.split(jax.random.fold_in(key, i), 3)
+        pairs = jp.analysis.hessian_eigenvalues(
+            keys[0], loss, params, config.eigenvalues, steps, mask
         )
-    pictures[CURVATURE] = (
-        "The Hessian of the training loss over the kept weights: its largest eigenvalues (mean "
-        "and standard deviation over seeds), and the density of all of them."
-    )
-    timed, peak = summary["hessian_vector_product"], summary["peak_memory_bytes"] / 1e9
-    return Writeup(
-        title="The loss landscape",
-        headline=(
-            f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} "
-            f"steps, sparsity {100 * config.sparsity:g} %, measured on {config.examples:,} "
-            "training examples: mean ± standard deviation over seeds (barriers and overlaps: over "
-            "pairs of seeds)"
-        ),
-        columns=("dense", "sparse"),
-        rows=tuple(rows),
-        footline=(
-            f"{summary['seconds']:.0f} s of training and {summary['measuring_seconds']:.0f} s of "
-            f"measuring with compilation, peak memory {peak:.2f} GB; a "
-            f"Hessian-vector product takes {timed['ratio']:.2f} gradients "
-            f"({timed['product_ms']:.1f} ms)"
-        ),
-        command=cli.again(config),
-        pictures=pictures,
-        layers={"sparse": layers},
-        models=[folder.MODEL],
-        environment=summary["environment"],
-    )
+        trace = jp.analysis.hessian_trace(keys[1], loss, params, config.trace_probes, mask)
+        spectrum = jp.analysis.hessian_spectrum(
+            keys[2], loss, params, config.density_probes, steps, mask
+        )
+        dimension = int(spectrum.dimension)
+        rows.append((pairs.values, pairs.errors, *trace, spectrum.nodes, spectrum.weights))
+    columns = [np.stack(parts) for parts in zip(*rows, strict=True)]
+    return Curved._make((*columns, dimension))
+
+
+def product_time(loss: Loss, params: Params, rounds: int = 15) -> dict[str, float]:
+    """Milliseconds of a gradient and of a Hessian-vector product, side by side; their ratio."""
+    gradient = jax.jit(lambda loss, params: jax.grad(loss)(params))
+    runs = {
+        "gradient": lambda: jax.block_until_ready(gradient(loss, params)),
+        "product": lambda: jax.block_until_ready(jp.analysis.hvp(loss, params, params)),
+    }
+    for run in runs.values():
+        run()
+    seconds = {name: np.asarray(own) for name, own in timing.interleaved(runs, rounds, 0).items()}
+    return {
+        "gradient_ms": round(1e3 * float(np.median(seconds["gradient"])), 3),
+        "product_ms": round(1e3 * float(np.median(seconds["product"])), 3),
+        "ratio": round(float(np.median(seconds["product"] / seconds["gradient"])), 3),
+    }
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def landscape(config: Config) -> dict[str, Any]:
+    """Trains, measures, writes the folder `config.out`; returns what summary.json holds."""
+    outcome = study.train(config, partial(arms, config))
+    began = time.perf_counter()
+    losses = losses_on(outcome.arms["dense"].module, outcome.dataset.train, config.examples)
+    measured = measure(config, losses, outcome)
+    timed = product_time(losses.loss, lane_of(outcome.states["dense"].params, 0))
+    return report.write(config, outcome, measured, timed, time.perf_counter() - began)
 
 
 main = cli.command(Config, landscape)

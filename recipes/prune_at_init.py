@@ -25,12 +25,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, flags, lanes, models, settings, study
+from recipes.common import cli, flags, lanes, models, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset, Split, balanced_rows
 from recipes.common.models import LossFn, classification
-from recipes.reports import prune_at_init as report
-from recipes.reports.prune_at_init import REDRAWN, SHUFFLED, Kind, kinds, name
+from recipes.reports.prune_at_init import (
+    REDRAWN,
+    SHUFFLED,
+    Kind,
+    add_collapse,
+    highest,
+    kinds,
+    name,
+    pictures_of,
+)
 
 METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random")
 ROUNDS = {"synflow": 100, "force": 60, "iter_snip": 60}
@@ -194,20 +202,19 @@ def prune_at_init(config: Config) -> dict[str, Any]:
     with warnings.catch_warnings():  # of empty layers: the table tells of them
         warnings.filterwarnings("ignore", ".*keeps none of its weights.*", UserWarning)
         outcome = study.train(config, partial(arms, config))
-    summary = {
-        "recipe": "prune_at_init",
-        "studies": "test accuracy of networks pruned at initialization, beside dense training",
-        "methods": list(config.method),
-        "sparsities": list(config.sparsity),
-        "controls": config.controls,
-        **study.summarize(config, outcome),
-    }
+    summary = report.summary(
+        config,
+        "test accuracy of networks pruned at initialization, beside dense training",
+        methods=list(config.method),
+        sparsities=list(config.sparsity),
+        controls=config.controls,
+        **study.numbers(outcome),
+    )
     module, image = outcome.arms["dense"].module, outcome.dataset.train.images.shape[1:]
-    report.add_collapse(config, outcome, summary["arms"], flow(module, image))
-    figures = report.pictures(config, outcome, summary["arms"])
-    told = [name(kind, config) for kind in report.highest(config)]
-    study.publish(config, outcome, summary, "Pruning at initialization", figures, told)
-    return summary
+    add_collapse(config, outcome, summary["arms"], flow(module, image))
+    pictures = pictures_of(config, outcome, summary["arms"])
+    told = [name(kind, config) for kind in highest(config)]
+    return study.publish(config, outcome, summary, "Pruning at initialization", pictures, told)
 
 
 main = cli.command(Config, prune_at_init)

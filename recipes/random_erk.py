@@ -28,6 +28,7 @@ from recipes.common.data import Dataset, Split
 from recipes.common.figures import left, style
 from recipes.common.folder import RecipeError
 from recipes.common.models import LossFn, classification
+from recipes.common.report import Picture
 from recipes.prune_at_init import loss_on
 
 WIDTHS = "plots/widths.png"
@@ -142,19 +143,18 @@ def name(arm: str, width: float, config: Config) -> str:
 def random_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
     outcome = study.train(config, partial(arms, config))
-    summary = {
-        "recipe": "random_erk",
-        "studies": "test accuracy of random pruning at initialization, beside dense training",
-        "allocations": list(config.allocation),
-        "widths": list(config.widths),
-        **study.summarize(config, outcome),
-    }
+    summary = report.summary(
+        config,
+        "test accuracy of random pruning at initialization, beside dense training",
+        allocations=list(config.allocation),
+        widths=list(config.widths),
+        **study.numbers(outcome),
+    )
     add_gaps(config, summary["arms"])
-    figures = study.pictures(outcome)
+    pictures = study.pictures(outcome)
     if len(config.widths) > 1:
-        figures[WIDTHS] = widths_picture(config, summary["arms"])
-    study.publish(config, outcome, summary, "Random pruning at initialization", figures)
-    return summary
+        pictures[WIDTHS] = widths_picture(config, summary["arms"])
+    return study.publish(config, outcome, summary, "Random pruning at initialization", pictures)
 
 
 def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:
@@ -167,7 +167,7 @@ def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:
             own["accuracy_minus_dense"] = report.over_seeds(gaps)
 
 
-def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> study.Picture:
+def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> Picture:
     """Accuracy, and what is missing to dense, against width."""
 
     def curve(arm: str, key: str) -> style.Curve:
@@ -175,7 +175,7 @@ def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> 
         return config.widths, np.asarray(per_seed)
 
     names = ("dense", *config.allocation)
-    return study.Picture(
+    return Picture(
         left.over_widths(
             {arm: curve(arm, "test_accuracy") for arm in names},
             {arm: curve(arm, "accuracy_minus_dense") for arm in config.allocation},

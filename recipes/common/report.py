@@ -1,4 +1,4 @@
-"""What a finished run says: its numbers, and the same table on the terminal and in report.md.
+"""The result of a finished run: its numbers, and the same table on the terminal and in report.md.
 
 Numbers are mean and spread over seeds, weights kept, and memory.
 """
@@ -10,8 +10,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,8 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprune as jp
-from recipes.common import dead, folder
+from recipes.common import cli, dead, folder
 from recipes.common.folder import CHECKPOINT, METRICS, REPORT, SUMMARY
+
+if TYPE_CHECKING:
+    from recipes.common.settings import Run, Settings
 
 
 def over_seeds(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def accuracy(
 
 
 def percent(numbers: dict[str, Any]) -> str:
-    """`over_seeds` of fractions as "97.81 ± 0.12 %"; marked if it is the accuracy of the dead.
+    """`over_seeds` of fractions as "97.81 ± 0.12 %", with the mark of dead networks.
 
     One seed has no deviation: "97.81 %".
     """
@@ -63,6 +65,12 @@ def layers(params: Any, masks: Any, *forward: Any, ever_active: Any = None) -> s
     with warnings.catch_warnings():  # its text says the same
         warnings.simplefilter("ignore", UserWarning)
         return str(jp.report(params, masks, *forward, ever_active=ever_active))
+
+
+def layers_of_first(network: Any) -> str:
+    """`layers` of the first network of a stack (`lanes.Network`)."""
+    params, _, masks = jax.tree.map(lambda x: x[0], tuple(network))
+    return layers(params, masks)
 
 
 def kept_weights(masks: Any) -> tuple[np.ndarray, int]:
@@ -106,6 +114,13 @@ STACK = (
 )
 
 
+class Picture(NamedTuple):
+    """A figure of the report."""
+
+    png: bytes
+    caption: str
+
+
 class Writeup(NamedTuple):
     """A result in words and numbers, already formatted."""
 
@@ -113,65 +128,101 @@ class Writeup(NamedTuple):
     headline: str  # what was run, in a line
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]  # each a name and one cell per column
-    footline: str  # what it took, in a line
-    command: str  # that runs it again
-    pictures: Mapping[str, str]  # path below the run's folder -> what it shows
+    pictures: Mapping[str, Picture]  # by path below the run's folder
     layers: Mapping[str, str]  # arm -> a table of the layers of its first seed, as text
     models: Sequence[str]  # paths below the run's folder
-    environment: Mapping[str, str]
+    notes: str = ""  # sentences of the last line, before the time and the memory
     saved: str = STACK  # what {models} hold
     of_layers: str = "The first seed, layer by layer"
 
 
-def finish(
-    out: Path, writeup: Writeup, summary: Mapping[str, Any], figures: Mapping[str, bytes]
-) -> None:
-    """Writes the figures, summary.json and report.md, and prints the table: the run is finished.
+def summary(config: Settings, studies: str, **numbers: Any) -> dict[str, Any]:
+    """The content of summary.json: what all recipes tell, around the numbers of this one."""
+    return {
+        "recipe": cli.program(type(config)).rpartition(".")[2],
+        "studies": studies,
+        "dataset": config.dataset,
+        "model": config.model,
+        "seeds": config.seeds,
+        **numbers,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "environment": folder.environment(),
+    }
 
-    Both tell of dead networks, where the summary has any.
+
+def finish(config: Run, writeup: Writeup, summary: dict[str, Any]) -> dict[str, Any]:
+    """Writes the pictures, summary.json and report.md, and prints the table: the run is finished.
+
+    Both tell of dead networks, where the summary has any. Returns the summary.
     """
-    signs = dead.told(summary)
-    for path, png in figures.items():
-        folder.write(out / path, png)
+    out, signs = config.out, dead.told(summary)
+    seconds, peak = summary["seconds"], summary["peak_memory_bytes"] / 1e9
+    took = f"{seconds:.0f} s, peak memory {peak:.2f} GB"
+    last = f"{writeup.notes}. {took}" if writeup.notes else took
+    for path, picture in writeup.pictures.items():
+        folder.write(out / path, picture.png)
     folder.write_json(out / SUMMARY, summary)
-    folder.write(out / REPORT, to_markdown(writeup, signs))
+    text = to_markdown(writeup, signs, last, cli.again(config), summary["environment"])
+    folder.write(out / REPORT, text)
     folder.remove(out / CHECKPOINT)
     folder.unlock(out)
-    to_terminal(writeup, signs)
+    to_terminal(writeup, signs, last)
     print(f"Everything is in {out}: see {out / REPORT}")
+    return summary
 
 
-def to_terminal(writeup: Writeup, signs: Sequence[str] = ()) -> None:
-    """Prints the table between its headline and its footline, and under it the first signs."""
-    table = Table("", *writeup.columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in writeup.rows:
-        table.add_row(*row)
+def to_terminal(writeup: Writeup, signs: Sequence[str], last: str) -> None:
+    """Prints the table after its headline, then the first signs, then the last line."""
     more = len(signs) - dead.ON_TERMINAL
     rest = [f"... and {more} more: see {REPORT}"] if more > 0 else []
-    lines = [*signs[: dead.ON_TERMINAL], *rest, writeup.footline]
+    lines = [*signs[: dead.ON_TERMINAL], *rest, last]
+    table = terminal_table(writeup.columns, writeup.rows)
     Console(highlight=False, markup=False).print(writeup.headline, table, *lines, sep="\n")
 
 
-def to_markdown(writeup: Writeup, signs: Sequence[str] = ()) -> str:
+def terminal_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column holds names; the others are numbers, to the right."""
+    table = Table("", *columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same in Markdown."""
+    table = [("", *columns), ("---", *("---:" for _ in columns)), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+
+def in_words(environment: Mapping[str, Any]) -> str:
+    """The environment on a line."""
+    return ", ".join(f"{name} {value}" for name, value in environment.items())
+
+
+def to_markdown(
+    writeup: Writeup,
+    signs: Sequence[str],
+    last: str,
+    command: str,
+    environment: Mapping[str, Any],
+) -> str:
     """The content of report.md."""
-    table = [("", *writeup.columns), ("---", *("---:" for _ in writeup.columns)), *writeup.rows]
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in table)
     dead_networks = "\n".join(["\nDead networks:\n", *(f"- {s}" for s in signs), ""])
     pictures = "\n\n".join(
-        f"![{text}]({path})\n\n{text}" for path, text in writeup.pictures.items()
+        f"![{picture.caption}]({path})\n\n{picture.caption}"
+        for path, picture in writeup.pictures.items()
     )
     layers = "\n\n".join(f"**{arm}**\n\n```\n{text}\n```" for arm, text in writeup.layers.items())
     models = ", ".join(f"`{path}`" for path in writeup.models)
-    environment = ", ".join(f"{name} {value}" for name, value in writeup.environment.items())
     return f"""# {writeup.title}
 
 {writeup.headline}.
 
-{lines}
+{markdown_table(writeup.columns, writeup.rows)}
 {dead_networks if signs else ""}
-Run it again: `{writeup.command}`
+Run it again: `{command}`
 
 {pictures}
 
@@ -182,5 +233,5 @@ Run it again: `{writeup.command}`
 {writeup.saved.format(models=models)}
 Every logged point is a line of `{METRICS}`; all numbers of this page are in `{SUMMARY}`.
 
-{writeup.footline}. {environment}.
+{last}. {in_words(environment)}.
 """

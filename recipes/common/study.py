@@ -13,13 +13,13 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import arms, checkpoints, cli, data, dead, folder, lanes, report, settings
+from recipes.common import arms, checkpoints, data, dead, folder, lanes, report, settings
 from recipes.common.arms import Arm, History, States, Weights
 from recipes.common.figures import style
 from recipes.common.folder import RecipeError
 from recipes.common.journal import journal
 from recipes.common.lanes import State
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 from recipes.common.settings import Settings
 
 CURVES, LAYERS = "plots/training.png", "plots/layers.png"
@@ -33,13 +33,6 @@ class Outcome(NamedTuple):
     states: States
     history: History
     seconds: float
-
-
-class Picture(NamedTuple):
-    """A figure of the report."""
-
-    png: bytes
-    caption: str
 
 
 def train(config: Settings, make_arms: Callable[[data.Dataset, int], Mapping[str, Arm]]) -> Outcome:
@@ -68,18 +61,13 @@ def check_arm(name: str, arm: Arm, images: np.ndarray) -> None:
         raise RecipeError(f"{name}: {' '.join(str(error).split())}") from error
 
 
-def summarize(config: Settings, outcome: Outcome) -> dict[str, Any]:
-    """The content of summary.json, but for what the study is."""
+def numbers(outcome: Outcome) -> dict[str, Any]:
+    """The numbers in summary.json of every study of arms."""
     return {
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
         "steps": outcome.history[-1]["step"],
         "seconds": round(outcome.seconds, 2),
         "chance": dead.chance(outcome.dataset.test.labels),
         "arms": {name: _numbers(outcome, name) for name in outcome.arms},
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "environment": folder.environment(),
     }
 
 
@@ -136,21 +124,19 @@ def publish(
     outcome: Outcome,
     summary: dict[str, Any],
     title: str,
-    figures: Mapping[str, Picture],
+    pictures: Mapping[str, Picture],
     told: Collection[str] | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Writes the models, the figures, summary.json and report.md, and prints the table.
 
-    The report tells the layers of all arms with masks, or of those in `told`.
+    The report tells the layers of all arms with masks, or of the arms in `told`.
     """
-    out = config.out
     models = {name: f"{folder.MODEL}/{name.replace(' ', '-')}" for name in masked(outcome)}
     if list(models) == ["sparse"]:  # one network needs no name
         models = {"sparse": folder.MODEL}
     for name, path in models.items():
-        save_model(out / path, outcome, name)
+        save_model(config.out / path, outcome, name)
     columns, rows = table(summary["arms"])
-    wall, peak = summary["seconds"], summary["peak_memory_bytes"] / 1e9
     writeup = Writeup(
         title=title,
         headline=(
@@ -159,14 +145,11 @@ def publish(
         ),
         columns=columns,
         rows=rows,
-        footline=f"{wall:.0f} s with compilation and tests, peak memory {peak:.2f} GB",
-        command=cli.again(config),
-        pictures={path: figure.caption for path, figure in figures.items()},
+        pictures=pictures,
         layers={n: layer_report(outcome, n) for n in models if told is None or n in told},
         models=list(models.values()),
-        environment=summary["environment"],
     )
-    finish(out, writeup, summary, {path: figure.png for path, figure in figures.items()})
+    return report.finish(config, writeup, summary)
 
 
 def save_model(path: Path, outcome: Outcome, name: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import jaxprune as jp
 from recipes.common import study
 from recipes.common.figures import left, style
+from recipes.common.report import Picture
 
 if TYPE_CHECKING:
     from recipes.prune_at_init import Config
@@ -60,9 +61,9 @@ def add_collapse(
         own["on_paths"] = weights_on_paths(forward, state.params, masks).tolist()
 
 
-def pictures(
+def pictures_of(
     config: Config, outcome: study.Outcome, numbers: dict[str, Any]
-) -> dict[str, study.Picture]:
+) -> dict[str, Picture]:
     """The figures, by their path below the folder."""
     shown = ["dense", *(name(kind, config) for kind in highest(config))]
     curves = study.pictures(outcome._replace(arms={arm: outcome.arms[arm] for arm in shown}))
@@ -78,24 +79,24 @@ def pictures(
         )
 
     made = {
-        ACCURACY: study.Picture(
+        ACCURACY: Picture(
             left.accuracy({m: line(m) for m in config.method}, dense, drawn),
             "Test accuracy of the last step against weights left: mean over seeds; bands from the "
             "worst seed to the best. A cross: a layer kept no weight, in one seed at least.",
         ),
-        study.LAYERS: study.Picture(
+        study.LAYERS: Picture(
             left.layers(layer_lines(config, outcome), drawn),
             "Weights kept in each layer, counted, against weights left in all: mean over seeds; "
             "bands from the lowest to the highest. A cross: the layer kept none, in one seed at "
             "least.",
         ),
-        study.CURVES: study.Picture(
+        study.CURVES: Picture(
             curves[study.CURVES].png,
             f"At sparsity {max(config.sparsity):g}. {curves[study.CURVES].caption}",
         ),
     }
     if config.controls:
-        made[CONTROLS] = study.Picture(
+        made[CONTROLS] = Picture(
             left.controls(
                 {
                     m: {c or "own masks": line(m, c) for c in ("", SHUFFLED, REDRAWN)}

@@ -12,12 +12,12 @@ import numpy as np
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
 from jaxprune.structured.kept import Removal
-from recipes.common import cli, folder, lanes, report, small, timing
+from recipes.common import folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import gates, layers, style
 from recipes.common.figures.left import flops_left
 from recipes.common.journal import Journal
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 
 if TYPE_CHECKING:
     from recipes.relaxation import Config, Study
@@ -109,9 +109,7 @@ def write(
     `variables` are those of all lanes, zero where neurons were cut, `left` what is left of each.
     """
     summary = summarize(config, s, variables, left, records, dataset, chance)
-    figures = pictures(config, s, summary, records)
-    finish(config.out, write_up(config, s, summary), summary, figures)
-    return summary
+    return report.finish(config, write_up(config, s, records, summary), summary)
 
 
 def summarize(
@@ -150,23 +148,18 @@ def summarize(
         if config.timings
         else {}
     )
-    return {
-        "recipe": "relaxation",
-        "studies": "test accuracy and speed after continuous relaxation, beside dense training",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "steps": records[-1]["step"],
-        "stages": [stage._asdict() for stage in s.stages],
-        "flops": list(config.flops),
-        "chance": chance,
-        "networks": small.numbers(sizes, accuracy, times, chance),
-        "masked_and_compacted": removed,
-        "latency": times,
-        "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "environment": folder.environment(),
-    }
+    return report.summary(
+        config,
+        "test accuracy and speed after continuous relaxation, beside dense training",
+        steps=records[-1]["step"],
+        stages=[stage._asdict() for stage in s.stages],
+        flops=list(config.flops),
+        chance=chance,
+        networks=small.numbers(sizes, accuracy, times, chance),
+        masked_and_compacted=removed,
+        latency=times,
+        seconds=round(records[-1]["seconds"] + time.perf_counter() - began, 2),
+    )
 
 
 def model_path(arm: str) -> str:
@@ -176,12 +169,13 @@ def model_path(arm: str) -> str:
 
 def pictures(
     config: Config, s: Study, summary: dict[str, Any], records: Records
-) -> dict[str, bytes]:
+) -> dict[str, Picture]:
     """The figures, by their path below the folder of the run."""
     relaxed = [arm for arm in s.arms if arm != DENSE]
     ends = list(accumulate(stage.steps for stage in s.stages))
     cutting_stages = {stage.name for stage in s.stages if stage.threshold is not None}
     cut = [record for record in records if record["stage"] in cutting_stages]
+    at_ends = [record for record in cut if record["step"] in ends]
     dense = np.asarray(records[-1][DENSE]["test_accuracy"])
     whole = small.size_of(s.neurons.structure, {})
     widths = {
@@ -195,15 +189,31 @@ def pictures(
     looks = zip(s.arms, cycle(style.COLORS), cycle("os^D"), strict=False)
     drawn = {arm: style.Look(color, "-", marker) for arm, color, marker in looks}
     return {
-        STAGES: gates.stages(records, drawn, ends),
-        GATES: gates.stage_histograms(gated, relaxed, ends[:-1]),
-        WIDTHS: layers.picture(whole.widths, {"Widths": widths}, drawn),
-        FLOPS: flops_left(
-            {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
-            {arm: _against_flops([r for r in cut if r["step"] in ends], arm) for arm in relaxed},
-            dense,
-            [1, *(share for share in config.flops if share)],
-            drawn,
+        STAGES: Picture(
+            gates.stages(records, drawn, ends),
+            "Left: test accuracy under the gates. Right: the relaxed FLOPs (lines) and those of "
+            "the neurons that are not cut yet (dotted). Grey: where a stage ends, and neurons are "
+            "cut. Means over seeds; bands from the lowest seed to the highest.",
+        ),
+        GATES: Picture(
+            gates.stage_histograms(gated, relaxed, ends[:-1]),
+            "The fraction of the gates that are left with each value, over the steps; all seeds.",
+        ),
+        WIDTHS: Picture(
+            layers.picture(whole.widths, {"Widths": widths}, drawn),
+            "Neurons of each group before (grey) and after: means over seeds, and the range from "
+            "the smallest to the largest.",
+        ),
+        FLOPS: Picture(
+            flops_left(
+                {arm: _against_flops(cut, arm, "cut_accuracy") for arm in relaxed},
+                {arm: _against_flops(at_ends, arm) for arm in relaxed},
+                dense,
+                [1, *(share for share in config.flops if share)],
+                drawn,
+            ),
+            "Test accuracy right after each cut, and at the end of its stage, against the FLOPs "
+            "of the neurons that are left. Dashed: dense networks that trained as long.",
         ),
     }
 
@@ -214,24 +224,12 @@ def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> st
     return [float(np.mean(own["flops"])) for own in found], np.asarray([own[key] for own in found])
 
 
-def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
+def write_up(config: Config, s: Study, records: Records, summary: dict[str, Any]) -> Writeup:
     """The result, for people."""
     columns, rows = small.table(summary["networks"], summary["latency"])
     largest = max(own["largest_difference"] for own in summary["masked_and_compacted"].values())
     differ = sum(own["answers_that_differ"] for own in summary["masked_and_compacted"].values())
-    peak = summary["peak_memory_bytes"] / 1e9
     thresholds = ", ".join(f"{t:g}" for t in [*config.thresholds, config.final_threshold])
-    captions = {
-        STAGES: "Left: test accuracy under the gates. Right: the relaxed FLOPs (lines) and those "
-        "of the neurons that are not cut yet (dotted). Grey: where a stage ends, and neurons are "
-        "cut. Means over seeds; bands from the lowest seed to the highest.",
-        GATES: "The fraction of the gates that are left with each value, over the steps; all "
-        "seeds.",
-        WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the range "
-        "from the smallest to the largest.",
-        FLOPS: "Test accuracy right after each cut, and at the end of its stage, against the FLOPs "
-        "of the neurons that are left. Dashed: dense networks that trained as long.",
-    }
     return Writeup(
         title="Continuous relaxation",
         headline=(
@@ -241,16 +239,14 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         ),
         columns=columns,
         rows=rows,
-        footline=(
+        notes=(
             f"Gated and compacted networks: logits differ by at most {largest:.1e}, {differ} "
-            f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
+            "answers on test data do"
         ),
-        command=cli.again(config),
-        pictures=captions,
+        pictures=pictures(config, s, summary, records),
         layers={"all networks": repr(s.neurons.structure)},
         models=[model_path(arm) for arm in s.arms if arm != DENSE],
         of_layers="The neurons that have gates, and what goes with them",
         saved="The compacted networks of all seeds are in {models}: read one with "
         "`recipes.common.small.load`.",
-        environment=summary["environment"],
     )

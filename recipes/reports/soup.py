@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import checkpoints, cli, dead, folder, lanes, measures, report
+from recipes.common import checkpoints, dead, folder, measures, report
 from recipes.common.figures import pairs, style
 from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 
 if TYPE_CHECKING:
     from recipes.soup import Config, Lineages, Study
@@ -36,66 +36,57 @@ def write(
     config: Config, s: Study, ends: Lineages, records: Records, seconds: float, chance: float
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarize(config, s, ends, records, seconds, chance)
-    soups = ends.soup
-    params, _, masks = lanes.lane_of(soups, 0)
-    writeup = write_up(config, summary, report.layers(params, masks))
-    save(config, soups, records, summary, writeup)
-    return summary
-
-
-def summarize(
-    config: Config, s: Study, ends: Lineages, records: Records, seconds: float, chance: float
-) -> dict[str, Any]:
-    """The content of summary.json."""
     first, *after = records
     arms = list(after[0]["test_accuracy"])
-    emptied = dict.fromkeys(arms, dead.empty_layers(ends.soup.masks))  # after the last phase
-    emptied[IMP] = dead.empty_layers(ends.imp.masks)
-    emptied[longer_name(config.children)] = dead.empty_layers(ends.longer.masks)
+    empty = dict.fromkeys(arms, dead.empty_layers(ends.soup.masks))  # after the last phase
+    empty[IMP] = dead.empty_layers(ends.imp.masks)
+    empty[longer_name(config.children)] = dead.empty_layers(ends.longer.masks)
+    phases = [
+        of_phase(record, config.children, chance, empty if record is after[-1] else {})
+        for record in after
+    ]
+    checkpoints.save_model(config.out / folder.MODEL, *ends.soup)
+    summary = report.summary(
+        config,
+        "sparse model soups beside their children and iterative magnitude pruning",
+        children=config.children,
+        vary=config.vary,
+        average=config.average,
+        steps=s.steps,
+        retraining_steps=s.retrain,
+        points=config.points,
+        threshold_points=config.threshold,
+        running_statistics="recalibrated" if config.norm == "batch" else None,
+        chance=chance,
+        dense={"test_accuracy": report.accuracy(first["test_accuracy"]["dense"], chance)},
+        phases=phases,
+        seconds=round(seconds, 2),
+        phase_seconds=[record["seconds"] for record in records],
+    )
+    return report.finish(config, write_up(config, ends.soup, records, summary), summary)
 
-    def of(record: dict[str, Any]) -> dict[str, Any]:
-        accuracy = {arm: np.asarray(values) for arm, values in record["test_accuracy"].items()}
-        empty = emptied if record is records[-1] else {}
-        at_chance = bool((np.asarray(record["children_test_accuracy"]) <= chance).any())
-        between = partial(measures.over_siblings, children=config.children, at_chance=at_chance)
-        return {
-            "phase": record["phase"],
-            "sparsity": record["sparsity"],
-            "kept_weights": record["kept_weights"]["soup"],
-            "test_accuracy": {
-                arm: report.accuracy(accuracy[arm], chance, empty.get(arm, {})) for arm in arms
-            },
-            "soup_minus": {
-                arm: _difference(accuracy[SOUP] - accuracy[arm]) for arm in arms if arm != SOUP
-            },
-            "error_barrier": between(record["error_barrier"]),
-            "loss_barrier": between(record["loss_barrier"]),
-            "highest_error_barrier": None if at_chance else float(np.max(record["error_barrier"])),
-            "greedily_chosen": np.sum(record["greedily_chosen"], 1).tolist(),
-        }
 
+def of_phase(
+    record: dict[str, Any], children: int, chance: float, empty: Mapping[str, dict[str, int]]
+) -> dict[str, Any]:
+    """The numbers of a phase; `empty` are the empty layers of each arm."""
+    accuracy = {arm: np.asarray(values) for arm, values in record["test_accuracy"].items()}
+    at_chance = bool((np.asarray(record["children_test_accuracy"]) <= chance).any())
+    between = partial(measures.over_siblings, children=children, at_chance=at_chance)
     return {
-        "recipe": "soup",
-        "studies": "sparse model soups beside their children and iterative magnitude pruning",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "children": config.children,
-        "vary": config.vary,
-        "average": config.average,
-        "steps": s.steps,
-        "retraining_steps": s.retrain,
-        "points": config.points,
-        "threshold_points": config.threshold,
-        "running_statistics": "recalibrated" if config.norm == "batch" else None,
-        "chance": chance,
-        "dense": {"test_accuracy": report.accuracy(first["test_accuracy"]["dense"], chance)},
-        "phases": [of(record) for record in after],
-        "seconds": round(seconds, 2),
-        "phase_seconds": [record["seconds"] for record in records],
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "environment": folder.environment(),
+        "phase": record["phase"],
+        "sparsity": record["sparsity"],
+        "kept_weights": record["kept_weights"]["soup"],
+        "test_accuracy": {
+            arm: report.accuracy(own, chance, empty.get(arm, {})) for arm, own in accuracy.items()
+        },
+        "soup_minus": {
+            arm: _difference(accuracy[SOUP] - own) for arm, own in accuracy.items() if arm != SOUP
+        },
+        "error_barrier": between(record["error_barrier"]),
+        "loss_barrier": between(record["loss_barrier"]),
+        "highest_error_barrier": None if at_chance else float(np.max(record["error_barrier"])),
+        "greedily_chosen": np.sum(record["greedily_chosen"], 1).tolist(),
     }
 
 
@@ -105,15 +96,10 @@ def _difference(per_seed: np.ndarray) -> dict[str, Any]:
     return {"mean": float(per_seed.mean()), "error": error, "per_seed": per_seed.tolist()}
 
 
-def save(
-    config: Config,
-    soups: Network,
-    records: Records,
-    summary: dict[str, Any],
-    writeup: Writeup,
-) -> None:
-    """Writes the soups, the plots, summary.json and report.md; prints the table."""
-    checkpoints.save_model(config.out / folder.MODEL, *soups)
+def pictures(
+    config: Config, soups: Network, records: Records, summary: dict[str, Any]
+) -> dict[str, Picture]:
+    """The figures, by their path below the folder of the run."""
     after = records[1:]
     sparsities = [record["sparsity"] for record in after]
     accuracy = {
@@ -133,16 +119,33 @@ def save(
         )
         for record in (after[:1] + after[-1:] if len(after) > 1 else after)
     }
-    figures = {
-        SOUPS: pairs.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
-        BARRIERS: pairs.barriers(sparsities, heights, config.threshold),
-        PATHS: pairs.along_paths(panels, config.threshold, "child"),
-        LAYERS: style.layer_density({SOUP: report.layer_density(soups.masks)}),
+    return {
+        SOUPS: Picture(
+            pairs.soups(sparsities, accuracy, gain, MEAN, dense, SOUP),
+            "Left: means over seeds, and a band from the worst soup to the best. Right: each dot "
+            "is a seed, beside the mean of its children; with the mean over seeds and its standard "
+            f"error. {longer_name(config.children)} retrains as long as all children together; the "
+            "ensemble runs all of them.",
+        ),
+        BARRIERS: Picture(
+            pairs.barriers(sparsities, heights, config.threshold),
+            "By how many points the test error rises above the chord between every two children "
+            "of a seed: below the dashed line they are linearly connected. With a child at chance "
+            "there is no dot.",
+        ),
+        PATHS: Picture(
+            pairs.along_paths(panels, config.threshold, "child"),
+            "Test error from child to child, every pair of every seed: in the first phase and in "
+            "the last.",
+        ),
+        LAYERS: Picture(
+            style.layer_density({SOUP: report.layer_density(soups.masks)}),
+            "Weights kept in each layer: mean and standard deviation over seeds.",
+        ),
     }
-    finish(config.out, writeup, summary, figures)
 
 
-def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+def write_up(config: Config, soups: Network, records: Records, summary: dict[str, Any]) -> Writeup:
     """The result, for people: a column for each phase."""
     after, dense = summary["phases"], summary["dense"]["test_accuracy"]
     arms = list(after[0]["test_accuracy"])
@@ -162,7 +165,6 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
             row(f"soup - {arm}", lambda phase, arm=arm: points(phase["soup_minus"][arm]))  # type: ignore[misc]
         )
     rows.append(row("barrier of children", lambda phase: points(phase["error_barrier"])))
-    peak = summary["peak_memory_bytes"] / 1e9
     varied = config.vary.replace("_", " ")
     if config.vary != "order":
         varied += f" ({LEAST:g} to {MOST:g} times)"
@@ -181,21 +183,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         ),
         columns=[f"{100 * phase['sparsity']:.4g} % sparse" for phase in after],
         rows=rows,
-        footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=cli.again(config),
-        pictures={
-            SOUPS: "Left: means over seeds, and a band from the worst soup to the best. Right: "
-            "each dot is a seed, beside the mean of its children; with the mean over seeds and "
-            f"its standard error. {longer_name(config.children)} retrains as long as all children "
-            "together; the ensemble runs all of them.",
-            BARRIERS: "By how many points the test error rises above the chord between every two "
-            "children of a seed: below the dashed line they are linearly connected. With a child "
-            "at chance there is no dot.",
-            PATHS: "Test error from child to child, every pair of every seed: in the first phase "
-            "and in the last.",
-            LAYERS: "Weights kept in each layer: mean and standard deviation over seeds.",
-        },
-        layers={SOUP: layers},
+        pictures=pictures(config, soups, records, summary),
+        layers={SOUP: report.layers_of_first(soups)},
         models=[folder.MODEL],
-        environment=summary["environment"],
     )

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoints, cli, dead, folder, lanes, measures, report
+from recipes.common import checkpoints, dead, folder, measures, report
 from recipes.common.figures import pairs
 from recipes.common.figures.pairs import Forks
 from recipes.common.lanes import Network
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 
 if TYPE_CHECKING:
     from recipes.stability import Config
@@ -32,74 +32,55 @@ def write(
     seconds: float,
     chance: float,
 ) -> dict[str, Any]:
-    """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarize(config, end.masks, records, steps, rule, seconds, chance)
+    """Writes the folder of the run; returns what summary.json holds.
+
+    `end` are the trunks with the masks of the sparse children.
+    """
+    kept, weights = report.kept_weights(end.masks)
+    empty = {"dense": {}, "sparse": dead.empty_layers(end.masks)}
     pruned = end._replace(params=jp.apply_masks(end.params, end.masks))
-    params, _, masks = lanes.lane_of(pruned, 0)
-    writeup = write_up(config, summary, report.layers(params, masks))
-    save(config, pruned, records, summary, writeup)
-    return summary
+    checkpoints.save_model(config.out / folder.MODEL, *pruned)
+    summary = report.summary(
+        config,
+        "instability to SGD noise against the step of the fork, dense and pruned",
+        children=config.children,
+        points=config.points,
+        steps=steps,
+        mask=config.mask,
+        sparsity=float(np.mean((weights - kept) / weights)),
+        threshold_points=config.threshold,
+        running_statistics=rule,
+        seconds=round(seconds, 2),
+        chance=chance,
+        **{
+            arm: [of_fork(record, arm, config.children, chance, empty[arm]) for record in records]
+            for arm in ARMS
+        },
+    )
+    return report.finish(config, write_up(config, pruned, records, summary), summary)
 
 
-def summarize(
-    config: Config,
-    masks: Any,
-    records: Records,
-    steps: int,
-    rule: str | None,
-    seconds: float,
-    chance: float,
+def of_fork(
+    record: dict[str, Any], arm: str, children: int, chance: float, empty: dict[str, int]
 ) -> dict[str, Any]:
-    """The content of summary.json."""
-    kept, weights = report.kept_weights(masks)
-
-    empty = {"dense": {}, "sparse": dead.empty_layers(masks)}
-
-    def of(record: dict[str, Any], arm: str) -> dict[str, Any]:
-        accuracy = 1 - np.asarray(record[arm]["test_error"])  # (seeds, children)
-        at_chance = bool((accuracy <= chance).any())
-        return {
-            "step": record["step"],
-            "test_accuracy": report.accuracy(accuracy.mean(1), chance, empty[arm]),
-            **{
-                f"{name}_{height}": measures.over_siblings(
-                    record[arm][f"{name}_{height}"], config.children, at_chance
-                )
-                for name in QUANTITIES
-                for height in ("instability", "barrier")
-            },
-        }
-
+    """The numbers of an arm at a fork."""
+    accuracy = 1 - np.asarray(record[arm]["test_error"])  # (seeds, children)
+    at_chance = bool((accuracy <= chance).any())
+    heights = [f"{name}_{what}" for name in QUANTITIES for what in ("instability", "barrier")]
     return {
-        "recipe": "stability",
-        "studies": "instability to SGD noise against the step of the fork, dense and pruned",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "children": config.children,
-        "points": config.points,
-        "steps": steps,
-        "mask": config.mask,
-        "sparsity": float(np.mean((weights - kept) / weights)),
-        "threshold_points": config.threshold,
-        "running_statistics": rule,
-        "seconds": round(seconds, 2),
-        "chance": chance,
-        **{arm: [of(record, arm) for record in records] for arm in ARMS},
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "environment": folder.environment(),
+        "step": record["step"],
+        "test_accuracy": report.accuracy(accuracy.mean(1), chance, empty),
+        **{
+            height: measures.over_siblings(record[arm][height], children, at_chance)
+            for height in heights
+        },
     }
 
 
-def save(
-    config: Config, pruned: Network, records: Records, summary: dict[str, Any], writeup: Writeup
-) -> None:
-    """Writes the pruned trunks, the plot, summary.json and report.md; prints the table."""
-    checkpoints.save_model(config.out / folder.MODEL, *pruned)
-    steps = [record["step"] for record in records]
+def picture(config: Config, records: Records, summary: dict[str, Any]) -> bytes:
+    """PNG of the instability of each fork's pairs; none (nan) with a child at chance."""
 
     def drawn(arm: str, i: int) -> np.ndarray:
-        """The instability of a fork's pairs; nan, which is not drawn, with a child at chance."""
         values = np.ravel(records[i][arm]["error_instability"])
         at_chance = summary[arm][i]["error_instability"]["mean"] is None
         return np.full_like(values, np.nan) if at_chance else values
@@ -111,11 +92,10 @@ def save(
         )
         for arm in ARMS
     }
-    figure = pairs.over_forks(steps, arms, config.threshold)
-    finish(config.out, writeup, summary, {PICTURE: figure})
+    return pairs.over_forks([record["step"] for record in records], arms, config.threshold)
 
 
-def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
+def write_up(config: Config, pruned: Network, records: Records, summary: dict[str, Any]) -> Writeup:
     """The result, for people: a row for each fork."""
     rows = [
         (
@@ -128,7 +108,7 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         for pair in zip(summary["dense"], summary["sparse"], strict=True)
         for arm, fork in zip(ARMS, pair, strict=True)
     ]
-    rule, peak = summary["running_statistics"], summary["peak_memory_bytes"] / 1e9
+    rule = summary["running_statistics"]
     what = "seeds" if config.seeds > 1 else "children, by the jackknife"
     return Writeup(
         title="Stability to the noise of SGD",
@@ -142,15 +122,14 @@ def write_up(config: Config, summary: dict[str, Any], layers: str) -> Writeup:
         ),
         columns=("error I", "error B", "loss I", "test accuracy"),
         rows=rows,
-        footline=f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB",
-        command=cli.again(config),
         pictures={
-            PICTURE: "Each dot is a pair of children of one network, or a child; lines join the "
-            "means. Below the dashed line training is stable; with a child at chance there is no "
-            "dot. The "
-            "forks are evenly spaced, not to scale."
+            PICTURE: Picture(
+                picture(config, records, summary),
+                "Each dot is a pair of children of one network, or a child; lines join the means. "
+                "Below the dashed line training is stable; with a child at chance there is no dot. "
+                "The forks are evenly spaced, not to scale.",
+            )
         },
-        layers={"sparse": layers},
+        layers={"sparse": report.layers_of_first(pruned)},
         models=[folder.MODEL],
-        environment=summary["environment"],
     )

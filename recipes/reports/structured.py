@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxprune.structured.compact import Compact
-from recipes.common import cli, folder, lanes, report, small, timing
+from recipes.common import folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import layers, style
 from recipes.common.figures.left import flops_left
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 
 if TYPE_CHECKING:
     from recipes.structured import Config, Study
@@ -28,8 +28,7 @@ def write(
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
     summary = summarize(config, s, records, dataset, chance)
-    finish(config.out, write_up(config, s, summary), summary, pictures(s, records, summary))
-    return summary
+    return report.finish(config, write_up(config, s, records, summary), summary)
 
 
 def model_path(arm: str, share: float) -> str:
@@ -57,25 +56,20 @@ def summarize(
             accuracy[name] = np.array(own["compacted_accuracy"])
             removed[name] = {key: own[key] for key in ("largest_difference", "answers_that_differ")}
     times = timed(config, s, dataset, records) if config.timings else {}
-    return {
-        "recipe": "structured",
-        "studies": "test accuracy and speed after structured pruning, beside dense training",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "steps": s.steps,
-        "steps_of_a_round": s.more,
-        "scores": list(config.score),
-        "scope": config.scope,
-        "flops": list(config.flops),
-        "chance": chance,
-        "networks": small.numbers(sizes, accuracy, times, chance),
-        "masked_and_compacted": removed,
-        "latency": times,
-        "seconds": round(records[-1]["seconds"] + time.perf_counter() - began, 2),
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "environment": folder.environment(),
-    }
+    return report.summary(
+        config,
+        "test accuracy and speed after structured pruning, beside dense training",
+        steps=s.steps,
+        steps_of_a_round=s.more,
+        scores=list(config.score),
+        scope=config.scope,
+        flops=list(config.flops),
+        chance=chance,
+        networks=small.numbers(sizes, accuracy, times, chance),
+        masked_and_compacted=removed,
+        latency=times,
+        seconds=round(records[-1]["seconds"] + time.perf_counter() - began, 2),
+    )
 
 
 def row_name(score: str, share: float) -> str:
@@ -97,7 +91,7 @@ def timed(
     return timing.latencies(networks, image, rounds=config.timings, seed=config.seed)
 
 
-def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, bytes]:
+def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, Picture]:
     """The figures, by their path below the folder of the run."""
     dense = np.array(records[-1][DENSE]["test_accuracy"])
     whole = small.size_of(s.structure, {})
@@ -114,8 +108,17 @@ def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, b
         }
     drawn = style.looks([DENSE, *s.scores])
     return {
-        FLOPS: flops_left(at_once, trained_on, dense, s.shares),
-        WIDTHS: layers.picture(whole.widths, panels, drawn),
+        FLOPS: Picture(
+            flops_left(at_once, trained_on, dense, s.shares),
+            "Test accuracy against the FLOPs that are left, right after each pruning and after "
+            "training on: means over seeds; bands from the worst seed to the best. Dashed: dense "
+            "networks that trained as long as all rounds.",
+        ),
+        WIDTHS: Picture(
+            layers.picture(whole.widths, panels, drawn),
+            "Neurons of each group before (grey) and after: means over seeds, and the range from "
+            "the smallest to the largest.",
+        ),
     }
 
 
@@ -126,13 +129,12 @@ def curve(records: Records, score: str, key: str, flops: int) -> style.Curve:
     return left, np.array([numbers[key] for numbers in own])
 
 
-def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
+def write_up(config: Config, s: Study, records: Records, summary: dict[str, Any]) -> Writeup:
     """The result, for people."""
     columns, rows = small.table(summary["networks"], summary["latency"])
     removed = summary["masked_and_compacted"].values()
     largest = max(max(own["largest_difference"]) for own in removed)
     differ = sum(sum(own["answers_that_differ"]) for own in removed)
-    peak = summary["peak_memory_bytes"] / 1e9
     return Writeup(
         title="Structured pruning",
         headline=(
@@ -143,21 +145,13 @@ def write_up(config: Config, s: Study, summary: dict[str, Any]) -> Writeup:
         ),
         columns=columns,
         rows=rows,
-        footline=(
+        notes=(
             f"Masked and compacted networks: logits differ by at most {largest:.1e}, {differ} "
-            f"answers on test data do. {summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
+            "answers on test data do"
         ),
-        command=cli.again(config),
-        pictures={
-            FLOPS: "Test accuracy against the FLOPs that are left, right after each pruning and "
-            "after training on: means over seeds; bands from the worst seed to the best. Dashed: "
-            "dense networks that trained as long as all rounds.",
-            WIDTHS: "Neurons of each group before (grey) and after: means over seeds, and the "
-            "range from the smallest to the largest.",
-        },
+        pictures=pictures(s, records, summary),
         layers={"all networks": repr(s.structure)},
         models=[model_path(score, share) for share in s.targets for score in s.scores],
-        environment=summary["environment"],
         of_layers="The neurons that can be pruned, and what goes with them",
         saved=(
             "The compacted networks of all seeds are in {models}: read one with "

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from recipes.common import checkpoints, cli, dead, folder, lanes, report
+from recipes.common import checkpoints, dead, folder, report
 from recipes.common.figures import left, style
 from recipes.common.lanes import Network
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 
 if TYPE_CHECKING:
     from recipes.tickets import Config, Study
@@ -44,80 +44,62 @@ def write(
     chance: float,
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarize(config, study, records, ends, held, seconds, chance)
-    save(config, records, ends, summary)
-    return summary
-
-
-def summarize(
-    config: Config,
-    study: Study,
-    records: Records,
-    ends: Mapping[str, End],
-    held: int,
-    seconds: float,
-    chance: float,
-) -> dict[str, Any]:
-    """The content of summary.json."""
+    for arm, end in ends.items():
+        checkpoints.save_model(config.out / folder.MODEL / arm, *end.network)
     _, weights = report.kept_weights(next(iter(ends.values())).network.masks)
-
-    def of(numbers: Mapping[str, Any], phase: int) -> dict[str, Any]:
-        keys = ("end_test_accuracy", "validation_accuracy", "early_step")
-        return {
-            "phase": phase,
-            "weights_left": float(np.mean(numbers["kept_weights"]) / weights),
-            "kept_weights": numbers["kept_weights"],
-            "test_accuracy": report.accuracy(
-                numbers["test_accuracy"], chance, numbers["empty_layers"]
-            ),
-            **{key: report.over_seeds(numbers[key]) for key in keys},
-        }
-
-    dense = of(records[0]["dense"], 0)
-    arms = {arm: [of(r[arm], r["phase"]) for r in records[1:]] for arm in config.method}
+    dense = of_phase(records[0]["dense"], 0, weights, chance)
+    arms = {
+        arm: [of_phase(r[arm], r["phase"], weights, chance) for r in records[1:]]
+        for arm in config.method
+    }
     least = dense["test_accuracy"]["mean"] - config.tolerance / 100
-    return {
-        "recipe": "tickets",
-        "studies": "test accuracy against the weights left, phase after phase of pruning",
-        "dataset": config.dataset,
-        "model": config.model,
-        "seeds": config.seeds,
-        "steps": study.steps,
-        "phase_steps": {arm: study.length_of(arm) for arm in config.method},
-        "rewind": study.rewind,
-        "validation_examples": held,
-        "prunable_weights": weights,
-        "tolerance_points": config.tolerance,
-        "chance": chance,
-        "dense": dense,
-        "arms": arms,
-        "keeps_up_to": {
-            arm: None if dead.at_chance(dense["test_accuracy"]) else keeps_up_to(found, least)
-            for arm, found in arms.items()
+    summary = report.summary(
+        config,
+        "test accuracy against the weights left, phase after phase of pruning",
+        steps=study.steps,
+        phase_steps={arm: study.length_of(arm) for arm in config.method},
+        rewind=study.rewind,
+        validation_examples=held,
+        prunable_weights=weights,
+        tolerance_points=config.tolerance,
+        chance=chance,
+        dense=dense,
+        arms=arms,
+        keeps_up_to={
+            arm: None if dead.at_chance(dense["test_accuracy"]) else keeps_up_to(phases, least)
+            for arm, phases in arms.items()
         },
-        "seconds": round(seconds, 2),
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "environment": folder.environment(),
+        seconds=round(seconds, 2),
+    )
+    return report.finish(config, write_up(config, records, ends, summary), summary)
+
+
+def of_phase(numbers: Mapping[str, Any], phase: int, weights: int, chance: float) -> dict[str, Any]:
+    """The numbers of an arm in a phase; `weights` may be pruned."""
+    keys = ("end_test_accuracy", "validation_accuracy", "early_step")
+    return {
+        "phase": phase,
+        "weights_left": float(np.mean(numbers["kept_weights"]) / weights),
+        "kept_weights": numbers["kept_weights"],
+        "test_accuracy": report.accuracy(numbers["test_accuracy"], chance, numbers["empty_layers"]),
+        **{key: report.over_seeds(numbers[key]) for key in keys},
     }
 
 
-def keeps_up_to(found: Sequence[Mapping[str, Any]], least: float) -> float:
+def keeps_up_to(phases: Sequence[Mapping[str, Any]], least: float) -> float:
     """The fewest weights left, as a fraction, down to which an arm is at least so accurate."""
     reached = 1.0
-    for numbers in found:
+    for numbers in phases:
         if numbers["test_accuracy"]["mean"] < least:
             break
         reached = numbers["weights_left"]
     return reached
 
 
-def save(
-    config: Config, records: Records, ends: Mapping[str, End], summary: dict[str, Any]
-) -> None:
-    """Writes the networks of the last phase, the plots, summary.json and report.md."""
-    for arm, end in ends.items():
-        checkpoints.save_model(config.out / folder.MODEL / arm, *end.network)
-    weights = summary["prunable_weights"]
+def pictures(
+    config: Config, records: Records, ends: Mapping[str, End], weights: int
+) -> dict[str, Picture]:
+    """The figures, by their path below the folder of the run."""
     curves = {
         arm: (
             [np.mean(r[arm]["kept_weights"]) / weights for r in records[1:]],
@@ -125,21 +107,28 @@ def save(
         )
         for arm in config.method
     }
-    methods = [arm for arm in config.method if arm in METHODS]
-    density = {arm: report.layer_density(ends[arm].network.masks) for arm in methods}
-    drawn = style.looks(["dense", *config.method])
-    figures = {
-        PICTURE: left.weights_left(curves, np.array(records[0]["dense"]["test_accuracy"])),
-        LAYERS: style.layer_density(density, drawn),
+    density = {
+        arm: report.layer_density(ends[arm].network.masks)
+        for arm in config.method
+        if arm in METHODS
     }
-    layers = {}
-    for arm in methods:
-        params, _, masks = lanes.lane_of(ends[arm].network, 0)
-        layers[arm] = report.layers(params, masks)
-    finish(config.out, write_up(config, summary, layers), summary, figures)
+    return {
+        PICTURE: Picture(
+            left.weights_left(curves, np.array(records[0]["dense"]["test_accuracy"])),
+            "Means over replicates; bands from the worst to the best; the grey band is that of "
+            "the dense networks.",
+        ),
+        LAYERS: Picture(
+            style.layer_density(density, style.looks(["dense", *config.method])),
+            "Weights kept in each layer after the last phase: mean and standard deviation over "
+            "replicates. Controls keep as many as ltr.",
+        ),
+    }
 
 
-def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str]) -> Writeup:
+def write_up(
+    config: Config, records: Records, ends: Mapping[str, End], summary: dict[str, Any]
+) -> Writeup:
     """The result, for people: a row for each phase, or with many arms for each arm."""
     arms, dense = summary["arms"], summary["dense"]["test_accuracy"]
     planned = next((arm for arm in config.method if arm != "sap"), "sap")
@@ -161,7 +150,6 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
         f"{arm} {dead.NOT_MEASURED if v is None else f'{100 * v:.3g} %'}"
         for arm, v in summary["keeps_up_to"].items()
     )
-    peak = summary["peak_memory_bytes"] / 1e9
     return Writeup(
         title="Lottery tickets",
         headline=(
@@ -172,18 +160,12 @@ def write_up(config: Config, summary: dict[str, Any], layers: Mapping[str, str])
         ),
         columns=columns,
         rows=rows,
-        footline=(
-            f"Within {config.tolerance:g} points of dense down to: {held}. "
-            f"{summary['seconds']:.0f} s in all, peak memory {peak:.2f} GB"
-        ),
-        command=cli.again(config),
-        pictures={
-            PICTURE: "Means over replicates; bands from the worst to the best, the grey one of the "
-            "dense networks.",
-            LAYERS: "Weights kept in each layer after the last phase: mean and standard deviation "
-            "over replicates. Controls keep as many as ltr.",
+        notes=f"Within {config.tolerance:g} points of dense down to: {held}",
+        pictures=pictures(config, records, ends, summary["prunable_weights"]),
+        layers={
+            arm: report.layers_of_first(ends[arm].network)
+            for arm in config.method
+            if arm in METHODS
         },
-        layers=layers,
         models=[f"{folder.MODEL}/{arm}" for arm in config.method],
-        environment=summary["environment"],
     )

@@ -10,7 +10,8 @@ import pytest
 
 import jaxprune as jp
 from recipes import landscape
-from recipes.common import data, folder, models, planes
+from recipes.common import data, folder, models
+from recipes.reports.landscape import ARRAYS
 from tests.recipes import running
 
 SHORT = "--steps 6 --train-examples 256 --every 2 --evaluations 2 --examples 100 --points 5 "
@@ -29,14 +30,14 @@ def measured_on():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, measured_on):
     """The folder of a short run."""
-    out, losses_on = tmp_path_factory.mktemp("runs") / "landscape", planes.losses_on
+    out, losses_on = tmp_path_factory.mktemp("runs") / "landscape", landscape.losses_on
 
     def watched(module, split, examples):
         measured_on.append((split, examples))
         return losses_on(module, split, examples)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planes, "losses_on", watched)
+        patch.setattr(landscape, "losses_on", watched)
         landscape.main([*SHORT.split(), "--out", str(out)])
     return out
 
@@ -76,7 +77,7 @@ def test_the_summary(finished):
 
 
 def test_the_arrays_are_what_the_plots_show(finished):
-    arrays = np.load(finished / landscape.ARRAYS)
+    arrays = np.load(finished / ARRAYS)
     for arm in ("dense", "sparse"):
         for name in ("seeds", "around", "alignment"):
             assert arrays[f"{arm}/{name}/losses"].shape == (5, 5)
@@ -153,7 +154,7 @@ def test_the_losses_of_a_convolutional_network_have_second_derivatives():
     module = models.model("conv", 10)
     images = np.asarray(jax.random.normal(jax.random.key(0), (6, 8, 8, 1)))
     split = data.Split(images, np.arange(6, dtype=np.int32))
-    losses = planes.losses_on(module, split, 5)
+    losses = landscape.losses_on(module, split, 5)
     params = module.init(jax.random.key(1), images[:1])["params"]
     product = jp.analysis.hvp(losses.loss, params, params)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(product))
@@ -162,5 +163,5 @@ def test_the_losses_of_a_convolutional_network_have_second_derivatives():
 
 def test_the_barrier_is_above_the_chord():
     alphas = np.linspace(0, 1, 3)
-    assert planes.above_chord(alphas, np.array([1.0, 3.0, 2.0])) == 1.5
-    assert planes.above_chord(alphas, np.array([1.0, 1.0, 2.0])) == 0.0
+    assert landscape.above_chord(alphas, np.array([1.0, 3.0, 2.0])) == 1.5
+    assert landscape.above_chord(alphas, np.array([1.0, 1.0, 2.0])) == 0.0

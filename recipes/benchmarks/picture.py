@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from recipes.benchmarks.section import Section, digits
-from recipes.common.figures.style import COLORS, STYLE
+from recipes.common.figures.style import COLORS, canvas
 
 MET, MISSED, NO_BOUND = COLORS[2], COLORS[1], COLORS[0]
 BAND = "#d8d8d8"
@@ -27,13 +25,12 @@ def ratios(sections: Sequence[Section]) -> bytes:
     """
     shown = [section for section in sections if section.bars]
     rows = [len(section.bars) for section in shown]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 0.75 * len(shown) + 0.24 * sum(rows)), layout="constrained")
+    with canvas(7.0, 0.75 * len(shown) + 0.24 * sum(rows)) as figure:
         panels = figure.subplots(len(shown), squeeze=False, height_ratios=rows)[:, 0]
         for axes, section in zip(panels, shown, strict=True):
             _panel(axes, section)
         _legend(figure)
-        return _png(figure)
+    return figure.png
 
 
 def _legend(figure: Figure) -> None:
@@ -72,9 +69,3 @@ def _log_axis(axes: Axes, shown: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1, 1.2, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()

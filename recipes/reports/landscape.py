@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
@@ -90,8 +91,8 @@ def densities(arms: Mapping[str, Curved]) -> dict[str, Curvature]:
     grid = np.linspace(low - 4 * width, high + 4 * width, 600)
 
     def density(own: Curved, seed: int) -> np.ndarray:
-        rows: Any = own.nodes[seed], own.weights[seed]
-        spectrum = jp.analysis.Spectrum(*rows, own.dimension)
+        nodes, weights = jnp.asarray(own.nodes[seed]), jnp.asarray(own.weights[seed])
+        spectrum = jp.analysis.Spectrum(nodes, weights, own.dimension)
         return np.asarray(jp.analysis.spectral_density(spectrum, grid, width))
 
     return {

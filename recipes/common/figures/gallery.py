@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from recipes.common.figures.style import COLORS, STYLE, png
+from recipes.common.figures.style import COLORS, STYLE, canvas
 
 MOMENTS = 4
 LAYERS = ("first layer", "second", "last")
@@ -169,12 +169,11 @@ def latency(networks: Mapping[str, Mapping[str, Any]]) -> bytes:
       networks: title -> cells of summary.json of `recipes.bench`: name -> seconds, and their ratio
         to the dense network, each a median between quartiles.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 2.1), layout="constrained")
+    with canvas(7.0, 2.1) as figure:
         panels = figure.subplots(1, len(networks), squeeze=False, sharey=True)[0]
         for axes, (title, cells) in zip(panels, networks.items(), strict=True):
             _panel(axes, title, cells)
-        return png(figure)
+    return figure.png
 
 
 def _panel(axes: Axes, title: str, cells: Mapping[str, Any]) -> None:

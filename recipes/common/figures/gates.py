@@ -7,13 +7,21 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from recipes.common.figures.style import COLORS, STYLE, Curve, Look, band, curve, png, steps_locator
+from recipes.common.figures.style import (
+    COLORS,
+    Curve,
+    Look,
+    band,
+    canvas,
+    curve,
+    steps_locator,
+)
 
 History = Sequence[Mapping[str, Any]]
 
@@ -29,8 +37,7 @@ def budgets(
     # a color each, from that after dense: dotted lines are taken
     drawn = {a: Look(c, "-", "o") for a, c in zip(arms, cycle(COLORS[1:]), strict=False)}
     last = history[-1]["step"]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 2.7), layout="constrained")
+    with canvas(7.6, 2.7) as figure:
         left, right = figure.subplots(1, 2)
         for steps, values in targets:
             left.plot(steps, 100 * values, color="#b0b0b0", linewidth=3.5, zorder=1)
@@ -50,16 +57,15 @@ def budgets(
         left.plot([], [], color="#b0b0b0", linewidth=3.5, label="target")
         left.plot([], [], "-", color="#333333", label="expected")
         left.plot([], [], ":", color="#333333", linewidth=1.2, label="at a threshold")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
-        return png(figure)
+        figure.key(left)
+    return figure.png
 
 
 def histograms(history: History, arms: Sequence[str]) -> bytes:
     """PNG of the values of gates over steps, a panel an arm."""
     columns = min(len(arms), 4)
     rows = -(-len(arms) // columns)
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.2 + 2.2 * columns, 0.5 + 2.0 * rows), layout="constrained")
+    with canvas(1.2 + 2.2 * columns, 0.5 + 2.0 * rows, grid=False) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in panels.flat[len(arms) :]:
             axes.set_visible(False)
@@ -70,7 +76,7 @@ def histograms(history: History, arms: Sequence[str]) -> bytes:
         for row in panels:
             row[0].set_ylabel("Gate")
         _color_bar(figure, image, panels)
-        return png(figure)
+    return figure.png
 
 
 def stages(history: History, drawn: Mapping[str, Look], ends: Sequence[int]) -> bytes:
@@ -82,8 +88,7 @@ def stages(history: History, drawn: Mapping[str, Look], ends: Sequence[int]) -> 
       ends: the last step of each stage.
     """
     arms = list(drawn)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 2.9), layout="constrained")
+    with canvas(7.6, 2.9) as figure:
         left, right = figure.subplots(1, 2)
         for arm in arms:
             band(left, curve(history, arm, "test_accuracy"), arm, drawn[arm])
@@ -98,14 +103,13 @@ def stages(history: History, drawn: Mapping[str, Look], ends: Sequence[int]) -> 
             _mark(axes, ends)
         left.plot([], [], "-", color="#333333", label="relaxed")
         left.plot([], [], ":", color="#333333", linewidth=1.3, label="not cut")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside right upper")
-        return png(figure)
+        figure.key(left)
+    return figure.png
 
 
 def stage_histograms(history: History, arms: Sequence[str], ends: Sequence[int]) -> bytes:
     """PNG of the values of the gates that are left, over the steps; a panel an arm."""
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.4 + 2.9 * len(arms), 2.6), layout="constrained")
+    with canvas(1.4 + 2.9 * len(arms), 2.6, grid=False) as figure:
         panels = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
         for axes, arm in zip(panels, arms, strict=True):
             image = _values(axes, history, arm)
@@ -113,7 +117,7 @@ def stage_histograms(history: History, arms: Sequence[str], ends: Sequence[int])
             _mark(axes, ends)
         panels[0].set_ylabel("Gate")
         _color_bar(figure, image, panels)
-        return png(figure)
+    return figure.png
 
 
 def _values(axes: Axes, history: History, arm: str) -> QuadMesh:

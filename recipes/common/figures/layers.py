@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from recipes.common.figures.style import STYLE, Look, looks, png
+from recipes.common.figures.style import Look, canvas, looks
 
 BEFORE = "#dddddd"
 
@@ -32,8 +30,7 @@ def picture(
     arms = list(dict.fromkeys(arm for panel in panels.values() for arm in panel))
     drawn = drawn or looks(["before", *arms])
     height = max(0.3, 0.11 * len(arms))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 0.9 + height * len(before)), layout="constrained")
+    with canvas(7.0, 0.9 + height * len(before)) as figure:
         several = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (title, panel) in zip(several, panels.items(), strict=True):
             axes.barh(
@@ -48,8 +45,8 @@ def picture(
         first = several[0]
         first.set_yticks(np.arange(len(before)), [_short(name) for name in before])
         first.set_ylim(len(before) - 0.5, -0.5)
-        figure.legend(*first.get_legend_handles_labels(), loc="outside right upper")
-        return png(figure)
+        figure.key(first)
+    return figure.png
 
 
 def _dots(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from jaxprune.trees import named_leaves
 from recipes.common import report
-from recipes.common.figures.style import MANY, STROKES, STYLE, Curve, Look, band, looks, png
+from recipes.common.figures.style import (
+    MANY,
+    STROKES,
+    Canvas,
+    Curve,
+    Look,
+    band,
+    canvas,
+    looks,
+)
 
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 MORE_TICKS = (100, 70, 50, 35, 25, 20, 15, 10, 7, 5, 3, 2, 1)  # for a short axis
@@ -30,8 +38,7 @@ def weights_left(
       near: how far below them the second panel reaches.
       what: is left.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 2.9), layout="constrained")
+    with canvas(7.0, 2.9) as figure:
         whole, close = figure.subplots(1, 2)
         for axes in (whole, close):
             draw(axes, arms, dense)
@@ -41,10 +48,10 @@ def weights_left(
         top = 100 * max(dense.max(), *(np.max(values) for _, values in arms.values()))
         close.set_ylim(100 * (dense.mean() - near), top + 20 * near)
         if len(arms) > MANY:
-            figure.legend(*whole.get_legend_handles_labels(), loc="outside right upper")
+            figure.key(whole)
         else:
             whole.legend(loc="best")
-        return png(figure)
+    return figure.png
 
 
 def draw(
@@ -97,16 +104,15 @@ def flops_left(
       asked: the fractions that were aimed at, which are marked on the axis.
       drawn: the look of "dense" and of each arm.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 2.9), layout="constrained")
+    with canvas(8.0, 2.9) as figure:
         panels = {"Test accuracy (%), just pruned": at_once, "Trained on": trained_on}
         several = figure.subplots(1, 2)
         for axes, (title, arms) in zip(several, panels.items(), strict=True):
             draw(axes, arms, dense, drawn)
             axes.set(title=title, xlabel="FLOPs left (%)")
             axes.xaxis.set_major_locator(FixedLocator([100 * share for share in asked]))
-        figure.legend(*several[0].get_legend_handles_labels(), loc="outside right upper")
-        return png(figure)
+        figure.key(several[0])
+    return figure.png
 
 
 def over_widths(accuracy: Mapping[str, Curve], gap: Mapping[str, Curve], equal: str) -> bytes:
@@ -118,8 +124,7 @@ def over_widths(accuracy: Mapping[str, Curve], gap: Mapping[str, Curve], equal: 
       equal: what all widths have in common.
     """
     drawn = looks(accuracy)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 2.7), layout="constrained")
+    with canvas(7.0, 2.7) as figure:
         for axes, curves, title in zip(
             figure.subplots(1, 2),
             (accuracy, gap),
@@ -141,7 +146,7 @@ def over_widths(accuracy: Mapping[str, Curve], gap: Mapping[str, Curve], equal: 
             else:
                 handles = axes.get_legend_handles_labels()
         figure.legend(*handles, loc="outside right upper")
-        return png(figure)
+    return figure.png
 
 
 PER_ROW = 4  # small axes side by side
@@ -158,24 +163,22 @@ class Line(NamedTuple):
 
 def accuracy(lines: Mapping[str, Line], dense: np.ndarray, drawn: Mapping[str, Look]) -> bytes:
     """PNG of the test accuracy of all methods against weights left; `dense` is (seeds,)."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 3.2), layout="constrained")
+    with canvas(7.0, 3.2) as figure:
         axes = figure.subplots()
         dense_line(axes, dense, drawn["dense"])
         for method, line in lines.items():
             _draw(axes, line, method, drawn[method])
         axes.set(title="Test accuracy (%)", xlabel="Weights left (%)")
         percent_axis(axes, [left for line in lines.values() for left in line.left])
-        figure.legend(loc="outside right upper")
-        return png(figure)
+        figure.key(axes)
+    return figure.png
 
 
 def controls(
     methods: Mapping[str, Mapping[str, Line]], dense: np.ndarray, drawn: Mapping[str, Look]
 ) -> bytes:
     """PNG of small axes, one for each method: its own line and those of its controls."""
-    with rc_context(STYLE):
-        figure, grid = _grid(len(methods))
+    with _grid(len(methods)) as (figure, grid):
         for axes, (method, lines) in zip(grid, methods.items(), strict=True):
             dense_line(axes, dense, drawn["dense"])
             for (label, line), stroke in zip(lines.items(), STROKES, strict=False):
@@ -188,7 +191,7 @@ def controls(
             handle.set_color("#333333")  # type: ignore[union-attr]
         figure.supxlabel("Weights left (%)", fontsize=9)
         figure.supylabel("Test accuracy (%)", fontsize=9)
-        return png(figure)
+    return figure.png
 
 
 def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look]) -> bytes:
@@ -196,8 +199,7 @@ def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look])
 
     The numbers are (points, seeds); a layer that keeps none is a cross on the floor.
     """
-    with rc_context(STYLE):
-        figure, grid = _grid(len(layers), sharey=False)
+    with _grid(len(layers), sharey=False) as (figure, grid):
         for axes, (path, methods) in zip(grid, layers.items(), strict=True):
             for i, (method, (left, kept)) in enumerate(methods.items()):
                 order = np.argsort(left)
@@ -217,10 +219,10 @@ def layers(layers: Mapping[str, Mapping[str, Curve]], drawn: Mapping[str, Look])
             most = max(np.max(kept) for _, kept in methods.values())
             axes.set_ylim(FLOOR / 1.5, 2 * most)
             percent_axis(axes, [own for curve in methods.values() for own in curve[0]])
-        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
+        figure.key(grid[0])
         figure.supxlabel("Weights left in all (%)", fontsize=9)
         figure.supylabel("Weights kept", fontsize=9)
-        return png(figure)
+    return figure.png
 
 
 def kept_by_layer(masks: Any) -> dict[str, np.ndarray]:
@@ -243,11 +245,11 @@ def _crosses(axes: Axes, at: np.ndarray, height: np.ndarray, where: Any, look: L
     axes.plot(at[where], height[where], "x", color=look.color, markersize=9, markeredgewidth=2)
 
 
-def _grid(n: int, sharey: bool = True) -> tuple[Figure, list[Axes]]:
+@contextmanager
+def _grid(n: int, sharey: bool = True) -> Iterator[tuple[Canvas, list[Axes]]]:
     rows, columns = -(-n // PER_ROW), min(n, PER_ROW)
-    size = (1.4 + 1.9 * columns, 0.5 + 1.9 * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
-    for unused in grid[n:]:
-        unused.remove()
-    return figure, list(grid[:n])
+    with canvas(1.4 + 1.9 * columns, 0.5 + 1.9 * rows) as figure:
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
+        for unused in grid[n:]:
+            unused.remove()
+        yield figure, list(grid[:n])

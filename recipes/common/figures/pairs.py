@@ -10,13 +10,11 @@ from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 import jaxprune as jp
 from jaxprune.plots.pictures import Matrix as Matrix
 from jaxprune.plots.pictures import Paths as Paths
-from recipes.common.figures.style import COLORS, STROKES, STYLE, Look, looks, png
+from recipes.common.figures.style import COLORS, STROKES, Look, canvas, looks, png
 
 
 def heat_maps(matrices: Mapping[str, Matrix]) -> bytes:
@@ -40,8 +38,7 @@ class Forks(NamedTuple):
 
 def over_forks(steps: Sequence[int], arms: Mapping[str, Forks], threshold: float) -> bytes:
     """PNG of instability and of accuracy against the step of the fork; forks are evenly spaced."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 2.8), layout="constrained")
+    with canvas(7.0, 2.8) as figure:
         left, right = figure.subplots(1, 2)
         at = np.arange(len(steps))
         drawn = looks(arms)
@@ -63,7 +60,7 @@ def over_forks(steps: Sequence[int], arms: Mapping[str, Forks], threshold: float
             axes.set_xlabel("Step of the fork")
             axes.set_xticks(at, [f"{step:,}" for step in steps])
         left.legend(loc="best")
-        return png(figure)
+    return figure.png
 
 
 INKS = (*COLORS[1:], COLORS[0])  # of arms
@@ -89,8 +86,7 @@ def soups(
         for arm, color, stroke in zip(accuracy, cycle(INKS), cycle(STROKES), strict=False)
     }
     left = [100 * (1 - s) for s in sparsities]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    with canvas(8.4, 3.2) as figure:
         absolute, relative = figure.subplots(1, 2)
         level = 100 * dense.mean()
         absolute.axhline(level, color="#111111", linewidth=1.0, linestyle="--", label="dense")
@@ -129,14 +125,13 @@ def soups(
         relative.set(title=f"Above the {of} (points)", xlabel="Weights left (%)")
         relative.set_xticks(np.arange(len(left)), [f"{x:.3g}" for x in left])
         relative.grid(axis="x", visible=False)
-        figure.legend(*absolute.get_legend_handles_labels(), loc="outside right upper")
-        return png(figure)
+        figure.key(absolute)
+    return figure.png
 
 
 def barriers(sparsities: Sequence[float], pairs: Sequence[np.ndarray], threshold: float) -> bytes:
     """PNG of the error barrier of every two children (points), phase by phase, and their mean."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(4.2, 2.8), layout="constrained")
+    with canvas(4.2, 2.8) as figure:
         axes = figure.subplots()
         at = np.arange(len(pairs))
         means = [100 * values.mean() for values in pairs]
@@ -150,4 +145,4 @@ def barriers(sparsities: Sequence[float], pairs: Sequence[np.ndarray], threshold
         axes.set_xticks(at, [f"{100 * (1 - s):.3g}" for s in sparsities])
         axes.set_ylim(bottom=min(-0.03 * threshold, axes.get_ylim()[0]))
         axes.legend(loc="best")
-        return png(figure)
+    return figure.png

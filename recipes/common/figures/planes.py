@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import patheffects, rc_context
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from recipes.common.figures.style import COLORS, STYLE, png
+from recipes.common.figures.style import COLORS, canvas
 
 BANDS = 18
 MOST = 10_000  # the largest loss that has a color of its own, as a multiple of the smallest
@@ -44,22 +44,20 @@ class Line(NamedTuple):
 
 def contours(panels: Mapping[str, Panel], label: str, xlabel: str, ylabel: str) -> bytes:
     """PNG of planes side by side, title -> panel, in the same colors on a logarithmic scale."""
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(0.9 + 3.05 * len(panels), 3.25), layout="compressed")
+    with canvas(0.9 + 3.05 * len(panels), 3.25, layout="compressed", grid=False) as figure:
         every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         _contours(figure, every_axes, panels, label)
         for axes in every_axes:
             axes.set(xlabel=xlabel)
         every_axes[0].set(ylabel=ylabel)
-        return png(figure)
+    return figure.png
 
 
 def planes_and_lines(
     panels: Mapping[str, Panel], label: str, lines: Mapping[str, Sequence[Line]], ylabel: str
 ) -> bytes:
     """PNG of planes above, title -> panel, and below each the lines with the same title."""
-    with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(0.9 + 3.05 * len(panels), 5.4), layout="constrained")
+    with canvas(0.9 + 3.05 * len(panels), 5.4, grid=False) as figure:
         rows = figure.subplots(
             2, len(panels), squeeze=False, gridspec_kw={"height_ratios": (3, 1.8)}
         )
@@ -73,7 +71,7 @@ def planes_and_lines(
         rows[0, 0].set(ylabel="Distance in weight space")
         rows[1, 0].set(ylabel=ylabel)
         rows[1, 0].legend(loc="best", fontsize=8)
-        return png(figure)
+    return figure.png
 
 
 def square(marks: Sequence[Mark], points: int, margin: float = 0.35) -> tuple[Any, Any]:
@@ -157,8 +155,7 @@ def curvature(arms: Mapping[str, Curvature]) -> bytes:
     Densities are on a logarithmic scale: the mean over seeds, and a band from the lowest to the
     highest.
     """
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 2.9), layout="constrained")
+    with canvas(7.0, 2.9) as figure:
         left, right = figure.subplots(1, 2)
         width = 0.8 / len(arms)
         for i, (color, (arm, own)) in enumerate(zip(COLORS, arms.items(), strict=False)):
@@ -178,4 +175,4 @@ def curvature(arms: Mapping[str, Curvature]) -> bytes:
         left.grid(axis="x", visible=False)
         right.set(title="Density of all eigenvalues", xlabel="Eigenvalue")
         left.legend(loc="best")
-        return png(figure)
+    return figure.png

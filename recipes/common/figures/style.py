@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,22 @@ def layer_density(
     least, is a cross at the left edge.
     """
     density = {arm: {path: 100 * np.asarray(v) for path, v in arms[arm].items()} for arm in arms}
-    with rc_context(STYLE):
+    row = 0.28 if len(arms) == 1 else max(0.28, 0.1 * len(arms))  # inches
+    paths = list(next(iter(density.values())))
+    with canvas(7.0, 0.8 + row * len(paths)) as figure:
+        axes = figure.subplots()
+        axes.set_yticks(np.arange(len(paths)), [path.removesuffix("/kernel") for path in paths])
+        axes.set(title="Weights kept (%), by layer")
+        axes.margins(y=0.02)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
         if len(arms) == 1:
-            return png(_bars(density))
-        return png(_dots(density, drawn or looks(arms)))
+            _bars(axes, *density.values())
+        else:
+            _dots(axes, density, drawn or looks(arms))
+            figure.key(axes)
+    return figure.png
 
 
 def churn(
@@ -69,8 +82,7 @@ def churn(
         ({arm: c for arm, c in explored.items() if c[1][0].min() < 1}, "Ever active, $R_s$ (%)"),
     )
     drawn = drawn or looks(first)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 2.7), layout="constrained")
+    with canvas(9.0, 2.7) as figure:
         three = figure.subplots(1, 3)
         for axes, (curves, title) in zip(three, panels, strict=True):
             for arm, curve in curves.items():
@@ -82,8 +94,8 @@ def churn(
         if panels[-1][0]:
             three[-1].autoscale(axis="y")
             three[-1].set_ylim(bottom=0)
-        figure.legend(*three[0].get_legend_handles_labels(), loc="outside right upper")
-        return png(figure)
+        figure.key(three[0])
+    return figure.png
 
 
 def _moved(curve: Curve) -> Curve:
@@ -93,23 +105,20 @@ def _moved(curve: Curve) -> Curve:
     return (steps[moved].tolist(), values[moved]) if moved.any() else curve
 
 
-def _bars(arms: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    (density,) = arms.values()
+def _bars(axes: Axes, density: Mapping[str, np.ndarray]) -> None:
     means, spread = [v.mean() for v in density.values()], [_std(v) for v in density.values()]
-    figure, axes = _layers(list(density))
     rows = np.arange(len(density))
     axes.barh(rows, means, xerr=spread, height=0.62, color=COLORS[1], ecolor="#333333")
     for row, mean, deviation in zip(rows, means, spread, strict=True):
         text = f" {mean:.3g}"
         axes.text(mean + deviation, float(row), text, va="center", fontsize=8, color="#333333")
     axes.set_xlim(0, min(112, 1.12 * (max(means) + max(spread)) + 0.01))
-    axes.grid(axis="y", visible=False)
-    return figure
 
 
-def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look]) -> Figure:
-    paths = list(next(iter(arms.values())))
-    figure, axes = _layers(paths, max(0.28, 0.1 * len(arms)))
+def _dots(
+    axes: Axes, arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look]
+) -> None:
+    rows = len(next(iter(arms.values())))
     every = np.concatenate([values for density in arms.values() for values in density.values()])
     edge = np.min(every, initial=100.0, where=every > 0) / 2
     some_empty = False
@@ -117,7 +126,7 @@ def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look
         means, spread = [v.mean() for v in density.values()], [_std(v) for v in density.values()]
         axes.errorbar(
             means,
-            np.arange(len(paths)) + offset,
+            np.arange(rows) + offset,
             xerr=spread,
             fmt=drawn[arm].marker,
             markersize=4,
@@ -131,31 +140,37 @@ def _dots(arms: Mapping[str, Mapping[str, np.ndarray]], drawn: Mapping[str, Look
         axes.plot(at, empty + offset, "x", color=drawn[arm].color, markersize=7, markeredgewidth=2)
     if some_empty:
         axes.plot([], [], "x", color="#333333", markersize=7, markeredgewidth=2, label="keeps none")
-    for row in range(1, len(paths)):
+    for row in range(1, rows):
         axes.axhline(row - 0.5, color="#e6e6e6", linewidth=0.6)
-    axes.grid(axis="y", visible=False)
-    axes.set_ylim(len(paths) - 0.5, -0.5)
+    axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xscale("log", nonpositive="mask")  # there is no place for 0: crosses stand for it
     axes.set_xlim(edge / 1.3, 130)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    figure.legend(loc="outside right upper")
-    return figure
-
-
-def _layers(paths: Sequence[str], height: float = 0.28) -> tuple[Figure, Axes]:
-    """Axes with a row of so many inches for each layer."""
-    figure = Figure(figsize=(7.0, 0.8 + height * len(paths)), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(np.arange(len(paths)), [path.removesuffix("/kernel") for path in paths])
-    axes.set(title="Weights kept (%), by layer")
-    axes.margins(y=0.02)
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", length=0)
-    return figure, axes
 
 
 def _std(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if values.size > 1 else 0.0
+
+
+class Canvas(Figure):
+    """A figure, and the content of its file once it is drawn."""
+
+    png = b""
+
+    def key(self, axes: Axes) -> None:
+        """What lines and markers mean, beside the panels."""
+        self.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+
+
+@contextmanager
+def canvas(
+    width: float, height: float, layout: Any = "constrained", grid: bool = True
+) -> Iterator[Canvas]:
+    """Opens a figure of so many inches to draw on; its `png` is there after the block."""
+    with rc_context(STYLE | {"axes.grid": grid}):
+        figure = Canvas(figsize=(width, height), layout=layout)
+        yield figure
+        figure.png = png(figure)
 
 
 def png(figure: Figure) -> bytes:

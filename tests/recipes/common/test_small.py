@@ -8,7 +8,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.structured.compact import Compact
 from recipes.common import models, small, timing
-from recipes.common.figures import layers
+from recipes.common.figures import layers, style
 
 NETWORK = {"name": "mlp", "classes": 3, "norm": "group", "width": 1 / 32}  # 8 and 4 neurons
 IMAGE = (2, 2, 1)
@@ -77,7 +77,7 @@ def test_the_table(numbers):
 
 def test_the_figure_has_a_bar_and_a_dot_for_each_layer(monkeypatch):
     figures = []
-    monkeypatch.setattr(layers, "png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(style, "png", lambda figure: figures.append(figure) or b"")
     widths = {"params/a": np.array([2, 4]), "params/b": np.array([1, 1])}
     layers.picture({"params/a": 8, "params/b": 4}, {"half": {"l1": widths}})
     (axes,) = figures[0].axes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from recipes.common.figures import left
+from recipes.common.figures import left, style
 
 DENSE = np.array([0.9, 0.92])
 CURVES = {
@@ -17,7 +17,7 @@ CURVES = {
 def drawn(monkeypatch):
     """The axes of a figure."""
     figures = []
-    monkeypatch.setattr(left, "png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(style, "png", lambda figure: figures.append(figure) or b"")
     left.weights_left(CURVES, DENSE)
     return figures[0].axes
 
@@ -52,7 +52,7 @@ def test_a_short_axis_has_more_ticks():
 
 def test_flops_are_told_when_pruned_and_trained_on(monkeypatch):
     figures = []
-    monkeypatch.setattr(left, "png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(style, "png", lambda figure: figures.append(figure) or b"")
     lower = {"ltr": (CURVES["ltr"][0], CURVES["ltr"][1] - 0.1)}
     left.flops_left(lower, {"ltr": CURVES["ltr"]}, DENSE, [0.5, 0.1])
     for axes, first in zip(figures[0].axes, (82.5, 92.5), strict=True):

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import jax
 
-from recipes.benchmarks import picture, writeup
+from recipes.benchmarks import section
 from recipes.benchmarks.barriers import barriers
 from recipes.benchmarks.checkpoints import checkpoints
 from recipes.benchmarks.compact import forward_passes
@@ -27,11 +27,12 @@ from recipes.benchmarks.seeds import many_seeds
 from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
 from recipes.benchmarks.training import compile_time
-from recipes.common import cli, config_files, flags, folder, settings, timing
+from recipes.common import cli, config_files, flags, folder, report, settings, timing
 from recipes.common.folder import RecipeError
 from recipes.common.models import MODELS
 
 RATIOS = "plots/ratios.png"
+ASKED = "Targets"
 BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
     "step": optimizer_step,
     "selection": selection,
@@ -97,12 +98,13 @@ def bench(config: Config) -> dict[str, Any]:
         "studies": "time and memory of masks beside dense training",
         **plan._asdict(),
         "seconds": round(time.perf_counter() - began, 2),
-        "sections": {section.name: section.numbers for section in sections},
-        "figures": [figure.to_dict() for section in sections for figure in section.figures],
+        "sections": {own.name: own.numbers for own in sections},
+        "figures": [figure.to_dict() for own in sections for figure in own.figures],
         "environment": environment,
     }
     save(config, sections, summary)
-    writeup.figures_to_terminal([figure for section in sections for figure in section.figures])
+    if goals := [figure for own in sections for figure in own.figures]:
+        section.to_terminal(ASKED, section.FIGURE_COLUMNS, section.figure_rows(goals))
     print(f"Everything is in {config.out}: see {config.out / folder.REPORT}")
     return summary
 
@@ -119,8 +121,8 @@ def _sections(names: Sequence[str], plan: Plan) -> Iterator[Section]:
                         f"out of memory in '{name}'; choose fewer --weights"
                     ) from error
                 raise
-            for section in found:
-                writeup.to_terminal(section)
+            for own in found:
+                section.to_terminal(own.headline, own.columns, own.rows)
             yield from found
 
 
@@ -154,18 +156,16 @@ def machine() -> dict[str, Any]:
 
 def save(config: Config, sections: Sequence[Section], summary: dict[str, Any]) -> None:
     """Writes the picture, summary.json and report.md."""
-    has_bars = any(section.bars for section in sections)
-    if has_bars:
-        folder.write(config.out / RATIOS, picture.ratios(sections))
-    report = writeup.to_markdown(
-        sections,
-        RATIOS if has_bars else None,
-        folder.SUMMARY,
-        cli.again(config),
-        summary["environment"],
-    )
+    about = [f"{report.in_words(summary['environment'])}.", f"Run it again: `{cli.again(config)}`"]
+    if goals := [figure for own in sections for figure in own.figures]:
+        table = report.markdown_table(section.FIGURE_COLUMNS, section.figure_rows(goals))
+        about.append(f"## {ASKED}\n\n{table}")
+    if any(own.bars for own in sections):
+        folder.write(config.out / RATIOS, section.ratios(sections))
+        about.append(f"![Ratios]({RATIOS})\n\n{section.CAPTION}")
     folder.write_json(config.out / folder.SUMMARY, summary)
-    folder.write(config.out / folder.REPORT, report)
+    text = section.to_markdown("Benchmark", sections, about, [section.NOTE])
+    folder.write(config.out / folder.REPORT, text)
 
 
 main = cli.command(Config, bench)

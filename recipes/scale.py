@@ -12,7 +12,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +20,8 @@ from typing import Annotated, Any
 import jax
 
 import jaxprune as jp
-from recipes.benchmarks import writeup
-from recipes.benchmarks.section import Section
-from recipes.common import cli, config_files, flags, folder, settings
+from recipes.benchmarks.section import Section, to_markdown, to_terminal
+from recipes.common import cli, config_files, flags, folder, report, settings
 from recipes.common.folder import RecipeError
 from recipes.sharded import collectives, compiled, decoder, layout
 
@@ -98,7 +97,7 @@ def scale(config: Config) -> dict[str, Any]:
     for devices in config.devices:
         found = compile_elsewhere(config, devices)
         sections.append(section(devices, found))
-        writeup.to_terminal(sections[-1])
+        to_terminal(sections[-1].headline, COLUMNS, sections[-1].rows)
     summary = {
         "recipe": "scale",
         "studies": "memory and communication of a sharded training step, compiled and never run",
@@ -108,28 +107,16 @@ def scale(config: Config) -> dict[str, Any]:
         "environment": folder.environment(),
     }
     folder.write_json(config.out / folder.SUMMARY, summary)
-    folder.write(config.out / folder.REPORT, report(config, sections, summary))
+    about = [
+        f"{weights:,} weights, {prunable:,} of them prunable; "
+        f"{report.in_words(summary['environment'])}.",
+        f"Run it again: `{cli.again(config)}`",
+    ]
+    title = "A sharded decoder, compiled and never run"
+    folder.write(config.out / folder.REPORT, to_markdown(title, sections, about, [NOTE]))
     folder.unlock(config.out)
     print(f"{NOTE}\n\nEverything is in {config.out}: see {config.out / folder.REPORT}")
     return summary
-
-
-def report(config: Config, sections: Sequence[Section], summary: dict[str, Any]) -> str:
-    """The content of report.md."""
-    lines = [
-        "# A sharded decoder, compiled and never run",
-        "",
-        f"{summary['weights']:,} weights, {summary['prunable_weights']:,} of them prunable; "
-        + ", ".join(f"{name} {value}" for name, value in summary["environment"].items())
-        + ".",
-        "",
-        f"Run it again: `{cli.again(config)}`",
-    ]
-    for own in sections:
-        lines += ["", f"## {own.headline}", ""]
-        for row in (("", *own.columns), ("---", *("---:" for _ in own.columns)), *own.rows):
-            lines.append(f"| {' | '.join(row)} |")
-    return "\n".join((*lines, "", NOTE, "", f"All numbers are in `{folder.SUMMARY}`.", ""))
 
 
 def compile_elsewhere(config: Config, devices: int) -> dict[str, compiled.Compiled]:

@@ -70,6 +70,11 @@ def is_known(value: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
+def is_int(value: Any, least: int) -> bool:
+    """Whether `value` is an integer, but no bool, and at least `least`."""
+    return not isinstance(value, bool) and hasattr(value, "__index__") and value >= least
+
+
 def is_mask(leaf: Any) -> bool:
     """Whether `leaf` is an array of bool."""
     return np.dtype(getattr(leaf, "dtype", object)) == np.bool_

@@ -1,12 +1,12 @@
-"""What a loss is like around and between networks: functions of `params -> scalar`, of no model.
+"""The loss around and between networks: functions of `params -> scalar`, of no model.
 
-Paths: `lerp`, `loss_along`, `instability`, `bezier`, `fit_curve`; `fork` and `instability_at` train
-two copies. Pairs of seeds (with `jp.pairwise` and `jp.barrier`): `connected_components`,
-`jackknife`. `recalibrate` measures the statistics of batch norm again. Planes: `random_direction`,
-`line`, `plane`, `plane_through`, `coordinates`. Curvature: `hvp`, `hessian_trace`,
-`hessian_diagonal`, `hessian_eigenvalues`, `hessian_spectrum` (a `Spectrum`), `spectral_density`.
-`over_batches` is the mean of a loss over batches. Alignment: `match_weights` and `permute`, of a
-coupling that is stated by `Axis` or `sequential_coupling`.
+Paths: `lerp`, `loss_along`, `instability`, `bezier`, `fit_curve`. Copies trained from one state:
+`fork`, `instability_at`. Pairs of seeds (with `jp.pairwise` and `jp.barrier`):
+`connected_components`, `jackknife`. Statistics of batch norm, measured anew: `recalibrate`. Planes:
+`random_direction`, `line`, `plane`, `plane_through`, `coordinates`. Curvature: `hvp`,
+`hessian_trace`, `hessian_diagonal`, `hessian_eigenvalues`, `hessian_spectrum` (a `Spectrum`),
+`spectral_density`. The mean of a loss over batches: `over_batches`. Alignment: `match_weights` and
+`permute`; `Axis` and `sequential_coupling` state a coupling.
 """
 
 from jaxprune.analysis.alignment import match_weights as match_weights
@@ -17,6 +17,7 @@ from jaxprune.analysis.connectivity import lerp as lerp
 from jaxprune.analysis.connectivity import loss_along as loss_along
 from jaxprune.analysis.curves import bezier as bezier
 from jaxprune.analysis.curves import fit_curve as fit_curve
+from jaxprune.analysis.directions import random_direction as random_direction
 from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
 from jaxprune.analysis.hessian import hessian_trace as hessian_trace
 from jaxprune.analysis.hessian import hvp as hvp
@@ -24,15 +25,14 @@ from jaxprune.analysis.lanczos import Spectrum as Spectrum
 from jaxprune.analysis.lanczos import hessian_eigenvalues as hessian_eigenvalues
 from jaxprune.analysis.lanczos import hessian_spectrum as hessian_spectrum
 from jaxprune.analysis.lanczos import spectral_density as spectral_density
-from jaxprune.analysis.landscape import coordinates as coordinates
-from jaxprune.analysis.landscape import line as line
-from jaxprune.analysis.landscape import plane as plane
-from jaxprune.analysis.landscape import plane_through as plane_through
-from jaxprune.analysis.landscape import random_direction as random_direction
-from jaxprune.analysis.loops import over_batches as over_batches
 from jaxprune.analysis.pairs import connected_components as connected_components
 from jaxprune.analysis.pairs import jackknife as jackknife
+from jaxprune.analysis.planes import coordinates as coordinates
+from jaxprune.analysis.planes import line as line
+from jaxprune.analysis.planes import plane as plane
+from jaxprune.analysis.planes import plane_through as plane_through
 from jaxprune.analysis.stability import fork as fork
 from jaxprune.analysis.stability import instability_at as instability_at
 from jaxprune.coupling.sequential import sequential_coupling as sequential_coupling
 from jaxprune.coupling.stated import Axis as Axis
+from jaxprune.losses import over_batches as over_batches

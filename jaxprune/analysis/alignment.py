@@ -12,7 +12,7 @@ import optax
 from jax import lax
 from scipy.optimize import linear_sum_assignment
 
-from jaxprune.base import Params, is_known
+from jaxprune.base import Params, is_int, is_known
 from jaxprune.coupling import Axis, Coupling, Group, check_coupling, front, take, take_leaf
 from jaxprune.trees import check_like, named_leaves
 
@@ -22,16 +22,16 @@ Permutations = dict[str, Any]
 def permute(params: Params, coupling: Coupling, permutations: Mapping[str, Any]) -> Params:
     """`params` with the neurons of each group reordered: place i gets neuron `permutations[i]`.
 
-    The network computes what it did before. Masks are permuted alike (None stays None), so that
+    The network computes the same function. Masks are permuted in the same way (None stays None):
     `overlap(masks_a, permute(masks_b, ...))` compares masks after alignment. For stacks use `vmap`.
 
     Args:
       params: a tree that the coupling fits: params, masks, gradients.
       coupling: which axes are indexed by the same neurons; see `jaxprune.coupling`.
-      permutations: int (neurons,) by group; a group that is not named stays as it is.
+      permutations: int (neurons,) by group; other groups stay as they are.
 
     Raises:
-      ValueError: if the coupling does not fit, or a permutation is none of its group's neurons.
+      ValueError: if the coupling does not fit, or an entry is no permutation of its group.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'in': jnp.array([[1, 2, 3]]), 'out': jnp.array([[1], [2], [3]])}
@@ -50,12 +50,12 @@ def permute(params: Params, coupling: Coupling, permutations: Mapping[str, Any])
         if group not in groups:
             continue
         size = groups[group].size
-        known = is_known(order)
-        if np.shape(order) != (size,) or (known and (np.sort(order) != np.arange(size)).any()):
+        fits = np.shape(order) == (size,)
+        if not fits or (is_known(order) and (np.sort(order) != np.arange(size)).any()):
             raise ValueError(
                 f"permute: group '{group}' has {size} neurons; its permutation holds each of 0 to "
                 f"{size - 1} once, shape ({size},); got shape {np.shape(order)}"
-                + ("." if np.shape(order) != (size,) else " with repeated or foreign numbers.")
+                + (" with repeated or foreign numbers." if fits else ".")
             )
     return take(params, coupling, permutations)
 
@@ -68,20 +68,20 @@ def match_weights(
         maximize sum over leaves of <w_a, pi(w_b)>,  one group after the other:
         P_g = argmax_P <P, C>,   C = sum over axes of g of w_a pi_others(w_b)^T
 
-    Each group's problem is a linear assignment, solved exactly; all together are hard, so that this
-    is coordinate ascent to a local optimum. Match masked weights, and only those: running
-    statistics are on another scale.
+    The problem of one group is a linear assignment, which is solved exactly. All groups together
+    are hard: this is coordinate ascent to a local optimum. Match masked weights, without running
+    statistics, which have another scale.
 
-    Outside `jit` assignments are scipy's, in float64, and each sweep takes the groups in a new
-    random order. Inside they are optax's, in float32, and the groups are taken as they are listed.
+    Outside `jit`, scipy solves the assignments in float64, and each sweep takes the groups in a new
+    random order. Inside, optax solves them in float32, in the order of the coupling.
 
     Args:
       key: draws orders and starts.
       a, b: trees alike.
       coupling: see `jaxprune.coupling`; a group may index a leaf by one axis only.
-      starts: how many times to climb, first from the order that there is, then from random ones;
-        the best wins.
-      sweeps: at most so many times through all groups.
+      starts: how many climbs: the first from the given order, the others from random orders. The
+        best one wins.
+      sweeps: how many times to go through all groups, at most.
 
     Returns:
       int32 (neurons,) by group.
@@ -94,7 +94,7 @@ def match_weights(
     Permutation Symmetries.
     """
     for argument, value in (("starts", starts), ("sweeps", sweeps)):
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        if not is_int(value, 1):
             raise ValueError(f"match_weights: {argument} must be at least 1; got {value!r}.")
     check_like("match_weights: b", b, a)
     groups = check_coupling(coupling, a)
@@ -141,10 +141,10 @@ def _match_in_jit(
 
     best, best_similarity = up(climb.identity(jnp))
     for start in range(1, starts):
-        own = jax.random.split(jax.random.fold_in(key, start), max(len(groups), 1))
+        keys = jax.random.split(jax.random.fold_in(key, start), max(len(groups), 1))
         drawn = {
             group: jax.random.permutation(k, order)
-            for k, (group, order) in zip(own, climb.identity(jnp).items(), strict=False)
+            for k, (group, order) in zip(keys, climb.identity(jnp).items(), strict=False)
         }
         orders, similarity = up(drawn)
         best = optax.tree.where(similarity > best_similarity, orders, best)
@@ -176,7 +176,7 @@ class _Climb:
     def sweep(
         self, orders: Permutations, turns: list[str], assign: Callable[[Any], Any]
     ) -> tuple[Permutations, Any]:
-        """The orders after one turn for each group, and whether any of them was improved."""
+        """The orders after one turn of each group, and whether one of them improved."""
         orders, improved = dict(orders), False
         for group in turns:
             size, axes = self.groups[group]
@@ -208,24 +208,21 @@ def _coupled_leaves(a: Params, b: Params, groups: Mapping[str, Group]) -> dict[s
     """{path: (leaf of a, leaf of b)} of the leaves that the groups index."""
     paths = [axis.path for _, axes in groups.values() for axis in axes]
     for group, (_, axes) in groups.items():
-        own = [axis.path for axis in axes]
-        twice = [path for path in own if own.count(path) > 1]
+        indexed = [axis.path for axis in axes]
+        twice = [path for path in indexed if indexed.count(path) > 1]
         if twice:
             raise ValueError(
                 f"match_weights: group '{group}' indexes two axes of '{twice[0]}'. Its assignment "
                 "is then not linear, and weight matching can't solve it; permute can apply it."
             )
-    others = dict(named_leaves(b))
-    for tree, leaves in (("a", dict(named_leaves(a))), ("b", others)):
+    leaves = {"a": dict(named_leaves(a)), "b": dict(named_leaves(b))}
+    for tree, by_path in leaves.items():
         for path in paths:
-            w = leaves[path]
+            w = by_path[path]
             if is_known(w) and not np.isfinite(np.asarray(w, np.float64)).all():
                 raise ValueError(
-                    f"match_weights: '{path}' of {tree} has entries that are nan or inf, and is "
-                    "near to nothing. That network has diverged: leave it out."
+                    f"match_weights: '{path}' of {tree} has entries that are nan or inf. That "
+                    "network has diverged: leave it out."
                 )
-    return {
-        path: (jnp.asarray(leaf), jnp.asarray(others[path]))
-        for path, leaf in named_leaves(a)
-        if path in paths
-    }
+    indexed = [path for path in leaves["a"] if path in paths]
+    return {path: tuple(jnp.asarray(leaves[tree][path]) for tree in "ab") for path in indexed}

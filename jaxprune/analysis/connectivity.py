@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import Params, is_known
-from jaxprune.trees import map_named, named_leaves
+from jaxprune.losses import Loss
+from jaxprune.trees import check_like, map_named, named_leaves
 
-Loss = Callable[[Params], Any]  # params -> scalar, or a tree of scalars such as {name: scalar}
 Path = Callable[[Params, Params, Any], Params]  # (a, b, alpha) -> params: a at 0, b at 1
 
 
@@ -22,9 +22,9 @@ def lerp(a: Params, b: Params, alpha: Any) -> Params:
 
         w = (1 - alpha) a + alpha b
 
-    Exactly `a` at 0, exactly `b` at 1, and exactly both where they are equal. So what two masked
-    networks both prune is zero on the whole line, and a mask that they share keeps its sparsity.
-    Interpolate masked weights: the latent ones of a straight-through method are others.
+    It is exactly `a` at 0, exactly `b` at 1, and exactly both where they are equal. So a weight
+    that both networks prune is zero on the whole line, and a shared mask keeps its sparsity.
+    Interpolate masked weights, not the latent weights of a straight-through method.
 
     Args:
       a, b: floating-point trees of the same structure and shapes; None stays None.
@@ -45,14 +45,14 @@ def lerp(a: Params, b: Params, alpha: Any) -> Params:
         dtype = jnp.result_type(x, y)
         if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
-                f"only floating-point leaves have something between them; '{leaf_name}' is "
-                f"{dtype}. Interpolate the params alone, without masks, counters and keys."
+                f"lerp needs floating-point leaves; '{leaf_name}' is {dtype}. Interpolate the "
+                "params alone, without masks, counters and keys."
             )
         wide = jnp.promote_types(dtype, jnp.float32)  # in bfloat16 there is no 0.1
         x, y, t = x.astype(wide), y.astype(wide), jnp.asarray(alpha).astype(wide)
-        # from the nearer end, so that rounding leaves both ends as they are
+        # from the nearer end, so that both ends are exact
         near = jnp.where(t < 0.5, x + t * (y - x), y - (1 - t) * (y - x))
-        # where the difference is not finite, such as that of two infinities
+        # for a difference that is not finite, such as that of two infinities
         far = jnp.where((t == 0) | (x == y), x, jnp.where(t == 1, y, (1 - t) * x + t * y))
         return jnp.where(jnp.isfinite(y - x), near, far).astype(dtype)
 
@@ -64,23 +64,23 @@ def loss_along(
 ) -> tuple[jax.Array, Any]:
     """The loss at evenly spaced points of the path from `a` to `b`: (alphas, values).
 
-    One network at a time: outside `jax.jit` one compiled `loss` is called for each point, inside it
-    is a `lax.map` over the points.
+    One network at a time: outside `jax.jit` a compiled `loss` is called for each point, inside it a
+    `lax.map` goes over the points.
 
     Args:
-      loss: `params -> scalar` or `params -> {name: scalar}`, any tree of scalars; it is jitted, and
-        compiled once for all networks of these shapes that it is called with.
+      loss: `params -> scalar` or `params -> {name: scalar}`, any tree of scalars. It is jitted, and
+        compiled once for all networks of these shapes.
       a, b: the ends, trees like each other.
-      points: how many alphas from 0 to 1, an odd number of at least 3, for the middle is where the
-        peak tends to be; or the alphas themselves, float (points,).
+      points: how many alphas from 0 to 1, odd and at least 3, since the peak tends to be in the
+        middle; or the alphas themselves, float (points,).
       path: `(a, b, alpha) -> params`; the straight line, or `partial(bezier, middle)`.
 
     Returns:
-      alphas, float32 (points,), and what `loss` returns with (points,) in place of each scalar.
+      The alphas, float32 (points,), and the tree that `loss` returns, with (points,) for a scalar.
 
     Raises:
-      ValueError: if `points` is even or less than 3, `a` and `b` are unlike, or the loss is no
-        scalar, or is not finite: it says at which alpha. (Under `jit` nan and inf stay visible.)
+      ValueError: if `points` is even or less than 3, `a` and `b` differ, or the loss is no scalar
+        or not finite: it says at which alpha. (Under `jit` nan and inf are returned.)
 
     >>> import jaxprune as jp
     >>> jp.analysis.loss_along(lambda w: (w**2 - 1) ** 2, -1.0, 1.0, points=5)[1].tolist()
@@ -100,35 +100,35 @@ def loss_along(
 
 
 def barrier(loss: Loss, a: Params, b: Params, points: Any = 11, path: Path = lerp) -> Any:
-    """How high the loss between two networks rises above the chord that joins their losses.
+    """How high the loss on the line between two networks rises above the chord of their losses.
 
         B = max over alpha of L(lerp(a, b, alpha)) - (1 - alpha) L(a) - alpha L(b)
 
-    At least 0, and exactly 0 for equal networks. Arguments as `loss_along`; alphas, if given, must
-    start with 0 and end with 1. A peak between two points is missed.
+    It is at least 0, and exactly 0 for equal networks. The arguments are those of `loss_along`;
+    alphas must start with 0 and end with 1. It misses a peak between two points.
 
-    Running statistics of batch norm in `a` and `b` are interpolated with the rest; the safer rule
-    is a loss of `recalibrate(...)`. Barriers differ a lot: say which rule you used.
+    Running statistics of batch norm in `a` and `b` are interpolated with the params; the safer rule
+    is a loss of `recalibrate(...)`. The barriers differ a lot: report the rule that you used.
 
     Returns:
-      What `loss` returns, with a barrier in place of each loss.
+      The tree that `loss` returns, with a barrier for each scalar.
 
     >>> import jaxprune as jp
     >>> float(jp.barrier(lambda w: (w**2 - 1) ** 2, -1.0, 1.0))
     1.0
     """
-    alphas, values = loss_along(loss, a, b, _whole(points), path)
+    alphas, values = loss_along(loss, a, b, _from_end_to_end(points), path)
     return jax.tree.map(lambda v: jnp.max(v - lerp(v[0], v[-1], alphas)), values)
 
 
 def instability(loss: Loss, a: Params, b: Params, points: Any = 11, path: Path = lerp) -> Any:
-    """How high the loss between two networks rises above the mean of their losses.
+    """How high the loss on the line between two networks rises above the mean of their losses.
 
         I = max over alpha of L(lerp(a, b, alpha)) - (L(a) + L(b)) / 2
 
     The paper's error barrier: two networks trained from one state with different SGD noise are
-    stable if the error rises by less than 2 points. Unlike `barrier` it is above 0 also on a line
-    that only falls from one end to the other: report both. Arguments and result as `barrier`.
+    stable if the error rises by less than 2 points. Unlike `barrier` it is above 0 where the loss
+    only falls from one end to the other: report both. Arguments and result are those of `barrier`.
 
     Reference: Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket Hypothesis.
 
@@ -137,12 +137,12 @@ def instability(loss: Loss, a: Params, b: Params, points: Any = 11, path: Path =
     >>> float(jp.analysis.instability(loss, -0.5, 1.0)), float(jp.barrier(loss, -0.5, 1.0))
     (0.375, 0.0)
     """
-    _, values = loss_along(loss, a, b, _whole(points), path)
+    _, values = loss_along(loss, a, b, _from_end_to_end(points), path)
     return jax.tree.map(lambda v: jnp.max(v) - (v[0] + v[-1]) / 2, values)
 
 
 def _alphas(points: Any) -> Any:
-    """The points as float32 (points,): numpy where they are known, also under `jit`."""
+    """The points as float32 (points,): numpy if they are known, under `jit` too."""
     alphas: Any
     if not is_known(points):
         alphas = jnp.asarray(points, jnp.float32)
@@ -162,8 +162,8 @@ def _alphas(points: Any) -> Any:
     return alphas
 
 
-def _whole(points: Any) -> Any:
-    """Alphas from 0 to 1, with some between."""
+def _from_end_to_end(points: Any) -> Any:
+    """`_alphas`, or ValueError unless they lead from 0 to 1 with some between."""
     alphas = _alphas(points)
     if is_known(alphas) and (len(alphas) < 3 or alphas[0] != 0 or alphas[-1] != 1):
         raise ValueError(
@@ -174,7 +174,7 @@ def _whole(points: Any) -> Any:
 
 
 def _scalars(values: Any) -> Any:
-    """The loss in floating point, or ValueError where it is no scalar."""
+    """The losses in floating point, or ValueError if one is no scalar."""
 
     def scalar(leaf_name: str, value: Any) -> jax.Array:
         if jnp.shape(value) != ():
@@ -207,23 +207,4 @@ def _called(leaf_name: str) -> str:
 
 
 def _check_alike(a: Params, b: Params) -> None:
-    """ValueError if two trees have leaves of other paths or shapes."""
-    first, second = (
-        {leaf_name: None if x is None else jnp.shape(x) for leaf_name, x in named_leaves(tree)}
-        for tree in (a, b)
-    )
-    containers: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
-    if first == second and containers[0] == containers[1]:
-        return
-    for leaf_name in (*first, *second):
-        shapes = first.get(leaf_name), second.get(leaf_name)
-        if shapes[0] != shapes[1]:
-            seen = ["is absent" if shape is None else f"has shape {shape}" for shape in shapes]
-            raise ValueError(
-                f"these are not two networks of one kind: '{leaf_name}' {seen[0]} in the first "
-                f"and {seen[1]} in the second. Take both from one `init`, or from one stack."
-            )
-    raise ValueError(
-        "these are not two networks of one kind: their leaves are the same, but in containers of "
-        f"other kinds, {containers[0]} and {containers[1]}."
-    )
+    check_like("the second network", b, a, "Take both from one `init`, or from one stack.")

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jaxprune.analysis.connectivity import lerp
-from jaxprune.base import Masks, Params, is_known
+from jaxprune.base import Masks, Params, is_int, is_known
 from jaxprune.masks import apply_masks
 from jaxprune.methods.combine import fixed
 from jaxprune.optimizer.sparsify import sparsify
@@ -23,7 +23,8 @@ def bezier(middle: Params, a: Params, b: Params, t: Any) -> Params:
         w = (1 - t)^2 a + 2 t (1 - t) middle + t^2 b
 
     The middle comes first: `partial(bezier, middle)` is a `path` for `loss_along`, `barrier` and
-    `instability`. Exactly `a` at 0 and `b` at 1; what all three prune is zero on the whole curve.
+    `instability`. It is exactly `a` at 0 and `b` at 1. A weight that all three prune is zero on the
+    whole curve. An infinite weight stays infinite where the equation has no inf - inf.
 
     >>> import jaxprune as jp
     >>> print(jp.analysis.bezier(1.0, 0.0, 0.0, 0.5))
@@ -45,8 +46,8 @@ def fit_curve(
 
         minimize over middle   E_t loss(bezier(middle, a, b, t)),   t ~ U(0, 1), one t a step
 
-    The middle starts half-way on the straight line. Outside `jax.jit` one compiled step is called
-    `steps` times; inside it is a `lax.scan`, so that curves for many pairs are one `vmap`.
+    The middle starts half-way on the straight line. Outside `jax.jit` a compiled step is called
+    `steps` times; inside it is a `lax.scan`, so that one `vmap` fits curves for many pairs.
 
     Args:
       key: draws t, and gives `loss` a key for each step.
@@ -66,7 +67,7 @@ def fit_curve(
 
     Reference: Garipov et al., 2018, Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs.
     """
-    if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1:
+    if not is_int(steps, 1):
         raise ValueError(f"fit_curve: steps is a number of steps, at least 1; got {steps!r}.")
     middle = lerp(a, b, 0.5)
     if masks is None:

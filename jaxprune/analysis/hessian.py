@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,29 +11,25 @@ import optax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.tree_util import Partial
 
-from jaxprune.analysis.estimate import Estimate
-from jaxprune.analysis.landscape import check_loss
-from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, is_known, is_mask
+from jaxprune.base import Masks, Params, is_int, is_known, is_mask
+from jaxprune.losses import Estimate, Loss, as_partial, check_loss, scan
 from jaxprune.masks import apply_masks, like
 from jaxprune.trees import check_like, named_leaves
 
 
-def hvp(
-    loss: Callable[[Params], Any], params: Params, v: Params, masks: Masks | None = None
-) -> Params:
+def hvp(loss: Loss, params: Params, v: Params, masks: Masks | None = None) -> Params:
     """The Hessian of the loss times a vector, at about the cost of two gradients.
 
         H v = d/dt grad loss(params + t v)  at t = 0;   with masks, M H M v at the masked params
 
-    To go through data in batches see `over_batches`. On accelerators that round matrix products
-    to fewer bits, wrap it in `jax.default_matmul_precision("highest")`.
+    For data in batches see `over_batches`. On accelerators that round matrix products to fewer
+    bits, wrap it in `jax.default_matmul_precision("highest")`.
 
     Args:
       loss: `params -> scalar`.
       params, v: trees alike, floating point.
-      masks: like the params, bool, None where never pruned; None for no masks at all. Then all is
-        zero where a mask is False.
+      masks: like the params, bool, None where never pruned; None for no masks at all. The product
+        is zero where a mask is False.
 
     Returns:
       A tree like the params.
@@ -55,7 +50,7 @@ def hvp(
 
 def hessian_trace(
     key: jax.Array,
-    loss: Callable[[Params], Any],
+    loss: Loss,
     params: Params,
     probes: int,
     masks: Masks | None = None,
@@ -69,7 +64,7 @@ def hessian_trace(
     Args:
       key: draws the probes.
       loss, params, masks: as for `hvp`. With masks, the trace over the kept weights: to compare
-        masks, keep equally many, or divide by their number.
+        masks, keep equally many weights, or divide by their number.
       probes: at least 2. The error falls with their square root.
       unroll: drive the probes from Python, where convolutions on CPU are slow inside a loop.
 
@@ -88,7 +83,7 @@ def hessian_trace(
 
 def hessian_diagonal(
     key: jax.Array,
-    loss: Callable[[Params], Any],
+    loss: Loss,
     params: Params,
     probes: int,
     masks: Masks | None = None,
@@ -99,8 +94,8 @@ def hessian_diagonal(
 
         diag H = E z * H z,   z = +-1 with equal chance
 
-    The error of entry i is sqrt(sum_{j != i} H_ij^2 / probes). For the arguments and what raises
-    see `hessian_trace`.
+    The error of entry i is sqrt(sum_{j != i} H_ij^2 / probes). Arguments and errors are those of
+    `hessian_trace`.
 
     Reference: Bekas, Kokiopoulou and Saad, 2007, An estimator for the diagonal of a matrix.
     """
@@ -118,9 +113,7 @@ def hessian_diagonal(
 # --- the Hessian as an operator ------------------------------------------------------------------
 
 
-def operator(
-    what: str, loss: Callable[[Params], Any], params: Params, masks: Masks | None
-) -> Partial:
+def operator(what: str, loss: Loss, params: Params, masks: Masks | None) -> Partial:
     """`v -> H v`, as a pytree that `jit` takes; compiled once for each loss."""
     for leaf_name, leaf in named_leaves(params):
         if leaf is not None and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -136,21 +129,22 @@ def operator(
             )
     loss = as_partial(loss)
     if masks is not None:
-        loss = Partial(_of_kept, loss, masks)
+        loss = Partial(_masked_loss, loss, masks)
     return Partial(_product, loss, params)
 
 
 def dimension(params: Params, masks: Masks | None) -> Any:
-    """How many weights are kept; an int, but where masks are traced an int32 scalar."""
+    """How many weights are kept: an int, or an int32 scalar if masks are traced."""
     if masks is None:
         return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
-    trees = (named_leaves(params), named_leaves(like(masks, params)))
-    kept = sum(
+    masks = like(masks, params)
+    pairs = zip(named_leaves(params), named_leaves(masks), strict=True)
+    n_kept = sum(
         np.size(leaf) if mask is None else jnp.sum(mask, dtype=jnp.int32)
-        for (_, leaf), (_, mask) in zip(*trees, strict=True)
+        for (_, leaf), (_, mask) in pairs
         if leaf is not None
     )
-    return int(kept) if is_known(kept) else kept
+    return int(n_kept) if is_known(n_kept) else n_kept
 
 
 def rademacher(key: jax.Array, params: Params) -> Params:
@@ -159,8 +153,8 @@ def rademacher(key: jax.Array, params: Params) -> Params:
     return optax.tree.cast_like(signs, params)
 
 
-def _of_kept(loss: Any, masks: Masks, params: Params) -> Any:
-    # the chain rule masks what goes in and what comes out
+def _masked_loss(loss: Any, masks: Masks, params: Params) -> Any:
+    # by the chain rule the masks act on the vector and on the product
     return loss(apply_masks(params, masks))
 
 
@@ -175,7 +169,7 @@ def _product(loss: Any, params: Params, v: Params) -> Params:
 
 
 def _has_reverse_rules(jaxpr: Jaxpr) -> bool:
-    """Whether some function in it has a reverse rule of its own, and so no forward mode."""
+    """Whether it calls a function with a custom reverse rule, which has no forward mode."""
     return any(
         eqn.primitive.name.startswith("custom_vjp_call")
         or any(_has_reverse_rules(inner) for inner in jaxprs_in_params(eqn.params))
@@ -206,7 +200,7 @@ def _dot(a: Params, b: Params) -> jax.Array:
 
 
 def _check_probes(what: str, probes: Any) -> None:
-    if isinstance(probes, bool) or not hasattr(probes, "__index__") or probes < 2:
+    if not is_int(probes, 2):
         raise ValueError(
             f"{what}: probes is how many random vectors to average, at least 2 (one has no "
             f"standard error); got {probes!r}."

@@ -12,19 +12,19 @@ import optax
 from jax import lax
 
 from jaxprune.analysis.hessian import dimension, operator, rademacher
-from jaxprune.analysis.loops import as_partial, scan
-from jaxprune.base import Masks, Params, is_known
+from jaxprune.base import Masks, Params, is_int, is_known
+from jaxprune.losses import Loss, as_partial, scan
 from jaxprune.masks import apply_masks
 
 
 class Eigenpairs(NamedTuple):
-    """The largest eigenvalues, largest first.
+    """The largest eigenvalues, in falling order.
 
     Attributes:
       values: float32 (k,).
       vectors: like the params with a leading axis (k,), of length 1, orthogonal.
-      errors: float32 (k,): there is an eigenvalue within so much of each value, rounding of the
-        products aside.
+      errors: float32 (k,): an eigenvalue lies within this distance of each value, up to rounding
+        of the products.
     """
 
     values: jax.Array
@@ -38,7 +38,7 @@ class Spectrum(NamedTuple):
     Attributes:
       nodes: float32 (probes, steps), rising in each row.
       weights: float32 (probes, steps), summing to 1 in each row.
-      dimension: how many eigenvalues there are: the number of kept weights.
+      dimension: the number of eigenvalues, which is the number of kept weights.
     """
 
     nodes: jax.Array
@@ -47,10 +47,10 @@ class Spectrum(NamedTuple):
 
 
 class Tridiagonal(NamedTuple):
-    """`basis^T A basis`: what Lanczos makes of a symmetric A.
+    """T = `basis^T A basis`, for a symmetric A.
 
     Attributes:
-      diagonal, off_diagonal: float32 (steps,). The last of off_diagonal leads out of the basis.
+      diagonal, off_diagonal: float32 (steps,). The last entry of off_diagonal leads out of T.
       basis: like the vectors with a leading axis (steps,), orthonormal.
     """
 
@@ -61,7 +61,7 @@ class Tridiagonal(NamedTuple):
 
 def hessian_eigenvalues(
     key: jax.Array,
-    loss: Callable[[Params], Any],
+    loss: Loss,
     params: Params,
     k: int = 1,
     steps: int = 50,
@@ -71,15 +71,15 @@ def hessian_eigenvalues(
 ) -> Eigenpairs:
     """The k largest eigenvalues of the Hessian, by Lanczos with full reorthogonalization.
 
-    The largest by value, not by magnitude: for the most negative ones take those of
-    `lambda params: -loss(params)`, negated.
+    The largest by value, not by magnitude. For the most negative eigenvalues, negate those of
+    `lambda params: -loss(params)`.
 
     Args:
       key: draws the first vector.
       loss, params, masks: as for `hvp`. With masks, the eigenvalues over the kept weights.
-      k: how many, at most `steps`.
-      steps: Hessian-vector products, and vectors like the params in memory; at most the number of
-        kept weights. `errors` tells whether they were enough.
+      k: how many eigenvalues, at most `steps`.
+      steps: how many Hessian-vector products, and vectors like the params in memory; at most the
+        number of kept weights. `errors` tells whether they were enough.
       unroll: drive the steps from Python, where convolutions on CPU are slow inside a loop.
 
     Raises:
@@ -90,25 +90,25 @@ def hessian_eigenvalues(
 
     >>> import jax, jax.numpy as jnp, jaxprune as jp
     >>> A = jnp.array([[2.0, 1.0], [1.0, 3.0]])
-    >>> found = jp.analysis.hessian_eigenvalues(
+    >>> pairs = jp.analysis.hessian_eigenvalues(
     ...     jax.random.key(0), lambda w: w @ A @ w / 2, jnp.zeros(2), k=2, steps=2)
-    >>> [round(float(value), 3) for value in found.values]
+    >>> [round(float(value), 3) for value in pairs.values]
     [3.618, 1.382]
     """
     _check_steps("hessian_eigenvalues", steps, dimension(params, masks))
-    if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= steps:
+    if not is_int(k, 1) or k > steps:
         raise ValueError(f"hessian_eigenvalues finds 1 to steps={steps} of them; got k={k!r}.")
     product = operator("hessian_eigenvalues", loss, params, masks)
     first, restarts = jax.random.split(key)
     start = _masked(optax.tree.random_like(first, params), masks)
-    found = _ritz(lanczos(restarts, product, start, steps, masks, unroll=unroll))
-    _check_finite("hessian_eigenvalues", found.values)
-    return jax.tree.map(lambda x: x[:k], found)
+    pairs = _ritz(lanczos(restarts, product, start, steps, masks, unroll=unroll))
+    _check_finite("hessian_eigenvalues", pairs.values)
+    return jax.tree.map(lambda x: x[:k], pairs)
 
 
 def hessian_spectrum(
     key: jax.Array,
-    loss: Callable[[Params], Any],
+    loss: Loss,
     params: Params,
     probes: int = 5,
     steps: int = 50,
@@ -135,12 +135,12 @@ def hessian_spectrum(
     """
     size = dimension(params, masks)
     _check_steps("hessian_spectrum", steps, size)
-    if isinstance(probes, bool) or not hasattr(probes, "__index__") or probes < 1:
+    if not is_int(probes, 1):
         raise ValueError(f"hessian_spectrum: probes must be at least 1; got {probes!r}.")
     product = operator("hessian_spectrum", loss, params, masks)
     rows = []
-    for own in jax.random.split(key, probes):
-        first, restarts = jax.random.split(own)
+    for probe_key in jax.random.split(key, probes):
+        first, restarts = jax.random.split(probe_key)
         start = _masked(rademacher(first, params), masks)
         rows.append(_quadrature(lanczos(restarts, product, start, steps, masks, unroll=unroll)))
     nodes, weights = (jnp.stack(parts) for parts in zip(*rows, strict=True))
@@ -153,7 +153,7 @@ def spectral_density(spectrum: Spectrum, grid: Any, width: float) -> jax.Array:
 
         density(t) = mean over probes of sum_i weights_i N(t; nodes_i, width^2)
 
-    It integrates to 1. Narrower than the distance between nodes it shows the nodes.
+    It integrates to 1. With a width below the distance between nodes it shows single nodes.
 
     Raises:
       ValueError: if the width is not positive.
@@ -179,15 +179,15 @@ def lanczos(
         q_1 = start / |start|,   alpha_j = <q_j, A q_j>,   r = A q_j - its part in q_1 .. q_j,
         beta_j = |r|,   q_{j+1} = r / beta_j
 
-    Where r vanishes the vectors so far span an invariant subspace: beta_j is 0, and a random
-    vector orthogonal to it goes on, so that T falls into blocks and stays exact.
+    If r vanishes, q_1 .. q_j span an invariant subspace. Then beta_j is 0, and the next vector is a
+    random one orthogonal to them: T falls into blocks and stays exact, with multiplicities.
 
     Args:
-      key: draws what goes on after such a breakdown.
+      key: draws the vectors after such a breakdown.
       product: `v -> A v`, symmetric, from trees like `start` to trees like it.
       start: the first vector, not zero; of any length.
       steps: at most the dimension of the space: the number of kept weights.
-      masks: where False, A and start are zero, and random vectors are.
+      masks: where False, A and start are zero, and the random vectors too.
     """
     zeros = jax.tree.map(lambda x: jnp.zeros((steps, *jnp.shape(x)), jnp.float32), start)
     first = _unit(optax.tree.cast(start, jnp.float32))
@@ -204,7 +204,7 @@ def _step(context: Any, carry: Any, x: Any) -> tuple[Any, Any]:
     product, like, masks = context
     basis, q, scale = carry  # scale: the largest entry of T so far, about |A|
     j, key = x
-    basis = jax.tree.map(lambda rows, own: rows.at[j].set(own), basis, q)
+    basis = jax.tree.map(lambda rows, x: rows.at[j].set(x), basis, q)
     r = optax.tree.cast(product(optax.tree.cast_like(q, like)), jnp.float32)
     alpha = optax.tree.vdot(q, r)
     r = _orthogonal(basis, _orthogonal(basis, r))  # twice is enough (Kahan)
@@ -212,7 +212,7 @@ def _step(context: Any, carry: Any, x: Any) -> tuple[Any, Any]:
     scale = jnp.maximum(scale, jnp.maximum(jnp.abs(alpha), beta))
     broken = beta <= 10 * jnp.finfo(jnp.float32).eps * scale
     fresh = _masked(optax.tree.random_like(key, r), masks)
-    # a loop of no turns but after a breakdown: three, since little may be left of it
+    # no turns without a breakdown; three after one, since little may remain of the vector
     fresh = lax.fori_loop(
         0, jnp.where(broken, 3, 0), lambda _, v: _unit(_orthogonal(basis, v)), fresh
     )
@@ -222,9 +222,8 @@ def _step(context: Any, carry: Any, x: Any) -> tuple[Any, Any]:
 
 @jax.jit
 def _ritz(tridiagonal: Tridiagonal) -> Eigenpairs:
-    """All eigenpairs of T as those of A; the error of each is |beta_last u_last|, or rounding."""
-    theta, u = jnp.linalg.eigh(_dense(tridiagonal))
-    theta, u = theta[::-1], u[:, ::-1]
+    """The eigenpairs of T, for A; the error of each is |beta_last u_last|, or rounding."""
+    theta, u = (x[..., ::-1] for x in _eigh(tridiagonal))
     vectors = jax.tree.map(
         lambda q: jnp.tensordot(u.T, q, 1, precision=lax.Precision.HIGHEST), tridiagonal.basis
     )
@@ -235,13 +234,13 @@ def _ritz(tridiagonal: Tridiagonal) -> Eigenpairs:
 
 @jax.jit
 def _quadrature(tridiagonal: Tridiagonal) -> tuple[jax.Array, jax.Array]:
-    theta, u = jnp.linalg.eigh(_dense(tridiagonal))
+    theta, u = _eigh(tridiagonal)
     return theta, jnp.square(u[0])
 
 
-def _dense(tridiagonal: Tridiagonal) -> jax.Array:
+def _eigh(tridiagonal: Tridiagonal) -> Any:
     alpha, beta = tridiagonal.diagonal, tridiagonal.off_diagonal[:-1]
-    return jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1)
+    return jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1))
 
 
 def _orthogonal(basis: Params, v: Params) -> Params:
@@ -267,7 +266,7 @@ def _masked(v: Params, masks: Masks | None) -> Params:
 
 
 def _check_steps(what: str, steps: Any, size: Any) -> None:
-    if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1:
+    if not is_int(steps, 1):
         raise ValueError(f"{what}: steps must be at least 1; got {steps!r}.")
     if is_known(size) and steps > size:
         raise ValueError(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxprune.analysis.estimate import Estimate
-from jaxprune.base import is_known
+from jaxprune.base import is_int, is_known
+from jaxprune.losses import Estimate
 from jaxprune.trees import HOW_TO_STACK, count_seeds
 
 
@@ -20,24 +20,24 @@ def pairwise(
 ) -> Any:
     """`f(a, b)` of every pair of seeds: a symmetric matrix (seeds, seeds).
 
-    Each pair is computed once, and mirrored. Outside `jax.jit` with `chunk=1`, `f` is called as it
-    is, pair by pair; else the pairs are in a loop on the device.
+    Each pair is computed once, and mirrored. Outside `jax.jit` with `chunk=1`, Python calls `f`
+    pair by pair; else a loop on the device goes over the pairs.
 
     Args:
       f: symmetric, from two trees to a scalar or a tree of them: `overlap`,
-        `partial(barrier, loss)`. An array stands behind the seeds: (seeds, seeds, ...). What is not
-        symmetric, such as a `loss_along`, is that of the earlier seed with the later one.
+        `partial(barrier, loss)`. An array (n,) makes (seeds, seeds, n). If `f` is not symmetric,
+        such as `loss_along`, `a` is the earlier seed.
       stack: params or masks, each leaf with a leading axis of seeds; None stays None.
-      diagonal: what `f(a, a)` is known to be, such as 0 for a barrier; None computes it.
-      chunk: how many pairs are in memory at once, under `vmap`: on an accelerator that small
-        networks leave idle, more is faster.
+      diagonal: the known value of `f(a, a)`, such as 0 for a barrier; None computes it.
+      chunk: how many pairs are in memory at once, under `vmap`. More is faster on an accelerator
+        that small networks leave idle.
 
     Returns:
-      What `f` returns, with (seeds, seeds) in place of each scalar.
+      The tree that `f` returns, with (seeds, seeds) for each scalar.
 
     Raises:
-      ValueError: if the leaves have other numbers of seeds (it names them), or there are less than
-        two. To an error of `f` it adds the pair.
+      ValueError: if the leaves differ in the number of seeds (it names them), or there are fewer
+        than two seeds. An error of `f` tells the pair.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> jp.pairwise(lambda a, b: abs(a['w'] - b['w']), {'w': jnp.array([1., 2., 4.])}).tolist()
@@ -46,7 +46,7 @@ def pairwise(
     seeds = count_seeds(stack)
     if seeds < 2:
         raise ValueError(f"pairs need at least two seeds; this stack has {seeds}. {HOW_TO_STACK}")
-    if isinstance(chunk, bool) or not hasattr(chunk, "__index__") or chunk < 1:
+    if not is_int(chunk, 1):
         raise ValueError(f"pairwise: chunk is how many pairs at once, at least 1; got {chunk!r}.")
     rows, columns = np.triu_indices(seeds, k=0 if diagonal is None else 1)
 
@@ -73,9 +73,9 @@ def pairwise(
 
 
 def connected_components(matrix: Any, threshold: float) -> jax.Array:
-    """Labels of the groups of seeds that are joined, directly or by way of others: int (seeds,).
+    """Labels of the groups of seeds that are joined, directly or through others: int (seeds,).
 
-    Two seeds are joined if their entry is less than `threshold`; nan joins nothing. Of overlaps,
+    Two seeds are joined if their entry is less than `threshold`; nan joins nothing. For overlaps,
     where more is nearer, give `-overlaps` and `-threshold`. Groups are numbered from 0 in the order
     of their first seed.
 
@@ -93,18 +93,18 @@ def connected_components(matrix: Any, threshold: float) -> jax.Array:
 
 
 def jackknife(matrix: Any) -> Estimate:
-    """The mean over pairs, and its standard error when pairs share seeds: leave one seed out.
+    """The mean over pairs and its standard error, by leaving one seed out: pairs share seeds.
 
         error^2 = (n - 1) / n sum_i (mean without seed i - their mean)^2
 
-    The usual error of a mean over n(n-1)/2 pairs is too small, for they are not independent. The
+    The usual error of a mean over n(n-1)/2 pairs is too small, since pairs are not independent. The
     diagonal does not count.
 
     Args:
       matrix: symmetric, (seeds, seeds), at least three seeds.
 
     Raises:
-      ValueError: if it is not square, or has less than three seeds.
+      ValueError: if it is not square, or has fewer than three seeds.
 
     Reference: Efron and Stein, 1981, The Jackknife Estimate of Variance.
 
@@ -117,11 +117,11 @@ def jackknife(matrix: Any) -> Estimate:
     n = len(matrix)
     if n < 3:
         raise ValueError(
-            f"jackknife leaves one seed out and needs a pair to be left: at least 3 seeds; got {n}."
+            f"jackknife leaves one seed out, and a pair must remain: at least 3 seeds; got {n}."
         )
-    own = jnp.eye(n, dtype=bool)
-    mean = jnp.where(own, 0, matrix).sum() / (n * (n - 1))
-    apart = jnp.where(own, 0, matrix - mean)  # sums to 0: what is left of it without i is -2 rows
+    diagonal = jnp.eye(n, dtype=bool)
+    mean = jnp.where(diagonal, 0, matrix).sum() / (n * (n - 1))
+    apart = jnp.where(diagonal, 0, matrix - mean)  # its sum is 0; without seed i it is -2 rows
     without = -2 * apart.sum(1) / ((n - 1) * (n - 2))
     return Estimate(mean, jnp.sqrt((n - 1) / n * jnp.sum((without - without.mean()) ** 2)))
 
@@ -140,7 +140,7 @@ def _noted(at: Callable[[Any, Any], Any], i: int, j: int) -> Any:
 
 
 def _in_chunks(f: Any, stack: Any, rows: np.ndarray, columns: np.ndarray, chunk: int) -> Any:
-    """`f` of all pairs, so many at a time; the last chunk repeats its last pair to be as long."""
+    """`f` of all pairs, `chunk` at a time; the last chunk is filled up with its last pair."""
     of_pairs = jax.jit(
         lambda stack, i, j: jax.vmap(lambda i, j: f(_take(stack, i), _take(stack, j)))(i, j)
     )

@@ -1,7 +1,7 @@
-"""Is training stable to the noise of SGD: children of one state, and how far they drift apart.
+"""Whether training is stable to the noise of SGD: children of one state, and their instability.
 
-`train` is called as it is: jit it yourself, with static steps, as in
-`jax.jit(train, static_argnames=("start", "stop"))`, or its operations run one by one.
+`train` is not jitted here: give `jax.jit(train, static_argnames=("start", "stop"))`, or its
+operations run one by one.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.analysis.connectivity import Loss, instability
+from jaxprune.analysis.connectivity import instability
 from jaxprune.analysis.pairs import pairwise
 from jaxprune.base import Params
+from jaxprune.losses import Loss
 
 # (state, key, start, stop) -> state: runs the steps start, start + 1, ..., stop - 1
 Train = Callable[[Any, jax.Array, int, int], Any]
 
 
 def fork(train: Train, state: Any, keys: jax.Array, start: int, stop: int) -> Any:
-    """Children of one state, each trained with a noise of its own: a stack, in one `vmap`.
+    """Children of one state, each trained with its own noise: a stack, in one `vmap`.
 
-    They start from the identical state (weights, masks, moments, count) at the same position of
-    every schedule, and differ only in their key. Equal keys give equal children.
+    The children start from one state (weights, masks, moments, count), at the same position of
+    every schedule. They differ only in their keys; equal keys give equal children.
 
     Args:
       train: `(state, key, start, stop) -> state`, pure: runs the steps from `start` up to `stop`.
-        The key decides everything random (order of the data, augmentation), folded with the step.
-      state: what `train` made at step `start`.
-      keys: one a child, (children,).
+        The key, folded with the step, decides everything random (order of the data, augmentation).
+      state: the state at step `start`.
+      keys: one for each child, (children,).
       start, stop: ints, 0 <= start <= stop.
 
     Returns:
@@ -43,7 +44,7 @@ def fork(train: Train, state: Any, keys: jax.Array, start: int, stop: int) -> An
     """
     _check_step("start", start, 0)
     _check_step("stop", stop, start)
-    if start == stop:  # nothing to differ by
+    if start == stop:
         return jax.tree.map(lambda x: jnp.stack([x] * len(keys)), state)
     return jax.vmap(lambda key: train(state, key, start, stop))(keys)
 
@@ -61,10 +62,10 @@ def instability_at(
 ) -> Any:
     """The instability of children forked at each of these steps: (forks, children, children).
 
-    One trunk is trained from step 0; at each fork `children` copies go on from it to `stop`, each
-    with a noise of its own, and `instability` is measured between every two of them. Sweep `forks`
-    to find the step from which training is stable. A sparse network is a state with masks:
-    `sparsify(optimizer, fixed(masks))`, for all children the same.
+    One trunk is trained from step 0. At each fork `children` copies train on to `stop`, each with
+    its own noise, and `instability` is measured between every two of them. Sweep `forks` to find
+    the step from which training is stable. For a sparse network the state has masks, the same for
+    all children: `sparsify(optimizer, fixed(masks))`.
 
     Args:
       key: of the trunk, `fold_in(key, 0)`, and of child i, `fold_in(key, i + 1)`.
@@ -75,10 +76,10 @@ def instability_at(
       stop: the step at which all children end.
       children: how many, at least 2; `jackknife` needs 3.
       points: see `loss_along`.
-      params: from a state to what is interpolated; its field `params` by default.
+      params: from a state to the tree to interpolate; by default its field `params`.
 
     Returns:
-      What `loss` returns, with a matrix of each fork in place of each scalar; for mean and error
+      The tree that `loss` returns, with a matrix of each fork for each scalar; for mean and error
       over pairs, `jax.vmap(jackknife)`.
 
     Raises:

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxprune.analysis.landscape import check_loss
-from jaxprune.analysis.loops import as_partial, scan
 from jaxprune.base import Masks, Params, Scores, check_fraction, is_known
+from jaxprune.losses import as_partial, check_loss, scan
 from jaxprune.masks import all_kept, apply_masks, with_own
 from jaxprune.pattern import warn_that_empty
 from jaxprune.prunable.layers import folded

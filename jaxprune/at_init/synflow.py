@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxprune.analysis.loops import as_partial
 from jaxprune.at_init.rounds import Context, Prunable, in_rounds, of_prunable, shrink, slopes
 from jaxprune.base import Masks, Params, Scores, is_known, widened
+from jaxprune.losses import as_partial
 from jaxprune.prunable.rules import kernels
 from jaxprune.selection.counting import n_true
 from jaxprune.trees import map_scored, named_leaves

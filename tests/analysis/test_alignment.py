@@ -55,12 +55,12 @@ def test_the_card():
     b = jp.analysis.permute(CARD_A, CARD, {"h": jnp.array([2, 0, 1])})
     c = CARD_A["in"].T @ b["in"] + CARD_A["out"] @ b["out"].T
     np.testing.assert_array_equal(c, [[5, 2, 0], [5, 0, 13], [15, 5, 5]])
-    found = jp.analysis.match_weights(KEY, CARD_A, b, CARD)
-    assert found["h"].tolist() == [1, 2, 0]
-    assert_trees_equal(jp.analysis.permute(b, CARD, found), CARD_A)
+    matched = jp.analysis.match_weights(KEY, CARD_A, b, CARD)
+    assert matched["h"].tolist() == [1, 2, 0]
+    assert_trees_equal(jp.analysis.permute(b, CARD, matched), CARD_A)
     masks = jax.tree.map(lambda w: w != 0, CARD_A)
     moved = jp.analysis.permute(masks, CARD, {"h": jnp.array([2, 0, 1])})
-    assert_trees_equal(jp.analysis.permute(moved, CARD, found), masks)
+    assert_trees_equal(jp.analysis.permute(moved, CARD, matched), masks)
 
 
 def test_masks_move_with_their_weights(params):
@@ -85,8 +85,8 @@ def test_a_stack_is_permuted_lane_by_lane(params):
     move = lambda m, order: jp.analysis.permute(m, COUPLING, {"hidden": order})
     lanes = jax.jit(jax.vmap(move))(stack, orders)
     for i in range(2):
-        own = move(jax.tree.map(lambda m, i=i: m[i], stack), orders[i])
-        assert_trees_equal(jax.tree.map(lambda m, i=i: m[i], lanes), own)
+        one = move(jax.tree.map(lambda m, i=i: m[i], stack), orders[i])
+        assert_trees_equal(jax.tree.map(lambda m, i=i: m[i], lanes), one)
 
 
 def test_a_group_that_is_not_named_stays():
@@ -104,11 +104,11 @@ def test_a_known_permutation_of_an_mlp_is_recovered_exactly(seed):
     a, coupling = mlp(jax.random.key(seed))
     orders = random_order(check_coupling(coupling, a), seed)
     b = jp.analysis.permute(a, coupling, orders)
-    found = jp.analysis.match_weights(jax.random.key(seed), a, b, coupling, starts=3)
-    assert {g: found[g].dtype for g in found} == dict.fromkeys(orders, jnp.int32)
+    matched = jp.analysis.match_weights(jax.random.key(seed), a, b, coupling, starts=3)
+    assert {g: matched[g].dtype for g in matched} == dict.fromkeys(orders, jnp.int32)
     for group, order in orders.items():
-        np.testing.assert_array_equal(found[group], np.argsort(order))
-    assert_trees_equal(jp.analysis.permute(b, coupling, found), a)
+        np.testing.assert_array_equal(matched[group], np.argsort(order))
+    assert_trees_equal(jp.analysis.permute(b, coupling, matched), a)
 
 
 def test_its_barrier_falls_to_zero():
@@ -152,8 +152,8 @@ def test_of_a_flattened_axis():
 
 def test_two_networks_get_nearer_and_keep_their_function():
     (a, coupling), (b, _) = mlp(KEY), mlp(jax.random.key(1))
-    found = jp.analysis.match_weights(KEY, a, b, coupling)
-    moved = jp.analysis.permute(b, coupling, found)
+    matched = jp.analysis.match_weights(KEY, a, b, coupling)
+    moved = jp.analysis.permute(b, coupling, matched)
     assert similarity(a, moved) > similarity(a, b) + 1
     x = jax.random.normal(jax.random.key(9), (5, 6))
     np.testing.assert_allclose(outputs(moved, x), outputs(b, x), rtol=1e-5, atol=1e-6)
@@ -173,8 +173,8 @@ def test_small_groups_are_matched_as_well_as_they_can_be():
         )
         for o in every
     )
-    found = jp.analysis.match_weights(KEY, a, b, coupling, starts=10)
-    assert similarity(a, jp.analysis.permute(b, coupling, found)) == pytest.approx(best, rel=1e-6)
+    matched = jp.analysis.match_weights(KEY, a, b, coupling, starts=10)
+    assert similarity(a, jp.analysis.permute(b, coupling, matched)) == pytest.approx(best, rel=1e-6)
 
 
 def test_more_starts_are_never_worse():
@@ -193,11 +193,11 @@ def test_more_starts_are_never_worse():
 
 def test_equal_networks_stay_as_they_are():
     a, coupling = mlp(KEY)
-    found = jp.analysis.match_weights(KEY, a, a, coupling)
-    assert all((order == jnp.arange(len(order))).all() for order in found.values())
+    matched = jp.analysis.match_weights(KEY, a, a, coupling)
+    assert all((order == jnp.arange(len(order))).all() for order in matched.values())
     nothing = jax.tree.map(jnp.zeros_like, a)
-    found = jp.analysis.match_weights(KEY, a, nothing, coupling)
-    assert all((order == jnp.arange(len(order))).all() for order in found.values())
+    matched = jp.analysis.match_weights(KEY, a, nothing, coupling)
+    assert all((order == jnp.arange(len(order))).all() for order in matched.values())
 
 
 @pytest.mark.parametrize("starts", [1, 2])
@@ -208,11 +208,11 @@ def test_inside_jit(starts):
         lambda *w: jnp.stack(w), *(jp.analysis.permute(a, coupling, o) for o in orders)
     )
     match = lambda b: jp.analysis.match_weights(KEY, a, b, coupling, starts=starts)
-    found = jax.jit(jax.vmap(match))(stack)
-    for i, own in enumerate(orders):
-        for group, order in own.items():
-            np.testing.assert_array_equal(found[group][i], np.argsort(order))
-            assert found[group].dtype == jnp.int32
+    matched = jax.jit(jax.vmap(match))(stack)
+    for i, wanted in enumerate(orders):
+        for group, order in wanted.items():
+            np.testing.assert_array_equal(matched[group][i], np.argsort(order))
+            assert matched[group].dtype == jnp.int32
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import jaxprune as jp
 
 
 class Net(nn.Module):
-    """Two batch norms, each with a momentum of its own."""
+    """Two batch norms, each with a different momentum."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -63,7 +63,7 @@ def test_the_statistics_before_do_not_matter():
 
 
 def test_it_is_where_a_long_moving_average_goes():
-    # each layer has its own momentum; both are found
+    # each layer has another momentum; both are measured
     v = VARIABLES
     for _ in range(2000):
         v = v | _repeated(v)
@@ -79,9 +79,9 @@ def _repeated(v):
 
 def test_it_may_be_given_the_statistics_themselves():
     # no moving average: momentum 0
-    own = lambda v, x: {"batch_stats": {"mean": x.mean(0), "var": x.var(0)}}
+    statistics = lambda v, x: {"batch_stats": {"mean": x.mean(0), "var": x.var(0)}}
     v = {"params": {}, "batch_stats": {"mean": jnp.zeros(5), "var": jnp.ones(5)}}
-    new = jp.analysis.recalibrate(own, v, BATCHES)["batch_stats"]
+    new = jp.analysis.recalibrate(statistics, v, BATCHES)["batch_stats"]
     assert_close(new, {"mean": BATCHES.mean((0, 1)), "var": BATCHES.var(1).mean(0)})
 
 
@@ -128,9 +128,13 @@ def test_either_rule_over_all_pairs_of_a_stack():
         (lambda v, x: NET.apply(v, x), BATCHES, ["some of ['batch_stats', 'params']; got Shape"]),
         (lambda v, x: {"running": x.mean(0)}, BATCHES, ["got ['running']"]),
         (lambda v, x: {}, BATCHES, ["update returns no running statistics"]),
-        (update, BATCHES[:0], ["at least one batch; got leading axes [(0,)]"]),
-        (update, jnp.float32(1), ["got leading axes [()]"]),
-        (update, {"x": BATCHES, "y": BATCHES[:2]}, ["got leading axes [(2,), (7,)]"]),
+        (
+            update,
+            BATCHES[:0],
+            ["recalibrate needs arrays (batches, examples, ...)", "got shapes [(0, 32, 5)]"],
+        ),
+        (update, jnp.float32(1), ["got shapes [()]"]),
+        (update, {"x": BATCHES, "y": BATCHES[:2]}, ["got shapes [(7, 32, 5), (2, 32, 5)]"]),
     ],
     ids=["not training", "outputs", "foreign", "nothing", "no batches", "a scalar", "lengths"],
 )

@@ -33,6 +33,23 @@ def test_bezier_is_its_equation():
         np.testing.assert_allclose(jp.analysis.bezier(middle, A, B, t)["w"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("a", "middle", "b", "t", "expected"),
+    [
+        (jnp.inf, 1.0, 2.0, 0.5, jnp.inf),
+        (jnp.inf, 1.0, 2.0, 1.0, 2.0),
+        (1.0, -jnp.inf, 2.0, 0.0, 1.0),
+        (1.0, -jnp.inf, 2.0, 0.75, -jnp.inf),
+        (-jnp.inf, -jnp.inf, -jnp.inf, 0.25, -jnp.inf),
+        (-3e38, 3e38, -3e38, 0.5, 0.0),
+        (jnp.inf, 0.0, -jnp.inf, 0.5, jnp.nan),  # inf - inf
+    ],
+)
+def test_bezier_of_infinities_is_its_equation(a, middle, b, t, expected):
+    point = jp.analysis.bezier(*map(jnp.float32, (middle, a, b)), t)
+    np.testing.assert_array_equal(point, jnp.float32(expected))
+
+
 def test_a_curve_bends_around_a_barrier():
     middle, losses = jp.analysis.fit_curve(jax.random.key(0), ring, A, B, optax.adam(0.05), 300)
     straight = float(jp.barrier(ring, A, B))
@@ -90,7 +107,7 @@ def test_no_steps(steps):
 
 def test_what_does_not_fit():
     fit = partial(jp.analysis.fit_curve, jax.random.key(0), ring)
-    with pytest.raises(ValueError, match="'w' has shape"):
+    with pytest.raises(ValueError, match=r"'w' has shape \(3,\), wanted \(2,\)"):
         fit(A, {"w": jnp.ones(3), "b": None}, optax.sgd(0.1), 2)
     with pytest.raises(ValueError, match="the mask of 'w' has shape"):
         fit(A, B, optax.sgd(0.1), 2, {"w": jnp.ones(3, bool), "b": None})

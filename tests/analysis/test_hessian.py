@@ -43,7 +43,7 @@ def masks(params):
 
 
 def dense_hessian(loss, params, masks=None):
-    """The whole matrix, by jax; with masks, that of `loss(masked params)`."""
+    """The matrix, by jax; with masks, that of `loss(masked params)`."""
     flat, unravel = ravel_pytree(params)
     of = lambda w: loss(unravel(w) if masks is None else jp.apply_masks(unravel(w), masks))
     return jax.hessian(of)(flat)
@@ -58,9 +58,9 @@ def flat(tree):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_products_equal_those_of_the_whole_hessian(loss, params, grads, masks, masked):
-    own = masks if masked else None
-    got = flat(jp.analysis.hvp(loss, params, grads, own))
-    want = dense_hessian(loss, params, own) @ flat(grads)
+    given = masks if masked else None
+    got = flat(jp.analysis.hvp(loss, params, grads, given))
+    want = dense_hessian(loss, params, given) @ flat(grads)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
@@ -97,8 +97,8 @@ def test_under_vmap_it_equals_a_loop(loss, params, grads, masks):
     v = jax.tree.map(lambda w: jnp.stack([w, w, -w]), params)
     lanes = jax.jit(jax.vmap(lambda w, v: jp.analysis.hvp(loss, w, v, masks)))(stack, v)
     for i in range(3):
-        w, own = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (stack, v))
-        one = jp.analysis.hvp(loss, w, own, masks)
+        w, vector = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (stack, v))
+        one = jp.analysis.hvp(loss, w, vector, masks)
         np.testing.assert_allclose(
             flat(jax.tree.map(lambda x, i=i: x[i], lanes)), flat(one), rtol=1e-4, atol=1e-5
         )
@@ -114,58 +114,6 @@ def test_a_loss_is_traced_once(params, grads):
     jp.analysis.hvp(loss, params, grads)
     first = len(traced)
     jp.analysis.hvp(loss, grads, params)
-    assert len(traced) == first
-
-
-# --- batches -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("unroll", [False, True])
-def test_over_batches_is_the_loss_of_all_examples(data, params, grads, unroll):
-    whole = lambda p: of_batch(p, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data))
-    loss = jp.analysis.over_batches(of_batch, data, unroll)
-    np.testing.assert_allclose(loss(params), whole(params), rtol=1e-5)
-    for f in (
-        lambda loss: jax.grad(loss)(params),
-        lambda loss: jp.analysis.hvp(loss, params, grads),
-    ):
-        np.testing.assert_allclose(flat(f(loss)), flat(f(whole)), rtol=1e-4, atol=1e-6)
-
-
-def test_over_batches_of_several_numbers(data, params):
-    both = jp.analysis.over_batches(
-        lambda p, b: {"loss": of_batch(p, b), "zero": jnp.zeros(())}, data
-    )
-    assert set(both(params)) == {"loss", "zero"}
-
-
-def test_over_batches_holds_one_batch_in_memory():
-    x, params = jnp.ones((32, 64, 32)), (jnp.ones((32, 256)), jnp.ones((256, 32)))
-
-    def loss(w, x):
-        return jnp.mean(jnp.sin(jnp.sin(x @ w[0]) @ w[1]))
-
-    def temporary(loss):  # an argument: what is closed over would be a constant of the program
-        product = jax.jit(lambda loss, w, v: jp.analysis.hvp(loss, w, v))
-        compiled = product.lower(loss, params, params).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    whole = temporary(jax.tree_util.Partial(lambda x, w: loss(w, x.reshape(-1, 32)), x))
-    assert temporary(jp.analysis.over_batches(loss, x)) < whole / 10
-
-
-def test_other_batches_need_no_new_program(params, grads, data):
-    traced = []
-
-    def counted(p, batch):
-        traced.append(1)
-        return of_batch(p, batch)
-
-    jp.analysis.hvp(jp.analysis.over_batches(counted, data), params, grads)
-    first = len(traced)
-    jp.analysis.hvp(
-        jp.analysis.over_batches(counted, jax.tree.map(lambda x: x + 1, data)), params, grads
-    )
     assert len(traced) == first
 
 
@@ -191,13 +139,13 @@ def test_probes_of_the_card_take_its_two_values():
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("unroll", [False, True])
 def test_estimates_are_within_their_errors(loss, params, masks, masked, unroll):
-    own = masks if masked else None
-    hessian = dense_hessian(loss, params, own)
-    trace = jp.analysis.hessian_trace(jax.random.key(1), loss, params, 200, own, unroll=unroll)
+    given = masks if masked else None
+    hessian = dense_hessian(loss, params, given)
+    trace = jp.analysis.hessian_trace(jax.random.key(1), loss, params, 200, given, unroll=unroll)
     assert abs(trace.mean - jnp.trace(hessian)) < 4 * trace.standard_error
     assert trace.standard_error < 0.2 * jnp.trace(hessian)
     diagonal = jp.analysis.hessian_diagonal(
-        jax.random.key(1), loss, params, 200, own, unroll=unroll
+        jax.random.key(1), loss, params, 200, given, unroll=unroll
     )
     off = flat(diagonal.mean) - jnp.diag(hessian)
     np.testing.assert_array_less(jnp.abs(off), 5 * flat(diagonal.standard_error) + 1e-5)
@@ -246,9 +194,9 @@ def test_unrolled_probes_are_the_same(loss, params):
 
 def test_a_stack_of_seeds(loss, params, grads, masks):
     stack = jax.tree.map(lambda w, g: jnp.stack([w, g]), params, grads)
-    own = jax.tree.map(lambda m: jnp.stack([m, ~m]), masks)
+    both = jax.tree.map(lambda m: jnp.stack([m, ~m]), masks)
     f = lambda w, m: jp.analysis.hessian_trace(jax.random.key(0), loss, w, 3, m).mean
-    lanes = jax.jit(jax.vmap(f))(stack, own)
+    lanes = jax.jit(jax.vmap(f))(stack, both)
     inverse = jax.tree.map(jnp.logical_not, masks)
     np.testing.assert_allclose(lanes, [f(params, masks), f(grads, inverse)], rtol=1e-4)
 
@@ -310,9 +258,3 @@ def test_too_few_probes(probes):
     for f in (jp.analysis.hessian_trace, jp.analysis.hessian_diagonal):
         said = raised(lambda f=f: f(jax.random.key(0), quadratic, jnp.zeros(2), probes))
         assert "at least 2 (one has no standard error)" in said and f"got {probes!r}" in said
-
-
-def test_batches_of_different_number():
-    for batches in ((jnp.ones((2, 3)), jnp.ones(3)), jnp.ones(()), jnp.ones((0, 2)), ()):
-        said = raised(lambda batches=batches: jp.analysis.over_batches(of_batch, batches))
-        assert "all with the same number of batches" in said and "x.reshape(n, b" in said

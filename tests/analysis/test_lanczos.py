@@ -37,49 +37,49 @@ def masks(params):
 
 
 def test_the_eigenvalues_of_the_card():
-    found = jp.analysis.hessian_eigenvalues(KEY, quadratic, jnp.zeros(2), k=2, steps=2)
-    np.testing.assert_allclose(found.values, EIGENVALUES, rtol=1e-6)
-    np.testing.assert_array_less(found.errors, 1e-5)
+    pairs = jp.analysis.hessian_eigenvalues(KEY, quadratic, jnp.zeros(2), k=2, steps=2)
+    np.testing.assert_allclose(pairs.values, EIGENVALUES, rtol=1e-6)
+    np.testing.assert_array_less(pairs.errors, 1e-5)
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("unroll", [False, True])
 def test_the_largest_of_a_network_equal_numpy(loss, params, masks, masked, unroll):
-    own = masks if masked else None
-    whole = np.linalg.eigvalsh(dense_hessian(loss, params, own))[::-1]
-    found = jp.analysis.hessian_eigenvalues(KEY, loss, params, 4, 25, own, unroll=unroll)
-    np.testing.assert_allclose(found.values, whole[:4], rtol=1e-4)
-    np.testing.assert_array_less(found.errors, 1e-3)
+    given = masks if masked else None
+    eigenvalues = np.linalg.eigvalsh(dense_hessian(loss, params, given))[::-1]
+    pairs = jp.analysis.hessian_eigenvalues(KEY, loss, params, 4, 25, given, unroll=unroll)
+    np.testing.assert_allclose(pairs.values, eigenvalues[:4], rtol=1e-4)
+    np.testing.assert_array_less(pairs.errors, 1e-3)
     # the most negative ones
-    lowest = jp.analysis.hessian_eigenvalues(KEY, lambda p: -loss(p), params, 1, 25, own)
-    np.testing.assert_allclose(-lowest.values, whole[-1:], rtol=1e-3)
+    lowest = jp.analysis.hessian_eigenvalues(KEY, lambda p: -loss(p), params, 1, 25, given)
+    np.testing.assert_allclose(-lowest.values, eigenvalues[-1:], rtol=1e-3)
 
 
 def test_vectors_are_eigenvectors_in_the_kept_weights(loss, params, masks):
-    found = jp.analysis.hessian_eigenvalues(KEY, loss, params, 3, 25, masks)
-    rows = jax.vmap(lambda v: ravel_pytree(v)[0])(found.vectors)
+    pairs = jp.analysis.hessian_eigenvalues(KEY, loss, params, 3, 25, masks)
+    rows = jax.vmap(lambda v: ravel_pytree(v)[0])(pairs.vectors)
     np.testing.assert_allclose(rows @ rows.T, jnp.eye(3), atol=1e-5)
     for i in range(3):
-        v = jax.tree.map(lambda x, i=i: x[i], found.vectors)
+        v = jax.tree.map(lambda x, i=i: x[i], pairs.vectors)
         product = ravel_pytree(jp.analysis.hvp(loss, params, v, masks))[0]
-        np.testing.assert_allclose(product, found.values[i] * rows[i], atol=1e-3)
+        np.testing.assert_allclose(product, pairs.values[i] * rows[i], atol=1e-3)
         assert not v["Dense_0"]["kernel"][~masks["Dense_0"]["kernel"]].any()
 
 
 def test_errors_bound_the_distance_to_an_eigenvalue():
     a, form = symmetric(np.linspace(-1, 1, 60) ** 3)
-    whole = np.linalg.eigvalsh(a)
-    found = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(60), 12, 12)
-    distance = np.abs(np.asarray(found.values)[:, None] - whole[None]).min(1)
-    assert (distance <= np.asarray(found.errors) + 1e-5).all()
-    assert found.errors.max() > 1e-3  # 12 steps are too few for all of them, and it says so
+    eigenvalues = np.linalg.eigvalsh(a)
+    pairs = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(60), 12, 12)
+    distance = np.abs(np.asarray(pairs.values)[:, None] - eigenvalues[None]).min(1)
+    assert (distance <= np.asarray(pairs.errors) + 1e-5).all()
+    assert pairs.errors.max() > 1e-3  # 12 steps are too few for all of them, and it says so
 
 
 def test_all_steps_give_all_eigenvalues():
     wanted = np.array([5.0, 3, 2, 1, 0.5, 0.1, 0, -0.2, -1, -4])
     _, form = symmetric(wanted)
-    found = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(10), 10, 10)
-    np.testing.assert_allclose(found.values, wanted, atol=1e-5)
+    pairs = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(10), 10, 10)
+    np.testing.assert_allclose(pairs.values, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_all_steps_give_all_eigenvalues():
 )
 def test_after_a_breakdown_it_finds_eigenvalues_with_their_multiplicity(wanted):
     _, form = symmetric(wanted)
-    found = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(8), 8, 8)
+    pairs = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(8), 8, 8)
     scale = max(np.abs(wanted))
-    np.testing.assert_allclose(found.values, wanted, atol=1e-6 * scale)
-    assert (found.errors <= 1e-5 * scale).all()
+    np.testing.assert_allclose(pairs.values, wanted, atol=1e-6 * scale)
+    assert (pairs.errors <= 1e-5 * scale).all()
 
 
 def test_the_basis_stays_orthogonal():
@@ -107,23 +107,23 @@ def test_the_basis_stays_orthogonal():
     start = jax.random.normal(KEY, (200,))
     t = lanczos(KEY, lambda v: a @ v, start, 60)
     np.testing.assert_allclose(t.basis @ t.basis.T, jnp.eye(60), atol=1e-5)
-    own = t.basis @ a @ t.basis.T
-    np.testing.assert_allclose(jnp.diag(own), t.diagonal, atol=2e-3)
+    projected = t.basis @ a @ t.basis.T
+    np.testing.assert_allclose(jnp.diag(projected), t.diagonal, atol=2e-3)
 
 
 def test_of_params_in_half_precision():
     w = jnp.zeros(2, jnp.bfloat16)
     a = jnp.array([[2.0, 1.0], [1.0, 3.0]], jnp.bfloat16)
-    found = jp.analysis.hessian_eigenvalues(KEY, lambda w: w @ a @ w / 2, w, 2, 2)
-    assert found.values.dtype == jnp.float32
-    np.testing.assert_allclose(found.values, EIGENVALUES, rtol=3e-2)
+    pairs = jp.analysis.hessian_eigenvalues(KEY, lambda w: w @ a @ w / 2, w, 2, 2)
+    assert pairs.values.dtype == jnp.float32
+    np.testing.assert_allclose(pairs.values, EIGENVALUES, rtol=3e-2)
 
 
 def test_a_stack_of_seeds(loss, params, grads, masks):
     stack = jax.tree.map(lambda w, g: jnp.stack([w, g]), params, grads)
     f = lambda w, m: jp.analysis.hessian_eigenvalues(KEY, loss, w, 2, 10, m).values
-    own = jax.tree.map(lambda m: jnp.stack([m, m]), masks)
-    lanes = jax.jit(jax.vmap(f))(stack, own)
+    both = jax.tree.map(lambda m: jnp.stack([m, m]), masks)
+    lanes = jax.jit(jax.vmap(f))(stack, both)
     loop = jnp.stack([f(params, masks), f(grads, masks)])
     np.testing.assert_allclose(lanes, loop, rtol=1e-4)
 
@@ -147,16 +147,16 @@ def test_probes_of_the_card_give_traces_7_and_3():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_moments_of_a_network(loss, params, masks, masked):
-    own = masks if masked else None
-    whole = dense_hessian(loss, params, own)
-    spectrum = jp.analysis.hessian_spectrum(KEY, loss, params, 60, 15, own)
-    kept = 58 - 24 * masked
-    assert spectrum.dimension == kept
+    given = masks if masked else None
+    hessian = dense_hessian(loss, params, given)
+    spectrum = jp.analysis.hessian_spectrum(KEY, loss, params, 60, 15, given)
+    n_kept = 58 - 24 * masked
+    assert spectrum.dimension == n_kept
     assert spectrum.nodes.shape == spectrum.weights.shape == (60, 15)
     np.testing.assert_allclose(spectrum.weights.sum(1), 1, rtol=1e-5)
     for power in (1, 2):
-        samples = kept * (spectrum.weights * spectrum.nodes**power).sum(1)
-        wanted = jnp.trace(jnp.linalg.matrix_power(whole, power))
+        samples = n_kept * (spectrum.weights * spectrum.nodes**power).sum(1)
+        wanted = jnp.trace(jnp.linalg.matrix_power(hessian, power))
         assert abs(samples.mean() - wanted) < 4 * samples.std() / np.sqrt(60)
 
 

@@ -76,8 +76,8 @@ def test_children_are_a_loop_at_the_same_position_of_the_schedule():
     children = jp.analysis.fork(train, state, keys, 4, STOP)
     assert children.opt_state[1].count.tolist() == [STOP] * 3
     for i in range(3):
-        own = train(state, keys[i], 4, STOP)
-        np.testing.assert_allclose(children.params["w"][i], own.params["w"], rtol=1e-4, atol=1e-5)
+        alone = train(state, keys[i], 4, STOP)
+        np.testing.assert_allclose(children.params["w"][i], alone.params["w"], rtol=1e-4, atol=1e-5)
 
 
 def test_children_share_their_masks():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.analysis.loops import _scanned
 from jaxprune.at_init.rounds import schedule
+from jaxprune.losses import _scanned
 from tests.at_init import toy
 
 METHODS = {

@@ -109,7 +109,7 @@ def test_what_does_not_fit():
     fit = partial(jp.analysis.fit_curve, jax.random.key(0), ring)
     with pytest.raises(ValueError, match=r"'w' has shape \(3,\), wanted \(2,\)"):
         fit(A, {"w": jnp.ones(3), "b": None}, optax.sgd(0.1), 2)
-    with pytest.raises(ValueError, match="the mask of 'w' has shape"):
+    with pytest.raises(ValueError, match=r"must be like the params: 'w' has shape \(3,\)"):
         fit(A, B, optax.sgd(0.1), 2, {"w": jnp.ones(3, bool), "b": None})
     with pytest.raises(TypeError, match="masks are bool arrays"):
         fit(A, B, optax.sgd(0.1), 2, {"w": jnp.ones(2), "b": None})

@@ -207,7 +207,10 @@ def fitted(what: str, gates: Any, params: Any) -> list[tuple[str, Any, Any]]:
         for keys, named in zip(given, named_leaves(gates), strict=True)
         if named[1] is not None and leaves.get(keys) is None
     ]:
-        way_out = "Gates by groups of neurons need their coupling=..."
+        way_out = (
+            "Gates of neurons are folded by structured.apply_gates, and cost "
+            "structured.relaxed_cost."
+        )
         raise unlike(what, extra=extra, way_out=way_out)
     rows = [
         (name, leaf, given.get(keys))

@@ -37,8 +37,6 @@ from recipes.common.terminal import progress
 from recipes.gmp import gradual
 from recipes.reports import landscape as report
 
-# what has dense layers only; group norm ties channels to their places
-LAYERS = dict.fromkeys(("mlp", "lenet"), ("Dense_0", "Dense_1", "Dense_2"))
 STARTS = 5  # of weight matching
 # purposes of keys: each is folded into the key of --seed, for what is drawn after training
 AROUND, ALIGNMENT, CURVATURE = 3, 4, 5
@@ -77,7 +75,7 @@ class Config(settings.Settings):
     def conflicts(self) -> Iterator[str]:
         """The mistakes of several flags together."""
         yield from super().conflicts()
-        if self.norm == "batch" and self.model not in LAYERS:
+        if self.norm == "batch" and self.model not in ("mlp", "lenet"):
             yield (
                 "--norm batch has running statistics, which describe no network beside the one "
                 "that they were made in; choose --norm group"
@@ -155,12 +153,15 @@ class Measured(NamedTuple):
 
 
 def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str, Measured]:
-    """Everything, arm by arm."""
+    """Everything, arm by arm. Neurons are aligned where no norm ties them to their places."""
     root = jax.random.key(config.seed)
     around_key, align_key, curve_key = (
         jax.random.fold_in(root, purpose) for purpose in (AROUND, ALIGNMENT, CURVATURE)
     )
     names = [f"seed {config.seed + i}" for i in range(3)]
+    module, first = outcome.arms["dense"].module, lane_of(outcome.states["dense"].params, 0)
+    fn = lambda params, images: module.apply({"params": params}, images)
+    coupling = jp.analyze(fn, first, outcome.dataset.train.images[:1]).coupling()
     measured = {}
     with progress("measuring", 4 * len(outcome.arms)) as show:
         done = itertools.count(1)
@@ -176,8 +177,8 @@ def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str,
             beside = around(losses, *first, around_key, config.reach, config.points)
             show(next(done), f"{arm}: plane around the first")
             aligned = None
-            if layers := LAYERS.get(config.model):
-                aligned = align(losses, stack, masks, layers, align_key, config.points, names)
+            if coupling:
+                aligned = align(losses, stack, masks, coupling, align_key, config.points, names)
             show(next(done), f"{arm}: alignment")
             curved = curve(losses.loss, stack, masks, curve_key, config)
             show(next(done), f"{arm}: curvature")
@@ -223,13 +224,12 @@ def align(
     losses: Losses,
     stack: Params,
     masks: Any,
-    layers: Sequence[str],
+    coupling: jp.coupling.Coupling,
     key: jax.Array,
     points: int,
     names: Sequence[str],
 ) -> Aligned:
     """Every pair of seeds before and after the second's neurons are matched to the first's."""
-    coupling = jp.analysis.sequential_coupling(lane_of(stack, 0), layers)
     alphas = np.linspace(0, 1, points, dtype=np.float32)
     barriers: dict[str, dict[str, list[float]]] = {
         when: {"loss": [], "error": []} for when in ("before", "after")

@@ -6,7 +6,7 @@ Paths: `lerp`, `loss_along`, `instability`, `bezier`, `fit_curve`. Copies traine
 `random_direction`, `line`, `plane`, `plane_through`, `coordinates`. Curvature: `hvp`,
 `hessian_trace`, `hessian_diagonal`, `hessian_eigenvalues`, `hessian_spectrum` (a `Spectrum`),
 `spectral_density`. The mean of a loss over batches: `over_batches`. Alignment: `match_weights` and
-`permute`; `Axis` and `sequential_coupling` state a coupling.
+`permute`, by the coupling that `jp.analyze(fn, params, x).coupling()` finds.
 """
 
 from jaxprune.analysis.alignment import match_weights as match_weights
@@ -33,6 +33,4 @@ from jaxprune.analysis.planes import plane as plane
 from jaxprune.analysis.planes import plane_through as plane_through
 from jaxprune.analysis.stability import fork as fork
 from jaxprune.analysis.stability import instability_at as instability_at
-from jaxprune.coupling.sequential import sequential_coupling as sequential_coupling
-from jaxprune.coupling.stated import Axis as Axis
 from jaxprune.losses import over_batches as over_batches

@@ -27,7 +27,8 @@ def permute(params: Params, coupling: Coupling, permutations: Mapping[str, Any])
 
     Args:
       params: a tree that the coupling fits: params, masks, gradients.
-      coupling: which axes are indexed by the same neurons; see `jaxprune.coupling`.
+      coupling: which axes are indexed by the same neurons: `analyze(fn, params, x).coupling()`, or
+        {group: [(path, axis), ...]} by hand.
       permutations: int (neurons,) by group; other groups stay as they are.
 
     Raises:
@@ -78,7 +79,7 @@ def match_weights(
     Args:
       key: draws orders and starts.
       a, b: trees alike.
-      coupling: see `jaxprune.coupling`; a group may index a leaf by one axis only.
+      coupling: as for `permute`; a group may index a leaf by one axis only.
       starts: how many climbs: the first from the given order, the others from random orders. The
         best one wins.
       sweeps: how many times to go through all groups, at most.

@@ -1,13 +1,12 @@
 """Couplings: which axes of which leaves are indexed by the same neurons.
 
-Stated by hand or by the names of layers (`stated`, `sequential`), or found on the jaxpr of any
-function (`analyze`). Weight matching and structured pruning read them.
+`analyze` finds them on the jaxpr of any function, as a `Structure`. `Structure.coupling()` is the
+part that weight matching reads, as plain data (`stated`), which a user can also write by hand.
 """
 
 from jaxprune.coupling.analyze import analyze as analyze
 from jaxprune.coupling.rules.registry import Rule as Rule
 from jaxprune.coupling.rules.registry import register_rule as register_rule
-from jaxprune.coupling.sequential import sequential_coupling as sequential_coupling
 from jaxprune.coupling.stated import Axis as Axis
 from jaxprune.coupling.stated import Coupling as Coupling
 from jaxprune.coupling.stated import Group as Group

@@ -70,17 +70,21 @@ def differences(
 
 
 def closers(
-    program: Program, leaves: Mapping[str, Axes], groups: Iterable[Atom]
+    program: Program,
+    leaves: Mapping[str, Axes],
+    groups: Iterable[Atom],
+    at_readers: bool = False,
 ) -> dict[Atom, tuple[Place, ...]]:
     """For each atom the axes of leaves on which zeros are enough to close its neurons.
 
     All that reads a neuron then reads zero. They are as near as can be to what reads: a norm's
     scale and bias, not the kernel before it. Where nothing before a kernel can make a zero of a
-    neuron, since f(0) is none or the neuron is an input's, it is the rows of that kernel.
+    neuron, since f(0) is none or the neuron is an input's, it is the rows of that kernel. With
+    `at_readers` it is the rows of every kernel that reads the neuron.
 
     Args: as for `differences`, where what can't be closed is.
     """
-    finder = _Finder.of(program, leaves, groups)
+    finder = _Finder.of(program, leaves, groups, at_readers)
     return {
         atom: tuple(sorted(own, key=lambda place: (finder.rank(frozenset({place})), place)))
         for atom, own in finder.closers.items()
@@ -91,15 +95,21 @@ _Operand = tuple[_Value, Axes]
 
 
 class _Finder:
-    def __init__(self, groups: Atoms):
-        self.groups = groups
+    def __init__(self, groups: Atoms, at_readers: bool):
+        self.groups, self.at_readers = groups, at_readers
         self.found: dict[str, dict[Atom, None]] = {}
         self.closers: Zero = {}
         self.met: dict[str, int] = {}  # the leaves in the order of the data
 
     @classmethod
-    def of(cls, program: Program, leaves: Mapping[str, Axes], groups: Iterable[Atom]) -> _Finder:
-        finder = cls(frozenset(groups))
+    def of(
+        cls,
+        program: Program,
+        leaves: Mapping[str, Axes],
+        groups: Iterable[Atom],
+        at_readers: bool = False,
+    ) -> _Finder:
+        finder = cls(frozenset(groups), at_readers)
         params = [finder.leaf(path, axes) for path, axes in leaves.items()]
         inputs = [_Value({}, static=False)] * (len(program.in_axes) - len(params))
         finder.run(program, [*params, *inputs])
@@ -209,8 +219,9 @@ class _Finder:
         """Over these axes a sum is taken: it must be zero where neurons on them are pruned."""
         for atom in self.on(gone):
             ways = [x for x in operands if atom in x.zero]
-            if ways:  # what was computed, rather than the kernel that reads it
-                way = min(ways, key=lambda x: (x.static, self.rank(x.zero[atom])))
+            if ways:  # what was computed, or (at_readers) the kernel that reads it
+                ranks = [(x.static != self.at_readers, self.rank(x.zero[atom])) for x in ways]
+                way = ways[ranks.index(min(ranks))]
                 self.closers[atom] = self.closers.get(atom, frozenset()) | way.zero[atom]
             else:
                 self.note(step, frozenset({atom}))

@@ -1,12 +1,12 @@
-"""Stated couplings: which axes of which leaves are indexed by the same neurons, as data.
+"""Couplings as plain data: which axes of which leaves are indexed by the same neurons.
 
 A coupling maps the name of each group of neurons to the axes that they index:
 
     {"hidden": [("Dense_0/kernel", 1), ("Dense_0/bias", 0), ("Dense_1/kernel", 0)]}
 
-Reordering the neurons of a group along all of its axes leaves the network's function as it is, and
-so does leaving out one that computes nothing. Weight matching reads the first, channel pruning the
-second; neither knows an architecture.
+`Structure.coupling()` gives this of an analyzed function. Reordering the neurons of a group along
+all of its axes leaves the network's function as it is: weight matching reads nothing else, and
+knows no architecture.
 
 A residual stream is one group for a whole stage: the outputs of every layer that adds to it, and
 the inputs of every layer that reads it. What is inside a block is a group of its own:

@@ -2,23 +2,21 @@
 
     logits -> gates (a family) -> apply_masks -> loss + penalty (a budget) -> logits ... -> masks
 
-A gate broadcasts against its parameter: one for each weight, neuron, channel or layer. Gates are no
-mask transforms; their logits are ordinary params of an ordinary optimizer.
+A gate broadcasts against its parameter: one for each weight, input, channel or layer. Gates are no
+mask transforms; their logits are ordinary params of an ordinary optimizer. Gates of neurons, which
+`jp.analyze` finds, are `structured.gate_logits`, `structured.apply_gates`,
+`structured.relaxed_cost` and `structured.masks`.
 
-Logits: `logits`, of neurons `neuron_logits`. Families, each a `Gate`: `hard_concrete`,
-`binary_concrete`, `gumbel_softmax`, `bernoulli`, `straight_through`, `continuous_sparsification`
-(with `rewound_logits`). `neuron_gates` puts
-gates of neurons on the params. Costs: `kept_weights`, `kept_flops`, `excess`. A budget is met by
-`lagrangian` with its `multipliers` (`Multipliers`). Penalties: `slimming`, `mask_sparsity`,
-`polarization`, `consensus`, `disagreement`, `ejector` (its strength by `cubic_ramp`). `box` keeps
-params in an interval, and `keep_strongest` keeps a layer from closing. Masks: `threshold`,
-`keep_at_least`, `within_budget`, then `masks` or `neuron_masks`.
+Logits: `logits`. Families, each a `Gate`: `hard_concrete`, `binary_concrete`, `gumbel_softmax`,
+`bernoulli`, `straight_through`, `continuous_sparsification` (with `rewound_logits`). Costs:
+`kept_weights`, `kept_flops`. A budget is met by `lagrangian` with its `multipliers`
+(`Multipliers`). Penalties: `slimming`, `polarization`, `consensus`, `disagreement`, `ejector` (its
+strength by `cubic_ramp`). `box` keeps params in an interval, and `keep_strongest` keeps a layer
+from closing. Masks: `threshold`, `keep_at_least`, `within_budget`, then `masks`.
 """
 
 from jaxprune.gates.bernoulli import bernoulli as bernoulli
 from jaxprune.gates.bernoulli import straight_through as straight_through
-from jaxprune.gates.box import box as box
-from jaxprune.gates.budgets import excess as excess
 from jaxprune.gates.budgets import kept_flops as kept_flops
 from jaxprune.gates.budgets import kept_weights as kept_weights
 from jaxprune.gates.concrete import binary_concrete as binary_concrete
@@ -35,15 +33,12 @@ from jaxprune.gates.hard_concrete import hard_concrete as hard_concrete
 from jaxprune.gates.lagrangian import Multipliers as Multipliers
 from jaxprune.gates.lagrangian import lagrangian as lagrangian
 from jaxprune.gates.lagrangian import multipliers as multipliers
-from jaxprune.gates.neurons import neuron_gates as neuron_gates
-from jaxprune.gates.neurons import neuron_logits as neuron_logits
-from jaxprune.gates.neurons import neuron_masks as neuron_masks
-from jaxprune.gates.polarization import polarization as polarization
-from jaxprune.gates.relaxation import cubic_ramp as cubic_ramp
-from jaxprune.gates.relaxation import ejector as ejector
-from jaxprune.gates.relaxation import keep_strongest as keep_strongest
-from jaxprune.gates.slimming import mask_sparsity as mask_sparsity
-from jaxprune.gates.slimming import slimming as slimming
+from jaxprune.gates.penalties import box as box
+from jaxprune.gates.penalties import cubic_ramp as cubic_ramp
+from jaxprune.gates.penalties import ejector as ejector
+from jaxprune.gates.penalties import keep_strongest as keep_strongest
+from jaxprune.gates.penalties import polarization as polarization
+from jaxprune.gates.penalties import slimming as slimming
 from jaxprune.gates.to_masks import keep_at_least as keep_at_least
 from jaxprune.gates.to_masks import masks as masks
 from jaxprune.gates.to_masks import threshold as threshold

@@ -11,25 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params, is_known, is_mask, shown
-from jaxprune.coupling import Coupling, check_coupling
-from jaxprune.gates.neurons import check_groups
 from jaxprune.programs.flops import Flops
 from jaxprune.selection.counting import n_true
 from jaxprune.trees import fitted, named_leaves, quoted
 
 
-def kept_weights(p_open: Any, params: Params, coupling: Coupling | None = None) -> jax.Array:
+def kept_weights(p_open: Any, params: Params) -> jax.Array:
     """The fraction of the weights of `params` that is kept, expected or counted: float32 scalar.
 
-    Without gates a leaf is kept whole; leaves that are None do not count. With a coupling a leaf
-    keeps the product of what is kept along its axes, (sum of inputs kept) x (sum of outputs kept):
-    the neurons of different groups open independently.
+    A leaf without gates is kept whole; leaves that are None do not count. The cost of gates of
+    neurons is `structured.relaxed_cost`.
 
     Args:
       p_open: probabilities, as `gate.p_open(logits)`, or bool masks. Pytree like `params`, each
-        leaf broadcasting against its parameter; with a coupling {group: (neurons,)}.
+        leaf broadcasting against its parameter.
       params: what the budget is about, such as `kernels(params)`.
-      coupling: which axes the groups of neurons index.
 
     Raises:
       ValueError: if they do not fit, or there is nothing to count.
@@ -40,30 +36,23 @@ def kept_weights(p_open: Any, params: Params, coupling: Coupling | None = None) 
     0.4375
     """
     sizes = {path: math.prod(w.shape) for path, w in named_leaves(params) if w is not None}
-    return _kept("kept_weights", p_open, sizes, params, coupling)
+    return _kept("kept_weights", p_open, sizes, params)
 
 
-def kept_flops(
-    p_open: Any,
-    flops: Flops | Mapping[str, float],
-    params: Params,
-    coupling: Coupling | None = None,
-) -> jax.Array:
+def kept_flops(p_open: Any, flops: Flops | Mapping[str, float], params: Params) -> jax.Array:
     """The fraction of the FLOPs that is kept, expected or counted: float32 scalar.
 
     As `kept_weights`, with each leaf weighted by its FLOPs in place of its size. MACs are half of
-    the FLOPs: the fraction is the same. A pruned input or output channel saves its share of every
-    product; a pruned weight saves what a kernel that skips zeros would.
+    the FLOPs: the fraction is the same. A pruned weight saves what a kernel that skips zeros would.
 
     Args:
       p_open: probabilities, or bool masks; as for `kept_weights`.
       flops: `count_flops(apply_fn, params, *inputs)`, in which products that read no leaf are
         always kept; or {path: cost}, in any unit, such as a measured time.
       params: of the network; only shapes matter.
-      coupling: which axes the groups of neurons index.
 
     Raises:
-      ValueError: if they do not fit, or what is gated has no costs.
+      ValueError: if they do not fit, or a gated leaf has no cost.
     """
     costs: Mapping[str, float]
     if isinstance(flops, Flops):
@@ -75,18 +64,7 @@ def kept_flops(
             "kept_flops needs costs: flops=jp.count_flops(apply_fn, params, x), or {path: cost}; "
             f"got {shown(flops)}."
         )
-    return _kept("kept_flops", p_open, costs, params, coupling, always)
-
-
-def excess(kept: Any, target: Any, log: bool = False) -> jax.Array:
-    """max(0, kept - target), or with `log` max(0, log(kept / target)): a penalty above a budget.
-
-    Raises:
-      ValueError: if the target is known, and not in (0, 1).
-    """
-    check_target("excess", target)
-    over = jnp.log(kept / target) if log else kept - target
-    return jnp.maximum(over, 0.0)
+    return _kept("kept_flops", p_open, costs, params, always)
 
 
 def check_target(what: str, target: Any) -> None:
@@ -104,37 +82,19 @@ def check_target(what: str, target: Any) -> None:
 
 
 def _kept(
-    what: str,
-    p_open: Any,
-    costs: Mapping[str, float],
-    params: Params,
-    coupling: Coupling | None,
-    always: float = 0.0,
+    what: str, p_open: Any, costs: Mapping[str, float], params: Params, always: float = 0.0
 ) -> jax.Array:
-    """Each leaf of `costs` shrinks by what is open of the gates on it."""
-    on: dict[str, list[str]] = {}  # gates -> leaves
-    openness: dict[str, Any] = {}
-    if coupling is None:
-        for path, _, gate in fitted(what, p_open, params):
-            if gate is not None:
-                on[path], openness[path] = [path], _mean(gate)
-    else:
-        groups = check_coupling(coupling, params)
-        check_groups(p_open, groups)
-        for group, gate in p_open.items():
-            on[group], openness[group] = [a.path for a in groups[group].axes], _mean(gate)
-    free = [(gate, None) for gate, paths in on.items() if not any(costs.get(p) for p in paths)]
+    """The cost of each leaf times the mean of its gates, over the cost of all."""
+    gates = {path: gate for path, _, gate in fitted(what, p_open, params) if gate is not None}
+    free = [(path, None) for path in gates if not costs.get(path)]
     total = sum(costs.values()) + always
     if free or not total > 0:
         raise ValueError(
             f"{what}: nothing that is gated by {quoted(free)} costs anything, and no budget could "
             "close it. Count with these params: count_flops(apply_fn, params, x)."
         )
-    fractions: dict[str, Any] = dict.fromkeys(costs, 1.0)
-    for gate, paths in on.items():
-        for path in paths:
-            fractions[path] = fractions.get(path, 1.0) * openness[gate]
-    shares = [cost / total * fractions[path] for path, cost in costs.items()]
+    fractions = {path: _mean(gate) for path, gate in gates.items()}
+    shares = [cost / total * fractions.get(path, 1.0) for path, cost in costs.items()]
     return sum(shares, jnp.float32(always / total))
 
 

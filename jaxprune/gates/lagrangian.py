@@ -27,7 +27,7 @@ def multipliers() -> Multipliers:
     return Multipliers(jnp.zeros(()), jnp.zeros(()))
 
 
-def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
+def lagrangian(multipliers: Multipliers, kept: Any, target: Any) -> jax.Array:
     """To be added to the loss: linear gap + quadratic gap^2, gap = kept / target - 1; a scalar.
 
     The multipliers are to climb while all else descends: the gradient with respect to them has its
@@ -41,9 +41,9 @@ def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
     lands in 800 steps on losses from 0.1 to 10. With Adam's own b2 = 0.999 it may overshoot.
 
     Args:
-      own: `multipliers()`, and what they have become.
+      multipliers: `multipliers()`, and what they have become.
       kept: the expected fraction that is kept, such as `kept_flops(gate.p_open(logits), ...)`.
-      target: what it is to be, in (0, 1); may be traced, as of a schedule from 1 to the target.
+      target: the fraction to keep, in (0, 1); may be traced, as of a schedule from 1 to it.
 
     Raises:
       ValueError: if the target is known, and not in (0, 1).
@@ -58,6 +58,6 @@ def lagrangian(own: Multipliers, kept: Any, target: Any) -> jax.Array:
     terms, which at small targets pulls too little.
     """
     check_target("lagrangian", target)
-    linear, quadratic = (2 * jax.lax.stop_gradient(m) - m for m in own)
+    linear, quadratic = (2 * jax.lax.stop_gradient(m) - m for m in multipliers)
     gap = kept / target - 1
     return linear * gap + quadratic * gap**2

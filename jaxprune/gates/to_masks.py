@@ -78,7 +78,7 @@ def within_budget(scores: Scores, kept: Callable[[Masks], jax.Array], target: An
     Args:
       scores: such as the logits of gates, ranked over all leaves together; None where none.
       kept: from masks like `scores` to the fraction that they keep, such as
-        `lambda open: kept_flops(open, flops, params, coupling)`; more gates never keep less.
+        `lambda open: kept_flops(open, flops, params)`; more gates never keep less.
       target: the fraction to keep, in (0, 1).
 
     Raises:

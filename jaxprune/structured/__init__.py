@@ -13,8 +13,8 @@ what is left. Masks: `masks` of the neurons that are kept, `kept` is its inverse
 mask transform. Smaller: `shrink` (optimizer states too), `compact_module` (an nnx module), `replay`
 (a training function), `retrace` (the code itself). Branches that go, as a `Removal`:
 `remove_emptied`, `collapse_emptied`, `remove_blocks`, `removable_blocks`, `block_scores`. Gates of
-groups: `gate_logits`, `apply_gates`, `relaxed_cost`. `register_rule` teaches `jp.analyze` a
-primitive.
+groups: `gate_logits`, `apply_gates` (`per_example` of a batch), `relaxed_cost`. `register_rule`
+teaches `jp.analyze` a primitive.
 """
 
 from jaxprune.coupling.rules.registry import register_rule as register_rule
@@ -23,6 +23,7 @@ from jaxprune.structured.compact import shrink as shrink
 from jaxprune.structured.cost import cost as cost
 from jaxprune.structured.gates import apply_gates as apply_gates
 from jaxprune.structured.gates import gate_logits as gate_logits
+from jaxprune.structured.gates import per_example as per_example
 from jaxprune.structured.isomorphic import isomorphic as isomorphic
 from jaxprune.structured.kept import Removal as Removal
 from jaxprune.structured.kept import kept as kept

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 
+from jaxprune.base import Params
 from jaxprune.coupling.expressions import Atom, Expr, Prod, resolved
 from jaxprune.coupling.structure import Structure
+from jaxprune.prunable.layers import folded
+from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.cost import Cost, Product, collect
 from jaxprune.structured.gates import GroupGates, check_gates
 
 
-def relaxed_cost(structure: Structure, gates: GroupGates) -> Cost:
+def relaxed_cost(
+    structure: Structure,
+    gates: GroupGates,
+    prunable: Callable[[Params], Params] = lambda params: params,
+) -> Cost:
     """`cost` with the sum of its gates as the size of each group: float32 scalars, differentiable.
 
         FLOPs of a convolution = 2 HW window (sum of its inputs' gates)(sum of its outputs' gates)
@@ -29,7 +37,9 @@ def relaxed_cost(structure: Structure, gates: GroupGates) -> Cost:
         loss += strength * jnp.abs(relative - target)
 
     Args:
-      gates: float (size,) by group; of a group that is not named all are 1.
+      gates: float (size,) by group, such as `gate.p_open(logits)`, or bool; all are 1 of a group
+        that is not named.
+      prunable: the leaves whose weights count, such as `jp.kernels`; all by default.
 
     Raises:
       ValueError, TypeError: if the gates do not fit the structure.
@@ -66,7 +76,8 @@ def relaxed_cost(structure: Structure, gates: GroupGates) -> Cost:
 
     frozen = sum(g.size for name, g in structure.groups.items() if name not in gates)
     neurons = sum((jnp.sum(own) for own in gates.values()), jnp.float32(frozen))
-    weights = (math.prod(map(size, axes)) for axes in structure.axes.values())
-    total = sum(weights, jnp.float32(0))
-    found: tuple[Any, ...] = (neurons, total, flops(collect(structure.program)))
+    counted = named_leaves(folded(prunable(structure.shapes)))
+    axes = [structure.axes[path] for path, leaf in counted if leaf is not None]
+    weights = sum((math.prod(map(size, own)) for own in axes), jnp.float32(0))
+    found: tuple[Any, ...] = (neurons, weights, flops(collect(structure.program)))
     return Cost._make(jnp.asarray(x, jnp.float32) for x in found)

@@ -1,10 +1,9 @@
 """Lottery tickets: prune what is left, rewind, train again, phase after phase.
 
-`iterative` runs the phases. `next_phase` makes one of them, a `Phase`; `weights_at` reads the
-weights to rewind to. `rate`, `sparsities` and `schedule` split a sparsity into equal phases, and
-`sparsity_after` is the way back; `pq_index` is the measure that `jp.sap` prunes by. Learning rates
-of retraining: `ft`, `lrr`, `slr`, `clr`, `llr`, `allr`. Controls: `shuffle` the masks,
-`reinitialize` the weights.
+`iterative` runs the phases. `next_phase` makes one of them, a `Phase`. `rate`, `sparsities` and
+`schedule` split a sparsity into equal phases, and `sparsity_after` is the way back; `pq_index` is
+the measure that `jp.sap` prunes by. Learning rates of retraining: `ft`, `lrr`, `slr`, `clr`, `llr`,
+`allr`. Controls: `shuffle` the masks, `reinitialize` the weights.
 """
 
 from jaxprune.methods.sap import pq_index as pq_index
@@ -17,7 +16,6 @@ from jaxprune.tickets.phases import rate as rate
 from jaxprune.tickets.phases import schedule as schedule
 from jaxprune.tickets.phases import sparsities as sparsities
 from jaxprune.tickets.phases import sparsity_after as sparsity_after
-from jaxprune.tickets.phases import weights_at as weights_at
 from jaxprune.tickets.retraining import allr as allr
 from jaxprune.tickets.retraining import clr as clr
 from jaxprune.tickets.retraining import ft as ft

@@ -8,7 +8,7 @@ and its schedules count phases.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -145,8 +145,9 @@ def next_phase(
       state: the transform's, from `transform.init(params)` or the phase before.
       params: as trained.
       number: int32 scalar, which phase, from 0; may be traced: all phases are one program.
-      rewind_to: the params to go back to, biases and all, under the new masks; by default the
-        weights stay as trained.
+      rewind_to: the params to go back to, biases and all, under the new masks, such as
+        the params of step 500 of the first training; by default the weights stay as trained. They
+        are copied: the training may donate what it starts from.
     """
     number = jnp.asarray(number, jnp.int32)
     new = transform.update(state, params, grads=None, step=number, opt_state=None)
@@ -184,7 +185,7 @@ def iterative(
       transform: what each phase prunes, such as `prune(magnitude, global_threshold,
         schedule(0.98, phases))` or `sap()`. To start from masks, `chain(fixed(masks), ...)`.
       phases: how many, at least 1.
-      rewind_to: params; see `weights_at`.
+      rewind_to: as for `next_phase`.
 
     Returns:
       The params and masks of the last phase, and `out` of all phases, stacked (phases, ...).
@@ -221,21 +222,6 @@ def iterative(
     start = params, transform.init(params)
     (params, state), outs = jax.lax.scan(phase, start, jnp.arange(phases))
     return params, state.masks, outs
-
-
-def weights_at(stored: Mapping[int, Params], step: int) -> Params:
-    """The weights stored at a step of the first training, to rewind to: a copy of `stored[step]`.
-
-    Raises:
-      ValueError: if none were stored there; it names the steps that were.
-    """
-    if step not in stored:
-        steps = ", ".join(map(str, sorted(stored))) or "none"
-        raise ValueError(
-            f"can't rewind to step {step}: no weights of it were stored (stored: {steps}). Rewind "
-            "to one of these, or store it in the first training."
-        )
-    return copied(stored[step])
 
 
 def _kept(masks: Masks) -> jax.Array:

@@ -28,7 +28,7 @@ def mlp(key, sizes=(6, 16, 12, 9, 3)):
         }
         for i, (n, m) in enumerate(itertools.pairwise(sizes))
     }
-    return params, jp.analysis.sequential_coupling(params, list(params))
+    return params, jp.analyze(outputs, params, jnp.ones((1, sizes[0]))).coupling()
 
 
 def outputs(params, x):
@@ -143,7 +143,7 @@ def test_of_a_flattened_axis():
         "conv": jax.random.normal(KEY, (3, 3, 2, 5)),
         "dense": jax.random.normal(jax.random.key(1), (20, 3)),
     }
-    coupling = {"g": [("conv", 3), jp.analysis.Axis("dense", 0, outer=4)]}
+    coupling = {"g": [("conv", 3), ("dense", 0, 4)]}
     b = jp.analysis.permute(a, coupling, {"g": jnp.array([3, 1, 4, 0, 2])})
     assert_trees_equal(
         jp.analysis.permute(b, coupling, jp.analysis.match_weights(KEY, a, b, coupling)), a

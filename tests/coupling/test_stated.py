@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.coupling import check_coupling, take
+from jaxprune.coupling import Axis, check_coupling, take
 
 COUPLING = {"hidden": [("Dense_0/kernel", 1), ("Dense_0/bias", 0), ("Dense_1/kernel", 0)]}
 
@@ -95,29 +95,24 @@ def assert_keeps_the_function(module, variables, x, coupling):
     return groups
 
 
-def test_of_dense_layers(params):
-    coupling = jp.analysis.sequential_coupling(params, ["Dense_0", "Dense_1"])
-    resolved = {group: [axis[:2] for axis in axes] for group, axes in coupling.items()}
-    assert {g: sorted(axes) for g, axes in resolved.items()} == {
-        "Dense_0": sorted(COUPLING["hidden"])
-    }
+def test_of_dense_layers():
     net = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(2)])
     variables, x = noisy(net, 3, 4)
-    layers = ["params/layers_0", "params/layers_2"]
-    coupling = jp.analysis.sequential_coupling(variables, layers)
-    assert assert_keeps_the_function(net, variables, x, coupling)["params/layers_0"].size == 8
+    coupling = {
+        "h": [
+            ("params/layers_0/kernel", 1),
+            ("params/layers_0/bias", 0),
+            ("params/layers_2/kernel", 0),
+        ]
+    }
+    assert assert_keeps_the_function(net, variables, x, coupling)["h"].size == 8
 
 
 def test_of_convolutions_that_are_flattened_channels_last():
     net = Convolutional()
     variables, x = noisy(net, 2, 8, 6, 1)
-    layers = ["Conv_0", "BatchNorm_0", "Conv_1", "Dense_0", "Dense_1"]
-    coupling = jp.analysis.sequential_coupling(variables, [f"params/{layer}" for layer in layers])
-    assert jp.analysis.Axis("params/Dense_0/kernel", 0, outer=4 * 3) in coupling["params/Conv_1"]
-    for statistic in ("mean", "var"):
-        coupling["params/Conv_0"].append(
-            jp.analysis.Axis(f"batch_stats/BatchNorm_0/{statistic}", 0)
-        )
+    coupling = jp.analyze(net.apply, variables, x).coupling()
+    assert ("params/Dense_0/kernel", 0, 4 * 3, 1) in coupling["params/Conv_1"]
     groups = assert_keeps_the_function(net, variables, x, coupling)
     assert [group.size for group in groups.values()] == [5, 6, 7]
 
@@ -129,7 +124,7 @@ def test_of_convolutions_that_are_flattened_channels_first():
         "conv": [
             ("params/Conv_1/kernel", -1),
             ("params/Conv_1/bias", -1),
-            jp.analysis.Axis("params/Dense_0/kernel", -2, inner=12),
+            Axis("params/Dense_0/kernel", -2, inner=12),
         ]
     }
     moved = take(variables, coupling, random_order(check_coupling(coupling, variables)))
@@ -196,7 +191,6 @@ def test_of_numpy_arrays_and_shapes(params):
     assert isinstance(moved["Dense_0"]["kernel"], np.ndarray)
     shapes = jax.eval_shape(lambda: params)
     assert check_coupling(COUPLING, shapes)["hidden"].size == 8
-    assert jp.analysis.sequential_coupling(shapes, ["Dense_0", "Dense_1"])
 
 
 # --- bad input -----------------------------------------------------------------------------------
@@ -251,7 +245,7 @@ def test_an_axis_of_two_groups(params):
         "Dense_0/kernel",
         None,
         ("Dense_0/kernel", 1),
-        jp.analysis.Axis("Dense_0/kernel", 1),
+        Axis("Dense_0/kernel", 1),
         [("Dense_0/kernel",)],
         [("Dense_0/kernel", "1")],
         [("Dense_0/kernel", True)],
@@ -268,20 +262,3 @@ def test_entries_that_are_none(params, entries):
 
 def test_no_coupling(params):
     assert "maps names of groups to axes" in raised(lambda: check_coupling([], params), TypeError)
-
-
-@pytest.mark.parametrize(
-    ("layers", "fragment"),
-    [
-        (["Dense_0", "Dense_9"], "there is no layer 'Dense_9'"),
-        (["Dense_1", "Dense_0"], "'Dense_0/kernel' has shape (4, 8), 4 inputs, but 'Dense_1'"),
-        (["wide", "Dense_1"], "'wide' has 2 leaves of rank 2 or more"),
-    ],
-)
-def test_sequences_that_are_none(params, layers, fragment):
-    params["wide"] = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
-    params["Dense_1"]["kernel"] = jnp.ones((8, 3))
-    assert fragment in raised(lambda: jp.analysis.sequential_coupling(params, layers))
-    assert "list of names" in raised(
-        lambda: jp.analysis.sequential_coupling(params, "Dense_0"), TypeError
-    )

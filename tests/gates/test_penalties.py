@@ -17,18 +17,18 @@ def test_slimming_and_its_gradient():
     np.testing.assert_allclose(slope, [1e-4, -1e-4, 0])
 
 
-def test_mask_sparsity_regularises_only_what_the_mask_prunes():
+def test_slimming_under_masks_penalizes_pruned_scales_only():
     masks = {"norm": {"scale": jnp.array([True, False, False]), "bias": None}}
-    assert float(jp.gates.mask_sparsity(SCALES, masks)) == 2.0
-    slope = jax.grad(lambda s: jp.gates.mask_sparsity(s, masks))(SCALES)["norm"]["scale"]
+    assert float(jp.gates.slimming(SCALES, masks)) == 2.0
+    slope = jax.grad(lambda s: jp.gates.slimming(s, masks))(SCALES)["norm"]["scale"]
     np.testing.assert_array_equal(slope, [0, -1, 0])
 
 
-def test_mask_sparsity_leaves_what_is_kept_to_the_bit():
+def test_slimming_under_masks_leaves_kept_scales_to_the_bit():
     params = {"scale": jax.random.normal(jax.random.key(0), (64,))}
     masks = {"scale": jax.random.bernoulli(jax.random.key(1), 0.5, (64,))}
     loss = lambda p: jnp.sum(jnp.sin(3 * p["scale"]))
-    penalized = lambda p: loss(p) + 5e-4 * jp.gates.mask_sparsity(p, masks)
+    penalized = lambda p: loss(p) + 5e-4 * jp.gates.slimming(p, masks)
     stepped = [
         jax.tree.map(lambda w, g: w - 0.1 * g, params, jax.grad(f)(params))
         for f in (loss, penalized)
@@ -84,7 +84,7 @@ def test_disagreement_and_consensus():
     assert float(jp.gates.disagreement(agreed)) == 0
 
 
-def test_keep_between_clips_what_params_become():
+def test_a_box_clips_what_params_become():
     params = {"s": jnp.array([4.5, -4.5, 0.0])}
     tx = optax.chain(optax.sgd(1.0), jp.gates.box(-4.6, 4.6))
     updates, _ = tx.update({"s": jnp.array([-1.0, 1.0, 0.5])}, tx.init(params), params)
@@ -99,4 +99,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="t must be above 0"):
         jp.gates.polarization(jnp.ones(2), t=0.0)
     with pytest.raises(ValueError, match="these masks must be like the params"):
-        jp.gates.mask_sparsity(SCALES, {"scale": jnp.ones(3, bool)})
+        jp.gates.slimming(SCALES, {"scale": jnp.ones(3, bool)})

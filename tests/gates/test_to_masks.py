@@ -1,4 +1,4 @@
-"""From gates to masks: thresholds, numbers, budgets; weights and neurons; collapse is seen."""
+"""From gates to masks: thresholds, numbers, budgets; collapse is seen."""
 
 import warnings
 from itertools import pairwise
@@ -10,7 +10,6 @@ import optax
 import pytest
 
 import jaxprune as jp
-from jaxprune.coupling import take
 from jaxprune.selection.largest import largest
 
 KERNEL = {"kernel": jnp.ones((4, 3)), "bias": None}
@@ -36,20 +35,14 @@ def apply(params, x):
 
 
 PARAMS = mlp(jax.random.key(0))
-COUPLING = {
-    **jp.analysis.sequential_coupling(PARAMS, ["Dense_0", "Dense_1", "Dense_2"]),
-    "inputs": [("Dense_0/kernel", 0)],
-}
 X = jax.random.normal(jax.random.key(9), (5, 6))
+STRUCTURE = jp.analyze(apply, PARAMS, X, sliceable_inputs=[("0", 1)])
 
 
-def some_open(key=1, p=0.5):
-    logits = jp.gates.neuron_logits(COUPLING, PARAMS)
-    keys = jax.random.split(jax.random.key(key), len(logits))
-    return {
-        group: jax.random.bernoulli(k, p, s.shape)
-        for k, (group, s) in zip(keys, logits.items(), strict=True)
-    }
+def cost_of(structure):
+    """The fraction of the FLOPs that gates of neurons keep."""
+    dense = jp.structured.cost(structure).flops
+    return lambda gates: jp.structured.relaxed_cost(structure, gates).flops / dense
 
 
 # --- thresholds and numbers ----------------------------------------------------------------------
@@ -84,13 +77,12 @@ def test_keep_at_least_guards_every_leaf():
 
 
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.76, 0.99])
-def test_select_within_is_the_largest_selection_that_fits(target):
+def test_within_budget_is_the_largest_selection_that_fits(target):
     logits = jax.tree.map(
         lambda s: jax.random.normal(jax.random.key(s.size), s.shape),
-        jp.gates.neuron_logits(COUPLING, PARAMS),
+        jp.structured.gate_logits(STRUCTURE),
     )
-    flops = jp.count_flops(apply, PARAMS, X)
-    kept = lambda open_: jp.gates.kept_flops(open_, flops, PARAMS, COUPLING)
+    kept = cost_of(STRUCTURE)
     open_ = jax.jit(lambda s: jp.gates.within_budget(s, kept, target))(logits)
     assert kept(open_) <= target + 1e-6
     number = int(sum(m.sum() for m in jax.tree.leaves(open_)))
@@ -102,7 +94,7 @@ def test_select_within_is_the_largest_selection_that_fits(target):
     jax.tree.map(np.testing.assert_array_equal, open_, exact)
 
 
-def test_select_within_keeps_what_must_stay():
+def test_within_budget_keeps_what_must_stay():
     kept = lambda open_: jp.gates.kept_weights(open_, KERNEL)
     guarded = jp.gates.keep_at_least(LOGITS, 2)
     open_ = jp.gates.within_budget(guarded, kept, 0.5)
@@ -113,7 +105,7 @@ def test_select_within_keeps_what_must_stay():
         jp.gates.within_budget(guarded, kept, 0.25)
 
 
-def test_select_within_over_seeds():
+def test_within_budget_over_seeds():
     seeds = jax.random.normal(jax.random.key(0), (3, 4, 1))
     within = lambda s: jp.gates.within_budget(
         {"kernel": s, "bias": None}, lambda open_: jp.gates.kept_weights(open_, KERNEL), 0.5
@@ -122,52 +114,6 @@ def test_select_within_over_seeds():
     for i in range(3):
         np.testing.assert_array_equal(together[i], within(seeds[i]))
         assert together[i].sum() == 2
-
-
-# --- neurons -------------------------------------------------------------------------------------
-
-
-def test_gates_of_neurons_multiply_what_the_neurons_send():
-    gates = {g: m * 0.7 for g, m in some_open().items()}
-    used = jp.apply_masks(PARAMS, jp.gates.neuron_gates(gates, COUPLING, PARAMS))
-
-    def by_hand(x):
-        x = x * gates["inputs"][None]
-        for i, group in enumerate(["Dense_0", "Dense_1", None]):
-            own = PARAMS[f"Dense_{i}"]
-            x = x @ own["kernel"] + own["bias"][None]
-            x = x if group is None else jnp.tanh(x) * gates[group][None]
-        return x
-
-    np.testing.assert_allclose(apply(used, X), by_hand(X), atol=1e-5)
-
-
-def test_masks_of_neurons_are_the_network_without_them():
-    open_ = some_open()
-    masks = jp.gates.neuron_masks(open_, COUPLING, jp.kernels(PARAMS))
-    ones = {group: m.astype(jnp.float32) for group, m in open_.items()}
-    gated = jp.apply_masks(PARAMS, jp.gates.neuron_gates(ones, COUPLING, PARAMS))
-    masked = jp.apply_masks(PARAMS, masks)
-    np.testing.assert_allclose(apply(masked, X), apply(gated, X), atol=1e-6)
-    smaller = take(PARAMS, COUPLING, {g: np.flatnonzero(m) for g, m in open_.items()})
-    np.testing.assert_allclose(
-        apply(masked, X), apply(smaller, X[:, np.flatnonzero(open_["inputs"])]), atol=1e-5
-    )
-    kept = jp.gates.kept_weights(open_, jp.kernels(PARAMS), COUPLING)
-    assert float(1 - jp.sparsity(masks)) == pytest.approx(float(kept))
-
-
-def test_flattened_channels_share_a_gate():
-    params = {
-        "Conv_0": {"kernel": jnp.ones((3, 3, 1, 2))},
-        "Dense_0": {"kernel": jnp.ones((2 * 2 * 2, 3))},
-    }
-    coupling = jp.analysis.sequential_coupling(params, ["Conv_0", "Dense_0"])
-    gates = jp.gates.neuron_gates({"Conv_0": jnp.array([1.0, 0.0])}, coupling, params)
-    assert gates["Dense_0"]["kernel"][:, 0].tolist() == [1, 0] * 4
-    assert gates["Conv_0"]["kernel"] is None
-    masks = jp.gates.neuron_masks({"Conv_0": jnp.array([True, False])}, coupling, params)
-    assert masks["Conv_0"]["kernel"][0, 0, 0].tolist() == [True, False]
 
 
 # --- collapse ------------------------------------------------------------------------------------
@@ -199,27 +145,27 @@ def test_learn_which_neurons_i_need_and_land_on_a_fifth_of_the_flops():
     )
     y = jnp.sin(x[:, :3])
     cost = lambda params: jnp.mean((apply(params, x) - y) ** 2)
-    # the program of the README, from here
-    coupling = jp.analysis.sequential_coupling(params, ["Dense_0", "Dense_1", "Dense_2"])
-    gate, flops = jp.gates.hard_concrete(), jp.count_flops(apply, params, x)
-    kept = lambda open_: jp.gates.kept_flops(open_, flops, params, coupling)
+    # the program of the pages, from here
+    structure = jp.analyze(apply, params, x)
+    gate, kept = jp.gates.hard_concrete(), cost_of(structure)
 
     def loss(learned, key, target):
         weights, logits, multipliers = learned
-        gates = jp.gates.neuron_gates(gate.sample(key, logits), coupling, params)
-        budget = jp.gates.lagrangian(multipliers, kept(gate.p_open(logits)), target)
-        return cost(jp.apply_masks(weights, gates)) + budget
+        gates = gate.sample(key, logits)
+        gated = jp.structured.apply_gates(structure, weights, gates, at_readers=True)
+        return cost(gated) + jp.gates.lagrangian(multipliers, kept(gate.p_open(logits)), target)
 
-    learned = params, jp.gates.neuron_logits(coupling, params, 2.0), jp.gates.multipliers()
+    learned = params, jp.structured.gate_logits(structure, 2.0), jp.gates.multipliers()
     learned = train(loss, learned, optax.polynomial_schedule(1.0, 0.2, 3, 300))
     neurons = jp.gates.within_budget(jp.gates.keep_at_least(learned[1]), kept, 0.2)
-    masks = jp.gates.neuron_masks(neurons, coupling, jp.kernels(params))
+    masks = jp.structured.masks(structure, neurons)
     tx = jp.sparsify(optax.adam(1e-2), jp.fixed(masks))  # and train on
     # to here
     weights, logits, _ = learned
     assert float(kept(gate.p_open(logits))) == pytest.approx(0.2, abs=0.01)
     assert 0.18 < float(kept(neurons)) <= 0.2 + 1e-6
-    assert 1 - float(jp.sparsity(masks)) == pytest.approx(float(kept(neurons)))  # MACs are weights
+    smaller = jp.structured.cost(structure, neurons).flops / jp.structured.cost(structure).flops
+    assert float(kept(neurons)) == pytest.approx(smaller)
     assert not any(jp.at_init.empty_layers(neurons).values())
     weights = jp.apply_masks(weights, masks)
     updates, _ = tx.update(jax.grad(cost)(weights), tx.init(weights), weights)

@@ -10,7 +10,8 @@ import pytest
 
 import jaxprune as jp
 from recipes import gates
-from recipes.common import arms, checkpoints, data, flags, folder, gating, lanes, models, settings
+from recipes.common import arms, checkpoints, data, flags, folder, lanes, models, settings
+from recipes.reports import gates as report
 from tests.recipes import running
 from tests.recipes.running import metrics
 
@@ -83,8 +84,8 @@ def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_pa
 # --- arms, by themselves --------------------------------------------------------------------------
 
 
-def states(config, steps, model="mlp", norm="group"):
-    """The states of the neuron arm after each of so many steps, one seed."""
+def states(config, steps):
+    """The state of the first arm with gates after each of so many steps, one seed."""
     digits = data.load("digits", train_examples=256)
     made = gates.arms(config, digits, steps)
     arm = made[next(arm for arm in made if arm.startswith(config.level[0]))]
@@ -96,12 +97,14 @@ def states(config, steps, model="mlp", norm="group"):
 
 
 def test_gates_act_up_to_the_step_at_which_they_become_masks():
-    plan = gating.Plan(
+    plan = gates.Plan(
         gate=lambda step: jp.gates.hard_concrete(), above=0.0, target=lambda step: 0.3, final=0.3,
-        price=None, harden=3, rate=0.1,
+        fixed=None, harden=3, rate=0.1,
     )  # fmt: skip
     module, train = models.MLP((4,), 10), data.load("digits", train_examples=8).train
-    arm = gating.arm(module, optax.sgd(0.1), gating.weights(0.0, None), plan)
+    structure = gates.analyzed(module, train.images)
+    level = gates.weights(structure, gates.Config(open=0.0))
+    arm = gates.gated(module, optax.sgd(0.1), level, plan)
     params = module.init(jax.random.key(0), train.images)["params"]
     learned, plain = arm.learned.start(params), models.classification(module)
     loss = lambda step: arm.learned.loss(learned, {}, *train, jnp.int32(step), jax.random.key(1))[0]
@@ -112,13 +115,42 @@ def test_gates_act_up_to_the_step_at_which_they_become_masks():
     assert same == [False, False, True]
 
 
+NETWORKS = [("mlp", "group"), ("conv", "batch"), ("conv", "group"), ("resnet20", "batch")]
+NETWORKS += [("resnet20", "group")]
+
+
+@pytest.mark.parametrize(("model", "norm"), NETWORKS)
+def test_masks_of_neurons_compute_what_gates_of_0_and_1_do(model, norm):
+    """So nothing changes at the step at which gates become masks, whatever the network."""
+    images = data.load("digits", train_examples=8).train.images
+    module = models.model(model, 10, norm, width=0.5)
+    structure = gates.analyzed(module, images)
+    level = gates.neurons(structure, gates.Config(budget="flops"))
+    variables = module.init(jax.random.key(0), images)
+    rest = {k: v for k, v in variables.items() if k != "params"}
+    rng = np.random.default_rng(0)
+    scores = {name: jnp.asarray(rng.uniform(size=s.shape)) for name, s in level.logits.items()}
+    open_ = jp.gates.within_budget(jp.gates.keep_at_least(scores), level.kept, 0.5)
+    params = variables["params"]
+    under = level.under(params, jax.tree.map(jnp.float32, open_))
+    masked = jp.apply_masks(params, level.masks(open_))
+    outputs = [module.apply({"params": p, **rest}, images) for p in (params, under, masked)]
+    np.testing.assert_allclose(outputs[1], outputs[2], rtol=1e-4, atol=1e-4)
+    assert float(abs(outputs[0] - outputs[1]).max()) > 1e-2
+    if model != "mlp":  # its pixels are no axis of the images
+        kept = {group: open_[name] for name, group in gates.names(structure).items()}
+        small = jp.compact(structure, {"params": masked, **rest}, kept)
+        np.testing.assert_allclose(small.fn(small.params, images), outputs[2], rtol=1e-4, atol=1e-4)
+        assert 0.3 < float(level.kept(open_)) <= 0.5
+
+
 def test_a_family_with_a_schedule_learns_and_meets_the_budget():
     config = gates.Config(level=("neuron",), gate="continuous", kept=(0.3,), width=0.1, log_every=2)
     _, state = states(config, 6)
     masks = jp.get_masks(state.opt_state)
     kept = 1 - float(jp.sparsity(jax.tree.map(lambda m: m[0], masks)))
     assert 0.25 < kept <= 0.3
-    assert float(np.ptp(state.params["gates"]["Dense_0"])) > 0
+    assert float(np.ptp(state.params["gates"]["Dense_1"])) > 0
 
 
 def test_a_consensus_is_one_network():
@@ -127,33 +159,24 @@ def test_a_consensus_is_one_network():
     masks = jp.get_masks(state.opt_state)
     assert 0.2 < 1 - float(jp.sparsity(masks)) <= 0.3
     assert sorted(arms.network(arm, state)) == ["Dense_0", "Dense_1", "Dense_2"]
-    maps = state.params["gates"]["Dense_0"]
+    maps = state.params["gates"]["Dense_1"]
     assert maps["kernel"].any()  # what each input wants was learned
 
 
 @pytest.mark.slow
-def test_flops_of_a_convolutional_network():
-    config = gates.Config(
-        model="conv",
-        norm="batch",
-        budget="flops",
-        level=("neuron",),
-        kept=(0.3,),
-        width=0.25,
-        log_every=1,
-    )
+@pytest.mark.parametrize("level", ["neuron", "consensus"])
+def test_flops_of_a_residual_network_under_group_norm(level):
+    own = {"model": "resnet20", "norm": "group", "budget": "flops", "kept": (0.3,), "log_every": 1}
+    config = gates.Config(level=(level,), width=0.5, **own)
     flags.check(config)
     arm, state = states(config, 3)
-    masks = jax.tree.map(lambda m: m[0], jp.get_masks(state.opt_state))
-    flops = gates.flops_of(arm.module, data.load("digits", train_examples=256))
-    own = gating.network_of(masks)
-    kept = sum(
-        flops.leaves[f"{layer}/kernel"] * float(own[layer]["kernel"].mean())
-        for layer in own
-        if own[layer].get("kernel") is not None
-    ) / sum(flops.leaves.values())
-    assert 0.15 < kept <= 0.3
-    assert len(gating.architectures(jp.get_masks(state.opt_state))[0].split("-")) == 4
+    masks = jp.get_masks(state.opt_state)
+    structure = gates.analyzed(arm.module, data.load("digits", train_examples=256).train.images)
+    of_kernels = {"params": jax.tree.map(lambda m: m[0], gates.network_of(masks))}
+    kept = jp.structured.kept(structure, of_kernels)
+    cost = jp.structured.cost(structure, kept).flops / jp.structured.cost(structure).flops
+    assert 0.15 < cost <= 0.3
+    assert len(report.architectures(masks)[0].split("-")) == 22
 
 
 @pytest.mark.slow
@@ -181,8 +204,6 @@ def test_a_fixed_penalty_closes_gates_and_has_no_gmp():
         ("--gate-rate 0", "--gate-rate must be in (0, inf), got 0"),
         ("--penalty 0", "--penalty must be in (0, inf), got 0"),
         ("--level consensus --penalty 1", "--level consensus needs a budget"),
-        ("--model conv", "--level neuron (consensus) of --model conv needs --norm batch"),
-        ("--model resnet20", "--level neuron (consensus) needs a model without branches"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):

@@ -1,5 +1,7 @@
 """Gates of groups: where they are folded in, what is left when they are 0, and bad input."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,9 +22,10 @@ def analyzed(name):
     return jp.analyze(NETWORKS[name].module.apply, variables, x), variables, x
 
 
-def at(structure, name):
+def at(structure, name, at_readers=False):
     """The places that a group's gates multiply, without what all paths begin with."""
-    return [f"{path.removeprefix('params/')}[{axis}]" for path, axis in gated(structure)[name]]
+    places = gated(structure, at_readers)[name]
+    return [f"{path.removeprefix('params/')}[{axis}]" for path, axis in places]
 
 
 def half_open(structure, seed=0):
@@ -84,6 +87,16 @@ def test_a_kernel_that_reads_its_own_group_is_gated_on_one_side():
     assert gated(structure) == {"a": (("a", 1), ("b", 1))}
 
 
+def test_at_readers_every_kernel_that_reads():
+    structure, *_ = analyzed("batch norm")
+    assert at(structure, "params/Conv_1", at_readers=True) == ["Conv_2/kernel[2]"]
+    stream = at(structure, "params/Conv_0", at_readers=True)
+    assert stream == ["Conv_1/kernel[2]", "Dense_0/kernel[0]"]
+    structure, *_ = analyzed("layer norm")  # which reads, and is read
+    both = ["Conv_1/kernel[3]", "Conv_2/kernel[2]"]
+    assert sorted(at(structure, "params/Conv_1", at_readers=True)) == both
+
+
 # --- what it computes -----------------------------------------------------------------------------
 
 
@@ -91,24 +104,25 @@ EXACT = [name for name in NETWORKS if NETWORKS[name].exact]
 ALIKE = {"channels first", "grouped queries", "rotary"}  # to others, and slow to compile
 
 
-def gated_and_cut(structure, variables, x):
+def gated_and_cut(structure, variables, x, at_readers=False):
     """The outputs under gates of which some are 0, and of what is left when those neurons go."""
     kept, gates = some(structure), half_open(structure)
-    small = jp.compact(structure, jp.structured.apply_gates(structure, variables, gates), kept)
+    apply = partial(jp.structured.apply_gates, structure, at_readers=at_readers)
+    small = jp.compact(structure, apply(variables, gates), kept)
     closed = {n: jnp.where(kept[n], gates[n], 0.0) for n in gates}
 
     @jax.jit
     def both(variables, params):
-        soft = jp.structured.apply_gates(structure, variables, closed)
-        return structure.fn(soft, x), small.fn(params, x)
+        return structure.fn(apply(variables, closed), x), small.fn(params, x)
 
     found = both(variables, small.params)
     return [y / (float(abs(found[0]).max()) + 1e-3) for y in found]
 
 
 @pytest.mark.parametrize("name", [name for name in EXACT if name not in ALIKE])
-def test_folded_and_cut_is_gated_with_zeros(name):
-    gated_, sliced = gated_and_cut(*analyzed(name))
+@pytest.mark.parametrize("at_readers", [False, True])
+def test_folded_and_cut_is_gated_with_zeros(name, at_readers):
+    gated_, sliced = gated_and_cut(*analyzed(name), at_readers)
     np.testing.assert_allclose(sliced, gated_, atol=2e-5)
 
 
@@ -210,6 +224,34 @@ def test_groups_that_are_not_named_are_open():
     np.testing.assert_array_equal(soft["Conv_0"]["kernel"], before["Conv_0"]["kernel"])
     np.testing.assert_array_equal(soft["Conv_1"]["kernel"], 0.5 * before["Conv_1"]["kernel"])
     assert list(jp.structured.gate_logits(structure)) == list(structure.groups)
+
+
+def test_a_closed_gate_learns_through_a_relu_only_at_readers():
+    """The slope of relu(f x) at f = 0 is that of relu at 0, which is 0."""
+    params = weights(a=(4, 6), b=(6, 2))
+    fn = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    structure = jp.analyze(fn, params, x)
+
+    def slope(at_readers):
+        apply = partial(jp.structured.apply_gates, structure, params, at_readers=at_readers)
+        return jax.grad(lambda f: (fn(apply({"a": f}), x) ** 2 + 1).sum())(jnp.ones(6).at[0].set(0))
+
+    before, after = slope(False), slope(True)
+    assert before[0] == 0 != after[0]
+    np.testing.assert_allclose(before[1:], after[1:], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp", "flattened", "batch norm", "layer norm"])
+def test_gates_of_each_example_are_gates_of_that_example(name):
+    structure, variables, x = analyzed(name)
+    of_each = [half_open(structure, i) for i in range(len(x))]
+    gates = jax.tree.map(lambda *own: jnp.stack(own), *of_each)
+    with nn.intercept_methods(jp.structured.per_example(structure, gates)):
+        together = structure.fn(variables, x)
+    for i, own in enumerate(of_each):
+        soft = jp.structured.apply_gates(structure, variables, own, at_readers=True)
+        np.testing.assert_allclose(together[i], structure.fn(soft, x)[i], rtol=1e-4, atol=1e-5)
 
 
 # --- bad input ------------------------------------------------------------------------------------

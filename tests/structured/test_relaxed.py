@@ -106,6 +106,18 @@ def test_halved_gates_halve_each_side():
     np.testing.assert_allclose(slope["b"], 2 * (4 + 2))
 
 
+def test_weights_of_some_leaves_and_bool_gates():
+    variables, x = built("batch norm")
+    structure = jp.analyze(NETWORKS["batch norm"].module.apply, variables, x)
+    kept = some(structure)
+    of_kernels = jp.structured.relaxed_cost(structure, kept, prunable=jp.kernels)
+    masks = jp.structured.masks(structure, kept)["params"]
+    kernels = [mask["kernel"] for mask in masks.values() if "kernel" in mask]
+    assert int(of_kernels.weights) == sum(int(mask.sum()) for mask in kernels)
+    everything = jp.structured.relaxed_cost(structure, kept)
+    assert everything.weights > of_kernels.weights and everything.flops == of_kernels.flops
+
+
 def test_under_vmap_a_cost_a_seed():
     params = weights(a=(4, 8), b=(8, 2))
     structure = jp.analyze(lambda p, x: x @ p["a"] @ p["b"], params, jnp.ones((1, 4)))

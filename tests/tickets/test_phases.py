@@ -337,15 +337,6 @@ def test_tickets_win_over_random_masks_in_one_vmapped_program():
 # --- bad input -----------------------------------------------------------------------------------
 
 
-def test_a_rewind_step_that_was_not_stored():
-    stored = {0: initial(), 50: initial()}
-    jax.tree.map(np.testing.assert_array_equal, jp.tickets.weights_at(stored, 50), stored[50])
-    with pytest.raises(ValueError, match=r"can't rewind to step 10: .*\(stored: 0, 50\)"):
-        jp.tickets.weights_at(stored, 10)
-    with pytest.raises(ValueError, match="stored: none"):
-        jp.tickets.weights_at({}, 0)
-
-
 def test_a_target_below_the_current_sparsity():
     for f in (jp.tickets.rate, jp.tickets.sparsities, jp.tickets.schedule):
         with pytest.raises(ValueError, match=r"the sparsity 0.5 is below 0.8, where the first"):
@@ -404,9 +395,4 @@ def test_what_is_rewound_to_outlives_a_training_that_donates():
     for number in range(2):
         phase = jp.tickets.next_phase(transform, state, params, number, early)
         params, state = train(phase._replace(before=None)), transform.init(initial())
-    jax.tree.map(np.testing.assert_array_equal, early, initial())
-    stored = {3: early}
-    jax.jit(lambda p: jax.tree.map(lambda w: w + 1, p), donate_argnums=0)(
-        jp.tickets.weights_at(stored, 3)
-    )
     jax.tree.map(np.testing.assert_array_equal, early, initial())

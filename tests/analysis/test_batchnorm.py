@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.analysis import loss_along, recalibrate
 
 
 class Net(nn.Module):
@@ -48,7 +49,7 @@ def assert_close(a, b, rtol=1e-4):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_it_is_the_cumulative_average(wrap):
-    new = wrap(lambda v: jp.analysis.recalibrate(update, v, BATCHES))(VARIABLES)
+    new = wrap(lambda v: recalibrate(update, v, BATCHES))(VARIABLES)
     mean, var = by_hand(VARIABLES)
     np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["mean"], mean, rtol=1e-4)
     np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["var"], var, rtol=1e-4)
@@ -58,7 +59,7 @@ def test_it_is_the_cumulative_average(wrap):
 
 def test_the_statistics_before_do_not_matter():
     other = VARIABLES | {"batch_stats": jax.tree.map(lambda x: 7 * x + 3, VARIABLES["batch_stats"])}
-    new, same = (jp.analysis.recalibrate(update, v, BATCHES) for v in (VARIABLES, other))
+    new, same = (recalibrate(update, v, BATCHES) for v in (VARIABLES, other))
     jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], same["batch_stats"])
 
 
@@ -67,9 +68,7 @@ def test_it_is_where_a_long_moving_average_goes():
     v = VARIABLES
     for _ in range(2000):
         v = v | _repeated(v)
-    assert_close(
-        jp.analysis.recalibrate(update, VARIABLES, BATCHES[:1])["batch_stats"], v["batch_stats"]
-    )
+    assert_close(recalibrate(update, VARIABLES, BATCHES[:1])["batch_stats"], v["batch_stats"])
 
 
 @jax.jit
@@ -81,7 +80,7 @@ def test_it_may_be_given_the_statistics_themselves():
     # no moving average: momentum 0
     statistics = lambda v, x: {"batch_stats": {"mean": x.mean(0), "var": x.var(0)}}
     v = {"params": {}, "batch_stats": {"mean": jnp.zeros(5), "var": jnp.ones(5)}}
-    new = jp.analysis.recalibrate(statistics, v, BATCHES)["batch_stats"]
+    new = recalibrate(statistics, v, BATCHES)["batch_stats"]
     assert_close(new, {"mean": BATCHES.mean((0, 1)), "var": BATCHES.var(1).mean(0)})
 
 
@@ -91,18 +90,16 @@ def test_counters_stay():
         return {"state": {"mean": 0.5 * old["mean"] + 0.5 * x.mean(0), "count": old["count"] + 1}}
 
     v = {"params": {}, "state": {"mean": jnp.zeros(5), "count": jnp.int32(3)}}
-    new = jp.analysis.recalibrate(counting, v, BATCHES)["state"]
+    new = recalibrate(counting, v, BATCHES)["state"]
     assert int(new["count"]) == 3 and new["count"].dtype == jnp.int32
     np.testing.assert_allclose(new["mean"], BATCHES.mean((0, 1)), rtol=1e-5)
 
 
 def test_either_rule_gives_a_path():
     other = dict(NET.init(jax.random.key(2), BATCHES[0]))
-    a, b = (jp.analysis.recalibrate(update, v, BATCHES) for v in (VARIABLES, other))
-    _, interpolated = jp.analysis.loss_along(loss, a, b, 5)
-    _, recalibrated = jp.analysis.loss_along(
-        lambda v: loss(jp.analysis.recalibrate(update, v, BATCHES)), a, b, 5
-    )
+    a, b = (recalibrate(update, v, BATCHES) for v in (VARIABLES, other))
+    _, interpolated = loss_along(loss, a, b, 5)
+    _, recalibrated = loss_along(lambda v: loss(recalibrate(update, v, BATCHES)), a, b, 5)
     # at the ends, where the statistics are calibrated already, both rules agree
     np.testing.assert_allclose(recalibrated[::4], interpolated[::4], rtol=1e-5)
     assert (jnp.abs(recalibrated - interpolated)[1:4] > 1e-3 * interpolated[1:4]).all()
@@ -112,7 +109,7 @@ def test_either_rule_over_all_pairs_of_a_stack():
     stack = jax.vmap(lambda key: dict(NET.init(key, BATCHES[0])))(
         jax.random.split(jax.random.key(3), 3)
     )
-    recalibrated = lambda v: loss(jp.analysis.recalibrate(update, v, BATCHES))
+    recalibrated = lambda v: loss(recalibrate(update, v, BATCHES))
     matrix = jp.pairwise(partial(jp.barrier, recalibrated, points=3), stack)
     assert matrix.shape == (3, 3) and jnp.diag(matrix).tolist() == [0, 0, 0]
 
@@ -140,6 +137,6 @@ def test_either_rule_over_all_pairs_of_a_stack():
 )
 def test_what_cannot_be_recalibrated(update, batches, fragments):
     with pytest.raises(ValueError) as error:
-        jp.analysis.recalibrate(update, VARIABLES, batches)
+        recalibrate(update, VARIABLES, batches)
     for fragment in fragments:
         assert fragment in str(error.value)

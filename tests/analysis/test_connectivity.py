@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxprune as jp
+from jaxprune.analysis import instability, lerp, loss_along
 
 double_well = lambda w: (w**2 - 1) ** 2  # two minima, at -1 and 1, with a barrier of 1 between
 
@@ -45,16 +46,16 @@ def test_lerp_is_exact_at_its_ends_and_between_equals(dtype):
     a, b = network(jax.random.key(1), dtype), network(jax.random.key(2), dtype)
     equal = partial(jax.tree.map, np.testing.assert_array_equal)
     for alpha in (0.1, 0.3, 0.5, 0.7):
-        equal(jax.jit(jp.analysis.lerp)(a, a, alpha), a)
-        assert jp.analysis.lerp(a, b, alpha)["kernel"].dtype == dtype
-    equal(jax.jit(jp.analysis.lerp)(a, b, 0.0), a)
-    equal(jax.jit(jp.analysis.lerp)(a, b, 1.0), b)
+        equal(jax.jit(lerp)(a, a, alpha), a)
+        assert lerp(a, b, alpha)["kernel"].dtype == dtype
+    equal(jax.jit(lerp)(a, b, 0.0), a)
+    equal(jax.jit(lerp)(a, b, 1.0), b)
 
 
 def test_lerp_is_between():
     a, b = np.asarray(A["kernel"], np.float64), np.asarray(B["kernel"], np.float64)
     for alpha in (0.2, 0.5, 0.9):
-        between = jp.analysis.lerp(A, B, alpha)["kernel"]
+        between = lerp(A, B, alpha)["kernel"]
         np.testing.assert_allclose(between, (1 - alpha) * a + alpha * b, atol=1e-6)
 
 
@@ -63,51 +64,46 @@ def test_lerp_keeps_what_is_pruned_in_both_at_zero():
     common = {"kernel": jax.random.bernoulli(jax.random.key(4), 0.4, (6, 5)), "bias": None}
     a, b = jp.apply_masks(A, common), jp.apply_masks(B, common)
     for alpha in np.linspace(0, 1, 7):
-        kernel = jp.analysis.lerp(a, b, alpha)["kernel"]
+        kernel = lerp(a, b, alpha)["kernel"]
         np.testing.assert_array_equal(kernel != 0, common["kernel"])
     # of two masks it is the union
     other = {"kernel": ~common["kernel"].at[0].set(False), "bias": None}
-    between = jp.analysis.lerp(a, jp.apply_masks(B, other), 0.5)["kernel"]
+    between = lerp(a, jp.apply_masks(B, other), 0.5)["kernel"]
     np.testing.assert_array_equal(between != 0, common["kernel"] | other["kernel"])
 
 
 def test_lerp_keeps_none():
-    assert jp.analysis.lerp({"w": 1.0, "b": None}, {"w": 3.0, "b": None}, 0.5) == {
-        "w": 2.0,
-        "b": None,
-    }
+    assert lerp({"w": 1.0, "b": None}, {"w": 3.0, "b": None}, 0.5) == {"w": 2.0, "b": None}
 
 
-@pytest.mark.parametrize("height", [jp.barrier, jp.analysis.instability])
+@pytest.mark.parametrize("height", [jp.barrier, instability])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_equal_networks_have_no_barrier_at_all(height, wrap):
     measured = wrap(partial(height, two_losses))(A, A)
     assert {name: float(value) for name, value in measured.items()} == {"square": 0, "absolute": 0}
 
 
-@pytest.mark.parametrize("height", [jp.barrier, jp.analysis.instability])
+@pytest.mark.parametrize("height", [jp.barrier, instability])
 def test_there_and_back_is_the_same(height):
     there, back = height(loss, A, B), height(loss, B, A)
     np.testing.assert_allclose(there, back, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dict_of_losses_is_each_loss():
-    alphas, values = jp.analysis.loss_along(two_losses, A, B, 5)
+    alphas, values = loss_along(two_losses, A, B, 5)
     assert alphas.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert values["square"].shape == values["absolute"].shape == (5,)
-    np.testing.assert_allclose(
-        values["square"], jp.analysis.loss_along(loss, A, B, 5)[1], rtol=1e-6
-    )
+    np.testing.assert_allclose(values["square"], loss_along(loss, A, B, 5)[1], rtol=1e-6)
     np.testing.assert_allclose(
         jp.barrier(two_losses, A, B)["square"], jp.barrier(loss, A, B), rtol=1e-5, atol=1e-7
     )
 
 
 def test_jit_and_vmap_give_what_python_gives():
-    expected = jp.analysis.instability(two_losses, A, B)
-    traced = jax.jit(partial(jp.analysis.instability, two_losses))(A, B)
+    expected = instability(two_losses, A, B)
+    traced = jax.jit(partial(instability, two_losses))(A, B)
     one_more = jax.tree.map(lambda x: jnp.stack([x, x]), (A, B))
-    lanes = jax.vmap(partial(jp.analysis.instability, two_losses))(*one_more)
+    lanes = jax.vmap(partial(instability, two_losses))(*one_more)
     for name, value in expected.items():
         np.testing.assert_allclose(traced[name], value, rtol=1e-5)
         np.testing.assert_allclose(lanes[name], [value, value], rtol=1e-5)
@@ -122,7 +118,7 @@ def test_the_loss_is_traced_once_for_all_pairs():
 
     for key in range(3):
         jp.barrier(counted, A, network(jax.random.key(key)), 5)
-        jp.analysis.instability(counted, A, network(jax.random.key(key)), 7)
+        instability(counted, A, network(jax.random.key(key)), 7)
     assert len(traced) == 1
 
 
@@ -141,13 +137,13 @@ def test_a_barrier_has_a_gradient():
 
 def test_one_basin_has_instability_but_no_barrier():
     square = lambda w: w**2
-    assert float(jp.analysis.instability(square, -0.5, 1.0)) == 0.375  # 1 - (0.25 + 1) / 2
+    assert float(instability(square, -0.5, 1.0)) == 0.375  # 1 - (0.25 + 1) / 2
     assert float(jp.barrier(square, -0.5, 1.0)) == 0
 
 
 def test_two_wells_have_a_barrier_of_one():
     assert float(jp.barrier(double_well, -1.0, 1.0)) == 1
-    assert float(jp.analysis.instability(double_well, -1.0, 1.0)) == 1
+    assert float(instability(double_well, -1.0, 1.0)) == 1
 
 
 def test_a_grid_without_the_middle_misses_the_peak():
@@ -157,28 +153,25 @@ def test_a_grid_without_the_middle_misses_the_peak():
 
 def test_alphas_of_ones_own():
     assert float(jp.barrier(double_well, -1.0, 1.0, [0, 0.5, 1])) == 1
-    alphas, values = jp.analysis.loss_along(
-        double_well, -1.0, 1.0, jnp.array([0.5, 2.0])
-    )  # and beyond
+    alphas, values = loss_along(double_well, -1.0, 1.0, jnp.array([0.5, 2.0]))  # and beyond
     assert alphas.tolist() == [0.5, 2] and values.tolist() == [1, 64]
 
 
 def test_a_straight_slope_is_no_barrier():
     slope = lambda w: 3.0 * w
     assert float(jp.barrier(slope, 0.0, 1.0)) == pytest.approx(0, abs=1e-6)
-    assert float(jp.analysis.instability(slope, 0.0, 1.0)) == 1.5
+    assert float(instability(slope, 0.0, 1.0)) == 1.5
 
 
 def test_counts_of_errors_are_losses_too():
     errors = lambda params: jnp.sum(outputs(params) < 0)
-    assert float(jp.analysis.instability(errors, A, B)) == max(
-        int(errors(jp.analysis.lerp(A, B, alpha)))
-        for alpha in np.linspace(0, 1, 11, dtype=np.float32)
+    assert float(instability(errors, A, B)) == max(
+        int(errors(lerp(A, B, alpha))) for alpha in np.linspace(0, 1, 11, dtype=np.float32)
     ) - 0.5 * (int(errors(A)) + int(errors(B)))
 
 
 def test_another_path():
-    around = lambda a, b, alpha: jp.analysis.lerp(a, b, alpha) + 100.0 * alpha * (1 - alpha)
+    around = lambda a, b, alpha: lerp(a, b, alpha) + 100.0 * alpha * (1 - alpha)
     assert float(jp.barrier(lambda w: w, 0.0, 0.0, path=around)) == 25
 
 
@@ -250,7 +243,7 @@ def test_a_loss_that_is_not_finite_says_where(bad, fragments):
     ids=["short", "wrong shape", "long", "None", "other containers"],
 )
 def test_networks_that_differ(other, seen):
-    for measure in (partial(jp.barrier, loss), partial(jp.analysis.lerp, alpha=0.5)):
+    for measure in (partial(jp.barrier, loss), partial(lerp, alpha=0.5)):
         with pytest.raises(ValueError) as error:
             measure(A, other)
         assert f"the second network must be like the params: {seen}. Take both" in str(error.value)
@@ -258,16 +251,16 @@ def test_networks_that_differ(other, seen):
 
 def test_networks_in_other_containers():
     with pytest.raises(ValueError, match=r"it is PyTreeDef\(\(\*, \*\)\), wanted PyTreeDef\(\[\*"):
-        jp.analysis.lerp([1.0, 2.0], (1.0, 2.0), 0.5)
+        lerp([1.0, 2.0], (1.0, 2.0), 0.5)
 
 
 def test_what_has_nothing_between():
     masks = {"kernel": A["kernel"] > 0, "bias": None}
     with pytest.raises(TypeError, match="'kernel' is bool"):
-        jp.analysis.lerp(masks, masks, 0.5)
+        lerp(masks, masks, 0.5)
     state = optax.adam(1e-3).init(A)
     with pytest.raises(TypeError, match=r"'0/count' is int32\. Interpolate the params alone"):
-        jp.analysis.lerp(state, state, 0.5)
+        lerp(state, state, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +275,4 @@ def test_what_has_nothing_between():
     ],
 )
 def test_lerp_is_exact_where_the_difference_is_not_finite(a, b, alpha, between):
-    np.testing.assert_array_equal(
-        jp.analysis.lerp(jnp.float32(a), jnp.float32(b), alpha), jnp.float32(between)
-    )
+    np.testing.assert_array_equal(lerp(jnp.float32(a), jnp.float32(b), alpha), jnp.float32(between))

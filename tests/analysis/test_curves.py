@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import jaxprune as jp
+from jaxprune.analysis import bezier, fit_curve
 
 A = {"w": jnp.array([1.0, 0.0]), "b": None}
 B = {"w": jnp.array([0.0, 1.0]), "b": None}
@@ -22,15 +23,15 @@ def ring(params, key=None):
 def test_bezier_is_exact_at_its_ends_and_between_equals():
     middle = {"w": jnp.array([3.3, -7.7]), "b": None}
     for t, end in ((0.0, A), (1.0, B)):
-        np.testing.assert_array_equal(jax.jit(jp.analysis.bezier)(middle, A, B, t)["w"], end["w"])
-    np.testing.assert_array_equal(jp.analysis.bezier(A, A, A, 0.3)["w"], A["w"])
+        np.testing.assert_array_equal(jax.jit(bezier)(middle, A, B, t)["w"], end["w"])
+    np.testing.assert_array_equal(bezier(A, A, A, 0.3)["w"], A["w"])
 
 
 def test_bezier_is_its_equation():
     middle = {"w": jnp.array([1.0, 1.0]), "b": None}
     for t in (0.25, 0.5, 0.9):
         expected = (1 - t) ** 2 * A["w"] + 2 * t * (1 - t) * middle["w"] + t**2 * B["w"]
-        np.testing.assert_allclose(jp.analysis.bezier(middle, A, B, t)["w"], expected, rtol=1e-6)
+        np.testing.assert_allclose(bezier(middle, A, B, t)["w"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -46,20 +47,20 @@ def test_bezier_is_its_equation():
     ],
 )
 def test_bezier_of_infinities_is_its_equation(a, middle, b, t, expected):
-    point = jp.analysis.bezier(*map(jnp.float32, (middle, a, b)), t)
+    point = bezier(*map(jnp.float32, (middle, a, b)), t)
     np.testing.assert_array_equal(point, jnp.float32(expected))
 
 
 def test_a_curve_bends_around_a_barrier():
-    middle, losses = jp.analysis.fit_curve(jax.random.key(0), ring, A, B, optax.adam(0.05), 300)
+    middle, losses = fit_curve(jax.random.key(0), ring, A, B, optax.adam(0.05), 300)
     straight = float(jp.barrier(ring, A, B))
-    curved = float(jp.barrier(ring, A, B, path=partial(jp.analysis.bezier, middle)))
+    curved = float(jp.barrier(ring, A, B, path=partial(bezier, middle)))
     assert straight == 0.25 and curved < 0.01
     assert losses.shape == (300,) and losses[-50:].mean() < 0.1 * losses[:20].mean()
 
 
 def test_inside_jit_and_vmap_it_is_the_same_curve():
-    fit = lambda key, b: jp.analysis.fit_curve(key, ring, A, b, optax.sgd(0.1, 0.9), 20)
+    fit = lambda key, b: fit_curve(key, ring, A, b, optax.sgd(0.1, 0.9), 20)
     middle, losses = fit(jax.random.key(0), B)
     in_jit, losses_in_jit = jax.jit(fit)(jax.random.key(0), B)
     np.testing.assert_allclose(in_jit["w"], middle["w"], rtol=1e-4, atol=1e-6)
@@ -73,7 +74,7 @@ def test_inside_jit_and_vmap_it_is_the_same_curve():
 def test_the_ends_and_the_key_stay_usable():
     # what is donated is the middle, not what it was made from
     a = {"w": jnp.array([1.0, 0.0]), "b": None}
-    jp.analysis.fit_curve(jax.random.key(0), ring, a, a, optax.sgd(0.1), 2)
+    fit_curve(jax.random.key(0), ring, a, a, optax.sgd(0.1), 2)
     assert a["w"].tolist() == [1, 0]
 
 
@@ -83,18 +84,18 @@ def test_the_whole_curve_is_under_the_masks(optimizer):
     masks = {"w": jax.random.bernoulli(jax.random.key(1), 0.5, (4, 5)), "b": None}
     a, b = (jp.apply_masks({"w": w, "b": jnp.ones(5)}, masks) for w in kernel)
     loss = lambda params, key: jnp.sum((params["w"] - 1) ** 2) + jnp.sum(params["b"] ** 2)
-    middle, _ = jp.analysis.fit_curve(jax.random.key(2), loss, a, b, optimizer, 5, masks)
+    middle, _ = fit_curve(jax.random.key(2), loss, a, b, optimizer, 5, masks)
     np.testing.assert_array_equal(middle["w"] != 0, masks["w"])
-    np.testing.assert_array_equal(jp.analysis.bezier(middle, a, b, 0.3)["w"] != 0, masks["w"])
+    np.testing.assert_array_equal(bezier(middle, a, b, 0.3)["w"] != 0, masks["w"])
     assert not np.allclose(middle["b"], 1)
-    dense, _ = jp.analysis.fit_curve(jax.random.key(2), loss, a, b, optimizer, 5)
+    dense, _ = fit_curve(jax.random.key(2), loss, a, b, optimizer, 5)
     assert (dense["w"] != 0).all()
 
 
 def test_each_step_has_a_key_of_its_own():
     noise = lambda params, key: jax.random.normal(key) + 0 * params["w"].sum()
-    _, losses = jp.analysis.fit_curve(jax.random.key(0), noise, A, B, optax.sgd(0.1), 8)
-    _, again = jp.analysis.fit_curve(jax.random.key(0), noise, A, B, optax.sgd(0.1), 8)
+    _, losses = fit_curve(jax.random.key(0), noise, A, B, optax.sgd(0.1), 8)
+    _, again = fit_curve(jax.random.key(0), noise, A, B, optax.sgd(0.1), 8)
     assert len(set(losses.tolist())) == 8
     np.testing.assert_array_equal(losses, again)
 
@@ -102,11 +103,11 @@ def test_each_step_has_a_key_of_its_own():
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, None])
 def test_no_steps(steps):
     with pytest.raises(ValueError, match="fit_curve: steps is a number of steps, at least 1; got"):
-        jp.analysis.fit_curve(jax.random.key(0), ring, A, B, optax.sgd(0.1), steps)
+        fit_curve(jax.random.key(0), ring, A, B, optax.sgd(0.1), steps)
 
 
 def test_what_does_not_fit():
-    fit = partial(jp.analysis.fit_curve, jax.random.key(0), ring)
+    fit = partial(fit_curve, jax.random.key(0), ring)
     with pytest.raises(ValueError, match=r"'w' has shape \(3,\), wanted \(2,\)"):
         fit(A, {"w": jnp.ones(3), "b": None}, optax.sgd(0.1), 2)
     with pytest.raises(ValueError, match=r"must be like the params: 'w' has shape \(3,\)"):
@@ -114,4 +115,4 @@ def test_what_does_not_fit():
     with pytest.raises(TypeError, match="masks are bool arrays"):
         fit(A, B, optax.sgd(0.1), 2, {"w": jnp.ones(2), "b": None})
     with pytest.raises(TypeError, match=r"scalar-output|must be real|scalar"):
-        jp.analysis.fit_curve(jax.random.key(0), lambda p, key: p["w"], A, B, optax.sgd(0.1), 2)
+        fit_curve(jax.random.key(0), lambda p, key: p["w"], A, B, optax.sgd(0.1), 2)

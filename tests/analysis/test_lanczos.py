@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-import jaxprune as jp
+from jaxprune.analysis import (
+    hessian_eigenvalues,
+    hessian_spectrum,
+    hvp,
+    over_batches,
+    spectral_density,
+)
 from jaxprune.analysis.lanczos import _quadrature, lanczos
 from tests.analysis.test_hessian import dense_hessian, of_batch, quadratic, raised
 
@@ -25,19 +31,14 @@ def symmetric(eigenvalues):
 @pytest.fixture
 def loss():
     x = jax.random.normal(jax.random.key(2), (6, 5, 4))
-    return jp.analysis.over_batches(of_batch, (x, jax.random.randint(KEY, (6, 5), 0, 2)))
-
-
-@pytest.fixture
-def masks(params):
-    return jp.select(jp.magnitude(jp.kernels(params)), jp.global_threshold, 0.5)
+    return over_batches(of_batch, (x, jax.random.randint(KEY, (6, 5), 0, 2)))
 
 
 # --- eigenvalues ---------------------------------------------------------------------------------
 
 
 def test_the_eigenvalues_of_the_card():
-    pairs = jp.analysis.hessian_eigenvalues(KEY, quadratic, jnp.zeros(2), k=2, steps=2)
+    pairs = hessian_eigenvalues(KEY, quadratic, jnp.zeros(2), k=2, steps=2)
     np.testing.assert_allclose(pairs.values, EIGENVALUES, rtol=1e-6)
     np.testing.assert_array_less(pairs.errors, 1e-5)
 
@@ -47,21 +48,21 @@ def test_the_eigenvalues_of_the_card():
 def test_the_largest_of_a_network_equal_numpy(loss, params, masks, masked, unroll):
     given = masks if masked else None
     eigenvalues = np.linalg.eigvalsh(dense_hessian(loss, params, given))[::-1]
-    pairs = jp.analysis.hessian_eigenvalues(KEY, loss, params, 4, 25, given, unroll=unroll)
+    pairs = hessian_eigenvalues(KEY, loss, params, 4, 25, given, unroll=unroll)
     np.testing.assert_allclose(pairs.values, eigenvalues[:4], rtol=1e-4)
     np.testing.assert_array_less(pairs.errors, 1e-3)
     # the most negative ones
-    lowest = jp.analysis.hessian_eigenvalues(KEY, lambda p: -loss(p), params, 1, 25, given)
+    lowest = hessian_eigenvalues(KEY, lambda p: -loss(p), params, 1, 25, given)
     np.testing.assert_allclose(-lowest.values, eigenvalues[-1:], rtol=1e-3)
 
 
 def test_vectors_are_eigenvectors_in_the_kept_weights(loss, params, masks):
-    pairs = jp.analysis.hessian_eigenvalues(KEY, loss, params, 3, 25, masks)
+    pairs = hessian_eigenvalues(KEY, loss, params, 3, 25, masks)
     rows = jax.vmap(lambda v: ravel_pytree(v)[0])(pairs.vectors)
     np.testing.assert_allclose(rows @ rows.T, jnp.eye(3), atol=1e-5)
     for i in range(3):
         v = jax.tree.map(lambda x, i=i: x[i], pairs.vectors)
-        product = ravel_pytree(jp.analysis.hvp(loss, params, v, masks))[0]
+        product = ravel_pytree(hvp(loss, params, v, masks))[0]
         np.testing.assert_allclose(product, pairs.values[i] * rows[i], atol=1e-3)
         assert not v["Dense_0"]["kernel"][~masks["Dense_0"]["kernel"]].any()
 
@@ -69,7 +70,7 @@ def test_vectors_are_eigenvectors_in_the_kept_weights(loss, params, masks):
 def test_errors_bound_the_distance_to_an_eigenvalue():
     a, form = symmetric(np.linspace(-1, 1, 60) ** 3)
     eigenvalues = np.linalg.eigvalsh(a)
-    pairs = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(60), 12, 12)
+    pairs = hessian_eigenvalues(KEY, form, jnp.zeros(60), 12, 12)
     distance = np.abs(np.asarray(pairs.values)[:, None] - eigenvalues[None]).min(1)
     assert (distance <= np.asarray(pairs.errors) + 1e-5).all()
     assert pairs.errors.max() > 1e-3  # 12 steps are too few for all of them, and it says so
@@ -78,7 +79,7 @@ def test_errors_bound_the_distance_to_an_eigenvalue():
 def test_all_steps_give_all_eigenvalues():
     wanted = np.array([5.0, 3, 2, 1, 0.5, 0.1, 0, -0.2, -1, -4])
     _, form = symmetric(wanted)
-    pairs = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(10), 10, 10)
+    pairs = hessian_eigenvalues(KEY, form, jnp.zeros(10), 10, 10)
     np.testing.assert_allclose(pairs.values, wanted, atol=1e-5)
 
 
@@ -95,7 +96,7 @@ def test_all_steps_give_all_eigenvalues():
 )
 def test_after_a_breakdown_it_finds_eigenvalues_with_their_multiplicity(wanted):
     _, form = symmetric(wanted)
-    pairs = jp.analysis.hessian_eigenvalues(KEY, form, jnp.zeros(8), 8, 8)
+    pairs = hessian_eigenvalues(KEY, form, jnp.zeros(8), 8, 8)
     scale = max(np.abs(wanted))
     np.testing.assert_allclose(pairs.values, wanted, atol=1e-6 * scale)
     assert (pairs.errors <= 1e-5 * scale).all()
@@ -114,14 +115,14 @@ def test_the_basis_stays_orthogonal():
 def test_of_params_in_half_precision():
     w = jnp.zeros(2, jnp.bfloat16)
     a = jnp.array([[2.0, 1.0], [1.0, 3.0]], jnp.bfloat16)
-    pairs = jp.analysis.hessian_eigenvalues(KEY, lambda w: w @ a @ w / 2, w, 2, 2)
+    pairs = hessian_eigenvalues(KEY, lambda w: w @ a @ w / 2, w, 2, 2)
     assert pairs.values.dtype == jnp.float32
     np.testing.assert_allclose(pairs.values, EIGENVALUES, rtol=3e-2)
 
 
 def test_a_stack_of_seeds(loss, params, grads, masks):
     stack = jax.tree.map(lambda w, g: jnp.stack([w, g]), params, grads)
-    f = lambda w, m: jp.analysis.hessian_eigenvalues(KEY, loss, w, 2, 10, m).values
+    f = lambda w, m: hessian_eigenvalues(KEY, loss, w, 2, 10, m).values
     both = jax.tree.map(lambda m: jnp.stack([m, m]), masks)
     lanes = jax.jit(jax.vmap(f))(stack, both)
     loop = jnp.stack([f(params, masks), f(grads, masks)])
@@ -139,7 +140,7 @@ def test_the_quadrature_of_the_card():
 
 
 def test_probes_of_the_card_give_traces_7_and_3():
-    spectrum = jp.analysis.hessian_spectrum(KEY, quadratic, jnp.zeros(2), probes=8, steps=2)
+    spectrum = hessian_spectrum(KEY, quadratic, jnp.zeros(2), probes=8, steps=2)
     traces = 2 * (spectrum.weights * spectrum.nodes).sum(1)
     assert {round(float(t), 4) for t in traces} == {7.0, 3.0}
     assert spectrum.dimension == 2
@@ -149,7 +150,7 @@ def test_probes_of_the_card_give_traces_7_and_3():
 def test_moments_of_a_network(loss, params, masks, masked):
     given = masks if masked else None
     hessian = dense_hessian(loss, params, given)
-    spectrum = jp.analysis.hessian_spectrum(KEY, loss, params, 60, 15, given)
+    spectrum = hessian_spectrum(KEY, loss, params, 60, 15, given)
     n_kept = 58 - 24 * masked
     assert spectrum.dimension == n_kept
     assert spectrum.nodes.shape == spectrum.weights.shape == (60, 15)
@@ -162,7 +163,7 @@ def test_moments_of_a_network(loss, params, masks, masked):
 
 def test_a_breakdown_leaves_the_weights_exact():
     _, form = symmetric([3.0] * 4 + [-1.0] * 4)
-    spectrum = jp.analysis.hessian_spectrum(KEY, form, jnp.zeros(8), 3, 8)
+    spectrum = hessian_spectrum(KEY, form, jnp.zeros(8), 3, 8)
     near = jnp.abs(spectrum.nodes - 3) < 1e-4
     assert (near | (jnp.abs(spectrum.nodes + 1) < 1e-4)).all()
     # tr A = z^T A z for the part of each probe
@@ -175,9 +176,9 @@ def test_a_breakdown_leaves_the_weights_exact():
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_the_smoothed_density(unroll):
-    spectrum = jp.analysis.hessian_spectrum(KEY, quadratic, jnp.zeros(2), 4, 2, unroll=unroll)
+    spectrum = hessian_spectrum(KEY, quadratic, jnp.zeros(2), 4, 2, unroll=unroll)
     grid = jnp.linspace(0, 5, 501)
-    density = jp.analysis.spectral_density(spectrum, grid, 0.1)
+    density = spectral_density(spectrum, grid, 0.1)
     assert density.shape == (501,)
     assert float(density.sum() * 0.01) == pytest.approx(1, abs=1e-3)
     mean = float((density * grid).sum() * 0.01)
@@ -187,9 +188,7 @@ def test_the_smoothed_density(unroll):
 
 
 def test_two_keys_two_spectra(loss, params):
-    a, b, same = (
-        jp.analysis.hessian_spectrum(jax.random.key(k), loss, params, 1, 5).nodes for k in (0, 1, 0)
-    )
+    a, b, same = (hessian_spectrum(jax.random.key(k), loss, params, 1, 5).nodes for k in (0, 1, 0))
     assert (a != b).any()
     np.testing.assert_array_equal(a, same)
 
@@ -199,7 +198,7 @@ def test_two_keys_two_spectra(loss, params):
 
 def test_steps_above_the_dimension(params, masks):
     loss = lambda p: sum(jnp.sum(w**2) for w in jax.tree.leaves(p))
-    for f in (jp.analysis.hessian_eigenvalues, jp.analysis.hessian_spectrum):
+    for f in (hessian_eigenvalues, hessian_spectrum):
         said = raised(lambda f=f: f(KEY, loss, params, 1, 59))
         assert "59 steps of Lanczos in a space of 58 kept weights" in said
         assert "Ask for steps=58 or fewer" in said
@@ -209,30 +208,30 @@ def test_steps_above_the_dimension(params, masks):
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, None])
 def test_steps_that_are_none(steps):
-    for f in (jp.analysis.hessian_eigenvalues, jp.analysis.hessian_spectrum):
+    for f in (hessian_eigenvalues, hessian_spectrum):
         said = raised(lambda f=f: f(KEY, quadratic, jnp.zeros(2), 1, steps))
         assert f"steps must be at least 1; got {steps!r}" in said
 
 
 @pytest.mark.parametrize("k", [0, 3, 1.5, True])
 def test_more_eigenvalues_than_steps(k):
-    said = raised(lambda: jp.analysis.hessian_eigenvalues(KEY, quadratic, jnp.zeros(2), k, 2))
+    said = raised(lambda: hessian_eigenvalues(KEY, quadratic, jnp.zeros(2), k, 2))
     assert f"finds 1 to steps=2 of them; got k={k!r}" in said
 
 
 def test_no_probes():
-    said = raised(lambda: jp.analysis.hessian_spectrum(KEY, quadratic, jnp.zeros(2), 0, 2))
+    said = raised(lambda: hessian_spectrum(KEY, quadratic, jnp.zeros(2), 0, 2))
     assert "probes must be at least 1; got 0" in said
 
 
 def test_a_width_that_is_none():
-    spectrum = jp.analysis.hessian_spectrum(KEY, quadratic, jnp.zeros(2), 1, 2)
-    said = raised(lambda: jp.analysis.spectral_density(spectrum, jnp.zeros(3), 0.0))
+    spectrum = hessian_spectrum(KEY, quadratic, jnp.zeros(2), 1, 2)
+    said = raised(lambda: spectral_density(spectrum, jnp.zeros(3), 0.0))
     assert "width is a standard deviation, above 0; got 0.0" in said
 
 
 def test_a_loss_that_is_nan():
     root = lambda w: jnp.sum(jnp.sqrt(w))
-    for f in (jp.analysis.hessian_eigenvalues, jp.analysis.hessian_spectrum):
+    for f in (hessian_eigenvalues, hessian_spectrum):
         said = raised(lambda f=f: f(KEY, root, -jnp.ones(3), 1, 2))
         assert f"{f.__name__}: the Hessian-vector products are not finite" in said

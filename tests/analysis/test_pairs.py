@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.analysis import connected_components, instability, jackknife, loss_along
 
 SEEDS = 5
 KEYS = jax.random.split(jax.random.key(0), SEEDS)
@@ -72,7 +73,7 @@ def test_a_tree_of_scalars_is_a_tree_of_matrices():
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_an_array_stands_behind_the_seeds(chunk):
-    along = lambda a, b: jp.analysis.loss_along(loss, a, b, 3)[1]
+    along = lambda a, b: loss_along(loss, a, b, 3)[1]
     values = jp.pairwise(along, STACK, chunk=chunk)
     assert values.shape == (SEEDS, SEEDS, 3)
     np.testing.assert_allclose(values[1, 3], along(seed(STACK, 1), seed(STACK, 3)), rtol=1e-5)
@@ -81,7 +82,7 @@ def test_an_array_stands_behind_the_seeds(chunk):
 
 def test_seeds_that_are_one_seed():
     same = jax.tree.map(lambda x: jnp.stack([x[0], x[0], x[1]]), STACK)
-    barriers = jp.pairwise(partial(jp.analysis.instability, loss), same)
+    barriers = jp.pairwise(partial(instability, loss), same)
     assert float(barriers[0, 1]) == 0 and float(barriers[0, 2]) > 0
 
 
@@ -140,20 +141,20 @@ def test_components_are_joined_by_way_of_others(wrap):
     matrix = np.full((6, 6), 9.0)
     for i, j in ((0, 3), (3, 5), (5, 1), (2, 4)):  # a chain of four, and a pair
         matrix[i, j] = matrix[j, i] = 0.5
-    labels = wrap(lambda m: jp.analysis.connected_components(m, 2.0))(jnp.asarray(matrix))
+    labels = wrap(lambda m: connected_components(m, 2.0))(jnp.asarray(matrix))
     assert labels.tolist() == [0, 0, 1, 0, 1, 0]
 
 
 def test_a_long_chain_is_one_component():
     for seeds in (2, 5, 33):
         far = jnp.abs(jnp.arange(seeds)[:, None] - jnp.arange(seeds)[None])
-        assert jp.analysis.connected_components(far, 2).tolist() == [0] * seeds
-        assert jp.analysis.connected_components(far, 1).tolist() == list(range(seeds))
+        assert connected_components(far, 2).tolist() == [0] * seeds
+        assert connected_components(far, 1).tolist() == list(range(seeds))
 
 
 def test_the_threshold_joins_nothing_itself_and_nan_neither():
-    assert jp.analysis.connected_components(jnp.array([[0, 2.0], [2.0, 0]]), 2.0).tolist() == [0, 1]
-    assert jp.analysis.connected_components(jnp.full((2, 2), jnp.nan), 2.0).tolist() == [0, 1]
+    assert connected_components(jnp.array([[0, 2.0], [2.0, 0]]), 2.0).tolist() == [0, 1]
+    assert connected_components(jnp.full((2, 2), jnp.nan), 2.0).tolist() == [0, 1]
 
 
 # --- jackknife -----------------------------------------------------------------------------------
@@ -174,20 +175,20 @@ def leave_one_out(matrix):
 def test_jackknife_leaves_one_out(seeds):
     values = np.random.default_rng(seeds).normal(size=(seeds, seeds))
     matrix = values + values.T
-    mean, error = jax.jit(jp.analysis.jackknife)(matrix)
+    mean, error = jax.jit(jackknife)(matrix)
     assert (float(mean), float(error)) == pytest.approx(leave_one_out(matrix), rel=1e-4)
 
 
 def test_jackknife_by_hand():
     # pairs 1, 2, 3: the mean is 2; without one seed it is 3, 2, 1
     matrix = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0.0]])
-    estimate = jp.analysis.jackknife(matrix)
+    estimate = jackknife(matrix)
     assert float(estimate.mean) == 2
     assert float(estimate.standard_error) == pytest.approx(np.sqrt(2 / 3 * 2))
 
 
 def test_jackknife_leaves_the_diagonal_out_and_is_exact_for_equal_pairs():
-    estimate = jp.analysis.jackknife(jnp.where(jnp.eye(4, dtype=bool), jnp.nan, 0.1))
+    estimate = jackknife(jnp.where(jnp.eye(4, dtype=bool), jnp.nan, 0.1))
     assert (float(estimate.mean), float(estimate.standard_error)) == (
         pytest.approx(0.1),
         pytest.approx(0),
@@ -195,11 +196,11 @@ def test_jackknife_leaves_the_diagonal_out_and_is_exact_for_equal_pairs():
 
 
 def test_summaries_of_no_matrix():
-    for summary in (jp.analysis.jackknife, partial(jp.analysis.connected_components, threshold=1)):
+    for summary in (jackknife, partial(connected_components, threshold=1)):
         with pytest.raises(ValueError, match=r"one matrix \(seeds, seeds\).* got shape \(3, 2\)"):
             summary(np.ones((3, 2)))
     with pytest.raises(ValueError, match="at least 3 seeds; got 2"):
-        jp.analysis.jackknife(np.ones((2, 2)))
+        jackknife(np.ones((2, 2)))
 
 
 def test_a_diagonal_keeps_its_value_beside_integers():

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import jaxprune as jp
+from jaxprune.analysis import fork, instability, instability_at, jackknife, lerp
 
 STOP = 12
 RATES = optax.linear_schedule(0.5, 0.0, STOP)
@@ -62,10 +63,10 @@ def equal(a, b):
 def test_the_same_noise_gives_the_same_child(wrap):
     tx, state = made()
     keys = jnp.stack([jax.random.key(i) for i in (5, 5, 6)])
-    children = wrap(lambda state: jp.analysis.fork(trainer(tx), state, keys, 2, STOP))(state)
+    children = wrap(lambda state: fork(trainer(tx), state, keys, 2, STOP))(state)
     first, twin, other = (jax.tree.map(lambda x, i=i: x[i], children) for i in range(3))
     assert equal(first, twin) and not equal(first, other)
-    matrix = jp.pairwise(partial(jp.analysis.instability, loss), children.params)
+    matrix = jp.pairwise(partial(instability, loss), children.params)
     assert float(matrix[0, 1]) == 0.0  # exactly
 
 
@@ -73,7 +74,7 @@ def test_children_are_a_loop_at_the_same_position_of_the_schedule():
     tx, state = made()
     train, keys = trainer(tx), jax.random.split(jax.random.key(1), 3)
     state = train(state, jax.random.key(0), 0, 4)
-    children = jp.analysis.fork(train, state, keys, 4, STOP)
+    children = fork(train, state, keys, 4, STOP)
     assert children.opt_state[1].count.tolist() == [STOP] * 3
     for i in range(3):
         alone = train(state, keys[i], 4, STOP)
@@ -82,18 +83,14 @@ def test_children_are_a_loop_at_the_same_position_of_the_schedule():
 
 def test_children_share_their_masks():
     tx, state = made(MASKS)
-    children = jp.analysis.fork(trainer(tx), state, jax.random.split(jax.random.key(1), 3), 0, STOP)
-    between = jp.analysis.lerp(
-        *(jax.tree.map(lambda x, i=i: x[i], children.params) for i in (0, 1)), 0.5
-    )
+    children = fork(trainer(tx), state, jax.random.split(jax.random.key(1), 3), 0, STOP)
+    between = lerp(*(jax.tree.map(lambda x, i=i: x[i], children.params) for i in (0, 1)), 0.5)
     np.testing.assert_array_equal(between["w"] != 0, MASKS["w"])
 
 
 def test_a_fork_at_the_end_is_copies():
     tx, state = made()
-    children = jp.analysis.fork(
-        trainer(tx), state, jax.random.split(jax.random.key(1), 3), STOP, STOP
-    )
+    children = fork(trainer(tx), state, jax.random.split(jax.random.key(1), 3), STOP, STOP)
     for i in range(3):
         assert equal(jax.tree.map(lambda x, i=i: x[i], children), state)
 
@@ -110,7 +107,7 @@ def test_a_fork_at_the_end_is_copies():
 def test_no_fork(start, stop, kind, fragment):
     tx, state = made()
     with pytest.raises(kind) as error:
-        jp.analysis.fork(trainer(tx), state, jax.random.split(jax.random.key(1), 3), start, stop)
+        fork(trainer(tx), state, jax.random.split(jax.random.key(1), 3), start, stop)
     assert fragment in str(error.value)
 
 
@@ -121,11 +118,11 @@ def test_no_fork(start, stop, kind, fragment):
 def test_instability_falls_to_exactly_zero_at_the_end(masks):
     tx, state = made(masks)
     train = trainer(tx)
-    matrices = jp.analysis.instability_at(jax.random.key(0), train, loss, state, [0, 6, STOP], STOP)
+    matrices = instability_at(jax.random.key(0), train, loss, state, [0, 6, STOP], STOP)
     assert matrices.shape == (3, 3, 3)
     off = matrices[:, ~np.eye(3, dtype=bool)]
     assert (off[0] > 0).all() and off[1].mean() < off[0].mean() and (off[2] == 0).all()
-    estimate = jax.vmap(jp.analysis.jackknife)(matrices)
+    estimate = jax.vmap(jackknife)(matrices)
     assert estimate.mean.shape == estimate.standard_error.shape == (3,)
 
 
@@ -134,9 +131,9 @@ def test_it_is_a_trunk_and_its_forks():
     train, key = trainer(tx), jax.random.key(3)
     keys = jnp.stack([jax.random.fold_in(key, i) for i in range(4)])
     at_5 = train(train(state, keys[0], 0, 2), keys[0], 2, 5)
-    children = jp.analysis.fork(train, at_5, keys[1:], 5, STOP)
-    expected = jp.pairwise(partial(jp.analysis.instability, loss, points=5), children.params)
-    matrices = jp.analysis.instability_at(key, train, loss, state, [2, 5], STOP, points=5)
+    children = fork(train, at_5, keys[1:], 5, STOP)
+    expected = jp.pairwise(partial(instability, loss, points=5), children.params)
+    matrices = instability_at(key, train, loss, state, [2, 5], STOP, points=5)
     np.testing.assert_allclose(matrices[1], expected, rtol=1e-5, atol=1e-7)
 
 
@@ -144,7 +141,7 @@ def test_a_dict_of_losses_and_another_state():
     tx, state = made()
     inner = trainer(tx)
     train = lambda state, key, start, stop: {"s": inner(state["s"], key, start, stop)}
-    matrices = jp.analysis.instability_at(
+    matrices = instability_at(
         jax.random.key(0),
         train,
         lambda params: {"a": loss(params), "b": 2 * loss(params)},
@@ -160,9 +157,7 @@ def test_a_dict_of_losses_and_another_state():
 
 def test_seeds_of_it_are_a_vmap():
     tx, state = made()
-    measure = lambda key: jp.analysis.instability_at(
-        key, trainer(tx), loss, state, [0, 6], STOP, points=3
-    )
+    measure = lambda key: instability_at(key, trainer(tx), loss, state, [0, 6], STOP, points=3)
     keys = jax.random.split(jax.random.key(0), 2)
     lanes = jax.jit(jax.vmap(measure))(keys)
     np.testing.assert_allclose(lanes[1], measure(keys[1]), rtol=1e-3, atol=1e-5)
@@ -185,7 +180,5 @@ def test_seeds_of_it_are_a_vmap():
 def test_no_stability(forks, kwargs, kind, fragment):
     tx, state = made()
     with pytest.raises(kind) as error:
-        jp.analysis.instability_at(
-            jax.random.key(0), trainer(tx), loss, state, forks, STOP, **kwargs
-        )
+        instability_at(jax.random.key(0), trainer(tx), loss, state, forks, STOP, **kwargs)
     assert fragment in str(error.value)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jaxprune as jp
 from tests.transforms import loss, tiny_params
@@ -45,6 +46,7 @@ TREES = {
     "dict": tiny_params(),
     "array": tiny_params()["Dense_0"]["kernel"],
     "list": [tiny_params()["Dense_0"]["kernel"], None, {"w": tiny_params()["Dense_1"]["kernel"]}],
+    "nnx_state": nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0))),
     "named_tuple": Pair(tiny_params()["Dense_0"], (tiny_params()["Dense_1"],)),
 }
 
@@ -73,6 +75,7 @@ def test_at_first_the_network_uses_the_params(name):
 def test_params_may_be_any_pytree(name, tree):
     method, params = made(name), TREES[tree]
     used = method.apply(method.init(params), **EXTRAS)
+    assert jax.tree.structure(used) == jax.tree.structure(params)
     assert jax.tree.map(jnp.shape, used) == jax.tree.map(jnp.shape, params)
 
 
@@ -136,10 +139,8 @@ def test_shapes_are_enough(name):
     assert jax.tree.structure(shapes) == jax.tree.structure(learned)
 
 
-@every_method
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
-    method, tx = made(name), optax.adam(0.03)
+def trained(method, tx, start, steps):
+    """What is learned, the state, and the loss at each step."""
 
     def step(carry, i):
         learned, state = carry
@@ -149,11 +150,30 @@ def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
         updates, state = tx.update(slopes, state, learned)
         return (optax.apply_updates(learned, updates), state), value
 
+    (learned, state), values = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(steps))
+    return learned, state, values
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
+    method = made(name)
     start = method.init(tiny_params(dtype))
-    (learned, _), values = jax.lax.scan(step, (start, tx.init(start)), jnp.arange(40))
+    learned, _, values = trained(method, optax.adam(0.03), start, 40)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert shapes(learned) == shapes(start)
     assert np.isfinite(values).all() and values[-10:].mean() < 0.7 * values[0]
+
+
+@every_method
+def test_weights_and_logits_may_have_rates_of_their_own(name):
+    method = made(name)
+    learned = method.init(tiny_params())
+    rates = {"weights": optax.sgd(1.0), "logits": optax.sgd(0.0)}
+    tx = optax.partition(rates, type(learned)("weights", "logits"))
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, learned), tx.init(learned), learned)
+    assert {float(u.max()) for u in jax.tree.leaves(updates.weights)} == {-1}
+    assert {float(u.max()) for u in jax.tree.leaves(updates.logits)} == {0}
 
 
 @every_method
@@ -168,19 +188,14 @@ def test_gradients_reach_all_that_is_learned(name):
 @every_method
 def test_sparsify_prunes_weights_and_so_the_network(name):
     method = made(name)
-    transform = jp.every(2, jp.prune(jp.magnitude, jp.erk, 0.75, prunable=NOT_LEARNED))
-    tx = jp.sparsify(optax.adam(0.03), transform)
-    learned = method.init(tiny_params())
-    state = tx.init(learned)
-    for i in range(4):
-        used = lambda learned, i=i: loss(method.apply(learned, key=KEY, step=i))
-        updates, state = tx.update(jax.grad(used)(learned), state, learned)
-        learned = optax.apply_updates(learned, updates)
+    start = method.init(tiny_params())
+    masks = jp.select(jp.magnitude(NOT_LEARNED(start)), jp.erk, 0.75)
+    learned, state, _ = trained(method, jp.sparsify(optax.adam(0.03), jp.fixed(masks)), start, 4)
     masks = jp.get_masks(state)
     assert jax.tree.leaves(masks.logits) == []
     assert float(jp.sparsity(masks.weights)) == pytest.approx(0.75, abs=1e-3)
-    pruned = jp.apply_masks(method.apply(learned, **EXTRAS), masks.weights)
-    assert_same(method.apply(learned, **EXTRAS), pruned)
+    used = method.apply(learned, **EXTRAS)
+    assert_same(used, jp.apply_masks(used, masks.weights))
 
 
 @every_method

@@ -18,7 +18,6 @@ teaches `jp.analyze` a primitive.
 """
 
 from jaxprune.coupling.rules.registry import register_rule as register_rule
-from jaxprune.structured.blocks import block_scores as block_scores
 from jaxprune.structured.compact import shrink as shrink
 from jaxprune.structured.cost import cost as cost
 from jaxprune.structured.gates import apply_gates as apply_gates
@@ -31,6 +30,7 @@ from jaxprune.structured.kept import masks as masks
 from jaxprune.structured.modules import compact_module as compact_module
 from jaxprune.structured.prune import prune as prune
 from jaxprune.structured.relaxed import relaxed_cost as relaxed_cost
+from jaxprune.structured.removal import block_scores as block_scores
 from jaxprune.structured.removal import collapse_emptied as collapse_emptied
 from jaxprune.structured.removal import removable_blocks as removable_blocks
 from jaxprune.structured.removal import remove_blocks as remove_blocks

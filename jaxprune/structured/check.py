@@ -1,4 +1,4 @@
-"""Whether params are those that were analyzed, or which part of them.
+"""Trees beside what was analyzed: which part of it they are, and what each neuron has of them.
 
 With batch norm Flax's variables are analyzed, `{"params": ..., "batch_stats": ...}`, and the
 optimizer holds the params alone. So a tree may be all that was analyzed, some of its leaves (the
@@ -7,15 +7,17 @@ optimizer holds the params alone. So a tree may be all that was analyzed, some o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params
-from jaxprune.coupling.structure import Structure
-from jaxprune.trees import is_none, named_leaves, quoted
+from jaxprune.base import Params, is_none
+from jaxprune.coupling.expressions import places
+from jaxprune.coupling.structure import Member, Structure
+from jaxprune.prunable.rules import named_leaves, quoted
 
 
 def prefix_of(structure: Structure, names: Iterable[str]) -> str | None:
@@ -68,8 +70,38 @@ def check_all(what: str, structure: Structure, params: Params) -> None:
 
 
 def part_of(structure: Structure, tree: Any, params: Params, what: str) -> Any:
-    """Those leaves of `tree`, which is like the analyzed one, that params have; in params' tree."""
+    """The leaves of `tree`, which is like the analyzed one, that params have; in params' tree."""
     prefix = check_params(what, structure, params)
     leaves = dict(named_leaves(tree))
-    own = [None if leaf is None else leaves[prefix + path] for path, leaf in named_leaves(params)]
-    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_none), own)
+    part = [None if leaf is None else leaves[prefix + path] for path, leaf in named_leaves(params)]
+    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_none), part)
+
+
+def slices(structure: Structure, group: str, leaves: Mapping[str, Any]) -> dict[Member, Any]:
+    """(size, entries) by member: the entries of each neuron of a group, a neuron a row.
+
+    Where an axis has each neuron several times (flattened, or in each of several heads), all of
+    its entries are in its row.
+
+    Args:
+      leaves: arrays by path, numpy or jax, like the params; members whose leaf is missing or None
+        are left out.
+    """
+    rows = {}
+    for member in structure.groups[group].members:
+        leaf = leaves.get(member.path)
+        if leaf is not None:
+            xp: Any = np if isinstance(leaf, np.ndarray) else jnp
+            first = xp.moveaxis(leaf, member.axis, 0)
+            axis = structure.axes[member.path][member.axis]
+            each = [_rows(first, where) for where in places(axis, structure.atoms[group])]
+            rows[member] = each[0] if len(each) == 1 else xp.concatenate(each, 1)
+    return rows
+
+
+def _rows(x: Any, where: np.ndarray) -> Any:
+    """`x` with one row for each number in `where` (the neuron of each entry, or -1), in order."""
+    order = np.argsort(where, kind="stable")[(where < 0).sum() :]
+    if not np.array_equal(order, np.arange(len(x))):
+        x = x[order]
+    return x.reshape(where.max() + 1, -1)

@@ -14,8 +14,7 @@ from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
 from jaxprune.programs.flops import count_flops
 from jaxprune.programs.jaxprs import dot_numbers, leading_experts
-from jaxprune.structured.kept import Kept, Removal, known
-from jaxprune.structured.reduced import small_inputs, small_shapes
+from jaxprune.structured.kept import Kept, KeptLike, check_kept
 from jaxprune.structured.replay import replay
 
 
@@ -33,15 +32,15 @@ class Cost(NamedTuple):
     flops: int
 
 
-def cost(structure: Structure, kept: Kept | None = None) -> Cost:
+def cost(structure: Structure, kept: KeptLike | None = None) -> Cost:
     """What the function costs on its example inputs with only the `kept` neurons, exactly.
 
     FLOPs are counted as in `jaxprune.programs.flops`: scan times its length, the dearest branch of
     a cond, one turn of a while.
 
     Args:
-      kept: bool (size,) by group, not traced; None, or of a group that is not named, all. Or a
-        `Removal`: what is not computed any more costs nothing.
+      kept: bool (size,) by group, not traced; None keeps all, as does a group that is not named.
+        Or a `Removal`: what is not computed any more costs nothing.
 
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> params = {'a': jnp.ones((4, 8)), 'b': jnp.ones((8, 2))}
@@ -49,33 +48,37 @@ def cost(structure: Structure, kept: Kept | None = None) -> Cost:
     >>> cost(structure), cost(structure, {'a': jnp.arange(8) < 2})
     (Cost(neurons=8, weights=48, flops=96), Cost(neurons=2, weights=12, flops=24))
     """
-    if isinstance(kept, Removal):
-        return _without(structure, kept)
-    return counter(structure)({} if kept is None else known(structure, kept))
-
-
-def _without(structure: Structure, kept: Removal) -> Cost:
-    """Counted on the small function."""
-    own = known(structure, kept)
-    keep = Keep({structure.atoms[name]: entries for name, entries in own.items()})
-    shapes = small_shapes(structure, keep, kept.removed)
-    flops = count_flops(replay(structure, kept), shapes, *small_inputs(structure, keep))
-    neurons = sum(group.size for group in structure.groups.values())
-    pruned = sum(int((~entries).sum()) for entries in own.values())
+    left = check_kept(structure, {} if kept is None else kept)
+    if not left.is_removal:
+        return counter(structure)(left.neurons)
+    shapes = left.params()
+    flops = count_flops(replay(structure, left), shapes, *left.inputs())
     weights = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-    return Cost(neurons - pruned, weights, sum(flops.leaves.values()) + flops.other)
+    return Cost(left.n_neurons(), weights, sum(flops.leaves.values()) + flops.other)
 
 
 def counter(structure: Structure) -> Callable[[Mapping[str, Any]], Cost]:
-    """`cost` of this structure for many `kept`: the products are collected once."""
+    """`cost` as a function of `kept`, for many calls: the products are collected once.
+
+    Nothing is checked. A group may keep no neuron: then its axes cost nothing, and what is behind
+    them costs what it did.
+
+    Args:
+      structure: of `analyze`.
+
+    >>> import jax.numpy as jnp, jaxprune as jp
+    >>> params = {'a': jnp.ones((4, 8)), 'b': jnp.ones((8, 2))}
+    >>> structure = jp.analyze(lambda p, x: x @ p['a'] @ p['b'], params, jnp.ones((1, 4)))
+    >>> count = counter(structure)
+    >>> count({'a': jnp.arange(8) < 2}).flops, count({'a': jnp.zeros(8, bool)}).flops
+    (24, 0)
+    """
     products = collect(structure.program)
 
     def count(kept: Mapping[str, Any]) -> Cost:
-        keep = Keep({structure.atoms[name]: own for name, own in kept.items()})
-        pruned = sum(int((~own).sum()) for own in kept.values())
-        neurons = sum(group.size for group in structure.groups.values()) - pruned
-        weights = sum(math.prod(keep.shape(axes)) for axes in structure.axes.values())
-        return Cost(neurons, weights, _count(products, keep))
+        left = Kept(structure, kept)
+        weights = sum(math.prod(left.axes.shape(axes)) for axes in structure.axes.values())
+        return Cost(left.n_neurons(), weights, _count(products, left.axes))
 
     return count
 

@@ -11,7 +11,7 @@ from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.check import check_all
 from jaxprune.structured.compact import shrink
-from jaxprune.structured.kept import Kept, known
+from jaxprune.structured.kept import KeptLike, check_kept
 from jaxprune.structured.retrace import retrace
 
 
@@ -32,7 +32,7 @@ class CompactModule(NamedTuple):
 def compact_module(
     structure: Structure,
     model: Any,
-    kept: Kept,
+    kept: KeptLike,
     *,
     call: Callable[..., Any] = lambda model, *args: model(*args),
     resize: Callable[[str, Any], None] | None = None,
@@ -64,11 +64,11 @@ def compact_module(
 
     graphdef, state = nnx.split(model)
     check_all("compact_module", structure, state)
-    keep = Keep({structure.atoms[name]: own for name, own in known(structure, kept).items()})
+    kept = check_kept(structure, kept)
     small = nnx.merge(graphdef, shrink(structure, state, kept))
     for parts, module in nnx.iter_modules(small):
         path = "/".join(map(str, parts))
-        for attribute, value in _sizes(nnx, module, path, structure, keep).items():
+        for attribute, value in _sizes(nnx, module, path, structure, kept.axes).items():
             setattr(module, attribute, value)
         if resize is not None:
             resize(path, module)

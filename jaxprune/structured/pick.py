@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,8 +14,11 @@ from jaxprune.allocation.layerwise import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsity, check_fraction, is_known, widened
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
-from jaxprune.structured.budget import within_measured, within_share
-from jaxprune.structured.choose import choose
+from jaxprune.selection.counting import count
+from jaxprune.selection.largest import largest
+from jaxprune.structured.cost import counter
+
+Neurons = dict[str, np.ndarray]  # bool (size,) by group
 
 
 def pick(
@@ -32,9 +36,9 @@ def pick(
 ) -> dict[str, jax.Array]:
     """The neurons of the highest scores: bool (size,) by group, True = kept.
 
-    Asked for a sparsity it prunes `round(sparsity * neurons)`, exactly; given a budget, as few as
-    that allows. The best neuron of each group is always kept. Among equals the lower index is, and
-    the earlier group.
+    With a sparsity it prunes `round(sparsity * neurons)`, exactly; with a budget, as few as the
+    budget allows. The best neuron of each group is always kept. Among equals it keeps the lower
+    index, and the earlier group.
 
         pick(structure, scores, 0.5, groups=["*.heads"])      # half of the attention heads
 
@@ -45,17 +49,17 @@ def pick(
       sparsity: the fraction of neurons pruned, in [0, 1); may be traced.
       allocation: how many of each group: `global_threshold`, `uniform` (each group alone),
         `isomorphic(structure)` (groups of a kind together), `per_layer({group: sparsity})`, ...
-      weights, flops: in place of a sparsity: the fraction of those of the dense network that may
-        be left, in (0, 1].
+      weights, flops: in place of a sparsity: the fraction of the dense network's weights or FLOPs
+        that may be left, in (0, 1].
       measure, at_most: in place of a sparsity: `kept -> number`, such as the seconds that
-        `compact(structure, params, kept)` takes, and what it may come to, in the same unit. It is
-        asked for ever fewer neurons, an eighth at a time, until it fits, then some `log2(neurons)`
-        times, and taken not to grow between; what is returned was measured to fit.
-      round_to: kept neurons of a group are a multiple of it, rounded down and at least one
+        `compact(structure, params, kept)` takes, and the most that it may be, in the same unit.
+        `measure` is called about 8 + log2(neurons) times; it must not increase as neurons are
+        removed. The neurons that are returned were measured.
+      round_to: the neurons kept of a group are a multiple of it, rounded down and at least one
         multiple; a group that loses none keeps its size. Counts of neurons are then not exact;
-        of a budget, what rounding left over goes to the best multiples that still fit.
-      groups: names or globs of the groups that may lose neurons; None for all. A sparsity is that
-        of these groups, a budget that of the network; all other groups are kept.
+        where rounding leaves a part of a budget, the best multiples that still fit are kept too.
+      groups: names or globs of the groups that may lose neurons; None for all. A sparsity counts
+        the neurons of these groups, a budget counts the network; all other groups are kept.
 
     Raises:
       ValueError: unless just one of sparsity, weights, flops and measure is given, and in its
@@ -75,11 +79,11 @@ def pick(
             "pick: measure and at_most go together, as in measure=seconds, at_most=0.002; got only "
             f"{'at_most' if measure is None else 'measure'}."
         )
+    neurons: dict[str, Any]
     if given == ["sparsity"]:
-        return _all(structure, choose(scores, allocation, check_fraction(sparsity), round_to))
-    how = structure, scores, allocation
-    if measure is not None and at_most is not None:
-        found = within_measured(*how, measure, at_most, round_to)
+        neurons = choose(scores, allocation, check_fraction(sparsity), round_to)
+    elif measure is not None and at_most is not None:
+        neurons = _within_measured(scores, allocation, measure, at_most, round_to)
     else:
         budget = asked[given[0]]
         if not is_known(budget) or not 0 < budget <= 1:
@@ -87,19 +91,37 @@ def pick(
                 f"{given[0]} is the fraction of the dense network's that may be left, in (0, 1], "
                 f"not traced; got {budget}."
             )
-        found = within_share(*how, given[0], budget, round_to)
-    return _all(structure, found)
-
-
-def _all(structure: Structure, found: dict[str, Any]) -> dict[str, jax.Array]:
-    """What is kept of every group: all neurons of those that were not asked for."""
+        neurons = _within_share(structure, scores, allocation, given[0], budget, round_to)
     every = {name: np.ones(group.size, bool) for name, group in structure.groups.items()}
-    return {name: jnp.asarray(own) for name, own in {**every, **found}.items()}
+    return {name: jnp.asarray(mask) for name, mask in {**every, **neurons}.items()}
+
+
+def choose(
+    scores: Scores, allocation: Allocation, sparsity: Sparsity, round_to: int = 1
+) -> dict[str, jax.Array]:
+    """The highest scores of each group, at least one of each; jit-able, nothing is checked."""
+    # the best of its group does not compete
+    best = {name: jnp.arange(s.size) == jnp.argmax(_ranked(s)) for name, s in scores.items()}
+    safe = {name: jnp.where(best[name], jnp.inf, s) for name, s in scores.items()}
+    pruned = allocation(safe, sparsity)
+    n_kept = []
+    for name, s in safe.items():
+        n = s.size - jnp.asarray(count(pruned[name], s.size), jnp.int32)
+        if round_to > 1:
+            n = jnp.where(n == s.size, n, jnp.maximum(n // round_to * round_to, round_to))
+        n_kept.append(jnp.clip(n, 1, s.size))
+    return dict(zip(safe, largest(list(safe.values()), jnp.stack(n_kept)), strict=True))
+
+
+def _ranked(s: jax.Array) -> jax.Array:
+    """Scores with nan, which is kept and seen, above all."""
+    return jnp.where(jnp.isnan(s), jnp.inf, s)
 
 
 def _checked(
     structure: Structure, scores: Scores, round_to: Any, groups: Sequence[str] | None
 ) -> Scores:
+    """The scores of the groups that may lose neurons, in float32 or wider."""
     if not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"pick: round_to is an integer of at least 1; got {round_to!r}.")
     if not structure.groups:
@@ -121,8 +143,146 @@ def _checked(
         seen = {n: got.get(n, "nothing") for n in differ}
         raise ValueError(
             "pick: scores are {group: (size,)}, such as per_group(structure)(params); "
-            + (f"wanted {differ}, got {seen}" if differ else "")
-            + (f"there is no group {extra}" if extra and not differ else "")
-            + "."
+            + (f"wanted {differ}, got {seen}." if differ else f"there is no group {extra}.")
         )
     return {name: widened(jnp.asarray(scores[name])) for name in wanted}
+
+
+# --- budgets --------------------------------------------------------------------------------------
+
+
+def _within_share(
+    structure: Structure,
+    scores: Scores,
+    allocation: Allocation,
+    what: str,
+    budget: float,
+    round_to: int,
+) -> Neurons:
+    """The neurons with which at most the share `budget` of the dense network's `what` is left.
+
+    Args:
+      what: a field of `Cost`.
+    """
+    count = counter(structure)
+    dense = max(getattr(count({}), what), 1)
+    share = lambda neurons: getattr(count(neurons), what) / dense
+
+    def cannot(fewest: Neurons) -> str:
+        without = lambda names: share({n: m & (n not in names) for n, m in fewest.items()})
+        hangs = {name: share(fewest) - without([name]) for name in fewest}
+        most = sorted(hangs, key=lambda name: -hangs[name])[:3]
+        frozen = "; ".join(
+            f"{why}: {', '.join(map(str, members[:3]))}"
+            for why, members in list(structure.frozen.items())[:4]
+        )
+        return (
+            f"pick: {what}={budget:g} can't be met: with {_units(round_to)} left in each of the "
+            f"{len(scores)} groups, {share(fewest):.4g} of the {what} are. Of these hang "
+            f"{', '.join(f'{hangs[name]:.2g} on {name!r}' for name in most)}, and "
+            f"{without(fewest):.2g} on no group. Collapse groups, freeze less, or ask for more; "
+            f"frozen are {frozen}."
+        )
+
+    return _within(scores, allocation, lambda n: share(n) <= budget, round_to, cannot)
+
+
+def _within_measured(
+    scores: Scores,
+    allocation: Allocation,
+    measure: Callable[[Neurons], Any],
+    at_most: float,
+    round_to: int,
+) -> Neurons:
+    """The neurons for which `measure` was called, and returned at most `at_most`."""
+    seen: dict[float, Neurons] = {}
+
+    def fits(neurons: Neurons) -> bool:
+        value = float(measure(neurons))
+        seen[value] = neurons
+        return value <= at_most
+
+    def cannot(_: Neurons) -> str:
+        least = min(seen)
+        left = ", ".join(f"{mask.sum()} in '{name}'" for name, mask in seen[least].items())
+        return (
+            f"pick: at_most={at_most:g} can't be met: measure gave {least:.4g} at the least, with "
+            f"{left}; and was asked down to {_units(round_to)} in each of the "
+            f"{len(scores)} groups. Freeze less, or allow more."
+        )
+
+    return _within(scores, allocation, fits, round_to, cannot)
+
+
+def _within(
+    scores: Scores,
+    allocation: Allocation,
+    fits: Callable[[Neurons], bool],
+    round_to: int,
+    cannot: Callable[[Neurons], str],
+) -> Neurons:
+    """The fewest neurons pruned that fit: the more are pruned, the less is left."""
+
+    def left(n: int) -> Neurons:
+        masks = _without(n, scores, allocation, round_to)
+        return {name: np.asarray(masks[name]) for name in scores}  # jit sorts them
+
+    most = sum(s.size for s in scores.values()) - len(scores)
+    n = _first(lambda n: fits(left(n)), most)
+    if n is None:
+        raise ValueError(cannot(left(most)))
+    return _filled(left(n), scores, round_to, fits) if round_to > 1 else left(n)
+
+
+@partial(jax.jit, static_argnames=("allocation", "round_to"))
+def _without(n: Any, scores: Scores, allocation: Allocation, round_to: int) -> Any:
+    """`choose`, `n` neurons pruned: compiled once for all scores of a structure."""
+    return choose(scores, allocation, n / sum(s.size for s in scores.values()), round_to)
+
+
+def _first(holds: Callable[[int], bool], last: int) -> int | None:
+    """The first of 0, ..., last for which it holds, if from there on it does; None if for none.
+
+    It goes up in eighths until it holds, and bisects the last of them: times may rise again where
+    next to nothing is left, which is slow at some numbers of channels.
+    """
+    low = 0
+    for high in sorted({last * i // 8 for i in range(9)}):
+        if holds(high):
+            break
+        low = high + 1
+    else:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _filled(
+    neurons: Neurons, scores: Scores, round_to: int, fits: Callable[[Neurons], bool]
+) -> Neurons:
+    """What rounding down took off too much is kept again, a multiple at a time, the best first."""
+    order = {name: np.argsort(-np.asarray(_ranked(s)), kind="stable") for name, s in scores.items()}
+
+    def ways() -> list[tuple[str, np.ndarray]]:
+        """A multiple more of each group, the highest scores first."""
+        grown = []
+        for name, mask in neurons.items():
+            n = int(mask.sum())
+            more = order[name][n : n + round_to]
+            if more.size:
+                larger = np.isin(np.arange(mask.size), order[name][: n + round_to])
+                grown.append((float(np.mean(scores[name][more])), name, larger))
+        return [way[1:] for way in sorted(grown, key=lambda way: -way[0])]
+
+    while True:
+        larger = ({**neurons, name: mask} for name, mask in ways())
+        fitting = next(filter(fits, larger), None)
+        if fitting is None:
+            return neurons
+        neurons = fitting
+
+
+def _units(round_to: int) -> str:
+    return "one neuron" if round_to == 1 else f"{round_to} neurons"

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation.layerwise import global_threshold
-from jaxprune.base import Allocation, Masks, MaskState, MaskTransform, Params, Score, check_fraction
+from jaxprune.base import (
+    Allocation,
+    Masks,
+    MaskState,
+    MaskTransform,
+    Params,
+    Score,
+    check_fraction,
+    map_scored,
+)
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import with_own
@@ -17,10 +26,9 @@ from jaxprune.methods.combine import once
 from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.sharding import automatic, sharded_like
 from jaxprune.structured.check import part_of
-from jaxprune.structured.choose import choose
 from jaxprune.structured.kept import kept as kept_neurons
 from jaxprune.structured.kept import masks as group_masks
-from jaxprune.trees import map_scored
+from jaxprune.structured.pick import choose
 
 
 def prune(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxprune.base import Params
 from jaxprune.coupling.reader import Program
-from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
-from jaxprune.coupling.structure import Structure
 from jaxprune.coupling.zeros import GONE, Value
-from jaxprune.trees import is_none, named_leaves, shape_only
+from jaxprune.programs.flops import shape_only
 
 
 class Reduced(NamedTuple):
@@ -71,23 +68,3 @@ def reduced(
     is_used = iter(used)
     read = [is_there and next(is_used) for is_there in there]
     return Reduced(ClosedJaxpr(jaxpr, closed.consts), read, list(depends))
-
-
-def small_shapes(structure: Structure, keep: Keep, gone: Collection[str] = ()) -> Params:
-    """What is left of the params, as shapes; None where they are gone."""
-    leaves = [
-        None
-        if x is None or path in gone
-        else jax.ShapeDtypeStruct(keep.shape(structure.axes[path]), x.dtype)
-        for path, x in named_leaves(structure.shapes)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(structure.shapes, is_leaf=is_none), leaves)
-
-
-def small_inputs(structure: Structure, keep: Keep) -> Any:
-    """The example inputs, with what is left of their sliceable axes."""
-    leaves, treedef = jax.tree.flatten(structure.inputs)
-    axes = structure.program.in_axes[len(structure.axes) :]
-    pairs = zip(leaves, axes, strict=True)
-    small = [jax.ShapeDtypeStruct(keep.shape(a), x.dtype) if a else x for x, a in pairs]
-    return jax.tree.unflatten(treedef, small)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.base import Scores
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.structured.blocks import leaves_of
-from jaxprune.structured.kept import Kept, Removal, known, removed
-from jaxprune.structured.reduced import Reduced, reduced, small_inputs, small_shapes
-from jaxprune.trees import named_leaves
+from jaxprune.prunable.rules import named_leaves
+from jaxprune.structured.kept import Kept, KeptLike, Removal, check_kept
+from jaxprune.structured.reduced import Reduced, reduced
 
 
-def collapse_emptied(structure: Structure, kept: Kept) -> Removal:
+def collapse_emptied(structure: Structure, kept: KeptLike) -> Removal:
     """`kept` with groups that keep no neuron: their axes vanish, and what nothing reads then.
 
         small = compact(structure, params, collapse_emptied(structure, kept))
 
     All that is behind an empty axis is a constant, such as the bias of the layer that has read it,
-    and stays: the compacted network is the masked one. To be rid of the whole branch see
-    `remove_emptied`.
+    and stays: the compacted network is the masked one. `remove_emptied` removes the whole branch.
 
     Args:
       structure: of `analyze`.
@@ -37,51 +36,56 @@ def collapse_emptied(structure: Structure, kept: Kept) -> Removal:
     Raises:
       ValueError: if an output depends on no input any more; it names the groups.
     """
-    return _removal(structure, _allowed(structure, kept), removed(kept))
+    return _removal(_allowed(structure, kept))
 
 
-def remove_emptied(structure: Structure, kept: Kept) -> Removal:
-    """`kept` with groups that keep no neuron, whose branches go altogether.
+def remove_emptied(structure: Structure, kept: KeptLike) -> Removal:
+    """`kept` with groups that keep no neuron, whose branches are removed.
 
         small = compact(structure, params, remove_emptied(structure, kept))
 
-    A residual branch, x + f(x), of which some layer has no neuron left computes a constant: f is
+    Where a layer of a residual branch, x + f(x), has no neuron left, f computes a constant: f is
     removed, with its biases, its norms and all of its other layers, and x is left. Segments of a
     concatenation that only such layers have written to go too. The masked network that a compacted
-    one is equal to has zeros in all of `removed`: it is another one than before, by that constant.
-    Where a constant is neither added nor concatenated (the gate of squeeze and excite) it stays.
+    one is equal to has zeros in all of `removed`: it differs from the network before by that
+    constant. A constant that is neither added nor concatenated (the gate of squeeze and excite)
+    stays.
 
     Args, Returns, Raises: as `collapse_emptied`.
 
     Reference: Larson et al., 2023, A Generalization of Continuous Relaxation in Structured Pruning.
     """
-    own = _allowed(structure, kept)
+    left = _allowed(structure, kept)
     while True:
-        run = _simplify(structure, own, drop=True)
-        left = _reduced(structure, run, removed(kept))
-        more = [
-            name
+        run = Simplify(left.atoms, drop=True)
+        read = _reduced(left, run)
+        more = {
+            name: np.zeros(atom.size, bool)
             for name, atom in structure.atoms.items()
-            if atom in run.joined and atom not in run.in_use and own.get(name, np.True_).any()
-        ]
+            if atom in run.joined
+            and atom not in run.in_use
+            and left.neurons.get(name, np.True_).any()
+        }
         if not more:
-            return _removal(structure, own, _unread(structure, left))
-        own |= {name: np.zeros(structure.groups[name].size, bool) for name in more}
+            return _removal(replace(left, removed=_unread(structure, read)))
+        left = replace(left, neurons={**left.neurons, **more})
 
 
-def remove_blocks(structure: Structure, blocks: Sequence[str], kept: Kept | None = None) -> Removal:
+def remove_blocks(
+    structure: Structure, blocks: Sequence[str], kept: KeptLike | None = None
+) -> Removal:
     """Without these blocks: their leaves go, and the function is that with zeros in their place.
 
         small = compact(structure, params, remove_blocks(structure, ["BasicBlock_3"]))
 
-    A block that adds to a residual stream adds zero then: it disappears from the program, and what
-    is left is, bit for bit, the network in which its leaves are zero.
+    A block that adds to a residual stream adds zero then: it disappears from the program, and the
+    rest is, bit for bit, the network in which its leaves are zero.
 
     Args:
       structure: of `analyze`.
       blocks: names of modules: whole parts of paths, such as "BasicBlock_3" or "encoder/layer_2".
         `removable_blocks` lists those that can go.
-      kept: which neurons are left of the others, or a `Removal`; None for all.
+      kept: which neurons of the others are left, or a `Removal`; None for all.
 
     Returns: as `collapse_emptied`.
 
@@ -91,13 +95,13 @@ def remove_blocks(structure: Structure, blocks: Sequence[str], kept: Kept | None
 
     Reference: Jordao et al., 2023, When Layers Play the Lottery, all Tickets Win at Initialization.
     """
-    kept = {} if kept is None else kept
-    zero = {path for own in _weights_of(structure, blocks).values() for path in own}
-    return _removal(structure, known(structure, kept), zero | {*removed(kept)}, blocks)
+    left = check_kept(structure, {} if kept is None else kept)
+    zero = {path for paths in _weights_of(structure, blocks).values() for path in paths}
+    return _removal(replace(left, removed=(*left.removed, *zero)), blocks)
 
 
 def removable_blocks(structure: Structure, blocks: Sequence[str]) -> list[str]:
-    """Those of `blocks` without which every output still depends on the inputs, one at a time.
+    """The `blocks` without which every output still depends on the inputs, one at a time.
 
     Args:
       structure: of `analyze`.
@@ -106,70 +110,126 @@ def removable_blocks(structure: Structure, blocks: Sequence[str]) -> list[str]:
     Raises:
       ValueError: if there is no such block.
     """
-    before = _reduced(structure, _simplify(structure, {}), ()).depends
-    found = []
+
+    def depends(zero: Sequence[str]) -> list[bool]:
+        return _reduced(Kept(structure, {}, tuple(zero)), Simplify({})).depends
+
+    before = depends(())
+    removable = []
     for block, zero in _weights_of(structure, blocks).items():
-        after = _reduced(structure, _simplify(structure, {}), zero).depends
-        if all(now or not then for now, then in zip(after, before, strict=True)):
-            found.append(block)
-    return found
+        if all(now or not then for now, then in zip(depends(zero), before, strict=True)):
+            removable.append(block)
+    return removable
+
+
+def block_scores(scores: Scores, blocks: Sequence[str]) -> dict[str, jax.Array]:
+    """What each block is worth: the sum of the scores of its weights, float32 scalars.
+
+        block_scores(snip(loss, params), blocks)              |w dL/dw|, at initialization
+        block_scores(grasp(loss, params), blocks)             signed: higher = keep, as everywhere
+        block_scores(magnitude(kernels(params)), blocks)
+
+    The lowest go: `sorted(scores, key=scores.get)[:n]`, for `remove_blocks`.
+
+    Args:
+      scores: like the params; None where a leaf has none.
+      blocks: names of modules: whole parts of paths, such as "BasicBlock_3".
+
+    Raises:
+      ValueError: if a block is not there, or none of its leaves has a score.
+
+    Reference: Jordao et al., 2023, When Layers Play the Lottery, all Tickets Win at Initialization.
+
+    >>> import jax.numpy as jnp
+    >>> scores = {'block_0': {'kernel': jnp.ones((2, 2)), 'bias': None}, 'head': jnp.ones(3)}
+    >>> float(block_scores(scores, ['block_0'])['block_0'])
+    4.0
+    """
+    leaves = dict(named_leaves(scores))
+    worth = {}
+    for block, paths in _leaves_of(leaves, blocks).items():
+        scored = [leaves[path] for path in paths if leaves[path] is not None]
+        if not scored:
+            raise ValueError(
+                f"block_scores: no leaf of block '{block}' has a score: {', '.join(paths)} are "
+                "None. Score what says what it is worth, such as magnitude(kernels(params))."
+            )
+        worth[block] = jnp.stack([s.sum(dtype=jnp.float32) for s in scored]).sum()
+    return worth
+
+
+def _leaves_of(paths: Iterable[str], blocks: Sequence[str]) -> dict[str, list[str]]:
+    """The paths in each block: those that have its name as whole parts; an error if none has."""
+    if isinstance(blocks, str) or not all(isinstance(block, str) for block in blocks):
+        raise TypeError(
+            f'blocks is a list of names of modules, such as ["BasicBlock_3"]; got {blocks!r}.'
+        )
+    paths = list(paths)
+    leaves: dict[str, list[str]] = {}
+    for block in blocks:
+        leaves[block] = [path for path in paths if f"/{block.strip('/')}/" in f"/{path}/"]
+        if not leaves[block]:
+            modules = dict.fromkeys(path.rpartition("/")[0] for path in paths)
+            some = [repr(module) for module in modules if module][:12]
+            raise ValueError(
+                f"there is no block {block!r}: no path of a leaf has it as whole parts. The "
+                f"modules are {', '.join(some)}{', ...' if len(modules) > 12 else ''}."
+            )
+    return leaves
 
 
 def _weights_of(structure: Structure, blocks: Sequence[str]) -> dict[str, list[str]]:
-    """The leaves of each block that may be zero: those of floats, not keys or counts."""
-    leaves = dict(named_leaves(structure.shapes))
-    is_real = lambda path: jnp.issubdtype(leaves[path].dtype, jnp.inexact)
-    found = leaves_of(structure.axes, blocks)
-    return {block: [path for path in own if is_real(path)] for block, own in found.items()}
+    """The leaves of each block that may be zero: floats, not keys or counts."""
+    shapes = dict(named_leaves(structure.shapes))
+    is_real = lambda path: jnp.issubdtype(shapes[path].dtype, jnp.inexact)
+    return {
+        block: list(filter(is_real, paths))
+        for block, paths in _leaves_of(structure.axes, blocks).items()
+    }
 
 
-def _allowed(structure: Structure, kept: Kept) -> dict[str, np.ndarray]:
-    """`kept` as numpy arrays; groups of it may keep nothing."""
-    return known(structure, Removal(kept, ()) if isinstance(kept, Mapping) else kept)
+def _allowed(structure: Structure, kept: KeptLike) -> Kept:
+    """`kept`, checked; its groups may keep nothing."""
+    is_mapping = not isinstance(kept, (Removal, Kept))
+    return check_kept(structure, Removal(kept, ()) if is_mapping else kept)
 
 
-def _removal(
-    structure: Structure,
-    kept: dict[str, Any],
-    zero: Collection[str],
-    blocks: Sequence[str] = (),
-) -> Removal:
+def _removal(left: Kept, blocks: Sequence[str] = ()) -> Removal:
     """With all that is not read any more, or an error if too much is gone."""
-    before = _reduced(structure, _simplify(structure, {}), ())
-    after = _reduced(structure, _simplify(structure, kept), zero)
+    structure, neurons = left.structure, dict(left.neurons)
+    before = _reduced(Kept(structure, {}), Simplify({}))
+    after = _reduced(left, Simplify(left.atoms))
     outputs = [path or "0" for path, x in named_leaves(structure.outputs) if x is not None]
     for path, then, now in zip(outputs, before.depends, after.depends, strict=True):
         if then and not now:
-            emptied = [f"group '{name}'" for name, own in kept.items() if not own.any()]
+            emptied = [f"group '{name}'" for name, mask in neurons.items() if not mask.any()]
             without = ", ".join([*(f"block '{name}'" for name in blocks), *emptied])
             raise ValueError(
                 f"output {path} depends on no input any more without {without}: there is no path "
                 "around what was removed. Keep a neuron of each layer that has no shortcut around "
                 "it; removable_blocks(structure, blocks) says which blocks can go."
             )
-    was_read = {path for path, own in zip(structure.axes, before.read, strict=False) if own}
-    dtypes = {path: x.dtype for path, x in named_leaves(structure.shapes) if x is not None}
-    gone = tuple(
+    never_read = _unread(structure, before)
+    shapes = dict(named_leaves(structure.shapes))
+    removed = tuple(
         path
         for path in _unread(structure, after)
-        if path in was_read and not jnp.issubdtype(dtypes[path], jax.dtypes.extended)
+        if path not in never_read and not jnp.issubdtype(shapes[path].dtype, jax.dtypes.extended)
     )
     for name, group in structure.groups.items():
-        if all(member.path in gone for member in group.members):
-            kept = {**kept, name: np.zeros(group.size, bool)}
-    return Removal(kept, gone)
+        if all(member.path in removed for member in group.members):
+            neurons[name] = np.zeros(group.size, bool)
+    return Removal(neurons, removed)
 
 
-def _simplify(structure: Structure, kept: Mapping[str, Any], drop: bool = False) -> Simplify:
-    return Simplify({structure.atoms[name]: own for name, own in kept.items()}, drop)
+def _reduced(left: Kept, run: Simplify) -> Reduced:
+    """The analyzed program on what is left."""
+    shapes = dict(named_leaves(left.params()))
+    leaves = [shapes[path] for path in left.structure.axes]
+    return reduced(left.structure.program, run, leaves, jax.tree.leaves(left.inputs()))
 
 
-def _reduced(structure: Structure, run: Simplify, zero: Collection[str]) -> Reduced:
-    shapes = dict(named_leaves(small_shapes(structure, run, zero)))
-    inputs = jax.tree.leaves(small_inputs(structure, run))
-    return reduced(structure.program, run, [shapes[path] for path in structure.axes], inputs)
-
-
-def _unread(structure: Structure, left: Reduced) -> list[str]:
+def _unread(structure: Structure, left: Reduced) -> tuple[str, ...]:
     """The leaves that are not read."""
-    return [path for path, own in zip(structure.axes, left.read, strict=False) if not own]
+    pairs = zip(structure.axes, left.read, strict=False)
+    return tuple(path for path, is_read in pairs if not is_read)

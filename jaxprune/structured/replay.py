@@ -9,20 +9,21 @@ import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from jaxprune.base import Params
+from jaxprune.base import Params, is_none
 from jaxprune.coupling.analyze import read
 from jaxprune.coupling.expressions import Atom, atoms, infer, transfer
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.structured.kept import Kept, Removal, known, removed
-from jaxprune.structured.reduced import reduced, small_inputs
-from jaxprune.trees import is_none, named_leaves, quoted, shape_only
+from jaxprune.programs.flops import shape_only
+from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.structured.kept import KeptLike, check_kept
+from jaxprune.structured.reduced import reduced
 
 
 def replay(
-    structure: Structure, kept: Kept, fn: Callable[..., Any] | None = None
+    structure: Structure, kept: KeptLike, fn: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
     """The function `(small_params, *args) -> Any` on params of which only `kept` neurons are left.
 
@@ -44,13 +45,11 @@ def replay(
       ValueError: if `kept` does not fit; (when called) if the params are not the small ones, or
         the neurons can't be left out of this function, which says why.
     """
-    gone, whole = removed(kept), not isinstance(kept, Removal)
-    kept = known(structure, kept)
-    own = fn if fn is not None else structure.fn
-    of_atoms = {structure.atoms[name]: entries for name, entries in kept.items()}
-    keep = Keep(of_atoms)
+    left = check_kept(structure, kept)
+    gone, keep = left.removed, left.axes
+    full_fn = fn if fn is not None else structure.fn
     shapes = {path: keep.shape(axes) for path, axes in structure.axes.items() if path not in gone}
-    first = _key(small_inputs(structure, keep)) if fn is None else None
+    first = _key(left.inputs()) if fn is None else None
     functions: dict[Any, Callable[..., Any]] = {}
 
     def function(params: Params, inputs: Any, key: Any) -> Callable[..., Any]:
@@ -58,8 +57,8 @@ def replay(
         if key == first:
             program, of_program, outputs = structure.program, keep, structure.outputs
         else:
-            program, of_program, outputs = _read_again(structure, keep, own, inputs)
-        if whole:
+            program, of_program, outputs = _read_again(structure, keep, full_fn, inputs)
+        if not left.is_removal:
             treedef = jax.tree.structure(outputs)
             return lambda xs: jax.tree.unflatten(treedef, of_program.run(program, xs))
         return _without(structure, gone, program, of_program, outputs, params, inputs)

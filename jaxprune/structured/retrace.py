@@ -14,8 +14,7 @@ from jaxprune.coupling.reader import Program, Step, held
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.rules.registry import RULES
 from jaxprune.coupling.structure import Structure
-from jaxprune.structured.kept import Kept, Removal, known
-from jaxprune.structured.reduced import small_inputs, small_shapes
+from jaxprune.structured.kept import KeptLike, check_kept
 
 
 class Retraced(NamedTuple):
@@ -31,7 +30,7 @@ class Retraced(NamedTuple):
     differs: tuple[str, ...]
 
 
-def retrace(structure: Structure, kept: Kept, fn: Callable[..., Any] | None = None) -> Retraced:
+def retrace(structure: Structure, kept: KeptLike, fn: Callable[..., Any] | None = None) -> Retraced:
     """The code of the network run anew on the small params, proven to be the same program.
 
     `replay` runs the equations that were traced, and serves for everything. Where the code itself
@@ -51,17 +50,15 @@ def retrace(structure: Structure, kept: Kept, fn: Callable[..., Any] | None = No
       ValueError: if the code can't run on the small shapes, has side effects, or takes another
         path than it did, as Python that branches on shapes does.
     """
-    if isinstance(kept, Removal):
+    left = check_kept(structure, kept)
+    if left.is_removal:
         raise ValueError(
             "retrace: of a network without some of its branches only `replay` knows the program. "
             "Write the smaller network, and give it the params that are left."
         )
-    own = known(structure, kept)
-    keep = Keep({structure.atoms[name]: entries for name, entries in own.items()})
     small_fn = _own_widths(structure.fn if fn is None else fn)
-    shapes, inputs = small_shapes(structure, keep), small_inputs(structure, keep)
     try:
-        closed = jax.make_jaxpr(small_fn)(shapes, *inputs)
+        closed = jax.make_jaxpr(small_fn)(left.params(), *left.inputs())
     except Exception as error:
         raise ValueError(
             "retrace: the code can't run on the small params, for something in it has the old "
@@ -72,7 +69,7 @@ def retrace(structure: Structure, kept: Kept, fn: Callable[..., Any] | None = No
         names = ", ".join(sorted(str(effect) for effect in closed.effects))
         raise ValueError(f"retrace: the function has side effects ({names}): remove them first.")
     found: dict[str, None] = {}
-    _compare(structure.program, keep, closed, found)
+    _compare(structure.program, left.axes, closed, found)
     return Retraced(small_fn, tuple(found))
 
 

@@ -12,36 +12,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, Score, Scores, widened
+from jaxprune.base import Params, Score, Scores, map_scored, widened
 from jaxprune.coupling.structure import Member, Structure
+from jaxprune.coupling.uses import Uses
 from jaxprune.keys import key_first
 from jaxprune.prunable.layers import folded, split_like
-from jaxprune.prunable.rules import kernels
+from jaxprune.prunable.rules import kernels, named_leaves, quoted
 from jaxprune.scores import magnitude
 from jaxprune.scores import random as random_like
-from jaxprune.structured.check import check_params
-from jaxprune.structured.makers import makers
-from jaxprune.structured.slices import slices
-from jaxprune.trees import map_scored, named_leaves, quoted
+from jaxprune.structured.check import check_params, slices
 
-Slices = dict[Member, jax.Array]
+Slices = dict[Member, jax.Array]  # (size, entries) by member, a neuron a row
 
 
-def mean_of_sums(own: Slices) -> jax.Array:
+def mean_of_sums(slices: Slices) -> jax.Array:
     """(size,): the sum over a neuron's entries in each member, averaged over members."""
-    return jnp.stack([widened(x).sum(1) for x in own.values()]).mean(0)
+    return jnp.stack([widened(x).sum(1) for x in slices.values()]).mean(0)
 
 
-def abs_of_sum(own: Slices) -> jax.Array:
+def abs_of_sum(slices: Slices) -> jax.Array:
     """(size,): |the sum over all of a neuron's entries|."""
-    return jnp.abs(jnp.stack([widened(x).sum(1) for x in own.values()]).sum(0))
+    return jnp.abs(jnp.stack([widened(x).sum(1) for x in slices.values()]).sum(0))
 
 
 def distances(x: jax.Array) -> jax.Array:
     """(size,): the sum of the Euclidean distances from each row of `x` to all others.
 
-    Rows that are all zero are pruned neurons, and none of the others. Nor are those that hold inf
-    or nan, which are inf away.
+    A row that is all zero is a pruned neuron: it does not count among the others. Nor does a row
+    that holds inf or nan: it is inf away.
     """
     x = x.astype(jnp.float32)
     finite = jnp.isfinite(x).all(1)
@@ -75,20 +73,20 @@ def per_group(
         scale of the norm  per_group(structure, prunable=matching('*/scale'))
         norms with scales  per_group(structure, square, matching('*/kernel', '*/scale'))
 
-    The last counts scales of norms as Torch-Pruning's `GroupMagnitudeImportance` does. For the
-    geometric median, which is of one layer's filters, see `geometric_median`.
+    The last counts scales of norms as Torch-Pruning's `GroupMagnitudeImportance` does. The
+    geometric median is over one layer's filters: see `geometric_median`.
 
-    The params may be a part of what was analyzed, such as those without `batch_stats`.
+    The params may be a part of the params that were analyzed, without `batch_stats` for example.
 
     Args:
       structure: of `analyze`.
       score: what each weight is worth; see `jaxprune.scores`.
-      prunable: `params -> params` with None in place of leaves that say nothing of a neuron's
-        worth; by default only kernels do, inputs and outputs alike.
+      prunable: `params -> params` with None in place of leaves that do not count; by default only
+        kernels count, those that make neurons and those that read them.
       of: `{member: (size, entries)} -> (size,)`: what a neuron's slices are worth together.
 
     Raises:
-      ValueError: (when used) if of a group no leaf is prunable, or the params are not those that
+      ValueError: (when used) if a group has no prunable leaf, or the params are not those that
         were analyzed.
 
     Reference: Fang et al., 2023, DepGraph: Towards Any Structural Pruning (the mean of sums).
@@ -99,19 +97,19 @@ def per_group(
         chosen = prunable(params)
         slopes = None if grads is None else split_like(grads, chosen)
         of_weights = named_leaves(folded(score(chosen, grads=slopes, **context)))
-        of_leaves = {prefix + path: s for path, s in of_weights}
-        found = {}
+        leaves = {prefix + path: s for path, s in of_weights}
+        worth = {}
         for name, group in structure.groups.items():
-            own = slices(structure, name, of_leaves)
-            if not own:
+            scored = slices(structure, name, leaves)
+            if not scored:
                 have = [(member.path, None) for member in group.members]
                 raise ValueError(
                     f"per_group: none of {quoted(have)}, the leaves of group '{name}', is "
                     "prunable, and so nothing says what its neurons are worth. Choose with "
                     "prunable=matching(...), or exclude the group with analyze(..., freeze=...)."
                 )
-            found[name] = of(own)
-        return found
+            worth[name] = of(scored)
+        return worth
 
     return scores
 
@@ -139,15 +137,15 @@ def geometric_median(structure: Structure, prunable: Callable[[Params], Params] 
 
         I_k = sum_j |F_k - F_j|_2        F_k: the weights of the layer that makes neuron k
 
-    Small is near the geometric median, which the other filters can stand in for. Only layers that
-    make the neurons count, not those that read them. Where several layers make them (all that add
-    to one residual stream) it is the mean over these layers. A filter that is all zero is pruned,
-    and no neighbor.
+    A low score is near the geometric median: the other filters can stand in for it. Only layers
+    that make the neurons count, not layers that read them. Where several layers make them (all that
+    add to one residual stream) the score is the mean over these layers. A filter that is all zero
+    is pruned, and no neighbor.
 
     Args:
       structure: of `analyze`.
       prunable: `params -> params` with None in place of leaves that have no filters; by default
-        kernels have.
+        kernels have filters.
 
     Raises:
       ValueError: (when used) if a group is made by no prunable leaf, or the params are not those
@@ -167,10 +165,10 @@ def geometric_median(structure: Structure, prunable: Callable[[Params], Params] 
     def scores(params: Params, **_: Any) -> Scores:
         prefix = check_params("geometric_median", structure, params)
         leaves = {prefix + path: w for path, w in named_leaves(prunable(params))}
-        found = {}
+        worth = {}
         for name in structure.groups:
-            own = slices(structure, name, {path: leaves.get(path) for path, _ in made[name]})
-            filters = [own[member] for member in made[name] if member in own]
+            rows = slices(structure, name, {path: leaves.get(path) for path, _ in made[name]})
+            filters = [rows[member] for member in made[name] if member in rows]
             if not filters:
                 have = [(str(member), None) for member in made[name]]
                 raise ValueError(
@@ -178,10 +176,27 @@ def geometric_median(structure: Structure, prunable: Callable[[Params], Params] 
                     "these is prunable: it has no filters. Choose with prunable=matching(...), or "
                     "exclude the group with analyze(..., freeze=...)."
                 )
-            found[name] = jnp.stack([distances(x) for x in filters]).mean(0)
-        return found
+            worth[name] = jnp.stack([distances(x) for x in filters]).mean(0)
+        return worth
 
     return scores
+
+
+def makers(structure: Structure) -> dict[str, tuple[Member, ...]]:
+    """By group the members that make its neurons, in the order of the data.
+
+    An axis of a leaf makes neurons if a product with the leaf, or a look-up in it, has the axis in
+    its result. An axis that a product sums over reads neurons; norms and biases do neither.
+    """
+    uses, axes = Uses(structure.program, list(structure.axes)), structure.axes
+    return {
+        name: tuple(
+            Member(path, i)
+            for path, i in group.members
+            if path in axes and uses.makes(path, axes[path][i], structure.atoms[name])
+        )
+        for name, group in structure.groups.items()
+    }
 
 
 @key_first
@@ -195,13 +210,13 @@ def random(key: jax.Array, structure: Structure) -> Score:
 def normalized(score: Score, by: Callable[[jax.Array], jax.Array] = jnp.mean) -> Score:
     """A score of a score: s / by(s) in each group, so that one threshold serves all of them.
 
-    What is inf or nan scores inf, and is 0 in `by`: one weight that diverged does not decide over
-    its group.
+    A score that is inf or nan becomes inf, and counts as 0 in `by`: one weight that diverged does
+    not decide over its group.
 
     Args:
       score: of groups.
-      by: `(size,) -> scalar`: `jnp.mean`, `jnp.max`, `jnp.linalg.norm`, ... For the normalization
-        of LAMP take `lamp(score)`.
+      by: `(size,) -> scalar`: `jnp.mean`, `jnp.max`, `jnp.linalg.norm`, ... `lamp(score)` is
+        LAMP's normalization.
     """
 
     def group(s: jax.Array) -> jax.Array:

@@ -18,10 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
-from jaxprune.coupling.replay import Keep
-from jaxprune.coupling.structure import Structure
-from jaxprune.structured.compact import Compact
-from jaxprune.structured.kept import Kept, Removal, known, removed
+from jaxprune.structured import Compact, Removal, Structure
 from recipes.common import checkpoints, folder, models, report
 from recipes.common.data import Split
 from recipes.common.timing import CONTROL

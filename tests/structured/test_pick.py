@@ -165,13 +165,15 @@ def test_a_cost_may_rise_again_where_little_is_left():
 
 
 def test_a_stack_of_budgets_compiles_once():
-    from jaxprune.structured import budget
-
-    before = budget._of_count._cache_size()
+    events, counts = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: events.append(event)
+    )
     for seed in range(3):
         scores = {n: jax.random.uniform(jax.random.key(seed), s.shape) for n, s in SCORES.items()}
-        jp.pick(STRUCTURE, scores, None, jp.uniform, flops=0.5, round_to=2)
-    assert budget._of_count._cache_size() == before + 1
+        jp.pick(STRUCTURE, scores, None, jp.uniform, flops=0.5, round_to=3)
+        counts.append(len(events))
+    assert 0 < counts[0] == counts[1] == counts[2]
 
 
 def test_cost_is_what_is_counted_on_the_small_function():

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from jaxprune.structured.makers import makers
-from jaxprune.structured.scores import distances
+from jaxprune.structured.scores import distances, makers
 from tests.coupling.networks import NETWORKS, built
 from tests.coupling.test_stated import raised
 

@@ -26,12 +26,9 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.coupling.structure import Structure
-from jaxprune.structured.cost import counter
-from jaxprune.structured.kept import Removal
+from jaxprune.structured import Removal, Structure, counter
 from recipes.common import (
     cli,
-    cutting,
     data,
     dead,
     flags,
@@ -104,7 +101,7 @@ def relax(config: Config) -> dict[str, Any]:
     with journal(config) as kept:
         stage = partial(one_stage, study, kept, Watch(study, kept, config.evaluations))
         settled = lanes.phases(kept, len(study.stages), untrained(study), stage)
-    left = cutting.removals(study.neurons.structure, named(study.neurons, settled.kept))
+    left = removals(study.neurons, settled.kept)
     last = lane_of(study, study.stages[-1], left)
     variables = study.variables(settled.params, settled.batch_stats, last)
     chance = dead.chance(dataset.test.labels)
@@ -251,7 +248,7 @@ def one_stage(
     """Cuts by the gates that were learnt, then trains what is left; it logs by itself."""
     stage, (params, batch_stats) = s.stages[index], settled[:2]
     gates = named(s.neurons, settled.gates)
-    before = cutting.removals(s.neurons.structure, named(s.neurons, settled.kept))
+    before = removals(s.neurons, settled.kept)
     left = cut(s, gates, before, stage)
     lane = lane_of(s, stage, left)
     if not stage.gating:  # fold them first: what is cut has been multiplied by zero then
@@ -287,10 +284,28 @@ def cut(
             found.append(own)
             continue
         values = {name: np.asarray(gate[i]) for name, gate in gates.items()}
-        exact = stage is s.stages[-1] and budget > 0
+        exact = stage is s.stages[-1]
         structure, _, held = s.neurons
-        found.append(cutting.cut(structure, values, own, stage.threshold, budget, exact, held))
+        bound = {"flops": budget, "exact": exact} if budget else {}
+        found.append(
+            jp.structured.cut(structure, values, stage.threshold, own, never_empty=held, **bound)
+        )
     return found
+
+
+def removals(neurons: Neurons, kept: Sequence[np.ndarray]) -> list[Removal]:
+    """What is left of each lane, without branches that lost all their neurons."""
+    return [
+        jp.structured.remove_emptied(neurons.structure, named(neurons, masks))
+        for masks in zip(*kept, strict=True)
+    ]
+
+
+def masks_of(structure: Structure, left: Sequence[Removal]) -> Any:
+    """Masks of all variables, a stack: what is left of each lane."""
+    full = lambda x, m: jnp.ones(x.shape, bool) if m is None else m
+    masks = lambda own: jax.tree.map(full, structure.shapes, jp.structured.masks(structure, own))
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(masks, left))
 
 
 def lane_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:
@@ -314,7 +329,7 @@ def lane_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:
             jnp.stack([jnp.asarray(own.kept[name]) for own in left])
             for name in s.neurons.structure.groups
         ),
-        masks=cutting.masks_of(s.neurons.structure, left),
+        masks=masks_of(s.neurons.structure, left),
     )
 
 
@@ -337,7 +352,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     module = models.model(**model)
     plan = settings.plan_of(config, len(dataset.train.labels))
     structure = small.structure_of(module, dataset.train.images.shape[1:])
-    held = cutting.held(structure) if config.collapse else list(structure.groups)
+    held = jp.structured.required_groups(structure) if config.collapse else list(structure.groups)
     count = counter(structure)
     dense = count({}).flops
     least = {n: np.arange(structure.groups[n].size) < (n in held) for n in structure.groups}

@@ -24,8 +24,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.coupling.structure import Structure
-from jaxprune.structured.compact import Compact
+from jaxprune.structured import Compact, Structure
 from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings, small
 from recipes.common.data import Dataset, Split
 from recipes.common.folder import RecipeError

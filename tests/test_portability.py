@@ -9,7 +9,7 @@ from jax import export
 from jax.sharding import AxisType
 
 import jaxprune as jp
-from jaxprune.structured.kept import Removal
+from jaxprune.structured import Removal
 from recipes import dynamic, gates, gmp, relaxation, soup
 from recipes.common import arms, lanes, models
 from recipes.common.data import Dataset, Split

@@ -5,21 +5,28 @@
     kept = jp.pick(structure, scores, 0.5)      which are kept
     small, small_fn = jp.compact(structure, params, kept)
 
-`kept` is bool (size,) by group, True = kept. The three verbs stand at the root, the rest is here.
+`kept` is bool (size,) by group, True = kept. The three verbs stand at the root, the rest is here,
+with the types that they return: a `Structure`, and a `Compact` network.
 
 Scores: `per_group` of `square`, `taylor`, or any score of weights, with `abs_of_sum` for signed
 ones; `geometric_median`, `random`; `normalized` by group. `isomorphic` is an allocation. `cost` is
-what is left. Masks: `masks` of the neurons that are kept, `kept` is its inverse, and `prune` is a
-mask transform. Smaller: `shrink` (optimizer states too), `compact_module` (an nnx module), `replay`
-(a training function), `retrace` (the code itself). Branches that go, as a `Removal`:
-`remove_emptied`, `collapse_emptied`, `remove_blocks`, `removable_blocks`, `block_scores`. Gates of
-groups: `gate_logits`, `apply_gates` (`per_example` of a batch), `relaxed_cost`. `register_rule`
-teaches `jp.analyze` a primitive.
+the weights and FLOPs that are left, `counter` counts them for many `kept`. Masks: `masks` of the
+neurons that are kept, `kept` is its inverse, and `prune` is a mask transform. Smaller: `shrink`
+(optimizer states too), `compact_module` (an nnx module), `replay` (a training function), `retrace`
+(the code itself). Branches that go, as a `Removal`: `remove_emptied`, `collapse_emptied`,
+`remove_blocks`, `removable_blocks`, `block_scores`. Gates of groups: `gate_logits`, `apply_gates`
+(`per_example` of a batch), `relaxed_cost`; `cut` removes what they close, and `required_groups`
+keep a neuron. `register_rule` teaches `jp.analyze` a primitive.
 """
 
 from jaxprune.coupling.rules.registry import register_rule as register_rule
+from jaxprune.coupling.structure import Structure as Structure
+from jaxprune.structured.compact import Compact as Compact
 from jaxprune.structured.compact import shrink as shrink
 from jaxprune.structured.cost import cost as cost
+from jaxprune.structured.cost import counter as counter
+from jaxprune.structured.cut import cut as cut
+from jaxprune.structured.cut import required_groups as required_groups
 from jaxprune.structured.gates import apply_gates as apply_gates
 from jaxprune.structured.gates import gate_logits as gate_logits
 from jaxprune.structured.gates import per_example as per_example

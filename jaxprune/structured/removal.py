@@ -36,7 +36,7 @@ def collapse_emptied(structure: Structure, kept: KeptLike) -> Removal:
     Raises:
       ValueError: if an output depends on no input any more; it names the groups.
     """
-    return _removal(_allowed(structure, kept))
+    return _removal(allowed(structure, kept))
 
 
 def remove_emptied(structure: Structure, kept: KeptLike) -> Removal:
@@ -55,7 +55,9 @@ def remove_emptied(structure: Structure, kept: KeptLike) -> Removal:
 
     Reference: Larson et al., 2023, A Generalization of Continuous Relaxation in Structured Pruning.
     """
-    left = _allowed(structure, kept)
+    left = allowed(structure, kept)
+    if not left.removed and all(mask.any() for mask in left.neurons.values()):
+        return Removal(dict(left.neurons), ())
     while True:
         run = Simplify(left.atoms, drop=True)
         read = _reduced(left, run)
@@ -188,7 +190,7 @@ def _weights_of(structure: Structure, blocks: Sequence[str]) -> dict[str, list[s
     }
 
 
-def _allowed(structure: Structure, kept: KeptLike) -> Kept:
+def allowed(structure: Structure, kept: KeptLike) -> Kept:
     """`kept`, checked; its groups may keep nothing."""
     is_mapping = not isinstance(kept, (Removal, Kept))
     return check_kept(structure, Removal(kept, ()) if is_mapping else kept)

@@ -25,6 +25,8 @@ from recipes.common.timing import CONTROL
 
 KEPT = "kept.json"  # beside the arrays
 
+Kept = Mapping[str, Any] | Removal  # bool (size,) by group
+
 
 def structure_of(module: nn.Module, image: Sequence[int]) -> Structure:
     """The neurons of a network as it is evaluated, on one image (h, w, c): of all its variables."""
@@ -105,21 +107,18 @@ class Size(NamedTuple):
     widths: dict[str, int]  # neurons by group
 
 
-def size_of(structure: Structure, kept: Kept, trained: str = "params/") -> Size:
-    """That of the network of the kept neurons.
+def size_of(structure: Structure, kept: Kept) -> Size:
+    """The size of the network of the kept neurons.
 
     Args:
       structure: of `analyze(module.apply, variables, one_image)`.
-      kept: bool (size,) by group; of a group that is not named all are kept. Or a
-        `structured.Removal`.
-      trained: how the paths of weights begin; running statistics are none.
+      kept: bool (size,) by group; a group that is not named keeps all. Or a `structured.Removal`.
     """
-    neurons, gone = known(structure, kept), removed(kept)
-    keep = Keep({structure.atoms[name]: own for name, own in neurons.items()})
-    left = {path: math.prod(keep.shape(axes)) for path, axes in structure.axes.items()}
-    weights = sum(n for path, n in left.items() if path.startswith(trained) and path not in gone)
+    left = jp.structured.shrink(structure, structure.shapes, kept)["params"]
+    weights = sum(math.prod(x.shape) for x in jax.tree.leaves(left))
+    neurons = kept.kept if isinstance(kept, Removal) else kept
     widths = {name: group.size for name, group in structure.groups.items()}
-    widths |= {name: int(np.sum(own)) for name, own in neurons.items()}
+    widths |= {name: int(np.sum(mask)) for name, mask in neurons.items()}
     return Size(weights, jp.structured.cost(structure, kept).flops, widths)
 
 

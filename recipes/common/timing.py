@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.structured.compact import Compact
+from jaxprune.structured import Compact
 from recipes.common.terminal import progress
 
 Clock = Callable[[], float]  # seconds

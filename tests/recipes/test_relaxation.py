@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from jaxprune.structured.kept import Removal
+from jaxprune.structured import Removal
 from recipes import relaxation
 from recipes.common import data, folder, lanes, small
 from recipes.common.lanes import Network

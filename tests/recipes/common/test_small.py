@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.structured.compact import Compact
+from jaxprune.structured import Compact
 from recipes.common import models, small, timing
 from recipes.common.figures import layers, style
 

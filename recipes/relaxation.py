@@ -30,7 +30,6 @@ from jaxprune.structured import Removal, Structure, counter
 from recipes.common import (
     cli,
     data,
-    dead,
     flags,
     folder,
     lanes,
@@ -43,7 +42,7 @@ from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Network, State
 from recipes.reports import relaxation as report
-from recipes.reports.relaxation import DENSE, Stage, Watch
+from recipes.reports.relaxation import DENSE, Outcome, Stage, Watch
 
 FINAL = 1.6  # how long the last stage is, in those before
 SLOPE = 5.0  # of the sigmoids
@@ -101,11 +100,10 @@ def relax(config: Config) -> dict[str, Any]:
     with journal(config) as kept:
         stage = partial(one_stage, study, kept, Watch(study, kept, config.evaluations))
         settled = lanes.phases(kept, len(study.stages), untrained(study), stage)
-    left = removals(study.neurons, settled.kept)
+    left = removals(study, settled)
     last = lane_of(study, study.stages[-1], left)
     variables = study.variables(settled.params, settled.batch_stats, last)
-    chance = dead.chance(dataset.test.labels)
-    return report.write(config, study, variables, left, kept.records, dataset, chance)
+    return report.write(Outcome(config, study, variables, left, kept.records, dataset))
 
 
 # --- the method -----------------------------------------------------------------------------------
@@ -237,8 +235,8 @@ def untrained(s: Study) -> Settled:
         GATES: jax.tree.map(lambda x: jnp.tile(x, (count, 1)), logits),
     }
     statistics = lanes.tile(first.batch_stats, len(s.arms))
-    ones = [np.ones((count, own.size), bool) for own in s.neurons.structure.groups.values()]
-    gates = tuple(jnp.asarray(own, jnp.float32) for own in ones)
+    ones = [np.ones((count, group.size), bool) for group in s.neurons.structure.groups.values()]
+    gates = tuple(jnp.asarray(mask, jnp.float32) for mask in ones)
     return Settled(learned, statistics, gates, tuple(ones))
 
 
@@ -247,16 +245,14 @@ def one_stage(
 ) -> tuple[Settled, None]:
     """Cuts by the gates that were learnt, then trains what is left; it logs by itself."""
     stage, (params, batch_stats) = s.stages[index], settled[:2]
-    gates = named(s.neurons, settled.gates)
-    before = removals(s.neurons, settled.kept)
-    left = cut(s, gates, before, stage)
+    left = cut(s, settled, stage)
     lane = lane_of(s, stage, left)
     if not stage.gating:  # fold them first: what is cut has been multiplied by zero then
         under = lane_of(s, stage._replace(gating=True), left)
         folded = s.variables(params, batch_stats, under)
         params, batch_stats = {**params, NETWORK: folded["params"]}, folded.get("batch_stats", {})
     state = lanes.begin(s.program, Network(params, batch_stats, None), lane)
-    first = sum(own.steps for own in s.stages[:index])
+    first = sum(before.steps for before in s.stages[:index])
     watch.begin(stage, first, lane, left, state)
 
     def train(state: State, start: int, at: At) -> State:
@@ -269,73 +265,61 @@ def one_stage(
     name = f"stage {index + 1} of {len(s.stages)}: {stage.name}"
     words = f"{len(lane.order)} networks"
     state = journal.once(name, stage.steps, state, train, words)
-    learnt = s.gates(state.params, lane)
-    kept = tuple(np.stack([own.kept[name] for own in left]) for name in gates)
-    return Settled(state.params, state.batch_stats, learnt, kept), None
+    kept = tuple(np.stack([one.kept[name] for one in left]) for name in s.neurons.structure.groups)
+    return Settled(state.params, state.batch_stats, s.gates(state.params, lane), kept), None
 
 
-def cut(
-    s: Study, gates: Mapping[str, Any], before: Sequence[Removal], stage: Stage
-) -> list[Removal]:
-    """What is left of each lane in this stage, by the gates {group: (lanes, size)} of the last."""
-    found = []
-    for i, (own, budget) in enumerate(zip(before, s.budgets, strict=True)):
-        if stage.threshold is None or budget is None:
-            found.append(own)
-            continue
-        values = {name: np.asarray(gate[i]) for name, gate in gates.items()}
-        exact = stage is s.stages[-1]
-        structure, _, held = s.neurons
-        bound = {"flops": budget, "exact": exact} if budget else {}
-        found.append(
-            jp.structured.cut(structure, values, stage.threshold, own, never_empty=held, **bound)
-        )
-    return found
-
-
-def removals(neurons: Neurons, kept: Sequence[np.ndarray]) -> list[Removal]:
+def removals(s: Study, settled: Settled) -> list[Removal]:
     """What is left of each lane, without branches that lost all their neurons."""
     return [
-        jp.structured.remove_emptied(neurons.structure, named(neurons, masks))
-        for masks in zip(*kept, strict=True)
+        jp.structured.remove_emptied(s.neurons.structure, named(s.neurons, masks))
+        for masks in zip(*settled.kept, strict=True)
     ]
 
 
-def masks_of(structure: Structure, left: Sequence[Removal]) -> Any:
-    """Masks of all variables, a stack: what is left of each lane."""
-    full = lambda x, m: jnp.ones(x.shape, bool) if m is None else m
-    masks = lambda own: jax.tree.map(full, structure.shapes, jp.structured.masks(structure, own))
-    return jax.tree.map(lambda *x: jnp.stack(x), *map(masks, left))
+def cut(s: Study, settled: Settled, stage: Stage) -> list[Removal]:
+    """What is left of each lane in this stage, by the gates of the stage before."""
+    left, gates = removals(s, settled), [np.asarray(gate) for gate in settled.gates]
+    for i, budget in enumerate(s.budgets if stage.threshold is not None else ()):
+        if budget is not None:
+            left[i] = jp.structured.cut(
+                s.neurons.structure,
+                named(s.neurons, lanes.lane_of(gates, i)),
+                stage.threshold,
+                left[i],
+                flops=budget or None,
+                exact=stage is s.stages[-1],
+                never_empty=s.neurons.held,
+            )
+    return left
 
 
 def lane_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:
     """How all networks train in this stage."""
-    count, length = len(left), max(own.steps for own in s.stages)
+    structure, length = s.neurons.structure, max(each.steps for each in s.stages)
     relaxed = jnp.asarray([budget is not None for budget in s.budgets])
     ramp = jp.gates.cubic_ramp(0.48 * stage.steps, 0.5 * stage.steps)  # a switch, half-way
     ejection = stage.ejection * jax.vmap(ramp)(jnp.arange(length))
-    same = lanes.alike(
-        lanes.tile(s.keys, len(s.arms)),
-        lanes.table(s.schedule(stage.steps), stage.steps, length),
-        s.decay,
-    )
+    rates = lanes.table(s.schedule(stage.steps), stage.steps, length)
+    full = lambda x, mask: jnp.ones(x.shape, bool) if mask is None else mask
+    masks = [
+        jax.tree.map(full, structure.shapes, jp.structured.masks(structure, one)) for one in left
+    ]
+    stack = lambda *xs: jnp.stack([jnp.asarray(x) for x in xs])
     return Lane(
-        *same,
-        pull=jnp.where(relaxed, jnp.full(count, stage.pull, jnp.float32), 0),
+        *lanes.alike(lanes.tile(s.keys, len(s.arms)), rates, s.decay),
+        pull=jnp.where(relaxed, jnp.full(len(left), stage.pull, jnp.float32), 0),
         ejection=jnp.where(relaxed[:, None], ejection, 0),
         target=jnp.asarray([budget or 0.0 for budget in s.budgets], jnp.float32),
         gating=relaxed & stage.gating,
-        kept=tuple(
-            jnp.stack([jnp.asarray(own.kept[name]) for own in left])
-            for name in s.neurons.structure.groups
-        ),
-        masks=masks_of(s.neurons.structure, left),
+        kept=tuple(stack(*(one.kept[name] for one in left)) for name in structure.groups),
+        masks=jax.tree.map(stack, *masks),
     )
 
 
-def named(neurons: Neurons, own: Sequence[Any]) -> dict[str, Any]:
+def named(neurons: Neurons, values: Sequence[Any]) -> dict[str, Any]:
     """By group, what comes in their order: names with slashes are none in checkpoints."""
-    return dict(zip(neurons.structure.groups, own, strict=True))
+    return dict(zip(neurons.structure.groups, values, strict=True))
 
 
 # --- what is asked for ----------------------------------------------------------------------------
@@ -343,15 +327,9 @@ def named(neurons: Neurons, own: Sequence[Any]) -> dict[str, Any]:
 
 def study_of(config: Config, dataset: data.Dataset) -> Study:
     """The programs of all stages; raises `RecipeError` for budgets that can't be met."""
-    model: dict[str, Any] = {
-        "name": config.model,
-        "classes": dataset.classes,
-        "norm": config.norm,
-        "width": config.width,
-    }
-    module = models.model(**model)
+    model, module = small.network_of(config, dataset)
     plan = settings.plan_of(config, len(dataset.train.labels))
-    structure = small.structure_of(module, dataset.train.images.shape[1:])
+    structure = jp.analyze(module.apply, *small.shapes_of(module, dataset.train.images.shape[1:]))
     held = jp.structured.required_groups(structure) if config.collapse else list(structure.groups)
     count = counter(structure)
     dense = count({}).flops

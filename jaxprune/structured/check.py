@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.expressions import places
 from jaxprune.coupling.structure import Member, Structure
-from jaxprune.prunable.rules import named_leaves, quoted
+from jaxprune.trees import map_named, named_leaves, present_leaves, quoted
 
 
 def prefix_of(structure: Structure, names: Iterable[str]) -> str | None:
@@ -38,8 +37,7 @@ def check_params(what: str, structure: Structure, params: Params) -> str:
     Raises:
       ValueError: for a leaf that was not analyzed, or had another shape.
     """
-    shapes = {path: leaf for path, leaf in named_leaves(structure.shapes) if leaf is not None}
-    leaves = {path: leaf for path, leaf in named_leaves(params) if leaf is not None}
+    shapes, leaves = dict(present_leaves(structure.shapes)), dict(present_leaves(params))
     prefix = prefix_of(structure, leaves)
     if prefix is None:
         unknown = next(path for path in leaves if path not in shapes)
@@ -60,7 +58,7 @@ def check_params(what: str, structure: Structure, params: Params) -> str:
 def check_all(what: str, structure: Structure, params: Params) -> None:
     """ValueError unless the params are all that were analyzed, in the shapes that they had."""
     prefix = check_params(what, structure, params)
-    leaves = {prefix + path for path, leaf in named_leaves(params) if leaf is not None}
+    leaves = {prefix + path for path, _ in present_leaves(params)}
     missing = [(path, None) for path in structure.axes if path not in leaves]
     if missing:
         raise ValueError(
@@ -73,8 +71,7 @@ def part_of(structure: Structure, tree: Any, params: Params, what: str) -> Any:
     """The leaves of `tree`, which is like the analyzed one, that params have; in params' tree."""
     prefix = check_params(what, structure, params)
     leaves = dict(named_leaves(tree))
-    part = [None if leaf is None else leaves[prefix + path] for path, leaf in named_leaves(params)]
-    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_none), part)
+    return map_named(lambda path, _: leaves[prefix + path], params)
 
 
 def slices(structure: Structure, group: str, leaves: Mapping[str, Any]) -> dict[Member, Any]:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.structure import Structure
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.check import check_all, prefix_of
 from jaxprune.structured.kept import KeptLike, check_kept
 from jaxprune.structured.replay import replay
+from jaxprune.trees import map_named, named_leaves, present_leaves
 
 
 class Compact(NamedTuple):
@@ -63,18 +63,16 @@ def shrink(structure: Structure, tree: Any, kept: KeptLike) -> Any:
         shapes; it names a leaf that differs.
     """
     left = check_kept(structure, kept)
-    shapes = {path: x.shape for path, x in named_leaves(structure.shapes) if x is not None}
+    shapes = {path: x.shape for path, x in present_leaves(structure.shapes)}
     is_part = False
 
     def smaller(part: Any) -> Any:
         nonlocal is_part
-        leaves = {path: leaf for path, leaf in named_leaves(part) if leaf is not None}
+        leaves = dict(present_leaves(part))
         prefix = prefix_of(structure, leaves) if leaves else None
         if prefix is not None and fits(prefix, leaves):
             is_part = True
-            treedef = jax.tree.structure(part, is_leaf=is_none)
-            small = [taken(prefix + path, leaf) for path, leaf in named_leaves(part)]
-            return jax.tree.unflatten(treedef, small)
+            return map_named(lambda path, leaf: taken(prefix + path, leaf), part)
         inner, treedef = jax.tree.flatten(part, is_leaf=lambda node: node is not part)
         if len(inner) == 1 and inner[0] is part:  # a leaf
             return part
@@ -99,7 +97,7 @@ def shrink(structure: Structure, tree: Any, kept: KeptLike) -> Any:
         return not wrong
 
     def taken(path: str, leaf: Any) -> Any:
-        if path in left.removed or leaf is None:
+        if path in left.removed:
             return None
         if np.shape(leaf) != shapes[path]:
             return leaf

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Masks, Params, is_known, is_none
+from jaxprune.base import Masks, Params, is_known
 from jaxprune.coupling.expressions import Atom, kept_entries
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
-from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.structured.check import check_params, slices
+from jaxprune.trees import map_named, named_leaves, quoted, with_leaves
 
 
 class Removal(NamedTuple):
@@ -60,14 +60,13 @@ class Kept:
 
     def params(self) -> Params:
         """What is left of the params, as `jax.ShapeDtypeStruct`; None where a leaf is removed."""
-        leaves = [
-            None
-            if x is None or path in self.removed
-            else jax.ShapeDtypeStruct(self.axes.shape(self.structure.axes[path]), x.dtype)
-            for path, x in named_leaves(self.structure.shapes)
-        ]
-        treedef = jax.tree.structure(self.structure.shapes, is_leaf=is_none)
-        return jax.tree.unflatten(treedef, leaves)
+
+        def left(path: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | None:
+            if path in self.removed:
+                return None
+            return jax.ShapeDtypeStruct(self.axes.shape(self.structure.axes[path]), x.dtype)
+
+        return map_named(left, self.structure.shapes)
 
     def inputs(self) -> Any:
         """The example inputs, with what is left of their sliceable axes."""
@@ -100,9 +99,10 @@ def check_kept(structure: Structure, kept: KeptLike, traced: bool = False) -> Ke
     """
     if isinstance(kept, Kept):
         return kept
-    is_removal, removed = isinstance(kept, Removal), ()
+    removed: tuple[str, ...] = ()
+    is_removal = isinstance(kept, Removal)
     if isinstance(kept, Removal):
-        kept, removed = kept
+        kept, removed = kept.kept, tuple(kept.removed)
         unknown = [(path, None) for path in removed if path not in structure.axes]
         if unknown:
             raise ValueError(f"removed names {quoted(unknown)}, no leaves that were analyzed.")
@@ -119,7 +119,7 @@ def check_kept(structure: Structure, kept: KeptLike, traced: bool = False) -> Ke
                 "and compact outside of jit. Masks (structured.masks) work inside."
             )
     neurons = dict(kept) if traced else {name: np.asarray(mask) for name, mask in kept.items()}
-    return Kept(structure, neurons, tuple(removed), is_removal)
+    return Kept(structure, neurons, removed, is_removal)
 
 
 def _check_group(structure: Structure, name: str, mask: Any, may_be_empty: bool) -> None:
@@ -180,7 +180,7 @@ def masks(structure: Structure, kept: KeptLike) -> Masks:
         return jnp.asarray(entries)
 
     leaves = [mask(path, leaf) for path, leaf in named_leaves(structure.shapes)]
-    return jax.tree.unflatten(jax.tree.structure(structure.shapes, is_leaf=is_none), leaves)
+    return with_leaves(structure.shapes, leaves)
 
 
 def kept(structure: Structure, masks: Masks) -> dict[str, jax.Array]:

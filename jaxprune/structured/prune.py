@@ -9,16 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation.layerwise import global_threshold
-from jaxprune.base import (
-    Allocation,
-    Masks,
-    MaskState,
-    MaskTransform,
-    Params,
-    Score,
-    check_fraction,
-    map_scored,
-)
+from jaxprune.base import Allocation, Masks, MaskState, MaskTransform, Params, Score, check_fraction
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import with_own
@@ -29,6 +20,7 @@ from jaxprune.structured.check import part_of
 from jaxprune.structured.kept import kept as kept_neurons
 from jaxprune.structured.kept import masks as group_masks
 from jaxprune.structured.pick import choose
+from jaxprune.trees import map_scored
 
 
 def prune(

@@ -12,7 +12,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.zeros import GONE, Value
-from jaxprune.programs.flops import shape_only
+from jaxprune.trees import shape_only
 
 
 class Reduced(NamedTuple):

@@ -12,9 +12,9 @@ import numpy as np
 from jaxprune.base import Scores
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.kept import Kept, KeptLike, Removal, check_kept
 from jaxprune.structured.reduced import Reduced, reduced
+from jaxprune.trees import named_leaves
 
 
 def collapse_emptied(structure: Structure, kept: KeptLike) -> Removal:
@@ -192,8 +192,9 @@ def _weights_of(structure: Structure, blocks: Sequence[str]) -> dict[str, list[s
 
 def allowed(structure: Structure, kept: KeptLike) -> Kept:
     """`kept`, checked; its groups may keep nothing."""
-    is_mapping = not isinstance(kept, (Removal, Kept))
-    return check_kept(structure, Removal(kept, ()) if is_mapping else kept)
+    if not isinstance(kept, (Removal, Kept)):
+        kept = Removal(kept, ())
+    return check_kept(structure, kept)
 
 
 def _removal(left: Kept, blocks: Sequence[str] = ()) -> Removal:

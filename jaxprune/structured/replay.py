@@ -9,17 +9,16 @@ import jax
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
-from jaxprune.base import Params, is_none
+from jaxprune.base import Params
 from jaxprune.coupling.analyze import read
 from jaxprune.coupling.expressions import Atom, atoms, infer, transfer
 from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
-from jaxprune.programs.flops import shape_only
-from jaxprune.prunable.rules import named_leaves, quoted
 from jaxprune.structured.kept import KeptLike, check_kept
 from jaxprune.structured.reduced import reduced
+from jaxprune.trees import is_none, named_leaves, quoted, shape_only, with_leaves
 
 
 def replay(
@@ -116,7 +115,7 @@ def _whole(structure: Structure, inputs: Any) -> Any:
                 shape[i] = before[path].shape[i]
                 x = jax.ShapeDtypeStruct(tuple(shape), x.dtype)
         leaves.append(x)
-    return jax.tree.unflatten(jax.tree.structure(inputs, is_leaf=is_none), leaves)
+    return with_leaves(inputs, leaves)
 
 
 def _read_again(

@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, Score, Scores, map_scored, widened
+from jaxprune.base import Params, Score, Scores, widened
 from jaxprune.coupling.structure import Member, Structure
 from jaxprune.coupling.uses import Uses
 from jaxprune.keys import key_first
 from jaxprune.prunable.layers import folded, split_like
-from jaxprune.prunable.rules import kernels, named_leaves, quoted
+from jaxprune.prunable.rules import kernels
 from jaxprune.scores import magnitude
 from jaxprune.scores import random as random_like
 from jaxprune.structured.check import check_params, slices
+from jaxprune.trees import map_scored, named_leaves, quoted
 
 Slices = dict[Member, jax.Array]  # (size, entries) by member, a neuron a row
 

@@ -20,7 +20,8 @@ import orbax.checkpoint as ocp
 import jaxprune as jp
 from jaxprune.structured import Compact, Removal, Structure
 from recipes.common import checkpoints, folder, models, report
-from recipes.common.data import Split
+from recipes.common.data import Dataset, Split
+from recipes.common.settings import Settings
 from recipes.common.timing import CONTROL
 
 KEPT = "kept.json"  # beside the arrays
@@ -32,6 +33,23 @@ def structure_of(module: nn.Module, image: Sequence[int]) -> Structure:
     """The neurons of a network as it is evaluated, on one image (h, w, c): of all its variables."""
     one = jax.ShapeDtypeStruct((1, *image), np.float32)
     return jp.analyze(module.apply, jax.eval_shape(module.init, jax.random.key(0), one), one)
+
+
+def network_of(config: Settings, dataset: Dataset) -> tuple[dict[str, Any], nn.Module]:
+    """The network of the flags: the arguments of `models.model`, and the module."""
+    network: dict[str, Any] = {
+        "name": config.model,
+        "classes": dataset.classes,
+        "norm": config.norm,
+        "width": config.width,
+    }
+    return network, models.model(**network)
+
+
+def shapes_of(module: nn.Module, image: Sequence[int]) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """All variables of a network, and one image (h, w, c): what `jp.analyze` takes."""
+    one = jax.ShapeDtypeStruct((1, *image), np.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), one), one
 
 
 def save(
@@ -82,7 +100,8 @@ def compare(whole: Compact, small: Compact, test: Split, batch_size: int = 250) 
 def load(path: Path, seed: int = 0) -> Compact:
     """What was saved of the seed at this place: `small.fn(small.params, images) -> logits`."""
     content = json.loads((path / KEPT).read_text())
-    structure = structure_of(models.model(**content["network"]), content["image"])
+    module = models.model(**content["network"])
+    structure = jp.analyze(module.apply, *shapes_of(module, content["image"]))
     kept = {
         name: np.isin(np.arange(structure.groups[name].size), indices)
         for name, indices in content["kept"][seed].items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,12 @@ def summarize(
         latency=times,
         seconds=round(records[-1]["seconds"] + time.perf_counter() - began, 2),
     )
+
+
+def sizes(s: Study, kept: Sequence[Any]) -> dict[str, list[Any]]:
+    """Weights, FLOPs and widths of the networks of an arm, from the kept neurons of each."""
+    seeds = [small.size_of(s.structure, own)._asdict() for own in kept]
+    return {key: [size[key] for size in seeds] for key in small.Size._fields}
 
 
 def row_name(score: str, share: float) -> str:

@@ -174,8 +174,7 @@ def test_taylor_takes_the_gradient_of_the_mean_loss():
     of = study(score=("taylor",))
     variables, module = lanes.initial(of.program, of.keys).variables, of.program.module
     examples = data.load("digits", train_examples=64).train
-    batches = structured.in_batches(examples, 16)
-    found = structured.mean_gradient(module, variables, batches)
+    found = jax.vmap(jax.grad(structured.mean_loss(module, examples, 16)))(variables)
 
     def loss(variables):
         logits = jax.nn.log_softmax(module.apply(variables, examples.images))
@@ -201,8 +200,8 @@ def test_scores_see_no_test_data():
 
 def test_a_scope_for_every_name():
     structure = study().structure
-    assert all(callable(structured.allocation_of(s, structure)) for s in structured.SCOPES)
-    assert structured.allocation_of("local", structure) is jp.uniform
+    assert all(callable(scope(structure)) for scope in structured.SCOPES.values())
+    assert structured.SCOPES["local"](structure) is jp.uniform
 
 
 # --- mistakes -------------------------------------------------------------------------------------

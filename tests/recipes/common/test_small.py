@@ -19,7 +19,7 @@ KEPT = {"params/Dense_0": np.arange(8) % 2 == 0}
 def networks():
     """The structure of a network, and the network whole and compacted."""
     module = models.model(**NETWORK)
-    structure = small.structure_of(module, IMAGE)
+    structure = jp.analyze(module.apply, *small.shapes_of(module, IMAGE))
     variables = module.init(jax.random.key(0), jnp.ones((1, *IMAGE)))
     compacted = jp.compact(structure, variables, KEPT)
     return structure, {"dense": Compact(variables, module.apply), "half": compacted}
@@ -48,7 +48,7 @@ def test_weights_and_flops_are_counted(numbers):
 
 def test_running_statistics_are_no_weights():
     module = models.model("conv", 3, "batch", 0.25)
-    structure = small.structure_of(module, IMAGE)
+    structure = jp.analyze(module.apply, *small.shapes_of(module, IMAGE))
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *IMAGE)))
     weights = sum(w.size for w in jax.tree.leaves(shapes["params"]))
     assert small.size_of(structure, {}).weights == weights

@@ -64,6 +64,7 @@ from jaxprune.optimizer.sparsify import track_masks as track_masks
 from jaxprune.optimizer.sparsify import train_only as train_only
 
 # masks at work
+from jaxprune.masks import all_kept as all_kept
 from jaxprune.masks import apply_masks as apply_masks
 from jaxprune.masks import get_masks as get_masks
 from jaxprune.masks import overlap as overlap
@@ -81,6 +82,7 @@ from jaxprune.structured.pick import pick as pick
 from jaxprune.structured.compact import compact as compact
 
 # costs and results
+from jaxprune.programs.flops import Flops as Flops
 from jaxprune.programs.flops import count_flops as count_flops
 from jaxprune.report.report import report as report
 

@@ -59,7 +59,16 @@ def like(masks: Masks, params: Params) -> Masks:
 
 
 def all_kept(params: Params) -> Masks:
-    """Masks like `params` that keep every weight; None where they are None. Shapes are enough."""
+    """Masks like `params` that keep every weight: bool arrays, all True, laid out like the params.
+
+    Args:
+      params: arrays or `jax.ShapeDtypeStruct`; where a leaf is None, its mask is None. `kernels`
+        chooses the leaves: `all_kept(kernels(params))`.
+
+    >>> import jax.numpy as jnp
+    >>> all_kept({'kernel': jnp.zeros((1, 2)), 'bias': None})
+    {'bias': None, 'kernel': Array([[ True,  True]], dtype=bool)}
+    """
     return map_scored(lambda w: sharded_like(jnp.ones_like(w, dtype=bool), w), params)
 
 

@@ -280,18 +280,22 @@ def removals(s: Study, settled: Settled) -> list[Removal]:
 def cut(s: Study, settled: Settled, stage: Stage) -> list[Removal]:
     """What is left of each lane in this stage, by the gates of the stage before."""
     left, gates = removals(s, settled), [np.asarray(gate) for gate in settled.gates]
-    for i, budget in enumerate(s.budgets if stage.threshold is not None else ()):
-        if budget is not None:
-            left[i] = jp.structured.cut(
-                s.neurons.structure,
-                named(s.neurons, lanes.lane_of(gates, i)),
-                stage.threshold,
-                left[i],
-                flops=budget or None,
-                exact=stage is s.stages[-1],
-                never_empty=s.neurons.held,
-            )
-    return left
+    if stage.threshold is None:
+        return left
+    return [
+        one
+        if budget is None
+        else jp.structured.cut(
+            s.neurons.structure,
+            named(s.neurons, lanes.lane_of(gates, i)),
+            stage.threshold,
+            one,
+            flops=budget or None,
+            exact=stage is s.stages[-1],
+            never_empty=s.neurons.held,
+        )
+        for i, (one, budget) in enumerate(zip(left, s.budgets, strict=True))
+    ]
 
 
 def lane_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:

@@ -25,7 +25,7 @@ import optax
 
 import jaxprune as jp
 from jaxprune.structured import Compact, Structure
-from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings, small
+from recipes.common import cli, data, flags, folder, lanes, measures, models, settings, small
 from recipes.common.data import Dataset, Split
 from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
@@ -184,8 +184,7 @@ def structured_pruning(config: Config) -> dict[str, Any]:
         first = lanes.tile(untrained(study), len(study.arms))
         round_ = partial(one_round, study, dataset, config.out, kept)
         lanes.phases(kept, 1 + len(study.shares), first, round_)
-    chance = dead.chance(dataset.test.labels)
-    return report.write(config, study, kept.records, dataset, chance)
+    return report.write(config, study, kept.records, dataset)
 
 
 class Networks(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a network costs if only some neurons are kept: weights and FLOPs, counted on the jaxpr."""
+"""The cost of a network with some of its neurons: weights and FLOPs, counted on the jaxpr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Neurons ranked among their like: one threshold for all groups on axes of the same kinds."""
+"""Neurons ranked among groups of a kind: one threshold for groups on axes of the same kinds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Signature = tuple[tuple[str, int, int], ...]  # of each member
 def isomorphic(structure: Structure) -> Allocation:
     """One threshold over the scores of all groups with the same `signature`; for `pick`.
 
-    Scores of neurons compare where they are made of the same kinds of slices: all neurons between
-    two convolutions, all those of a residual stream. Each such pool loses the same share,
-    `round(sparsity * neurons)`, wherever in it scores are lowest. Between `uniform`, where each
+    Scores of neurons compare where they are made of the same kinds of slices: neurons between two
+    convolutions, or neurons of a residual stream. Each such pool loses the same share,
+    `round(sparsity * neurons)`, where its scores are lowest. It lies between `uniform`, where each
     group is alone, and `global_threshold`.
 
     Args:
@@ -34,8 +34,8 @@ def isomorphic(structure: Structure) -> Allocation:
     {'a': 2, 'b': 0}
     """
     pools: dict[Signature, list[str]] = {}
-    for name, own in signatures(structure).items():
-        pools.setdefault(own, []).append(name)
+    for name, signature in signatures(structure).items():
+        pools.setdefault(signature, []).append(name)
 
     def allocation(scores: Scores, sparsity: Sparsity) -> Sparsities:
         if not isinstance(scores, dict) or not set(scores) <= set(structure.groups):
@@ -45,8 +45,8 @@ def isomorphic(structure: Structure) -> Allocation:
             )
         pruned: Sparsities = {}
         for names in pools.values():
-            own = {name: scores[name] for name in names if name in scores}
-            pruned |= global_threshold(own, sparsity) if own else {}
+            pool = {name: scores[name] for name in names if name in scores}
+            pruned |= global_threshold(pool, sparsity) if pool else {}
         return {name: pruned[name] for name in scores}
 
     return allocation

@@ -102,7 +102,8 @@ def check_kept(structure: Structure, kept: KeptLike, traced: bool = False) -> Ke
     removed: tuple[str, ...] = ()
     is_removal = isinstance(kept, Removal)
     if isinstance(kept, Removal):
-        kept, removed = kept.kept, tuple(kept.removed)
+        removed = tuple(kept.removed)
+        kept = kept.kept
         unknown = [(path, None) for path in removed if path not in structure.axes]
         if unknown:
             raise ValueError(f"removed names {quoted(unknown)}, no leaves that were analyzed.")

@@ -1,4 +1,4 @@
-"""An `nnx` module of the kept neurons: its arrays are small, and so are the sizes that it notes."""
+"""An `nnx` module of the kept neurons: small arrays, and layers that note the small sizes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class CompactModule(NamedTuple):
 
     Attributes:
       module: an `nnx.Module` of the same classes.
-      differs: numbers that come from sizes, and are others than in the masked network: the n of a
-        mean over a pruned axis, the root of a pruned head dimension. With none the module
-        computes what the masked network does.
+      differs: numbers that come from sizes, and differ from the masked network's: the n of a
+        mean over a pruned axis, the root of a pruned head dimension. If empty, the module computes
+        what the masked network does.
     """
 
     module: Any
@@ -43,18 +43,18 @@ def compact_module(
         structure = analyze(lambda state, x: nnx.merge(graphdef, state)(x), state, x)
         small = compact_module(structure, model, kept).module
 
-    The arrays are those of `shrink`. Layers of flax note sizes too (`features`, `num_heads`,
+    `shrink` makes the arrays. Layers of flax note sizes too (`features`, `num_heads`,
     `feature_group_count`): these are read off the small arrays. Then the small module is traced
     and compared with the program that was analyzed, equation by equation, as `retrace` does.
     `model` stays as it is.
 
     Args:
       structure: of `analyze`, of all of the model's state.
-      model: the module that was analyzed, with the state that is to be made smaller.
+      model: the module that was analyzed, with the state to make smaller.
       kept: bool (size,) by group, True = kept, not traced; no `Removal`.
       call: `(model, *args) -> Any`, how the model was called in the function that was analyzed.
       resize: `(path, module) -> None`, called for each module, the innermost last; it sets the
-        sizes that modules of your own note: `if path == "mixer": module.width = 3`.
+        sizes that your modules note: `if path == "mixer": module.width = 3`.
 
     Raises:
       ValueError: if the model's state is not what was analyzed, or the small module is another
@@ -78,14 +78,14 @@ def compact_module(
     except ValueError as error:
         raise ValueError(
             f"compact_module: the small module does not run as the large one did: {error} Set the "
-            "sizes that modules of your own note with resize=, say with call= how the model was "
+            "sizes that your modules note with resize=, say with call= how the model was "
             "called, or train compact(...).fn."
         ) from error
     return CompactModule(small, found.differs)
 
 
 def _sizes(nnx: Any, module: Any, path: str, structure: Structure, keep: Keep) -> dict[str, Any]:
-    """The sizes that a layer of flax notes, as its arrays are now."""
+    """The sizes that a layer of flax notes, read off its arrays."""
     shape = lambda name: getattr(module, name).get_value().shape
     axis_of = lambda name, i: structure.axes[f"{path}/{name}".removeprefix("/")][i]
     if isinstance(module, nnx.Linear):

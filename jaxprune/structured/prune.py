@@ -31,13 +31,12 @@ def prune(
     round_to: int = 1,
     groups: Sequence[str] | None = None,
 ) -> MaskTransform:
-    """Prunes the neurons of the lowest scores, whole. What is pruned stays pruned, at zero.
+    """Prunes whole neurons, those of the lowest scores. Pruned neurons stay pruned, at zero.
 
         masks = masks(structure, pick(structure, score(params), sparsity(step), allocation))
 
-    With a number it prunes once, with a schedule at every update: as `prune` does. When it has
-    done, `compact(structure, params, kept(structure, get_masks(opt_state)))` is the small
-    network.
+    With a number it prunes once, with a schedule at every update, as `prune` does. At the end
+    `compact(structure, params, kept(structure, get_masks(opt_state)))` is the small network.
 
     Args:
       structure: of `analyze(fn, params, ...)`; the optimizer trains all of these params or a part,
@@ -73,8 +72,8 @@ def prune(
         def updated(old: Masks, params: Params, asked: Any, context: dict[str, Any]) -> Masks:
             before = kept_neurons(structure, old)
             scores = score(params, **context)
-            own = {n: jnp.where(before[n], scores[n], -jnp.inf) for n in names}
-            kept = choose(own, allocation, asked, round_to)
+            left = {n: jnp.where(before[n], scores[n], -jnp.inf) for n in names}
+            kept = choose(left, allocation, asked, round_to)
             masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
             masks = part_of(structure, masks, old, "structured.prune")
             return with_own(old, map_scored(jnp.logical_and, old, masks))

@@ -1,4 +1,4 @@
-"""A program of which parts fell away, as a jaxpr without them."""
+"""A program without the parts that nothing needs any more, as a jaxpr."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Reduced(NamedTuple):
     """What is left of a program.
 
     Attributes:
-      jaxpr: of those operands that are read.
-      read: bool an operand (leaves of the params, then inputs): whether it is.
-      depends: bool a result that was wanted: whether it depends on an input.
+      jaxpr: its operands are those that are read.
+      read: for each operand (leaves of the params, then inputs), whether it is read.
+      depends: for each result that was wanted, whether it depends on an input.
     """
 
     jaxpr: ClosedJaxpr
@@ -36,13 +36,13 @@ def reduced(
     inputs: Sequence[Any],
     wanted: Sequence[bool] | None = None,
 ) -> Reduced:
-    """The program on what is left of its operands, without all that no result needs.
+    """The program on what is left of its operands, without what no result needs.
 
     Args:
       run: which neurons are left.
-      leaves: of the params, as shapes; None where nothing is left, or what is left is zero.
+      leaves: of the params, as shapes; None where nothing is left, or all is zero.
       inputs: leaves of the inputs, as shapes.
-      wanted: bool a result; None for all.
+      wanted: for each result, whether it is wanted; None for all.
     """
     wanted = [True] * len(program.out_axes) if wanted is None else wanted
     operands = [*leaves, *inputs]

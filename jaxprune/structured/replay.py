@@ -1,4 +1,4 @@
-"""The function of a network, run on what is left of its params."""
+"""The function of a network, run on the params that are left."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from jaxprune.trees import is_none, named_leaves, quoted, shape_only, with_leave
 def replay(
     structure: Structure, kept: KeptLike, fn: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """The function `(small_params, *args) -> Any` on params of which only `kept` neurons are left.
+    """The function `(small_params, *args) -> Any` on params with only the `kept` neurons.
 
-    The program of `fn` is run anew, equation by equation, with sizes computed from those that are
-    left: no model is edited, and shapes that it reads in Python stay as they were. Numbers that
-    came from sizes (the n of a mean, the root in attention) are the old ones, so that the result
-    is that of the masked function. Random numbers are drawn for the smaller arrays: dropout drops
-    other entries than in the masked function, as often. It can be jitted, differentiated, vmapped
-    and exported, with a batch of symbolic size too; custom derivatives are kept. Arguments of other
-    shapes, such as another batch, are traced anew.
+    It runs the program of `fn` anew, equation by equation, on the smaller arrays: no model is
+    edited, and shapes that the model reads in Python stay as they were. Numbers that came from
+    sizes (the n of a mean, the root in attention) stay too, so that the result equals the masked
+    function's. Random numbers are drawn for the smaller arrays: dropout drops other entries than in
+    the masked function, as often. The function can be jitted, differentiated, vmapped and exported,
+    with a batch of symbolic size too; custom derivatives stay. Arguments of other shapes, such as
+    another batch, are traced anew.
 
     Args:
       kept: bool (size,) by group, True = kept, not traced; or a `Removal`.
       fn: another function of the same params, such as the one that trains them and returns new
-        running statistics; None for the one that was analyzed. Where it returns something at the
-        path of a leaf that was removed (its gradient, new statistics) that is None.
+        running statistics; None for the one that was analyzed. A result at the path of a removed
+        leaf (its gradient, new statistics) becomes None.
 
     Raises:
       ValueError: if `kept` does not fit; (when called) if the params are not the small ones, or
-        the neurons can't be left out of this function, which says why.
+        this function can't do without the neurons; the message says why.
     """
     left = check_kept(structure, kept)
     gone, keep = left.removed, left.axes
@@ -82,7 +82,7 @@ def _without(
     params: Params,
     inputs: Any,
 ) -> Callable[..., Any]:
-    """The function of the leaves of params and inputs, of a program of which parts fell away."""
+    """The function of the leaves of params and inputs, without the parts that were removed."""
     small = dict(named_leaves(params))
     leaves = [None if path in gone else shape_only(small[path]) for path in structure.axes]
     paths = [path for path, x in named_leaves(outputs) if x is not None]
@@ -90,11 +90,13 @@ def _without(
     left = reduced(program, Simplify(keep.kept), leaves, jax.tree.leaves(inputs), wanted)
     run, treedef = jaxpr_as_fun(left.jaxpr), jax.tree.structure(outputs)
     operands = [*leaves, *jax.tree.leaves(inputs)]
-    there = [own for x, own in zip(operands, left.read, strict=True) if x is not None]
+    there = [is_read for x, is_read in zip(operands, left.read, strict=True) if x is not None]
 
     def function(xs: Sequence[Any]) -> Any:
         results = iter(run(*(x for x, is_read in zip(xs, there, strict=True) if is_read)))
-        return jax.tree.unflatten(treedef, [next(results) if own else None for own in wanted])
+        return jax.tree.unflatten(
+            treedef, [next(results) if is_wanted else None for is_wanted in wanted]
+        )
 
     return function
 
@@ -121,7 +123,7 @@ def _whole(structure: Structure, inputs: Any) -> Any:
 def _read_again(
     structure: Structure, keep: Keep, fn: Callable[..., Any], inputs: Any
 ) -> tuple[Program, Keep, Any]:
-    """The program of `fn` on inputs of these shapes, and what is left of its own atoms."""
+    """The program of `fn` on inputs of these shapes, and what is left of its atoms."""
     sliceable = structure.sliceable_inputs if fn is structure.fn else ()
     full = _whole(structure, inputs) if sliceable else inputs
     again = read(fn, structure.shapes, full, (), sliceable, freeze_outputs=False)
@@ -137,7 +139,7 @@ def _read_again(
         if why == "not read by the function":
             continue
         for path, i in members:
-            for atom in (own for own in atoms(again.axes[path][i]) if why in own.frozen):
+            for atom in (a for a in atoms(again.axes[path][i]) if why in a.frozen):
                 if not kept[atom].all():
                     raise ValueError(
                         f"replay: this function can't do without the neurons that were pruned from "

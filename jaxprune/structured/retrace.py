@@ -1,4 +1,4 @@
-"""The code of a network itself on the small params, and whether it is the same network still."""
+"""The code of a network on the small params, and whether it is the same program."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Retraced(NamedTuple):
 
     Attributes:
       fn: `(small_params, *args) -> Any`.
-      differs: the numbers in it that follow the sizes, before and now, and where: the n of a mean,
-        the root in attention. None: it computes what the replayed function does.
+      differs: the numbers that follow the sizes, before and now, and where: the n of a mean, the
+        root in attention. If empty, it computes what the replayed function does.
     """
 
     fn: Callable[..., Any]
@@ -33,18 +33,18 @@ class Retraced(NamedTuple):
 def retrace(structure: Structure, kept: KeptLike, fn: Callable[..., Any] | None = None) -> Retraced:
     """The code of the network run anew on the small params, proven to be the same program.
 
-    `replay` runs the equations that were traced, and serves for everything. Where the code itself
-    shall run (to edit it, to read shapes that are true) this traces it on the small shapes and
-    compares the two programs, equation by equation: they are the same, but for numbers in
-    `differs`, or it is an error that says where they part. Linen layers with a `kernel` take their
-    widths from it; what else has its widths written down needs an `fn` with other ones. Of nnx it
-    serves as far as modules believe their arrays: attention and grouped convolutions don't.
+    `replay` runs the equations that were traced, and serves for everything. `retrace` runs the
+    code: to edit it, or to read true shapes. It traces the code on the small shapes and compares
+    the two programs, equation by equation. They are the same, but for the numbers in `differs`;
+    else an error says where they part. Linen layers with a `kernel` take their widths from it; code
+    with widths written down needs an `fn` with the small ones. It serves nnx modules that read
+    sizes from their arrays: attention and grouped convolutions do not.
 
     Args:
       structure: of `analyze`.
       kept: bool (size,) by group, not traced; no `Removal`.
-      fn: code with the small widths, such as `Net(widths=(3, 5)).apply`; None for what was
-        analyzed.
+      fn: code with the small widths, such as `Net(widths=(3, 5)).apply`; None for the function
+        that was analyzed.
 
     Raises:
       ValueError: if the code can't run on the small shapes, has side effects, or takes another
@@ -53,10 +53,10 @@ def retrace(structure: Structure, kept: KeptLike, fn: Callable[..., Any] | None 
     left = check_kept(structure, kept)
     if left.is_removal:
         raise ValueError(
-            "retrace: of a network without some of its branches only `replay` knows the program. "
-            "Write the smaller network, and give it the params that are left."
+            "retrace: the network has lost branches, and only `replay` knows the program that is "
+            "left. Write the smaller network, and give it the params that are left."
         )
-    small_fn = _own_widths(structure.fn if fn is None else fn)
+    small_fn = _with_widths(structure.fn if fn is None else fn)
     try:
         closed = jax.make_jaxpr(small_fn)(left.params(), *left.inputs())
     except Exception as error:
@@ -113,7 +113,7 @@ def _programs(eqn: Any) -> list[Any]:
 
 
 def _is_same(step: Step, keep: Keep, eqn: Any) -> bool:
-    """Whether `eqn` is the step on what is left of its operands."""
+    """Whether `eqn` is the same step, on what is left of its operands."""
     if step.eqn.primitive is not eqn.primitive or len(step.eqn.invars) != len(eqn.invars):
         return False
     shapes = [keep.shape(axes) for axes in step.outputs]
@@ -141,8 +141,8 @@ def _part(step: Step, why: str) -> None:
     )
 
 
-def _own_widths(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, in which linen layers are as wide as their kernels."""
+def _with_widths(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` with linen layers as wide as their kernels."""
     linen = sys.modules.get("flax.linen")
     if linen is None:
         return fn

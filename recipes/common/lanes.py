@@ -21,7 +21,6 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.masks import all_kept
 from recipes.common import data, models
 from recipes.common.data import Split
 from recipes.common.journal import At, Journal
@@ -143,7 +142,7 @@ def by_rates(
 
 def keep_all(params: Any) -> Any:
     """Masks that keep all kernels: those of a dense network."""
-    return all_kept(jp.kernels(params))
+    return jp.all_kept(jp.kernels(params))
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -144,30 +144,46 @@ def size_of(structure: Structure, kept: Kept) -> Size:
 def numbers(
     sizes: Mapping[str, Sequence[Size]],
     accuracy: Mapping[str, np.ndarray],
+    differences: Mapping[str, Mapping[str, Any]],
     latencies: Mapping[str, Mapping[str, Any]],
     chance: float,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """For summary.json: by network, lists over seeds.
 
     Args:
       sizes: of each network, of all its seeds; the first is the one before.
       accuracy: fractions (seeds,) on test data.
+      differences: between masked and compacted networks, those of `compare`.
       latencies: those of `timing.latencies`, of the first seed's networks or some of them.
       chance: that of `dead.chance`, on the same test data.
     """
     before = next(iter(sizes.values()))
-    return {
+    networks = {
         name: {
             "test_accuracy": report.accuracy(accuracy[name], chance),
-            "weights": [size.weights for size in own],
-            "flops": [size.flops for size in own],
-            "weights_left": _share(own, before, "weights"),
-            "flops_left": _share(own, before, "flops"),
-            "widths": [size.widths for size in own],
+            "weights": [size.weights for size in seeds],
+            "flops": [size.flops for size in seeds],
+            "weights_left": _share(seeds, before, "weights"),
+            "flops_left": _share(seeds, before, "flops"),
+            "widths": [size.widths for size in seeds],
             "latency": {batch: by[name] for batch, by in latencies.items() if name in by},
         }
-        for name, own in sizes.items()
+        for name, seeds in sizes.items()
     }
+    return {
+        "chance": chance,
+        "networks": networks,
+        "masked_and_compacted": differences,
+        "latency": latencies,
+    }
+
+
+def difference(summary: Mapping[str, Any]) -> str:
+    """How much compacted networks differ from the masked ones, in words."""
+    arms = summary["masked_and_compacted"].values()
+    largest = max(np.max(arm["largest_difference"]) for arm in arms)
+    differ = sum(int(np.sum(arm["answers_that_differ"])) for arm in arms)
+    return f"logits differ by at most {largest:.1e}, {differ} answers on test data do"
 
 
 def _share(after: Sequence[Size], before: Sequence[Size], what: str) -> list[float]:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.structured.compact import Compact
-from jaxprune.structured.kept import Removal
-from recipes.common import folder, lanes, report, small, timing
+from jaxprune.structured import Compact, Removal
+from recipes.common import dead, folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import gates, layers, style
 from recipes.common.figures.left import flops_left
@@ -95,33 +94,26 @@ class Watch:
         return before < now
 
 
-def write(
-    config: Config,
-    s: Study,
-    variables: Any,
-    left: Sequence[Removal],
-    records: Records,
-    dataset: Dataset,
-    chance: float,
-) -> dict[str, Any]:
-    """Writes the folder of the run; returns what summary.json holds.
+class Outcome(NamedTuple):
+    """What the run came to."""
 
-    `variables` are those of all lanes, zero where neurons were cut, `left` what is left of each.
-    """
-    summary = summarize(config, s, variables, left, records, dataset, chance)
-    return report.finish(config, write_up(config, s, records, summary), summary)
+    config: Config
+    study: Study
+    variables: Any  # of all lanes, zero where neurons were cut
+    left: Sequence[Removal]  # of each lane
+    records: Records
+    dataset: Dataset
 
 
-def summarize(
-    config: Config,
-    s: Study,
-    variables: Any,
-    left: Sequence[Removal],
-    records: Records,
-    dataset: Dataset,
-    chance: float,
-) -> dict[str, Any]:
+def write(outcome: Outcome) -> dict[str, Any]:
+    """Writes the folder of the run; returns what summary.json holds."""
+    summary = summarize(outcome)
+    return report.finish(outcome.config, write_up(outcome, summary), summary)
+
+
+def summarize(outcome: Outcome) -> dict[str, Any]:
     """The content of summary.json; compacts and saves the networks, measures latencies."""
+    config, s, variables, left, records, dataset = outcome
     began, n = time.perf_counter(), len(s.keys)
     image = dataset.train.images.shape[1:]
     sizes, accuracy, removed, fast = {}, {}, {}, {}
@@ -133,16 +125,16 @@ def summarize(
             dense = lanes.lane_of(variables, 0)
             fast[arm] = Compact(dense, s.program.module.apply)
             continue
-        own = [lanes.lane_of(variables, i * n + k) for k in range(n)]
+        masked = [lanes.lane_of(variables, i * n + k) for k in range(n)]
         compact = [
-            jp.compact(s.neurons.structure, *pair) for pair in zip(own, removals, strict=True)
+            jp.compact(s.neurons.structure, *pair) for pair in zip(masked, removals, strict=True)
         ]
         seeds = [(gone, one.params) for gone, one in zip(removals, compact, strict=True)]
         small.save(config.out / model_path(arm), s.model, image, seeds)
         fast[arm] = compact[0]
-        removed[arm] = small.compare(
-            Compact(own[0], s.program.module.apply), compact[0], dataset.test
-        ) | {"leaves": [list(gone.removed) for gone in removals]}
+        first = Compact(masked[0], s.program.module.apply)
+        removed[arm] = small.compare(first, compact[0], dataset.test)
+        removed[arm]["leaves"] = [list(gone.removed) for gone in removals]
     times = (
         timing.latencies(fast, image, rounds=config.timings, seed=config.seed)
         if config.timings
@@ -154,10 +146,7 @@ def summarize(
         steps=records[-1]["step"],
         stages=[stage._asdict() for stage in s.stages],
         flops=list(config.flops),
-        chance=chance,
-        networks=small.numbers(sizes, accuracy, times, chance),
-        masked_and_compacted=removed,
-        latency=times,
+        **small.numbers(sizes, accuracy, removed, times, dead.chance(dataset.test.labels)),
         seconds=round(records[-1]["seconds"] + time.perf_counter() - began, 2),
     )
 
@@ -167,10 +156,9 @@ def model_path(arm: str) -> str:
     return f"{folder.MODEL}/{arm.replace(' %', '').replace(' ', '-')}"
 
 
-def pictures(
-    config: Config, s: Study, summary: dict[str, Any], records: Records
-) -> dict[str, Picture]:
+def pictures(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Picture]:
     """The figures, by their path below the folder of the run."""
+    config, s, records = outcome.config, outcome.study, outcome.records
     relaxed = [arm for arm in s.arms if arm != DENSE]
     ends = list(accumulate(stage.steps for stage in s.stages))
     cutting_stages = {stage.name for stage in s.stages if stage.threshold is not None}
@@ -224,11 +212,10 @@ def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> st
     return [float(np.mean(own["flops"])) for own in found], np.asarray([own[key] for own in found])
 
 
-def write_up(config: Config, s: Study, records: Records, summary: dict[str, Any]) -> Writeup:
+def write_up(outcome: Outcome, summary: dict[str, Any]) -> Writeup:
     """The result, for people."""
+    config, s = outcome.config, outcome.study
     columns, rows = small.table(summary["networks"], summary["latency"])
-    largest = max(own["largest_difference"] for own in summary["masked_and_compacted"].values())
-    differ = sum(own["answers_that_differ"] for own in summary["masked_and_compacted"].values())
     thresholds = ", ".join(f"{t:g}" for t in [*config.thresholds, config.final_threshold])
     return Writeup(
         title="Continuous relaxation",
@@ -239,11 +226,8 @@ def write_up(config: Config, s: Study, records: Records, summary: dict[str, Any]
         ),
         columns=columns,
         rows=rows,
-        notes=(
-            f"Gated and compacted networks: logits differ by at most {largest:.1e}, {differ} "
-            "answers on test data do"
-        ),
-        pictures=pictures(config, s, summary, records),
+        notes=f"Gated and compacted networks: {small.difference(summary)}",
+        pictures=pictures(outcome, summary),
         layers={"all networks": repr(s.neurons.structure)},
         models=[model_path(arm) for arm in s.arms if arm != DENSE],
         of_layers="The neurons that have gates, and what goes with them",

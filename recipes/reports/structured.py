@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxprune.structured.compact import Compact
-from recipes.common import folder, lanes, report, small, timing
+from jaxprune.structured import Compact
+from recipes.common import dead, folder, lanes, report, small, timing
 from recipes.common.data import Dataset
 from recipes.common.figures import layers, style
 from recipes.common.figures.left import flops_left
@@ -24,11 +24,9 @@ DENSE, AS_LONG = "dense", "dense, as long"  # the arm that trains on and is not 
 Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a round
 
 
-def write(
-    config: Config, s: Study, records: Records, dataset: Dataset, chance: float
-) -> dict[str, Any]:
+def write(config: Config, s: Study, records: Records, dataset: Dataset) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
-    summary = summarize(config, s, records, dataset, chance)
+    summary = summarize(config, s, records, dataset)
     return report.finish(config, write_up(config, s, records, summary), summary)
 
 
@@ -37,9 +35,7 @@ def model_path(arm: str, share: float) -> str:
     return f"{folder.MODEL}/{arm}-{100 * share:g}"
 
 
-def summarize(
-    config: Config, s: Study, records: Records, dataset: Dataset, chance: float
-) -> dict[str, Any]:
+def summarize(config: Config, s: Study, records: Records, dataset: Dataset) -> dict[str, Any]:
     """The content of summary.json; measures latencies."""
     began = time.perf_counter()
     whole = small.size_of(s.structure, {})
@@ -65,10 +61,7 @@ def summarize(
         scores=list(config.score),
         scope=config.scope,
         flops=list(config.flops),
-        chance=chance,
-        networks=small.numbers(sizes, accuracy, times, chance),
-        masked_and_compacted=removed,
-        latency=times,
+        **small.numbers(sizes, accuracy, removed, times, dead.chance(dataset.test.labels)),
         seconds=round(records[-1]["seconds"] + time.perf_counter() - began, 2),
     )
 
@@ -139,9 +132,6 @@ def curve(records: Records, score: str, key: str, flops: int) -> style.Curve:
 def write_up(config: Config, s: Study, records: Records, summary: dict[str, Any]) -> Writeup:
     """The result, for people."""
     columns, rows = small.table(summary["networks"], summary["latency"])
-    removed = summary["masked_and_compacted"].values()
-    largest = max(max(own["largest_difference"]) for own in removed)
-    differ = sum(sum(own["answers_that_differ"]) for own in removed)
     return Writeup(
         title="Structured pruning",
         headline=(
@@ -152,10 +142,7 @@ def write_up(config: Config, s: Study, records: Records, summary: dict[str, Any]
         ),
         columns=columns,
         rows=rows,
-        notes=(
-            f"Masked and compacted networks: logits differ by at most {largest:.1e}, {differ} "
-            "answers on test data do"
-        ),
+        notes=f"Masked and compacted networks: {small.difference(summary)}",
         pictures=pictures(s, records, summary),
         layers={"all networks": repr(s.structure)},
         models=[model_path(score, share) for share in s.targets for score in s.scores],

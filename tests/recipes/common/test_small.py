@@ -25,6 +25,17 @@ def networks():
     return structure, {"dense": Compact(variables, module.apply), "half": compacted}
 
 
+DIFFERENCES = {
+    "half": {"largest_difference": [1e-6, 2e-6], "answers_that_differ": [0, 1]},
+    "less": {"largest_difference": 1e-7, "answers_that_differ": 2},
+}
+
+
+def test_differences_in_words():
+    said = small.difference({"masked_and_compacted": DIFFERENCES})
+    assert said == "logits differ by at most 2.0e-06, 3 answers on test data do"
+
+
 @pytest.fixture(scope="module")
 def numbers(networks):
     structure, own = networks
@@ -34,7 +45,9 @@ def numbers(networks):
         "half": [small.size_of(structure, KEPT)],
     }
     accuracy = {"dense": np.array([0.9]), "half": np.array([0.8])}
-    return small.numbers(sizes, accuracy, times, chance=0.85), times
+    found = small.numbers(sizes, accuracy, DIFFERENCES, times, chance=0.85)
+    assert found["masked_and_compacted"] == DIFFERENCES and found["latency"] == times
+    return found["networks"], times
 
 
 def test_weights_and_flops_are_counted(numbers):

@@ -26,18 +26,8 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.structured import Removal, Structure, counter
-from recipes.common import (
-    cli,
-    data,
-    flags,
-    folder,
-    lanes,
-    measures,
-    models,
-    settings,
-    small,
-)
+from jaxprune.structured import Removal, Structure
+from recipes.common import cli, data, flags, folder, lanes, measures, models, settings, small
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Network, State
@@ -133,7 +123,7 @@ class Lane(NamedTuple):
 
 def gates_of(neurons: Neurons, logits: Sequence[jax.Array], lane: Lane) -> dict[str, jax.Array]:
     """The gates of one network: 0 where a neuron was cut, 1 where there are none any more."""
-    kept = {name: own.astype(jnp.float32) for name, own in named(neurons, lane.kept).items()}
+    kept = {name: mask.astype(jnp.float32) for name, mask in named(neurons, lane.kept).items()}
     soft = jp.gates.continuous_sparsification(SLOPE, math.inf).deterministic(named(neurons, logits))
     soft = jp.gates.keep_strongest(
         {name: soft[name] * kept[name] for name in kept}, only=neurons.held
@@ -143,11 +133,10 @@ def gates_of(neurons: Neurons, logits: Sequence[jax.Array], lane: Lane) -> dict[
 
 def under_gates(neurons: Neurons, params: Any, batch_stats: Any, lane: Lane) -> dict[str, Any]:
     """The variables of one network with its gates folded in, zero where neurons were cut."""
-    variables = {"params": params[NETWORK]} | ({"batch_stats": batch_stats} if batch_stats else {})
+    variables = Network(params[NETWORK], batch_stats, None).variables
     gates = gates_of(neurons, params[GATES], lane)
-    return jp.apply_masks(
-        jp.structured.apply_gates(neurons.structure, variables, gates), lane.masks
-    )
+    folded = jp.structured.apply_gates(neurons.structure, variables, gates)
+    return jp.apply_masks(folded, lane.masks)
 
 
 def relative_cost(neurons: Neurons, params: Any, lane: Lane) -> jax.Array:
@@ -161,8 +150,8 @@ def loss_of(neurons: Neurons, module: Any, rho: float) -> lanes.Loss:
     cross_entropy = models.classification(module)
 
     def loss_fn(params, state, images, labels, lane):
-        own = under_gates(neurons, params, state.batch_stats, lane)
-        loss, aux = cross_entropy(own["params"], own.get("batch_stats", {}), images, labels)
+        used = under_gates(neurons, params, state.batch_stats, lane)
+        loss, aux = cross_entropy(used["params"], used.get("batch_stats", {}), images, labels)
         above = jnp.abs(relative_cost(neurons, params, lane) - lane.target)
         undecided = jp.gates.ejector(params[GATES], rho, lane.kept)
         step = optax.tree.get(state.opt_state.inner_states[GATES], "count")  # that of their Adam
@@ -335,28 +324,25 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     plan = settings.plan_of(config, len(dataset.train.labels))
     structure = jp.analyze(module.apply, *small.shapes_of(module, dataset.train.images.shape[1:]))
     held = jp.structured.required_groups(structure) if config.collapse else list(structure.groups)
-    count = counter(structure)
+    count = jp.structured.counter(structure)
     dense = count({}).flops
-    least = {n: np.arange(structure.groups[n].size) < (n in held) for n in structure.groups}
+    fewest = {n: np.arange(group.size) < (n in held) for n, group in structure.groups.items()}
+    least = count(fewest).flops / dense
     for share in config.flops:
-        if 0 < share < count(least).flops / dense:
+        if 0 < share < least:
             raise RecipeError(
-                f"--flops {share:g} can't be met: with one neuron in each layer "
-                f"{count(least).flops / dense:.4g} of the FLOPs are left"
+                f"--flops {share:g} can't be met: with one neuron in each layer {least:.4g} of the "
+                "FLOPs are left"
             )
     stages, chunk_steps = stages_of(config, plan.steps, plan.chunk_steps)
     neurons = Neurons(structure, dense, tuple(held))
+    optimizer, loss = optimizer_of(config), loss_of(neurons, module, config.rho)
     gates = lambda params, lane: tuple(gates_of(neurons, params[GATES], lane).values())
     return Study(
         model=model,
         neurons=neurons,
         program=lanes.program(
-            module,
-            optimizer_of(config),
-            dataset.train,
-            config.batch_size,
-            chunk_steps,
-            loss_of(neurons, module, config.rho),
+            module, optimizer, dataset.train, config.batch_size, chunk_steps, loss
         ),
         schedule=lambda steps: settings.rates(config, steps),
         decay=config.weight_decay,

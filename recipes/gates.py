@@ -25,8 +25,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.coupling import Structure
-from jaxprune.masks import all_kept
+from jaxprune.structured import Structure
 from jaxprune.trees import map_scored
 from recipes.common import cli, flags, models, settings, study
 from recipes.common.arms import Arm, Learned, Weights
@@ -118,7 +117,7 @@ def from_gates(level: Level, plan: Plan) -> jp.MaskTransform:
     """Masks of kernels from the logits among the params: all that the budget pays for."""
 
     def init(params: Any) -> jp.MaskState:
-        return beside(all_kept(jp.kernels(network_of(params))), params)
+        return beside(jp.all_kept(jp.kernels(network_of(params))), params)
 
     def update(state: jp.MaskState, params: Any, **_: Any) -> jp.MaskState:
         logits = level.static(params[GATES])

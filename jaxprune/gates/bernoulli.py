@@ -37,7 +37,7 @@ def straight_through() -> Gate:
     """Gates that are 1 where s > 0, else 0, in training too; the gradient passes unchanged.
 
     So dL/ds = dL/dgate. Without chance: it takes any key. `p_open` is the gate itself, with that
-    gradient, so that a budget counts what is open.
+    gradient, so that a budget counts the open gates.
 
     Reference: Bengio, Leonard and Courville, 2013, Estimating or Propagating Gradients Through
     Stochastic Neurons.

@@ -14,12 +14,12 @@ from jaxprune.trees import map_scored
 def binary_concrete(temperature: Any, hard: bool = False) -> Gate:
     """A sigmoid with logistic noise: gate = sigmoid((s + log u - log(1 - u)) / temperature).
 
-    For testing it is sigmoid(s), which is also P(gate > 1/2), whatever the temperature: that is
-    what `p_open` gives, for a relaxed gate is never exactly 0.
+    For testing it is sigmoid(s), which is also P(gate > 1/2) at any temperature. `p_open` gives
+    this, because a relaxed gate is never exactly 0.
 
     Args:
       temperature: above 0; may be traced, as of a schedule.
-      hard: whether what is drawn is rounded to 0 or 1, with the gradient of what was not.
+      hard: whether samples are rounded to 0 or 1, with the gradient of the sample before it.
 
     Raises:
       ValueError: if the temperature is not above 0.
@@ -43,13 +43,13 @@ def binary_concrete(temperature: Any, hard: bool = False) -> Gate:
 def gumbel_softmax(temperature: Any, hard: bool = False) -> Gate:
     """One among several, along the last axis: softmax((a + g) / temperature), g Gumbel noise.
 
-    The argmax of what is drawn is entry i with probability softmax(a)_i, whatever the temperature:
-    that is what `p_open` gives. For testing it is one-hot at the largest logit. Gates over sets of
+    The argmax of a sample is entry i with probability softmax(a)_i at any temperature: `p_open`
+    gives this. For testing it is one-hot at the largest logit. Gates over sets of
     layers or over widths are the product of these with a matrix of options.
 
     Args:
       temperature: above 0; may be traced, as of a schedule.
-      hard: whether what is drawn is one-hot, with the gradient of what was not.
+      hard: whether samples are one-hot, with the gradient of the sample before it.
 
     Raises:
       ValueError: if the temperature is not above 0.

@@ -10,10 +10,10 @@ from jaxprune.trees import map_scored
 
 
 def consensus(gates: Gates) -> Gates:
-    """The mean of each gate over a batch, without its first axis: how many inputs want it open.
+    """The mean of each gate over a batch, without its first axis: the share of inputs that open it.
 
-    After training, what most want (`jp.gates.threshold(consensus(gates), above=0.5)`) is a network
-    for all inputs, and what chose the gates is dropped.
+    After training, the gates that most inputs open (`jp.gates.threshold(consensus(gates),
+    above=0.5)`) are one network for all inputs, and the function that chose them is dropped.
 
     Args:
       gates: of a batch: (batch, ...) leaves, binary with a straight-through gradient.
@@ -24,7 +24,7 @@ def consensus(gates: Gates) -> Gates:
 def disagreement(gates: Gates) -> jax.Array:
     """The mean of m (1 - m) over all gates, m their mean over a batch: float32 scalar, 0 to 1/4.
 
-    0 if all inputs open the same gates: the penalty that makes a consensus.
+    It is 0 if all inputs open the same gates. As a penalty it leads to a consensus.
 
     Args:
       gates: of a batch: (batch, ...) leaves, binary with a straight-through gradient.

@@ -1,4 +1,4 @@
-"""What a family of gates is, and the logits that it is given."""
+"""The type of a family of gates, and the logits of gates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Gate(NamedTuple):
     """A family of gates: pure functions of a pytree of logits, None where nothing is gated.
 
     Attributes:
-      sample: `(key, logits) -> gates` in [0, 1] (of `continuous_sparsification` up to its factor),
-        for training; each key draws anew, so fold it with
-        the step. What is drawn has a gradient with respect to the logits. Families without
-        randomness take any key, None too.
-      deterministic: `logits -> gates`, as these, for testing.
+      sample: `(key, logits) -> gates` for training, in [0, 1] (or up to the factor of
+        `continuous_sparsification`). Each key draws new gates, so fold it with the step. The sample
+        has a gradient with respect to the logits. Families without randomness take any key, also
+        None.
+      deterministic: `logits -> gates`, in the same range, for testing.
       p_open: `logits -> probabilities` that a gate is not 0. Their sum is the expected number of
         open gates, and differentiable: what budgets read.
     """
@@ -37,14 +37,15 @@ class Gate(NamedTuple):
 
 
 def logits(params: Params, axes: int | Sequence[int] | None = None, logit: float = 0.0) -> Logits:
-    """Logits of gates for `params`, float32, None where they are None: of their rank, so that gates
-    broadcast against them.
+    """Logits of gates for `params`: float32, with the rank of each leaf, so that gates broadcast
+    against it; None where a leaf is None.
 
     Args:
       params: what to gate, such as `kernels(params)`.
-      axes: along these every entry has a gate of its own, along the others they share one. None:
-        each weight. (): each leaf. Axes count those of a kernel as (spatial..., inputs, outputs):
-        -2 is each input neuron or channel, also of attention's kernels, whose axes more are heads.
+      axes: along these axes every entry has a gate; along the others all entries share one. None: a
+        gate for each weight. (): one for each leaf. The axes of a kernel count as (spatial...,
+        inputs, outputs): -2 is each input neuron or channel, also of attention's kernels, which
+        have more axes, for heads.
       logit: their value.
 
     Raises:
@@ -77,15 +78,15 @@ def logits(params: Params, axes: int | Sequence[int] | None = None, logit: float
         return [axis for a in wanted for axis in parts[a]]
 
     def leaf_logits(leaf_name: str, w: jax.Array) -> jax.Array:
-        own = gated(leaf_name, w)
-        shape = tuple(n if axis in own else 1 for axis, n in enumerate(w.shape))
+        gate_axes = gated(leaf_name, w)
+        shape = tuple(n if axis in gate_axes else 1 for axis, n in enumerate(w.shape))
         return jnp.full(shape, logit, jnp.float32)
 
     return map_named(leaf_logits, params)
 
 
 def drawn(f: Callable[[jax.Array, jax.Array], jax.Array], key: jax.Array, logits: Logits) -> Gates:
-    """`f(key of its own, leaf)` of every leaf."""
+    """`f(key, leaf)` for every leaf, with one key a leaf."""
     leaves, treedef = jax.tree.flatten(logits)
     keys = jax.random.split(key, max(len(leaves), 1))
     return jax.tree.unflatten(treedef, [f(k, s) for k, s in zip(keys, leaves, strict=False)])

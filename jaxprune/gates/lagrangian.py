@@ -11,11 +11,11 @@ from jaxprune.gates.budgets import check_target
 
 
 class Multipliers(NamedTuple):
-    """What `lagrangian` learns: float32 scalars, 0 at first.
+    """The prices that `lagrangian` learns: float32 scalars, 0 at first.
 
     Attributes:
-      linear: the price of what is kept above the target; negative below it.
-      quadratic: what damps it; it only grows.
+      linear: the price of the fraction above the target; negative below it.
+      quadratic: it damps the linear price, and only grows.
     """
 
     linear: jax.Array
@@ -30,18 +30,19 @@ def multipliers() -> Multipliers:
 def lagrangian(multipliers: Multipliers, kept: Any, target: Any) -> jax.Array:
     """To be added to the loss: linear gap + quadratic gap^2, gap = kept / target - 1; a scalar.
 
-    The multipliers are to climb while all else descends: the gradient with respect to them has its
-    sign flipped, so that an optimizer that minimizes trains all. Their prices rise as the target
-    falls, and Adam must forget what it saw before: with b2 = 0.9 and a target that falls slowly
+    The multipliers must climb while all else descends. Their gradient has its sign flipped, so that
+    one optimizer, which minimizes, trains everything. The prices rise as the target falls, and Adam
+    must forget earlier gradients. With b2 = 0.9 and a target that falls slowly this
 
         target = optax.polynomial_schedule(1.0, 0.2, power=3, transition_steps=steps // 2)
         fast = optax.adam(0.05, b2=0.9)
         tx = optax.partition({"weights": optax.adam(1e-3), "gates": fast, "multipliers": fast}, ...)
 
-    lands in 800 steps on losses from 0.1 to 10. With Adam's own b2 = 0.999 it may overshoot.
+    reaches the target in 800 steps, with losses from 0.1 to 10. With Adam's default b2 = 0.999 it
+    may overshoot.
 
     Args:
-      multipliers: `multipliers()`, and what they have become.
+      multipliers: `multipliers()` at first, then as trained.
       kept: the expected fraction that is kept, such as `kept_flops(gate.p_open(logits), ...)`.
       target: the fraction to keep, in (0, 1); may be traced, as of a schedule from 1 to it.
 
@@ -54,8 +55,8 @@ def lagrangian(multipliers: Multipliers, kept: Any, target: Any) -> jax.Array:
     (-0.5, -0.25)
 
     Reference: Platt and Barr, 1987, Constrained Differential Optimization; for pruning Wang,
-    Wohlwend and Lei, 2020, Structured Pruning of Large Language Models, with the gap in absolute
-    terms, which at small targets pulls too little.
+    Wohlwend and Lei, 2020, Structured Pruning of Large Language Models, whose absolute gap pulls
+    too little at small targets.
     """
     check_target("lagrangian", target)
     linear, quadratic = (2 * jax.lax.stop_gradient(m) - m for m in multipliers)

@@ -46,7 +46,7 @@ def threshold(gates: Any, above: float = 0.0) -> Masks:
 
 
 def keep_at_least(scores: Scores, n: int = 1) -> Scores:
-    """`scores` with the `n` highest of each leaf at infinity: whatever selects by them keeps these.
+    """`scores` with the `n` highest of each leaf at infinity, so that every selection keeps them.
 
     Args:
       scores: such as the logits of gates; None leaves stay None.
@@ -72,8 +72,8 @@ def keep_at_least(scores: Scores, n: int = 1) -> Scores:
 def within_budget(scores: Scores, kept: Callable[[Masks], jax.Array], target: Any) -> Masks:
     """The most gates, highest scores first, that keep at most `target`: bool, like `scores`.
 
-    Their number is found by bisection, in log2(gates) looks at the cost. What scores infinity is
-    kept whatever it costs (`keep_at_least`).
+    Bisection finds their number with log2(gates) evaluations of the cost. Gates with score infinity
+    are kept at any cost (`keep_at_least`).
 
     Args:
       scores: such as the logits of gates, ranked over all leaves together; None where none.
@@ -111,15 +111,15 @@ def within_budget(scores: Scores, kept: Callable[[Masks], jax.Array], target: An
     forced = sum(jnp.sum(s == jnp.inf, dtype=jnp.int32) for s in leaves)
     start = forced, jnp.full_like(forced, total)
     number, _ = lax.fori_loop(0, math.ceil(math.log2(total + 1)), halve, start)
-    found = masks(number)
-    least = kept(found)
+    selected = masks(number)
+    least = kept(selected)
     if is_known(least) and least > most:
         raise ValueError(
             f"gates.within_budget: no selection keeps {float(target):g} or less; with the "
             f"{int(number)} gates that must stay open it is {float(least):.4g}. Raise the target, "
             "keep fewer of each, or gate more."
         )
-    return found
+    return selected
 
 
 def masks(open_: Masks, params: Params) -> Masks:

@@ -124,27 +124,26 @@ def axis_gates(
 ) -> dict[tuple[str, int], jax.Array]:
     """By leaf and axis, what `apply_gates` multiplies along that axis: (entries of the axis,)."""
     gates = check_gates(structure, gates)
-    found: dict[tuple[str, int], jax.Array] = {}
-    for name, places_ in gated(structure, at_readers).items():
-        for path, axis in places_ if name in gates else ():
+    factors: dict[tuple[str, int], jax.Array] = {}
+    for name, members in gated(structure, at_readers).items():
+        for path, axis in members if name in gates else ():
             along = _along(structure.axes[path][axis], structure.atoms[name], gates[name])
-            place = path, axis
-            found[place] = found[place] * along if place in found else along
-    return found
+            factors[path, axis] = factors.get((path, axis), 1.0) * along
+    return factors
 
 
 def gated(structure: Structure, at_readers: bool = False) -> dict[str, tuple[tuple[str, int], ...]]:
     """By group, the leaves and their axes that its gates multiply, in the order of the data."""
     atoms = structure.atoms
-    found = closers(structure.program, structure.axes, atoms.values(), at_readers)
-    return {name: found.get(atom, ()) for name, atom in atoms.items()}
+    members = closers(structure.program, structure.axes, atoms.values(), at_readers)
+    return {name: members.get(atom, ()) for name, atom in atoms.items()}
 
 
 def check_gates(structure: Structure, gates: GroupGates) -> dict[str, jax.Array]:
     """`gates` as arrays, or an error that says how they do not fit the structure."""
     if not isinstance(gates, Mapping):
         raise TypeError(
-            "gates of groups are {group: (size,)}, such as those of "
+            "gates of groups are {group: (size,)}, like "
             f"structured.gate_logits(structure); got {type(gates).__name__}."
         )
     for name, gate in gates.items():

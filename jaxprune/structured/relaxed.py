@@ -27,11 +27,11 @@ def relaxed_cost(
 
         FLOPs of a convolution = 2 HW window (sum of its inputs' gates)(sum of its outputs' gates)
 
-    For gates of 0 and 1 it is `cost` of the neurons at 1. As there, FLOPs are those of all matrix
-    products and convolutions, projections and the last layer among them, and of nothing else; an
-    axis without gates counts whole, and one of several groups, such as a concatenation, the sum or
-    the product of theirs. Divide by the `cost` of the *first* network, also when the structure is
-    that of one which is smaller already:
+    For gates of 0 and 1 it is the `cost` of the neurons with gate 1. As in `cost`, FLOPs count all
+    matrix products and convolutions, also projections and the last layer, and nothing else. An axis
+    without gates counts with its size. An axis of several groups, such as a concatenation, counts
+    with the sum or the product of their sizes. Divide by the `cost` of the *first* network, also
+    when the structure describes a smaller one:
 
         relative = relaxed_cost(structure, gates).flops / cost(structure).flops
         loss += strength * jnp.abs(relative - target)
@@ -53,7 +53,7 @@ def relaxed_cost(
     Reference: Larson et al., 2023, A Generalization of Continuous Relaxation in Structured Pruning.
     """
     gates = check_gates(structure, gates)
-    sums = {structure.atoms[name]: jnp.sum(own) for name, own in gates.items()}
+    sums = {structure.atoms[name]: jnp.sum(gate) for name, gate in gates.items()}
 
     def size(e: Expr) -> Any:
         e = resolved(e)
@@ -75,9 +75,9 @@ def relaxed_cost(
         return total
 
     frozen = sum(g.size for name, g in structure.groups.items() if name not in gates)
-    neurons = sum((jnp.sum(own) for own in gates.values()), jnp.float32(frozen))
+    neurons = sum((jnp.sum(gate) for gate in gates.values()), jnp.float32(frozen))
     counted = named_leaves(folded(prunable(structure.shapes)))
-    axes = [structure.axes[path] for path, leaf in counted if leaf is not None]
-    weights = sum((math.prod(map(size, own)) for own in axes), jnp.float32(0))
-    found: tuple[Any, ...] = (neurons, weights, flops(collect(structure.program)))
-    return Cost._make(jnp.asarray(x, jnp.float32) for x in found)
+    leaves = [structure.axes[path] for path, leaf in counted if leaf is not None]
+    weights = sum((math.prod(map(size, axes)) for axes in leaves), jnp.float32(0))
+    numbers: tuple[Any, ...] = (neurons, weights, flops(collect(structure.program)))
+    return Cost._make(jnp.asarray(x, jnp.float32) for x in numbers)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def studies() -> dict[str, str]:
-    """Name -> what it does, from the first line of each recipe, without importing any."""
+    """Name -> the first line of its docstring; imports no recipe."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
         first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
@@ -19,7 +19,7 @@ def studies() -> dict[str, str]:
 
 
 def main() -> None:
-    """Prints the table: a line each, on 80 columns too."""
+    """Prints the table, one line for each recipe."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, what in studies().items():
         table.add_row(f"  {name}", what)

@@ -1,4 +1,4 @@
-"""What masks cost: `python -m recipes.bench --help`.
+"""The cost of masks: `python -m recipes.bench --help`.
 
 Times optimizer steps, selection, compilation, many seeds and their barriers beside dense twins,
 sorting, single runs and forward passes, compacted networks, and checkpoints; counts bytes. Nothing
@@ -27,7 +27,7 @@ from recipes.benchmarks.seeds import many_seeds
 from recipes.benchmarks.selection import selection
 from recipes.benchmarks.steps import optimizer_step, vmapped_step
 from recipes.benchmarks.training import compile_time
-from recipes.common import cli, config_files, flags, folder, report, settings, timing
+from recipes.common import cli, flags, folder, report, settings, timing
 from recipes.common.folder import RecipeError
 from recipes.common.models import MODELS
 
@@ -48,24 +48,24 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
 
 @dataclass(frozen=True)
 class Config(settings.Run):
-    """What masks cost: times beside dense twins, in one process and in random order; and bytes."""
+    """The cost of masks: times beside dense twins, in one process and random order; and bytes."""
 
     out: Path = Path("runs/bench")
     weights: Annotated[float, flags.within("[100, 2130706432)")] = 10e6
     """Weights of the optimizer steps and selections; under vmap each seed has a tenth of them."""
-    leaves: Annotated[int, flags.at_least(1)] = 10
+    leaves: flags.Count = 10
     """Kernels that share the weights."""
-    seeds: Annotated[int, flags.at_least(1)] = 8
+    seeds: flags.Count = 8
     """Seeds in one program, where there are several."""
-    repeats: Annotated[int, flags.at_least(1)] = 15
+    repeats: flags.Count = 15
     """Rounds: how often each cell is timed. Slow cells, such as sorts, are timed less often."""
-    compiles: Annotated[int, flags.at_least(1)] = 5
+    compiles: flags.Count = 5
     """How often each training step is compiled; ResNet-20 at most twice."""
     models: Annotated[tuple[str, ...], flags.choice(MODELS), flags.DISTINCT] = MODELS[1:]
     """The networks whose training steps are compiled."""
-    batch_size: Annotated[int, flags.at_least(1)] = 128
+    batch_size: flags.Count = 128
     """Examples of a training step, for each seed."""
-    examples: Annotated[int, flags.at_least(1)] = 10_000
+    examples: flags.Count = 10_000
     """Examples that a network between two seeds is measured on."""
     only: Annotated[tuple[str, ...], flags.choice(BENCHMARKS), flags.DISTINCT] = tuple(BENCHMARKS)
     """The benchmarks to run."""
@@ -87,7 +87,7 @@ def bench(config: Config) -> dict[str, Any]:
     plan = plan_of(config)
     names = [name for name in BENCHMARKS if name in config.only]
     folder.check_out(config.out, config.overwrite)
-    folder.start(config.out, config_files.to_yaml(config), config.overwrite)
+    folder.start(config.out, cli.to_yaml(config), config.overwrite)
 
     began = time.perf_counter()
     environment = machine()
@@ -143,7 +143,7 @@ def plan_of(config: Config) -> Plan:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on beside the flags."""
+    """The environment of the numbers."""
     return {
         "backend": jax.default_backend(),
         **folder.environment(),

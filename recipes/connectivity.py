@@ -36,7 +36,7 @@ from recipes.common import (
     study,
 )
 from recipes.common.arms import Arm, Weights
-from recipes.common.data import Dataset
+from recipes.common.data import Dataset, Key
 from recipes.common.figures.pairs import Matrix, Paths, along_paths, heat_maps
 from recipes.common.measures import PathSettings
 from recipes.common.report import Picture, Writeup
@@ -52,16 +52,16 @@ class Config(PathSettings):
 
     out: Path = Path("runs/connectivity")
     seeds: Annotated[int, flags.at_least(2, settings.MOST_SEEDS)] = 8
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    sparsity: flags.Fraction = 0.95
     """The fraction of weights that are pruned in the sparse twins."""
-    every: Annotated[int, flags.at_least(1)] = 10
+    every: flags.Count = 10
     """Steps between updates of the masks, from 10 % to 70 % of the steps."""
     curve_steps: Annotated[int, flags.at_least(0)] = 300
     """Steps to fit the curve between the two seeds that are furthest apart; 0 for no curve."""
 
 
 class Pairs(NamedTuple):
-    """What is measured between the seeds of one arm, of test error and test loss."""
+    """Measurements between the seeds of one arm, of test error and test loss."""
 
     alphas: np.ndarray  # (points,)
     along: dict[str, np.ndarray]  # (seeds, seeds, points), from the earlier seed to the later
@@ -78,7 +78,7 @@ class Pairs(NamedTuple):
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense, and gradual magnitude pruning by a global threshold."""
-    module = models.model(config.model, dataset.classes, config.norm)
+    module = settings.module_of(config, dataset.classes)
     dense = settings.optimizer(config, steps)
     sparse = gradual(dense, steps, config.sparsity, config.every)
     return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
@@ -147,7 +147,7 @@ def bend(
         either = jax.tree.map(lambda mask: mask[pair[0]] | mask[pair[1]], masks)
         no_masks = jax.tree.map(lambda _: None, stack["batch_stats"])
         masks = {"params": either, "batch_stats": no_masks}
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    key = jax.random.fold_in(jax.random.key(config.seed), Key.METHOD)
     optimizer = optax.adam(config.learning_rate)
     middle, _ = jp.analysis.fit_curve(key, loss, a, b, optimizer, config.curve_steps, masks)
     path = partial(jp.analysis.bezier, middle)

@@ -13,11 +13,10 @@ the same command once a process, with --out on a disk that all see; they find ea
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
-from recipes.common import cli, config_files, data, dead, flags, folder, models, report, settings
+from recipes.common import cli, data, dead, flags, folder, models, report, settings
 from recipes.common.folder import RecipeError
 from recipes.common.models import classification
 from recipes.common.terminal import Stopped, deferred_signals
@@ -51,31 +48,31 @@ class Config(settings.Run):
         int | None, flags.at_least(1), flags.default("none: join those that run")
     ] = None
     """Start this many processes on this machine."""
-    devices: Annotated[int, flags.at_least(1)] = 4
+    devices: flags.Count = 4
     """CPU devices of all these processes together."""
-    model_axis: Annotated[int, flags.at_least(1)] = 2
+    model_axis: flags.Count = 2
     """Devices along the model axis of the mesh; the others are along its data axis."""
 
     width: Annotated[float, flags.within("(0, 100]")] = 1.0
     """A factor for the sizes of the hidden layers, 256 and 128."""
     steps: Annotated[int, flags.at_least(2)] = 100
     """Training steps."""
-    batch_size: Annotated[int, flags.at_least(1)] = 128
+    batch_size: flags.Count = 128
     """Examples per step, over all devices."""
     learning_rate: Annotated[float, flags.within("(0, 1000)")] = 3e-3
     """The learning rate of Adam."""
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.8
+    sparsity: flags.Fraction = 0.8
     """The fraction of weights that are pruned at the end."""
-    every: Annotated[int, flags.at_least(1)] = 10
+    every: flags.Count = 10
     """Steps between updates of the masks."""
     seed: Annotated[int, flags.at_least(0)] = 0
     """The seed of the weights and of the order of the data."""
 
-    checkpoint_every: Annotated[int, flags.at_least(1)] = 20
+    checkpoint_every: flags.Count = 20
     """Steps between checkpoints."""
-    keep: Annotated[int, flags.at_least(1)] = 2
+    keep: flags.Count = 2
     """The number of checkpoints to keep."""
-    log_every: Annotated[int, flags.at_least(1)] = 10
+    log_every: flags.Count = 10
     """Steps between lines of metrics.jsonl."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint, with its config.yaml."""
@@ -124,7 +121,9 @@ def train(config: Config) -> dict[str, Any]:
     like, init, step = program(config, mesh)
     _begin(config)
     saves = checkpoints.manager(config.out / folder.CHECKPOINT, config.keep)
-    with closing(saves), jax.set_mesh(mesh), _signals() as received:
+    # a signal to one of several processes stops all: JAX hears SIGTERM, and tells the others
+    signals: Any = deferred_signals() if jax.process_count() == 1 else nullcontext()
+    with closing(saves), jax.set_mesh(mesh), signals as received:
         if config.resume and saves.latest_step() is not None:
             first, state = checkpoints.restore(saves, like)
             if first >= config.steps:
@@ -139,7 +138,8 @@ def train(config: Config) -> dict[str, Any]:
             done = now + 1
             if done % config.log_every == 0 or done == config.steps:
                 _log(config, done, loss, state)
-            stops = _stops(received, saves, done) and done < config.steps
+            heard = received() is not None if received else saves.reached_preemption(done)
+            stops = heard and done < config.steps
             if stops or done % config.checkpoint_every == 0 or done == config.steps:
                 checkpoints.save(saves, done, state)
             if stops:
@@ -219,15 +219,6 @@ def batch_at(split: data.Split, config: Config, step: int, mesh: Mesh) -> tuple[
     return spread(split.images), spread(split.labels)
 
 
-def digest(tree: Any) -> str:
-    """A hash of all bits; the same on every process, and for every layout."""
-    found = hashlib.sha256()
-    for name, x in layout.by_name(tree).items():
-        found.update(name.encode())
-        found.update(np.asarray(multihost_utils.process_allgather(x, tiled=True)).tobytes())
-    return found.hexdigest()[:16]
-
-
 def _begin(config: Config) -> None:
     """The first process checks the folder and writes config.yaml, before any other goes on."""
     error = None
@@ -237,7 +228,7 @@ def _begin(config: Config) -> None:
             if config.resume:
                 folder.lock(config.out)
             else:
-                folder.start(config.out, config_files.to_yaml(config), config.overwrite)
+                folder.start(config.out, cli.to_yaml(config), config.overwrite)
         except RecipeError as found:
             error = found
     processes.first_only(error)
@@ -260,18 +251,6 @@ def _log(config: Config, step: int, loss: jax.Array, state: State) -> None:
         print(f"{step}/{config.steps}  loss {record['loss']:.4f}", file=sys.stderr, flush=True)
 
 
-def _signals() -> AbstractContextManager[Callable[[], int | None] | None]:
-    """Of one process, notes of signals. Of several, SIGTERM is heard by JAX's own handler."""
-    return deferred_signals() if jax.process_count() == 1 else nullcontext()
-
-
-def _stops(
-    received: Callable[[], int | None] | None, saves: ocp.CheckpointManager, step: int
-) -> bool:
-    """Whether all processes stop after this step: a signal to any one of them is enough."""
-    return saves.reached_preemption(step) if received is None else received() is not None
-
-
 def _tested(config: Config, mesh: Mesh, state: State, test: data.Split) -> dict[str, Any]:
     """The test accuracy of the model, as of one seed; every process computes it."""
     module = models.model("mlp", 10, width=config.width)
@@ -279,9 +258,8 @@ def _tested(config: Config, mesh: Mesh, state: State, test: data.Split) -> dict[
     @partial(jax.jit, out_shardings=NamedSharding(mesh, P()))
     def look(params: Any, masks: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits: Any = module.apply({"params": params}, test.images)
-        return jnp.mean(logits.argmax(-1) == test.labels, keepdims=True), jp.at_init.empty_layers(
-            masks
-        )
+        accuracy = jnp.mean(logits.argmax(-1) == test.labels, keepdims=True)
+        return accuracy, jp.at_init.empty_layers(masks)
 
     found = look(state.params, jp.get_masks(state.opt_state))
     accuracy, collapsed = jax.tree.map(np.asarray, found)
@@ -304,8 +282,8 @@ def _finish(
         "chance": dead.chance(test.labels),
         "test_accuracy": _tested(config, mesh, state, test),
         "sparsity": round(float(jp.sparsity(masks)), 7),
-        "params_sha256": digest(state.params),
-        "masks_sha256": digest(masks),
+        "params_sha256": layout.digest(state.params),
+        "masks_sha256": layout.digest(masks),
     }
     if processes.is_first():
         folder.write_json(config.out / folder.SUMMARY, summary)

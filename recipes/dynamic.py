@@ -20,7 +20,7 @@ import jax
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, flags, models, report, settings, study
+from recipes.common import cli, flags, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 from recipes.common.figures import style
@@ -32,8 +32,8 @@ METHODS = ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf")
 ALLOCATIONS = {"erk": jp.erk, "er": jp.er, "uniform": jp.uniform}
 DENSE_COPIES = {"top_kast": Weights.DENSE_COPY, "dpf": Weights.DENSE_COPY}
 TOP_KAST_DECAY = 1e-4
-# Weights that learn outside the network drift until they are next compared with those inside: so
-# more often than others. DPF as its authors do; Top-KAST, whose paper compares at every step, less.
+# Weights outside the network learn, and drift until they are next compared with those inside: so
+# these methods update more often. DPF as its authors; Top-KAST less often than its paper.
 EVERY = {"top_kast": 5, "dpf": 16}
 EVERY_ELSE = 50
 
@@ -45,7 +45,7 @@ class Config(settings.Settings):
     out: Path = Path("runs/dynamic")
     method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = ("rigl",)
     """One method, or several to train side by side."""
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    sparsity: flags.Fraction = 0.95
     """The fraction of weights that are pruned at the end."""
     allocation: Annotated[
         str | None,
@@ -59,7 +59,7 @@ class Config(settings.Settings):
     """Steps between updates of the masks. set rewires as often as rigl, as little and as long, so
     that they differ only in what grows. The paper of set rewires 30 % after each epoch, to the
     last."""
-    begin: Annotated[float, flags.within("[0, 1)")] = 0.1
+    begin: flags.Fraction = 0.1
     """gmp, dpf: when pruning begins, as a fraction of the steps."""
     end: Annotated[float, flags.within("(begin, 1]")] = 0.75
     """set, rigl: when rewiring ends; gmp, dpf: when the final sparsity is reached."""
@@ -84,7 +84,7 @@ class Config(settings.Settings):
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense training, and each of the methods."""
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    module = settings.module_of(config, dataset.classes)
     dense = settings.optimizer(config, steps)
     sparse = optimizers(config, dense, steps)
     check_layers(config, module, dataset)
@@ -97,12 +97,12 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
 def optimizers(
     config: Config, dense: optax.GradientTransformation, steps: int
 ) -> dict[str, Callable[[jax.Array], optax.GradientTransformation]]:
-    """Method -> the key of a seed -> its optimizer: the whole difference between the arms."""
+    """Method -> the key of an arm -> its optimizer: the only difference between the arms."""
     sparsity = config.sparsity
     n = config.every or EVERY_ELSE
     often = {method: config.every or steps for method, steps in EVERY.items()}
     begin, end = pruning_steps(config.begin, config.end, steps)
-    last = max(end, steps - n)  # what changes its masks until the end has n steps to train them
+    last = max(end, steps - n)  # the last masks have at least n steps of training
 
     allocation = allocations(config)
     cubic = partial(optax.polynomial_schedule, end_value=sparsity, power=3)
@@ -147,7 +147,7 @@ def optimizers(
 
 
 def allocations(config: Config) -> dict[str, Any]:
-    """Method -> how much of each layer."""
+    """Method -> the sparsity of each layer."""
     if config.allocation is not None:
         return dict.fromkeys(METHODS, ALLOCATIONS[config.allocation])
     own = {"gmp": jp.global_threshold, "dpf": jp.global_threshold, "top_kast": jp.uniform}
@@ -155,7 +155,7 @@ def allocations(config: Config) -> dict[str, Any]:
 
 
 def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
-    """Raises `RecipeError` if a layer would keep no weight; random starts see to it themselves."""
+    """Raises `RecipeError` if a layer would keep no weight; random starts check it themselves."""
     for method in ("gmp", "top_kast", "dpf"):
         allocation = allocations(config)[method]
         if method in config.method and allocation is not jp.global_threshold:
@@ -183,7 +183,7 @@ def dynamic_sparse_training(config: Config) -> dict[str, Any]:
 
 
 def churn_picture(outcome: study.Outcome) -> Picture:
-    """How the masks move."""
+    """The picture of how masks change."""
     first, previous, explored = (
         {arm: style.curve(outcome.history, arm, key) for arm in study.masked(outcome)}
         for key in ("overlap_first", "overlap_previous", "ever_active")

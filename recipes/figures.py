@@ -33,7 +33,7 @@ NAMES = {"lenet": "LeNet-300-100", "conv": "Conv net"}
 
 @dataclass(frozen=True)
 class Config:
-    """The three pictures of the README, from runs that are there."""
+    """The three pictures of the README, from finished runs."""
 
     gmp: Path = Path("runs/gmp")
     """A run of recipes.gmp: accuracy and sparsity over the steps, a band over seeds."""

@@ -1,7 +1,7 @@
-"""What each method does, as a picture: `python -m recipes.gallery --help`.
+"""A picture of each method: `python -m recipes.gallery --help`.
 
-Runs every block of Python in .docs/pages/methods.md on the digits, and draws what became of the
-masks. A picture holds the lines it was made by, so that a test can tell when it is out of date.
+Runs every block of Python in .docs/pages/methods.md on the digits, and draws the masks. A picture
+holds the lines that made it, so that a test can tell when it is out of date.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Config:
 
 
 def gallery(config: Config) -> list[Path]:
-    """Draws what is missing or out of date, or was asked for; returns the files."""
+    """Draws the pictures that are missing, out of date, or named by --only; returns the files."""
     common, methods = blocks(PAGE.read_text())
     wanted = config.only
     if wanted is not None:
@@ -58,7 +58,7 @@ def gallery(config: Config) -> list[Path]:
 
 
 def blocks(text: str) -> tuple[str, dict[str, str]]:
-    """(what all take for granted, {method: its lines}) of the page."""
+    """(the lines that all methods share, {method: its lines}) of the page."""
     common, methods, title = "", {}, ""
     for heading, lines in BLOCK.findall(text):
         if heading:
@@ -76,7 +76,7 @@ def slug(name: str) -> str:
 
 
 def run_lines(common: str, lines: str) -> Names:
-    """What the lines of a method define."""
+    """The names that the lines of a method define."""
     names: Names = {"__name__": "gallery"}
     exec(compile(common, "methods.md", "exec"), names)
     exec(compile(lines, "methods.md", "exec"), names)
@@ -84,7 +84,7 @@ def run_lines(common: str, lines: str) -> Names:
 
 
 def outcome(names: Names) -> Drawing:
-    """What is drawn, by what the lines of a method define; pure, to be jitted."""
+    """The drawing, chosen by the names that a method defines; pure, to be jitted."""
     if "rates" in names:
         return rates(names)
     if "children" in names:
@@ -97,10 +97,10 @@ def outcome(names: Names) -> Drawing:
 
 
 def seen(masks: Any, at_first: Any = None) -> tuple[jax.Array, ...]:
-    """The shares that are kept, by masks or gates: what a `method_plots.Drawing` over time holds.
+    """The shares that masks or gates keep, for a `Drawing` over time.
 
     Of each layer (layers,), of each pixel (64,) and of each neuron of the first layer (100,); and
-    the share, of what is kept, that was so at first.
+    the share of the kept weights that were kept at first.
     """
     now, still = _kernels(masks), jnp.ones(())
     if at_first is not None:
@@ -132,7 +132,7 @@ def masks(names: Names) -> Drawing:
 
 
 def learned(names: Names) -> Drawing:
-    """Trains weights and logits on `objective`; gates and multipliers at a rate of their own.
+    """Trains weights and logits on `objective`; gates and multipliers learn faster.
 
     With a `method`, a reparameterization, `objective` and `kept` read what its `init` makes.
     """
@@ -172,7 +172,7 @@ def scales(names: Names) -> Drawing:
 
 
 def soup(names: Names) -> Drawing:
-    """The test error on the lines between all children, and that of their average."""
+    """The test error on the lines between all children, and of their average."""
     test = names["digits"].test
     images = test.images.reshape(len(test.labels), -1)
 
@@ -187,7 +187,7 @@ def soup(names: Names) -> Drawing:
 
 
 def rates(names: Names) -> Drawing:
-    """The rate of the first training, and those of retraining by name."""
+    """The rates of the first training, and of retraining by name."""
     of = lambda schedule, steps: jax.vmap(schedule)(jnp.arange(steps))
     first = of(names["first"], STEPS)
     return Drawing(

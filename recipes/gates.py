@@ -61,9 +61,9 @@ class Config(settings.Settings):
     """When gates become masks and GMP is at its sparsity, as a fraction of the steps."""
     open: float = 2.0
     """The logits of gates at the start."""
-    gate_rate: Annotated[float, flags.within("(0, inf)")] = 0.05
+    gate_rate: flags.Positive = 0.05
     """The learning rate of gates and multipliers."""
-    every: Annotated[int, flags.at_least(1)] = 10
+    every: flags.Count = 10
     """gmp: steps between updates of the masks."""
 
     def conflicts(self) -> Iterator[str]:
@@ -281,7 +281,7 @@ def consensus(
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense training; for each budget gates of each level, and GMP."""
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    module = settings.module_of(config, dataset.classes)
     dense, images = settings.optimizer(config, steps), dataset.train.images
     structure = analyzed(module, images)
     of_neurons, of_weights = neurons(structure, config), weights(structure, config)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, flags, models, report, settings, study
+from recipes.common import cli, flags, report, settings, study
 from recipes.common.arms import Arm, Weights
 from recipes.common.data import Dataset
 
@@ -29,17 +29,17 @@ class Config(settings.Settings):
     """Gradual magnitude pruning beside dense training, several seeds in one program."""
 
     out: Path = Path("runs/gmp")
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    sparsity: flags.Fraction = 0.95
     """The fraction of weights that are pruned at the end."""
     allocation: Annotated[str, flags.choice(ALLOCATIONS)] = "global"
     """The sparsity of each layer: by one threshold for all, by its shape (erk), or uniform."""
     pattern: Annotated[str, flags.choice(PATTERNS)] = "unstructured"
     """The weights of a layer that are pruned together."""
-    begin: Annotated[float, flags.within("[0, 1)")] = 0.1
+    begin: flags.Fraction = 0.1
     """When pruning begins, as a fraction of the steps."""
     end: Annotated[float, flags.within("(begin, 1]")] = 0.7
     """When the final sparsity is reached, as a fraction of the steps."""
-    every: Annotated[int, flags.at_least(1)] = 10
+    every: flags.Count = 10
     """Steps between updates of the masks."""
 
 
@@ -47,8 +47,8 @@ class Config(settings.Settings):
 
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
-    """Dense training and GMP: the optimizer is the whole difference."""
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    """Dense training and GMP: the optimizer is the only difference."""
+    module = settings.module_of(config, dataset.classes)
     optimizer = settings.optimizer(config, steps)
     how = ALLOCATIONS[config.allocation], PATTERNS[config.pattern]
     tx = gradual(optimizer, steps, config.sparsity, config.every, config.begin, config.end, *how)

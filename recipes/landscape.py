@@ -13,7 +13,6 @@ Git Re-Basin.
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,24 +24,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, flags, measures, models, settings, study, timing
+from recipes.common import cli, data, flags, measures, settings, study, timing
 from recipes.common.arms import Arm, Weights
 from recipes.common.figures.planes import Line, Mark, Panel, square
 from recipes.common.folder import RecipeError
 from recipes.common.lanes import lane_of
-from recipes.common.terminal import progress
+from recipes.common.measures import Losses, losses_on
+from recipes.common.terminal import counted
 from recipes.gmp import gradual
 from recipes.reports import landscape as report
 
 STARTS = 5  # of weight matching
-# purposes of keys: each is folded into the key of --seed, for what is drawn after training
-AROUND, ALIGNMENT, CURVATURE = 3, 4, 5
+# what is drawn after training, by the key of --seed
+AROUND, ALIGNMENT, CURVATURE = data.Key.STUDY, data.Key.STUDY + 1, data.Key.STUDY + 2
 
 Params = Any
-Loss = Callable[[Params], Any]  # of params; {"loss", "error"}, or the loss alone
+Loss = Callable[[Params], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -52,22 +51,22 @@ class Config(settings.Settings):
     out: Path = Path("runs/landscape")
     seeds: Annotated[int, flags.at_least(3, settings.MOST_SEEDS)] = 3
     """The number of seeds that train at once; the plane goes through the first three."""
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    sparsity: flags.Fraction = 0.95
     """The fraction of weights that are pruned in the sparse twins."""
-    every: Annotated[int, flags.at_least(1)] = 10
+    every: flags.Count = 10
     """Steps between updates of the masks, from 10 % to 70 % of the steps."""
 
-    examples: Annotated[int, flags.at_least(1)] = 1000
+    examples: flags.Count = 1000
     """Measure on this many training examples, the first ones."""
     points: Annotated[int, flags.odd(3)] = 31
     """Points along each side of a plane, and along each line."""
-    reach: Annotated[float, flags.within("(0, inf)")] = 1.0
+    reach: flags.Positive = 1.0
     """How far the plane around a seed reaches, in lengths of its filters."""
-    eigenvalues: Annotated[int, flags.at_least(1)] = 10
+    eigenvalues: flags.Count = 10
     """How many of the largest eigenvalues to find."""
     lanczos_steps: Annotated[int, flags.at_least("eigenvalues")] = 60
     """Hessian-vector products for the eigenvalues, and for each spectral density."""
-    density_probes: Annotated[int, flags.at_least(1)] = 3
+    density_probes: flags.Count = 3
     """Random vectors for each spectral density."""
     trace_probes: Annotated[int, flags.at_least(2)] = 30
     """Random vectors for each trace."""
@@ -90,7 +89,7 @@ def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
 
     Raises `RecipeError` for more examples than there are, or more steps of Lanczos than weights.
     """
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    module = settings.module_of(config, dataset.classes)
     check_examples(config, module, dataset)
     dense = settings.optimizer(config, steps)
     sparse = gradual(dense, steps, config.sparsity, config.every)
@@ -116,35 +115,8 @@ def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> 
 # --- what is measured -----------------------------------------------------------------------------
 
 
-class Losses(NamedTuple):
-    """The training loss as functions of the params, over batches that are on the device."""
-
-    both: Loss  # {"loss", "error"}
-    loss: Loss  # the loss alone: it has derivatives
-
-
-def losses_on(module: nn.Module, split: data.Split, examples: int) -> Losses:
-    """Loss and error on the first examples, in batches of at most 500, all of one size."""
-    batches = math.ceil(examples / 500)
-    size = examples // batches
-    images, labels = (part[: batches * size] for part in split)
-    stacked = jax.device_put(
-        (images.reshape(batches, size, *images.shape[1:]), labels.reshape(batches, size))
-    )
-
-    def both(params: Params, batch: Any) -> dict[str, jax.Array]:
-        logits: Any = module.apply({"params": params}, batch[0])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-        return {"loss": losses.mean(), "error": jnp.mean(jnp.argmax(logits, -1) != batch[1])}
-
-    def loss(params: Params, batch: Any) -> jax.Array:
-        return both(params, batch)["loss"]
-
-    return Losses(jp.analysis.over_batches(both, stacked), jp.analysis.over_batches(loss, stacked))
-
-
 class Measured(NamedTuple):
-    """All that is measured of one arm."""
+    """The measurements of one arm."""
 
     through: Panel
     around: Panel
@@ -153,7 +125,7 @@ class Measured(NamedTuple):
 
 
 def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str, Measured]:
-    """Everything, arm by arm. Neurons are aligned where no norm ties them to their places."""
+    """Planes, alignment and curvature of each arm; no alignment where a norm ties neurons."""
     root = jax.random.key(config.seed)
     around_key, align_key, curve_key = (
         jax.random.fold_in(root, purpose) for purpose in (AROUND, ALIGNMENT, CURVATURE)
@@ -163,8 +135,7 @@ def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str,
     fn = lambda params, images: module.apply({"params": params}, images)
     coupling = jp.analyze(fn, first, outcome.dataset.train.images[:1]).coupling()
     measured = {}
-    with progress("measuring", 4 * len(outcome.arms)) as show:
-        done = itertools.count(1)
+    with counted("measuring", 4 * len(outcome.arms)) as done:
         for arm, made in outcome.arms.items():
             state = outcome.states[arm]
             stack = state.params
@@ -172,16 +143,16 @@ def measure(config: Config, losses: Losses, outcome: study.Outcome) -> dict[str,
             masks = None if made.weights is Weights.DENSE else jp.get_masks(state.opt_state)
             three = {name: lane_of(stack, i) for i, name in enumerate(names)}
             plane = through(losses, three, config.points)
-            show(next(done), f"{arm}: plane through three seeds")
+            done(f"{arm}: plane through three seeds")
             first = names[0], lane_of(stack, 0), lane_of(masks, 0)
             beside = around(losses, *first, around_key, config.reach, config.points)
-            show(next(done), f"{arm}: plane around the first")
+            done(f"{arm}: plane around the first")
             aligned = None
             if coupling:
                 aligned = align(losses, stack, masks, coupling, align_key, config.points, names)
-            show(next(done), f"{arm}: alignment")
+            done(f"{arm}: alignment")
             curved = curve(losses.loss, stack, masks, curve_key, config)
-            show(next(done), f"{arm}: curvature")
+            done(f"{arm}: curvature")
             measured[arm] = Measured(plane, beside, aligned, curved)
     return measured
 
@@ -282,13 +253,10 @@ def curve(loss: Loss, stack: Params, masks: Any, key: jax.Array, config: Config)
     for i in range(len(jax.tree.leaves(stack)[0])):
         params, mask = lane_of(stack, i), lane_of(masks, i)
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        pairs = jp.analysis.hessian_eigenvalues(
-            keys[0], loss, params, config.eigenvalues, steps, mask
-        )
-        trace = jp.analysis.hessian_trace(keys[1], loss, params, config.trace_probes, mask)
-        spectrum = jp.analysis.hessian_spectrum(
-            keys[2], loss, params, config.density_probes, steps, mask
-        )
+        of = loss, params
+        pairs = jp.analysis.hessian_eigenvalues(keys[0], *of, config.eigenvalues, steps, mask)
+        trace = jp.analysis.hessian_trace(keys[1], *of, config.trace_probes, mask)
+        spectrum = jp.analysis.hessian_spectrum(keys[2], *of, config.density_probes, steps, mask)
         dimension = int(spectrum.dimension)
         rows.append((pairs.values, pairs.errors, *trace, spectrum.nodes, spectrum.weights))
     columns = [np.stack(parts) for parts in zip(*rows, strict=True)]

@@ -3,7 +3,7 @@
 Each method makes its masks of the first weights, before any training, at one sparsity or several;
 then all train alike, from the same weights and on the same batches. With --controls each method has
 two controls: its masks shuffled within layers, and other weights under its masks. Writes a folder
-that reproduces itself. Test data choose nothing: every number is that of the last step.
+that reproduces itself. Test data choose nothing: every number is measured at the last step.
 
 References: Lee et al., 2019 (SNIP); Wang et al., 2020 (GraSP); Tanaka et al., 2020 (SynFlow);
 de Jorge et al., 2021 (FORCE, iterative SNIP); Liu et al., 2022 (random, ERK); Frankle et al., 2021,
@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, flags, lanes, models, report, settings, study
-from recipes.common.arms import Arm, Weights
+from recipes.common import cli, flags, lanes, report, settings, study
+from recipes.common.arms import Arm, ArmKey, Weights
 from recipes.common.data import Dataset, Split, balanced_rows
 from recipes.common.models import LossFn, classification
 from recipes.reports.prune_at_init import (
@@ -42,8 +42,8 @@ from recipes.reports.prune_at_init import (
 
 METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random")
 ROUNDS = {"synflow": 100, "force": 60, "iter_snip": 60}
-PER_CLASS = {"grasp": 25}  # examples of each class that its authors take
-EXAMPLES = 10  # and those that the other methods take
+PER_CLASS = {"grasp": 25}  # examples of each class, as its authors take
+EXAMPLES = 10  # of each class, for the other methods
 TEMPERATURE = 200  # of GraSP
 
 Forward = Callable[[Any], jax.Array]
@@ -55,7 +55,7 @@ class Config(settings.Settings):
     """Pruning at initialization, methods side by side, several seeds in one program."""
 
     out: Path = Path("runs/prune_at_init")
-    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 5
+    seeds: settings.Seeds = 5
     method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = (
         "snip",
         "synflow",
@@ -83,9 +83,9 @@ class Config(settings.Settings):
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """The dense arm, and one for each kind; these train alike, in one compiled program."""
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    module = settings.module_of(config, dataset.classes)
     dense = settings.optimizer(config, steps)
-    sparse = jp.sparsify(dense, jp.fixed(lanes.keep_all))  # it begins under masks of its own
+    sparse = jp.sparsify(dense, jp.fixed(lanes.keep_all))  # each arm begins with its masks
     data = jax.device_put(dataset.train)
     labels, classes = dataset.train.labels, dataset.classes
     make = {}
@@ -115,9 +115,9 @@ def masks_of(
     rows: Callable[[jax.Array], jax.Array],
     rounds: int | None = None,
 ) -> MasksOf:
-    """One of `METHODS`, as a function of one seed; `rows` draws from the data what it is to see.
+    """One of `METHODS`, as a function of one seed; `rows` draws the examples that it sees.
 
-    Weights are chosen under one threshold; at random, as many of each layer as `erk` says.
+    One threshold chooses the weights of all layers; random masks keep as many as `erk` says.
     """
     rounds = ROUNDS.get(method, 1) if rounds is None else rounds
 
@@ -155,9 +155,9 @@ def loss_on(loss_fn: LossFn, batch: Split) -> Callable[[Any], jax.Array]:
 
 @cache
 def flow(module: nn.Module, shape: tuple[int, ...]) -> Forward:
-    """What SynFlow follows: params -> the outputs of the network for ones, its norms left out.
+    """The function that SynFlow differentiates: params -> outputs for ones, without the norms.
 
-    Group norm divides by what it sees, and batch norm by statistics of data: both would break the
+    Group norm divides by its input, and batch norm by statistics of data: both would break the
     conservation of flow. Their scales are 1 at first.
     """
 
@@ -183,15 +183,17 @@ def maker(masks: MasksOf) -> Callable[[jax.Array, Any, jax.Array, Split], Any]:
 def redraw(module: nn.Module, images: np.ndarray) -> Callable[[jax.Array, Any], Any]:
     """New weights for each seed, under its masks."""
     init = lambda key: module.init(key, jnp.asarray(images[:1]))["params"]
-    return jax.jit(
-        jax.vmap(lambda key, m: jp.tickets.reinitialize(jax.random.fold_in(key, 2), init, m))
-    )
+
+    def of_one(key: jax.Array, masks: Any) -> Any:
+        return jp.tickets.reinitialize(jax.random.fold_in(key, ArmKey.REDRAWN), init, masks)
+
+    return jax.jit(jax.vmap(of_one))
 
 
 @jax.jit
 @jax.vmap
 def _shuffled(key: jax.Array, masks: Any) -> Any:
-    return jp.tickets.shuffle(jax.random.fold_in(key, 1), masks)
+    return jp.tickets.shuffle(jax.random.fold_in(key, ArmKey.SHUFFLED), masks)
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Config(settings.Settings):
         "erk",
     )
     """The sparsity of each layer: one rule, or several to train side by side."""
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.95
+    sparsity: flags.Fraction = 0.95
     """The fraction of weights that are pruned at width 1."""
     width: Annotated[float, flags.HIDDEN] = 1.0
     widths: Annotated[tuple[float, ...], flags.within("(0, 100]"), flags.DISTINCT] = (1.0,)
@@ -104,7 +104,7 @@ def random_masks(
 def snip_ratios(key: jax.Array, sparsity: float, loss_fn: LossFn, batch: Split) -> jp.MaskTransform:
     """Random masks that keep as much of each layer as SNIP would, on a batch.
 
-    Each seed asks for the saliency of its own first weights; the paper, of another draw of them.
+    Each seed uses the saliency of its first weights; the paper uses another draw of weights.
     """
 
     def init(params: Any) -> Any:
@@ -127,13 +127,13 @@ def equal_weights(sparsity: float, one: nn.Module, other: nn.Module, batch: Spli
 
 
 def weights(module: nn.Module, batch: Split) -> int:
-    """How many may be pruned."""
+    """The number of prunable weights."""
     variables = jax.eval_shape(module.init, jax.random.key(0), batch.images[:1])
     return sum(x.size for x in jax.tree.leaves(jp.kernels(variables["params"])))
 
 
 def name(arm: str, width: float, config: Config) -> str:
-    """That of an arm: it tells the width if there are several."""
+    """The name of an arm, with its width if there are several."""
     return arm if len(config.widths) == 1 else f"{arm} x{width:g}"
 
 
@@ -168,7 +168,7 @@ def add_gaps(config: Config, numbers: Mapping[str, dict[str, Any]]) -> None:
 
 
 def widths_picture(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> Picture:
-    """Accuracy, and what is missing to dense, against width."""
+    """Accuracy, and the gap to dense, against width."""
 
     def curve(arm: str, key: str) -> style.Curve:
         per_seed = [numbers[name(arm, width, config)][key]["per_seed"] for width in config.widths]

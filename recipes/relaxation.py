@@ -27,7 +27,7 @@ import optax
 
 import jaxprune as jp
 from jaxprune.structured import Removal, Structure
-from recipes.common import cli, data, flags, folder, lanes, measures, models, settings, small
+from recipes.common import cli, data, flags, lanes, measures, models, settings, small
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Network, State
@@ -47,7 +47,7 @@ class Config(settings.Settings):
     out: Path = Path("runs/relaxation")
     norm: Annotated[str, flags.choice(models.NORMS)] = "batch"
     """Normalization of the convolutional networks; group ties channels of its groups together."""
-    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    seeds: settings.Seeds = 3
     """The number of networks to train of each kind, each with other initial weights."""
     flops: Annotated[tuple[float, ...], flags.within("[0, 1)"), flags.DISTINCT] = (0.5, 0.25)
     """The target shares of the dense FLOPs: the relative cost is pulled to them, and nothing is cut
@@ -56,15 +56,15 @@ class Config(settings.Settings):
     """Neurons with gates below these are cut, one threshold a stage, after two stages without."""
     final_threshold: Annotated[float, flags.within("(0, 1)")] = 0.25
     """The threshold of the last stage, which has no gates and is at least 1.6 times as long."""
-    pull: Annotated[float, flags.within("[0, inf)")] = 0.5
+    pull: flags.NotNegative = 0.5
     """The factor of the distance of the relative FLOPs from their target."""
-    ejection: Annotated[float, flags.within("[0, inf)")] = 1.0
+    ejection: flags.NotNegative = 1.0
     """The factor of the term against undecided gates, in the second half of a stage."""
-    rho: Annotated[float, flags.within("(0, inf)")] = 1.0
+    rho: flags.Positive = 1.0
     """How far from undecided that term reaches: in logits, sqrt(2) rho^2."""
-    gate_rate: Annotated[float, flags.within("(0, inf)")] = 0.02
+    gate_rate: flags.Positive = 0.02
     """The learning rate of gates."""
-    weight_decay: Annotated[float, flags.within("[0, inf)")] = 1e-4
+    weight_decay: flags.NotNegative = 1e-4
     """This times the weights is added to the gradient; gates have no decay."""
     collapse: bool = False
     """Residual branches may lose all their neurons, and are removed; else each layer keeps one."""
@@ -84,8 +84,7 @@ class Config(settings.Settings):
 
 def relax(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    folder.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    dataset = settings.dataset_of(config)
     study = study_of(config, dataset)
     with journal(config) as kept:
         stage = partial(one_stage, study, kept, Watch(study, kept, config.evaluations))

@@ -1,8 +1,8 @@
 """A 7B decoder on 64 and 256 devices, compiled and never run: `python -m recipes.scale --help`.
 
 Compiles the sharded training step from shapes, dense and with gradual pruning by one threshold over
-all layers, and reports what a device needs and what devices tell each other. The devices are
-virtual CPUs: nothing is computed, and no memory but the compiler's is used.
+all layers, and reports the memory of a device and the communication between devices. The devices
+are virtual CPUs: nothing is computed, and only the compiler uses memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import jax
 
 import jaxprune as jp
 from recipes.benchmarks.section import Section, to_markdown, to_terminal
-from recipes.common import cli, config_files, flags, folder, report, settings
+from recipes.common import cli, flags, folder, report, settings
 from recipes.common.folder import RecipeError
 from recipes.sharded import collectives, compiled, decoder, layout
 
@@ -36,26 +36,26 @@ moves, are up to twice those of a TPU or GPU."""
 
 @dataclass(frozen=True)
 class Config(settings.Run):
-    """What masks add to the sharded training step of a decoder; compiled and never run."""
+    """The cost of masks in the sharded training step of a decoder; compiled and never run."""
 
     out: Path = Path("runs/scale")
     devices: Annotated[tuple[int, ...], flags.at_least(1), flags.DISTINCT] = (64, 256)
     """The numbers of devices, one table each; their mesh is as square as it can be."""
-    layers: Annotated[int, flags.at_least(1)] = 32
+    layers: flags.Count = 32
     """Layers of the decoder; these defaults are those of LLaMA-7B."""
-    width: Annotated[int, flags.at_least(1)] = 4096
+    width: flags.Count = 4096
     """Features of a token."""
-    heads: Annotated[int, flags.at_least(1)] = 32
+    heads: flags.Count = 32
     """Attention heads."""
-    hidden: Annotated[int, flags.at_least(1)] = 11_008
+    hidden: flags.Count = 11_008
     """Features inside the gated MLP."""
-    words: Annotated[int, flags.at_least(1)] = 32_000
+    words: flags.Count = 32_000
     """Words of the vocabulary."""
-    tokens: Annotated[int, flags.at_least(1)] = 2048
+    tokens: flags.Count = 2048
     """Tokens of a sequence; each device of the data axis has one sequence."""
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.5
+    sparsity: flags.Fraction = 0.5
     """The fraction of weights that are pruned at the end."""
-    every: Annotated[int, flags.at_least(1)] = 100
+    every: flags.Count = 100
     """Steps between updates of the masks."""
 
     @property
@@ -87,7 +87,7 @@ class Config(settings.Run):
 def scale(config: Config) -> dict[str, Any]:
     """Compiles, prints tables, writes the folder `config.out`; returns what summary.json holds."""
     folder.check_out(config.out, config.overwrite)
-    folder.start(config.out, config_files.to_yaml(config), config.overwrite)
+    folder.start(config.out, cli.to_yaml(config), config.overwrite)
     params = decoder.shapes(config.sizes)
     weights, prunable = (
         sum(x.size for x in jax.tree.leaves(t)) for t in (params, jp.kernels(params))
@@ -120,7 +120,7 @@ def scale(config: Config) -> dict[str, Any]:
 
 
 def compile_elsewhere(config: Config, devices: int) -> dict[str, compiled.Compiled]:
-    """`compile_all` in a process that has so many devices."""
+    """`compile_all` in a process with this number of devices."""
     wanted = {"sizes": config.sizes._asdict(), "devices": devices}
     wanted |= {key: getattr(config, key) for key in ("tokens", "sparsity", "every")}
     flags = (

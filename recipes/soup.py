@@ -2,8 +2,8 @@
 
 Trains a few networks, then prunes and retrains them in phases. Of each, several children retrain
 under one mask and are averaged: the soup, which is pruned next. Beside it go one child alone
-(iterative magnitude pruning, IMP) and one that retrains as long as all children together. What is
-chosen is chosen on a validation split, and reported on test data.
+(iterative magnitude pruning, IMP) and one that retrains as long as all children together. Choices
+are made on a validation split, and reported on test data.
 
 Reference: Zimmer et al., 2024, Sparse Model Soups: A Recipe for Improved Pruning via Model
 Averaging.
@@ -26,23 +26,13 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
+from recipes.common import cli, data, dead, flags, lanes, measures, settings
+from recipes.common.data import Key
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, Network
 from recipes.common.measures import PathSettings
 from recipes.common.report import kept_weights
 from recipes.reports import soup as report
-from recipes.reports.soup import (
-    BEST,
-    ENSEMBLE,
-    GREEDY,
-    IMP,
-    LEAST,
-    MEAN,
-    MOST,
-    SOUP,
-    longer_name,
-)
 
 VARIATIONS = ("order", "weight_decay", "length", "learning_rate")
 AVERAGES = ("uniform", "greedy")
@@ -53,20 +43,20 @@ class Config(PathSettings):
     """Sparse model soups, several seeds and all their children in one program."""
 
     out: Path = Path("runs/soup")
-    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 5
+    seeds: settings.Seeds = 5
     """The number of networks to prune, each with other initial weights."""
-    batch_size: Annotated[int, flags.at_least(1)] = 64
+    batch_size: flags.Count = 64
     """Examples per step and network."""
     optimizer: Annotated[str, flags.choice(settings.OPTIMIZERS)] = "sgd"
-    learning_rate: Annotated[float, flags.within("(0, inf)")] = 0.1
+    learning_rate: flags.Positive = 0.1
     """The highest learning rate, in training and in every retraining."""
     schedule: Annotated[str, flags.choice(settings.SCHEDULES)] = "cosine"
     """The learning rate of training; that of a retraining warms up, then falls linearly."""
-    weight_decay: Annotated[float, flags.within("[0, inf)")] = 1e-4
+    weight_decay: flags.NotNegative = 1e-4
     """This times the weights is added to the gradient."""
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.98
+    sparsity: flags.Fraction = 0.98
     """The fraction of weights that are pruned after the last phase."""
-    phases: Annotated[int, flags.at_least(1)] = 3
+    phases: flags.Count = 3
     """The number of phases; each prunes the same fraction of the weights that are left."""
     sparsities: Annotated[
         tuple[float, ...], flags.within("[0, 1)"), flags.default("from --sparsity and --phases")
@@ -84,10 +74,6 @@ class Config(PathSettings):
     """The fraction of training examples that is held out, to choose by."""
     points: Annotated[int, flags.odd(3)] = 5
     """Networks along each path between children, both ends included."""
-    log_every: Annotated[
-        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
-    ] = None
-    """Steps between updates of the progress bar, and between points where Ctrl-C can stop."""
     evaluations: Annotated[int, flags.HIDDEN] = 1  # networks are tested after each phase
 
     def conflicts(self) -> Iterator[str]:
@@ -102,8 +88,7 @@ class Config(PathSettings):
 
 def sparse_model_soups(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    folder.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    dataset = settings.dataset_of(config)
     study = study_of(config, dataset)
     began = time.perf_counter()
     with journal(config) as kept:
@@ -120,7 +105,7 @@ def sparse_model_soups(config: Config) -> dict[str, Any]:
 
 
 class Lineages(NamedTuple):
-    """What goes from phase to phase: stacks of networks, one a seed."""
+    """The state between phases: stacks of networks, one for each seed."""
 
     soup: Network
     imp: Network  # one child, as long
@@ -128,14 +113,14 @@ class Lineages(NamedTuple):
 
 
 def optimizer_of(config: Config) -> Callable[[Lane], optax.GradientTransformation]:
-    """How a lane trains: by its rates and its weight decay, under its masks."""
+    """A lane trains by its rates and its weight decay, under its masks."""
     optimizer = settings.OPTIMIZERS[config.optimizer]
     return lambda lane: jp.sparsify(lanes.by_rates(optimizer, lane), jp.fixed(lanes.keep_all))
 
 
 @jax.jit
 def prune(networks: Network, sparsity: Any) -> Network:
-    """Of all layers together, the largest of the weights that are left."""
+    """Keeps the largest of the weights that are left, by one threshold for all layers."""
     magnitude = jp.prune(jp.magnitude, jp.global_threshold, lambda step: sparsity)
     update = lambda masks, params: magnitude.update(jp.MaskState(masks), params, step=0).masks
     masks = jax.vmap(update)(networks.masks, networks.params)
@@ -153,7 +138,7 @@ def one_phase(
         lane = lanes.alike(s.keys, rates, config.weight_decay)
         trained = lanes.trained(journal, "dense", s.program, lineages.soup, lane, s.steps)
         dense = trained._replace(**s.recalibrate(trained.variables))
-        tested = {"test_accuracy": {"dense": _lists(s.test(dense.variables))}}
+        tested = {"test_accuracy": {"dense": report.lists(s.test(dense.variables))}}
         return Lineages(dense, dense, dense), _record(phase, 0.0, began) | tested
 
     sparsity = s.sparsities[phase - 1]
@@ -163,14 +148,14 @@ def one_phase(
     soup = uniform if config.average == "uniform" else greedy.params
     ends = zip(pruned, (soup, imp, longer), strict=True)
 
-    tested = judge(config, s, children, greedy, [uniform, greedy.params, imp, longer])
+    tested = report.judge(config, s, children, greedy, [uniform, greedy.params, imp, longer])
     between = measures.between_siblings(s.measure, children, config.points)
     record = {
         **_record(phase, sparsity, began),
         **tested,
         "error_barrier": measures.above_chord(between["error"]).tolist(),
         "loss_barrier": measures.above_chord(between["loss"]).tolist(),
-        "error_on_paths": _lists(between["error"]),
+        "error_on_paths": report.lists(between["error"]),
         "kept_weights": {
             name: kept_weights(networks.masks)[0].tolist()
             for name, networks in pruned._asdict().items()
@@ -200,7 +185,7 @@ def retrain(
         lanes.join(of_children, single(s.retrain)),
         longest,
     )
-    alone = f"{name}: {longer_name(m)}"
+    alone = f"{name}: {report.longer_name(m)}"
     longer = lanes.trained(journal, alone, s.program, pruned.longer, single(total), total)
     anew = s.recalibrate(both.variables)
     children = lanes.split(lanes.part(anew, 0, m * seeds), seeds, m)
@@ -208,9 +193,11 @@ def retrain(
 
 
 def lanes_of_children(config: Config, s: Study, phase: int) -> tuple[Lane, int]:
-    """How the children of all seeds train (seeds * children,), and the steps of the longest."""
+    """The lanes of all children (seeds * children,), and the steps of the longest."""
     m, seeds = config.children, config.seeds
-    factors = dict.fromkeys(VARIATIONS, np.ones(m)) | {config.vary: np.linspace(LEAST, MOST, m)}
+    factors = dict.fromkeys(VARIATIONS, np.ones(m)) | {
+        config.vary: np.linspace(report.LEAST, report.MOST, m)
+    }
     steps = np.maximum(np.rint(s.retrain * factors["length"]), 1).astype(int)
     peaks = config.learning_rate * factors["learning_rate"]
     rates = [
@@ -220,7 +207,7 @@ def lanes_of_children(config: Config, s: Study, phase: int) -> tuple[Lane, int]:
     decay = jnp.asarray(config.weight_decay * factors["weight_decay"], jnp.float32)
 
     child = jnp.arange(m) * (config.vary == "order")
-    of_phase = jax.vmap(lambda key: jax.random.fold_in(key, 3 + phase))(s.keys)
+    of_phase = data.folded(s.keys, Key.STUDY + phase)
     order = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(child))(of_phase)
     lane = Lane(order.reshape(-1), *lanes.tile((jnp.stack(rates), decay), seeds))
     return lane, int(steps.max())
@@ -229,49 +216,15 @@ def lanes_of_children(config: Config, s: Study, phase: int) -> tuple[Lane, int]:
 # --- what is measured -----------------------------------------------------------------------------
 
 
-def judge(
-    config: Config, s: Study, children: Any, greedy: jp.soups.GreedySoup, others: list[Any]
-) -> dict[str, Any]:
-    """Accuracies on test data, and what was chosen on validation data; lists are over seeds."""
-    m, seeds = config.children, config.seeds
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), children)
-    everyone = lanes.join(flat, *others)
-    test, validation = (np.split(of(everyone), [m * seeds]) for of in (s.test, s.validate))
-    of_children, chosen_by = (part[0].reshape(seeds, m) for part in (test, validation))
-    best = chosen_by.argmax(1)  # the first of equal ones
-    uniform, greedily, imp, longer = test[1].reshape(4, seeds)
-    accuracy = {
-        SOUP: uniform,
-        GREEDY: greedily,
-        BEST: of_children[np.arange(seeds), best],
-        MEAN: of_children.mean(1),
-        ENSEMBLE: s.together(children),
-        IMP: imp,
-        longer_name(m): longer,
-    }
-    return {
-        "test_accuracy": {arm: _lists(values) for arm, values in accuracy.items()},
-        "children_test_accuracy": _lists(of_children),
-        "children_validation_accuracy": _lists(chosen_by),
-        "soup_validation_accuracy": _lists(validation[1].reshape(4, seeds)[0]),
-        "best_child": best.tolist(),
-        "greedily_chosen": np.asarray(greedy.chosen).tolist(),
-    }
-
-
 class Ensemble(NamedTuple):
-    """Several networks as one: the mean of what they hold probable. Variables are a stack."""
+    """Several networks as one: the mean of their probabilities."""
 
     module: nn.Module
 
     def apply(self, variables: Any, images: jax.Array) -> jax.Array:
-        """Probabilities (n, classes)."""
-
-        def one(variables: Any) -> jax.Array:
-            logits: Any = self.module.apply(variables, images)
-            return jax.nn.softmax(logits)
-
-        return jax.vmap(one)(variables).mean(0)
+        """Probabilities (n, classes); `variables` are a stack."""
+        logits: Any = jax.vmap(self.module.apply, in_axes=(0, None))(variables, images)
+        return jax.nn.softmax(logits).mean(0)
 
 
 def _record(phase: int, sparsity: float, began: float) -> dict[str, Any]:
@@ -279,11 +232,7 @@ def _record(phase: int, sparsity: float, began: float) -> dict[str, Any]:
     return {"phase": phase, "sparsity": sparsity, "seconds": seconds}
 
 
-def _lists(values: Any) -> Any:
-    return np.asarray(values, np.float64).tolist()
-
-
-# --- what is asked for ----------------------------------------------------------------------------
+# --- what all phases share ------------------------------------------------------------------------
 
 
 class Study(NamedTuple):
@@ -309,7 +258,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     held = max(round(config.validation * len(dataset.train.labels)), 1)
     train, validation = data.hold_out(dataset.train, held)
     plan = settings.plan_of(config, len(train.labels))
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    module = settings.module_of(config, dataset.classes)
     program = lanes.program(
         module, optimizer_of(config), train, config.batch_size, plan.chunk_steps
     )
@@ -321,11 +270,8 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
         anew = measures.recalibration(module, train, config.batch_size)
     held_out = measures.measure_on(module, validation)
 
-    def average(stack: Any, weights: Any = None) -> Any:
-        return anew(jp.soup(stack, weights))
-
-    def score(variables: Any) -> jax.Array:
-        return -held_out(variables)["error"]
+    average = lambda stack, weights=None: anew(jp.soup(stack, weights))
+    score = lambda variables: -held_out(variables)["error"]
 
     return Study(
         program=program,
@@ -333,7 +279,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
         sparsities=sparsities_of(config),
         steps=plan.steps,
         retrain=retrain,
-        length=max(plan.steps, config.children * retrain, math.ceil(MOST * retrain)),
+        length=max(plan.steps, config.children * retrain, math.ceil(report.MOST * retrain)),
         recalibrate=jax.jit(jax.vmap(anew)),
         average=jax.jit(jax.vmap(average)),
         greedy=jax.jit(jax.vmap(partial(jp.soups.greedy, score=score, average=average))),
@@ -346,9 +292,8 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
 
 def sparsities_of(config: Config) -> list[float]:
     """The sparsity after each phase."""
-    if config.sparsities:
-        return list(config.sparsities)
-    return jp.tickets.sparsities(config.sparsity, config.phases).tolist()
+    by_rate = jp.tickets.sparsities(config.sparsity, config.phases)
+    return list(config.sparsities) or by_rate.tolist()
 
 
 main = cli.command(Config, sparse_model_soups)

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
+from recipes.common import cli, data, dead, flags, lanes, measures, settings
+from recipes.common.data import Key
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, Network, State
@@ -38,13 +39,13 @@ class Config(PathSettings):
     """Instability against the step of the fork, for dense and for pruned networks."""
 
     out: Path = Path("runs/stability")
-    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    seeds: settings.Seeds = 3
     """The number of networks to fork, each with other initial weights."""
     children: Annotated[int, flags.at_least(2)] = 3
     """The number of children of each network at each fork."""
     forks: Annotated[tuple[int, ...], flags.default("0, 2, 10 and 40 % of the steps")] = ()
     """The steps at which to fork."""
-    sparsity: Annotated[float, flags.within("[0, 1)")] = 0.8
+    sparsity: flags.Fraction = 0.8
     """The fraction of weights that are pruned in the sparse children."""
     mask: Annotated[str, flags.choice(MASKS)] = "magnitude"
     """The mask of sparse children: the largest weights of the finished trunk, or random (ERK)."""
@@ -60,8 +61,7 @@ class Config(PathSettings):
 
 def stability(config: Config) -> dict[str, Any]:
     """Trains, forks, writes the folder `config.out`; returns what summary.json holds."""
-    folder.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    dataset = settings.dataset_of(config)
     study = study_of(config, dataset)
     began = time.perf_counter()
     with journal(config) as kept:
@@ -77,7 +77,7 @@ def stability(config: Config) -> dict[str, Any]:
 
 
 class Study(NamedTuple):
-    """What all phases share."""
+    """The values that all phases share."""
 
     program: lanes.Program
     keys: jax.Array  # of the trunks (seeds,)
@@ -96,7 +96,7 @@ class Trunks(NamedTuple):
 def study_of(config: Config, dataset: data.Dataset) -> Study:
     """What all phases share; raises `RecipeError` where the data are too few."""
     plan = settings.plan_of(config, len(dataset.train.labels))
-    module = models.model(config.model, dataset.classes, config.norm)
+    module = settings.module_of(config, dataset.classes)
     # dense networks train under masks that keep all: then all children are lanes of one program
     tx = jp.sparsify(settings.optimizer(config, plan.steps), jp.fixed(lanes.keep_all))
     return Study(
@@ -120,7 +120,7 @@ def untrained(s: Study) -> Trunks:
 def one_phase(
     config: Config, s: Study, journal: Journal, phase: int, trunks: Trunks
 ) -> tuple[Trunks, dict[str, Any] | None]:
-    """Trains the trunks, of which there is nothing to log; later the children of each fork."""
+    """Trains the trunks, and logs nothing; later trains the children of each fork."""
     if phase == 0:
         return grow(config, s, journal), None
     return trunks, compare(config, s, journal, s.forks[phase - 1], trunks)
@@ -149,7 +149,7 @@ def grow(config: Config, s: Study, journal: Journal) -> Trunks:
 
 
 def sparse_masks(config: Config, keys: jax.Array, params: Any) -> Any:
-    """Of each trunk's sparse children: its largest weights when trained, or random ones."""
+    """The masks of each trunk's sparse children: its largest trained weights, or random ones."""
 
     @jax.jit
     @jax.vmap
@@ -157,7 +157,7 @@ def sparse_masks(config: Config, keys: jax.Array, params: Any) -> Any:
         kernels = jp.kernels(params)
         if config.mask == "magnitude":  # a lottery ticket of one round
             return jp.select(jp.magnitude(kernels), jp.global_threshold, config.sparsity)
-        scores = jp.random(jax.random.fold_in(key, 2))(kernels)
+        scores = jp.random(jax.random.fold_in(key, Key.METHOD))(kernels)
         return jp.select(scores, jp.erk, config.sparsity)
 
     return masks(keys, params)
@@ -172,7 +172,7 @@ def fork(s: Study, state: State, masks: Any, children: int) -> tuple[State, Lane
     masks = lanes.repeat(masks, children)
     both = lanes.join(jax.tree.map(jnp.ones_like, masks), masks)
     state = lanes.under(lanes.tile(lanes.repeat(state, children), len(ARMS)), both)
-    noise = jax.vmap(lambda key, i: jax.random.fold_in(key, 3 + i), in_axes=(None, 0))
+    noise = jax.vmap(lambda key, i: jax.random.fold_in(key, Key.STUDY + i), in_axes=(None, 0))
     keys = jax.vmap(noise, in_axes=(0, None))(s.keys, jnp.arange(children)).reshape(-1)
     return state, Lane(lanes.tile(keys, len(ARMS)))
 
@@ -212,7 +212,7 @@ def between_siblings(s: Study, state: State, children: int, points: int) -> dict
 
 
 def heights(values: dict[str, np.ndarray], arm: int, children: int) -> dict[str, Any]:
-    """What `between_siblings` says of one arm: lists (seeds, pairs) and (seeds, children)."""
+    """`between_siblings` of one arm: lists (seeds, pairs) and (seeds, children)."""
     record: dict[str, Any] = {}
     for name in values:
         paths = values[name][arm]  # (seeds, pairs, points)

@@ -26,7 +26,7 @@ import optax
 import jaxprune as jp
 from jaxprune.structured import Compact, Structure
 from recipes.common import cli, data, flags, folder, lanes, measures, models, settings, small
-from recipes.common.data import Dataset, Split
+from recipes.common.data import Dataset, Key, Split
 from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Network
@@ -58,7 +58,7 @@ class Config(settings.Settings):
     out: Path = Path("runs/structured")
     norm: Annotated[str, flags.choice(models.NORMS)] = "batch"
     """Normalization of the convolutional networks; group ties channels of its groups together."""
-    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    seeds: settings.Seeds = 3
     """The number of networks to prune, each with other initial weights."""
     score: Annotated[tuple[str, ...], flags.choice(SCORES), flags.DISTINCT] = (
         "l1",
@@ -70,7 +70,7 @@ class Config(settings.Settings):
     """The neurons that a neuron is ranked among: all, its group, or the groups of like layers."""
     flops: Annotated[tuple[float, ...], flags.within("(0, 1)"), flags.DISTINCT] = (0.5, 0.25)
     """The shares of the dense FLOPs to prune to; each continues from the one before."""
-    rounds: Annotated[int, flags.at_least(1)] = 2
+    rounds: flags.Count = 2
     """Rounds of pruning and training from each share to the next."""
     retrain: Annotated[float, flags.within("(0, 100]")] = 0.2
     """The length of a round's training, as a fraction of the steps of training."""
@@ -78,18 +78,14 @@ class Config(settings.Settings):
         float | None, flags.within("(0, inf)"), flags.default("the --learning-rate")
     ] = None
     """The highest learning rate of a round; it follows --schedule anew."""
-    weight_decay: Annotated[float, flags.within("[0, inf)")] = 0.0
+    weight_decay: flags.NotNegative = 0.0
     """This times the weights is added to the gradient."""
-    round_to: Annotated[int, flags.at_least(1)] = 1
+    round_to: flags.Count = 1
     """The number of kept neurons of a layer is a multiple of this."""
-    examples: Annotated[int, flags.at_least(1)] = 1024
+    examples: flags.Count = 1024
     """taylor: training examples of the gradient."""
     timings: Annotated[int, flags.at_least(0)] = 9
     """How often each forward pass is timed; 0 for never."""
-    log_every: Annotated[
-        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
-    ] = None
-    """Steps between updates of the progress bar, and between points where Ctrl-C can stop."""
     evaluations: Annotated[int, flags.HIDDEN] = 1  # networks are tested after each round
 
     def conflicts(self) -> Iterator[str]:
@@ -175,8 +171,7 @@ def shares_of(targets: Sequence[float], rounds: int) -> list[float]:
 
 def structured_pruning(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    folder.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    dataset = settings.dataset_of(config)
     study = study_of(config, dataset)
     alike = {name: np.ones(group.size) for name, group in study.structure.groups.items()}
     pick(study, min(study.targets), alike, {name: s > 0 for name, s in alike.items()})  # or raise
@@ -241,7 +236,7 @@ def pruned(s: Study, networks: Networks, share: float, index: int) -> Networks:
     """Each score's networks without their lowest neurons; the first arm, of no score, as it is."""
     n, before = len(s.keys), named(s, networks.kept)
     arms = [lanes.part(before, 0, n)]
-    keys = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 4), index))(s.keys)
+    keys = data.folded(data.folded(s.keys, Key.STUDY + 1), index)
     for i, score in enumerate(s.scores.values(), 1):
         variables, mine = lanes.part((networks.network.variables, before), i * n, (i + 1) * n)
         scored = score(variables, mine, keys), mine

@@ -3,8 +3,8 @@
 Trains several dense replicates, then prunes their smallest weights phase after phase, retraining
 after each: with the weights rewound (ltr), with the rates rewound or restarted (lrr, ft, slr, clr,
 llr, allr), or by as much as the PQ index allows (sap); beside them tickets with new initial weights
-(reinit) and with random masks of the same layer-wise counts (random). What is reported of a network
-is its test accuracy at the step of its best validation accuracy.
+(reinit) and with random masks of the same layer-wise counts (random). The report gives the test
+accuracy of a network at the step of its best validation accuracy.
 
 References: Frankle and Carbin, 2019, The Lottery Ticket Hypothesis; Renda et al., 2020, Comparing
 Rewinding and Fine-tuning in Neural Network Pruning; Zimmer et al., 2023, How I Learned to Stop
@@ -28,13 +28,14 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
+from recipes.common import best, cli, data, dead, flags, lanes, measures, models, settings
+from recipes.common.best import End
+from recipes.common.data import Key
 from recipes.common.folder import RecipeError
-from recipes.common.journal import At, Journal, journal
-from recipes.common.lanes import Lane, Network, State
-from recipes.common.report import kept_weights
+from recipes.common.journal import Journal, journal
+from recipes.common.lanes import Lane, Network
 from recipes.reports import tickets as report
-from recipes.reports.tickets import CONTROLS, METHODS, RETRAINING, REWINDING, End
+from recipes.reports.tickets import CONTROLS, METHODS, RETRAINING, REWINDING
 
 ARMS = (*METHODS, *CONTROLS)
 ALLOCATIONS: dict[str, Any] = {"uniform": jp.uniform, "global": jp.global_threshold}
@@ -42,6 +43,8 @@ LAST = ("half", "exempt", "pruned")
 SCOPES: dict[str, Any] = {"neuron": {"axis": -1}, "layer": {}, "global": {"together": True}}
 EPOCHS = {"digits": 20, "mnist": 2, "cifar10": 10}
 HELD_OUT = 0.1  # of the training examples, unless said
+REINIT = Key.STUDY  # the key of new initial weights
+PHASE = Key.STUDY + 1  # and above: the key of a phase: new orders of examples, shuffled masks
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,14 @@ class Config(settings.Settings):
     """Iterative pruning: lottery tickets, their controls, and ways of retraining."""
 
     out: Path = Path("runs/tickets")
-    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 5
+    seeds: settings.Seeds = 5
     """The number of replicates that train at once."""
     epochs: Annotated[
         float | None, flags.within("[0, 1000000]"), flags.default("digits 20, mnist 2, cifar10 10")
     ] = None
     """Passes over the data, of the first training and of each rewound one."""
-    evaluations: Annotated[int, flags.at_least(1)] = 5
+    evaluations: flags.Count = 5
     """How often in a phase validation accuracy is measured, evenly spread."""
-    log_every: Annotated[
-        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
-    ] = None
-    """Steps in one call of the device; the run can stop between calls. More steps are faster."""
     method: Annotated[tuple[str, ...], flags.choice(ARMS), flags.DISTINCT] = (
         "ltr",
         "reinit",
@@ -73,7 +72,7 @@ class Config(settings.Settings):
         float | None, flags.within("(0, 1)"), flags.default("what leads to --sparsity")
     ] = None
     """In place of --sparsity: the fraction of the weights left that each phase prunes."""
-    phases: Annotated[int, flags.at_least(1)] = 18
+    phases: flags.Count = 18
     """How often to prune and train again; 18 to 0.98 prune 20 % of what is left, as published."""
     rewind: Annotated[int, flags.at_least(0)] = 0
     """ltr, sap: the step of the first training whose weights to rewind to; 0 are the initial."""
@@ -120,8 +119,7 @@ class Config(settings.Settings):
 
 def tickets(config: Config) -> dict[str, Any]:
     """Trains, prunes, writes the folder `config.out`; returns what summary.json holds."""
-    folder.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    dataset = settings.dataset_of(config)
     held = config.validation
     held = round(HELD_OUT * len(dataset.train.labels)) if held is None else held
     train, validation = data.hold_out(dataset.train, held)
@@ -135,11 +133,14 @@ def tickets(config: Config) -> dict[str, Any]:
     return report.write(config, study, kept.records, settled.ends, held, seconds, chance)
 
 
+Start = tuple[Network, Lane]  # what an arm trains a phase from: stacks over replicates
+
+
 # --- the methods ----------------------------------------------------------------------------------
 
 
 def transforms(config: Config) -> dict[str, jp.MaskTransform]:
-    """Method -> what each phase prunes; what is exempt has masks too."""
+    """Method -> the pruning of each phase; an exempt layer has masks too."""
     first_last, n, p_q = models.FIRST_LAST[config.model], config.phases, config.sap_norms
     sparsity, last, how = sparsity_of(config), first_last[1], last_layer(config)
     allocation = ALLOCATIONS[config.allocation]
@@ -176,7 +177,7 @@ def rates_of(s: Study, method: str, phase: jp.tickets.Phase) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _adaptive(phase: jp.tickets.Phase, peak: float, n: int, steps: int, length: int) -> jax.Array:
-    """Those of `tickets.allr`, by what the prune of each replicate took away."""
+    """The rates of `tickets.allr`, by the weights that each replicate lost."""
 
     def of_one(phase: jp.tickets.Phase) -> jax.Array:
         taken = phase.before, phase.params, phase.pruned
@@ -186,26 +187,26 @@ def _adaptive(phase: jp.tickets.Phase, peak: float, n: int, steps: int, length: 
 
 
 def starts_of(s: Study, settled: Settled, index: int) -> dict[str, Start]:
-    """What the arms train phase `index` from, given what they came to in the one before."""
-    early, seeds = settled.early, len(s.keys)
-    starts = {}
+    """The networks and lanes with which the arms train phase `index`, after the phase before."""
+    early, seeds, starts = settled.early, len(s.keys), {}
+    of_phase = data.folded(s.keys, PHASE + index)
     for method in (arm for arm in s.arms if arm in METHODS):
         network, rewinds = settled.ends[method].network, method in REWINDING
         back = early.params if rewinds else None
         phase = _pruned(s.transforms[method], network.params, network.masks, jnp.int32(index), back)
         stats = early.batch_stats if rewinds else network.batch_stats
-        # a ticket sees again what it saw from the rewind step on; others go on with new orders
-        keys = s.keys if rewinds else _folded(s.keys, 4 + index)
+        # a ticket sees the same examples from the rewind step on; others have new orders
+        keys = s.keys if rewinds else of_phase
         lane = Lane(keys, rates_of(s, method, phase), jnp.zeros(seeds))
-        starts[method] = Start(Network(phase.params, stats, phase.masks), lane)
+        starts[method] = Network(phase.params, stats, phase.masks), lane
     if "reinit" in s.arms:
-        masks = starts["ltr"].network.masks
+        masks = starts["ltr"][0].masks
         rates = lanes.table(s.schedule, s.steps, s.length)
-        new = lanes.initial(s.program, _folded(s.keys, 3))
-        starts["reinit"] = Start(_under(new, masks), lanes.alike(s.keys, rates))
+        new = lanes.initial(s.program, data.folded(s.keys, REINIT))
+        starts["reinit"] = _under(new, masks), lanes.alike(s.keys, rates)
     if "random" in s.arms:
-        masks = _shuffled(_folded(s.keys, 4 + index), starts["ltr"].network.masks)
-        starts["random"] = Start(_under(early, masks), starts["ltr"].lane)
+        masks = _shuffled(of_phase, starts["ltr"][0].masks)
+        starts["random"] = _under(early, masks), starts["ltr"][1]
     return {arm: starts[arm] for arm in s.arms}
 
 
@@ -229,10 +230,6 @@ def _shuffled(key: jax.Array, masks: Any) -> Any:
     return jp.tickets.shuffle(key, masks)
 
 
-def _folded(keys: jax.Array, number: int) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-
-
 def _under(network: Network, masks: Any) -> Network:
     return network._replace(params=jp.apply_masks(network.params, masks), masks=masks)
 
@@ -240,22 +237,15 @@ def _under(network: Network, masks: Any) -> Network:
 # --- the phases -----------------------------------------------------------------------------------
 
 
-class Start(NamedTuple):
-    """What an arm trains a phase from: stacks over replicates."""
-
-    network: Network
-    lane: Lane
-
-
 class Settled(NamedTuple):
-    """What goes from phase to phase."""
+    """The state between phases."""
 
     early: Network  # dense, at the step to rewind to
-    ends: dict[str, End]  # by arm, what its last phase came to; at first the dense networks
+    ends: dict[str, End]  # by arm, the result of its last phase; at first the dense networks
 
 
 class Study(NamedTuple):
-    """What all phases share."""
+    """The values that all phases share."""
 
     program: lanes.Program
     arms: tuple[str, ...]
@@ -296,34 +286,20 @@ def one_phase(
     """Trains dense networks, of which the early ones are stored; later prunes and trains again."""
     if phase == 0:
         lane = lanes.alike(s.keys, lanes.table(s.schedule, s.steps))
-        looks = sorted({*looks_at(s.steps, s.program.chunk_steps, s.evaluations), s.rewind} - {0})
-        start = {"dense": Start(settled.early, lane)}
+        looks = sorted(
+            {*best.looks_at(s.steps, s.program.chunk_steps, s.evaluations), s.rewind} - {0}
+        )
+        start = {"dense": (settled.early, lane)}
         ends, early = train(s, start, looks, "dense", journal, store=s.rewind)
         settled = Settled(early, dict.fromkeys(s.arms, ends["dense"]))
     else:
         starts = starts_of(s, settled, phase - 1)
-        looks = looks_at(s.length, s.program.chunk_steps, s.evaluations)
+        looks = best.looks_at(s.length, s.program.chunk_steps, s.evaluations)
         ends, _ = train(s, starts, looks, f"phase {phase} of {s.phases}", journal, first=s.rewind)
         settled = settled._replace(ends=ends)
     step = (journal.records[-1]["step"] if journal.records else 0) + looks[-1]
     record = {"phase": phase, "step": step, "seconds": journal.seconds()}
-    return settled, record | {arm: told(s, end) for arm, end in ends.items()}
-
-
-def looks_at(steps: int, chunk_steps: int, evaluations: int) -> list[int]:
-    """Evenly spread steps, whole chunks where there are several, and the last."""
-    chunks = [round(steps * i / evaluations / chunk_steps) for i in range(1, evaluations)]
-    return sorted({n * chunk_steps for n in chunks if 0 < n * chunk_steps < steps} | {steps})
-
-
-class Course(NamedTuple):
-    """All that changes as lanes train, beside the step."""
-
-    state: State
-    best: Network  # of the step of best validation accuracy
-    step: np.ndarray
-    accuracy: np.ndarray
-    stored: Network  # to rewind to
+    return settled, record | {arm: report.of_end(end, s.test) for arm, end in ends.items()}
 
 
 def train(
@@ -335,53 +311,13 @@ def train(
     first: int = 0,
     store: int | None = None,
 ) -> tuple[dict[str, End], Network]:
-    """Trains all arms up to the last of `looks`, steps at which validation accuracy is measured.
-
-    `first` is where in the order of the examples they begin. Also the networks of the step `store`.
-    """
+    """Trains all arms side by side; also returns the networks at the step `store`."""
     network, lane = lanes.join(*starts.values())
-    count = len(lane.order)
-
-    def go_on(course: Course, start: int, at: At) -> Course:
-        for look in (look for look in looks if look >= start):
-            between = lambda now, state, c=course: at(now, c._replace(state=state))
-            state = lanes.train(s.program, course.state, lane, look, between, start, first)
-            now, start = s.validate(state.network.variables), look
-            better = now > course.accuracy
-            course = Course(
-                state,
-                _where(jnp.asarray(better), state.network, course.best),
-                np.where(better, look, course.step),
-                np.where(better, now, course.accuracy),
-                lanes.copied(state.network) if look == store else course.stored,
-            )
-        return course
-
-    none = np.zeros(count, int), np.full(count, -1.0)
-    stored = network if store is not None else Network((), (), ())
-    course = Course(lanes.begin(s.program, network, lane), network, *none, stored)
-    course = journal.once(name, looks[-1], course, go_on, f"{count} networks")
-    n, end = len(s.keys), End(course.state.network, course.step, course.best, course.accuracy)
-    ends = {arm: lanes.part(end, i * n, (i + 1) * n) for i, arm in enumerate(starts)}
-    return ends, course.stored
-
-
-@jax.jit
-def _where(lane: jax.Array, a: Any, b: Any) -> Any:
-    """`a` in the lanes that are True, else `b`."""
-    return jax.tree.map(lambda x, y: jax.vmap(jnp.where)(lane, x, y), a, b)
-
-
-def told(s: Study, end: End) -> dict[str, list[Any]]:
-    """What there is to say of an arm; lists are over replicates."""
-    return {
-        "kept_weights": kept_weights(end.network.masks)[0].tolist(),
-        "empty_layers": dead.empty_layers(end.network.masks),
-        "validation_accuracy": end.validation.tolist(),
-        "early_step": end.step.tolist(),
-        "test_accuracy": s.test(end.early.variables).tolist(),
-        "end_test_accuracy": s.test(end.network.variables).tolist(),
-    }
+    end, stored = best.train(
+        s.program, s.validate, network, lane, looks, journal, name, first, store
+    )
+    n = len(s.keys)
+    return {arm: lanes.part(end, i * n, (i + 1) * n) for i, arm in enumerate(starts)}, stored
 
 
 # --- what is asked for ----------------------------------------------------------------------------
@@ -403,7 +339,7 @@ def study_of(config: Config, dataset: data.Dataset, validation: data.Split) -> S
             "--retrain-steps must be at most the steps of the first training"
         )
     optimizer = settings.OPTIMIZERS[config.optimizer]
-    module = models.model(config.model, dataset.classes, config.norm)
+    module = settings.module_of(config, dataset.classes)
     by_lane = lambda lane: jp.sparsify(lanes.by_rates(optimizer, lane), jp.fixed(lanes.keep_all))
     return Study(
         program=lanes.program(module, by_lane, dataset.train, plan.batch_size, plan.chunk_steps),

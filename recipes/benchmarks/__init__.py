@@ -1,1 +1,1 @@
-"""What `recipes.bench` measures, a file each; `section` is what they hand back."""
+"""The benchmarks of `recipes.bench`, a file each; each returns a `section.Section`."""

@@ -14,7 +14,7 @@ from recipes.benchmarks.section import Figure, Plan, Section, Target, comparison
 from recipes.benchmarks.training import CLASSES, MNIST
 from recipes.common import measures, models
 from recipes.common.data import Split
-from recipes.common.terminal import progress
+from recipes.common.terminal import counted
 from recipes.common.timing import Measured, interleaved
 
 POINTS = 11
@@ -64,14 +64,7 @@ def _measure(plan: Plan, passes: int, floor: str, control: str) -> dict[str, Mea
 
     runs = {floor: alone, control: alone, MATRIX: matrix}
     rounds = min(plan.repeats, AT_MOST)
-    with progress("barriers", 1 + rounds * len(runs)) as show:
-        shown = 0
-
-        def done(name: str) -> None:
-            nonlocal shown
-            shown += 1
-            show(shown, name)
-
+    with counted("barriers", 1 + rounds * len(runs)) as done:
         began = time.perf_counter()
         matrix()
         first = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Checkpoints: what masks add to the bytes of one, and what one takes from training."""
+"""Checkpoints: the bytes of masks, and the time that a checkpoint takes from training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recipes.benchmarks.section import Figure, Plan, Section, Target, digits, me
 from recipes.benchmarks.steps import SPARSITY, State, describe, kernels, step_of
 from recipes.common.checkpoints import Checkpoints
 from recipes.common.settings import Settings
-from recipes.common.terminal import progress
+from recipes.common.terminal import counted
 
 DENSE, WORST, SPARSE = "adam", "adam and masks, no zeros", f"adam, {100 * SPARSITY:g} % sparse"
 SAVES = 5  # at most, of each
@@ -48,11 +48,11 @@ def checkpoints(plan: Plan) -> list[Section]:
     }
     rounds = min(plan.repeats, SAVES)
     found: dict[str, list[Saved]] = {name: [] for name in beside}
-    with progress("checkpoints", rounds * len(beside)) as show:
-        for i in range(rounds):
-            for j, (name, (tx, masks)) in enumerate(beside.items()):
+    with counted("checkpoints", rounds * len(beside)) as done:
+        for _ in range(rounds):
+            for name, (tx, masks) in beside.items():
                 found[name].append(_save(tx, params, grads, masks))
-                show(i * len(beside) + j + 1, name)
+                done(name)
     return [_section(params, {name: _medians(own) for name, own in found.items()})]
 
 

@@ -14,7 +14,8 @@ import jaxprune as jp
 from recipes.benchmarks.section import Figure, Plan, Section, Target, megabytes, share
 from recipes.benchmarks.steps import State, describe, gradual, kernels, name_of, step_of
 from recipes.common.checkpoints import Checkpoints
-from recipes.common.terminal import progress
+from recipes.common.report import tree_bytes
+from recipes.common.terminal import counted
 from recipes.common.timing import temp_bytes
 
 ALLOCATIONS = (jp.uniform, jp.erk, jp.global_threshold)
@@ -25,14 +26,14 @@ def bytes_a_weight(plan: Plan) -> list[Section]:
     params = jax.eval_shape(lambda: kernels(plan.seed, plan.weights, plan.leaves)[0])
     optimizers = {"adam": optax.adam(1e-3)}
     optimizers |= {name_of(own): gradual(jp.magnitude, own) for own in ALLOCATIONS}
-    with progress("memory", 1 + len(optimizers)) as show:
+    with counted("memory", 1 + len(optimizers)) as done:
         masks = _masks(params, plan.seed)
-        show(1, "masks")
+        done("masks")
         states, temporary = {}, {}
-        for i, (name, tx) in enumerate(optimizers.items()):
-            states[name] = _bytes(_state(tx, params))
+        for name, tx in optimizers.items():
+            states[name] = tree_bytes(_state(tx, params))
             temporary[name] = _temporary(tx, params)
-            show(2 + i, name)
+            done(name)
     return [_of_masks(params, masks), _of_steps(params, states, temporary)]
 
 
@@ -44,12 +45,7 @@ def _masks(params: Any, seed: int) -> dict[str, int]:
         with closing(Checkpoints(Path(folder))) as checkpoints:
             checkpoints.save(0, masks, {})
         file = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return {"in memory": _bytes(masks), "in a file": file}
-
-
-def _bytes(tree: Any) -> int:
-    """Of all arrays, or of what only has their shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return {"in memory": tree_bytes(masks), "in a file": file}
 
 
 def _state(tx: optax.GradientTransformation, params: Any) -> State:
@@ -63,7 +59,7 @@ def _temporary(tx: optax.GradientTransformation, params: Any) -> int | None:
 
 
 def _of_masks(params: Any, masks: dict[str, int]) -> Section:
-    weights = _bytes(params) // 4
+    weights = tree_bytes(params) // 4
     metadata = 0.005  # beside the eighth of a byte
     bounds = {"in memory": 1.0, "in a file": 1 / 8 + metadata}
     return Section(
@@ -80,7 +76,7 @@ def _of_masks(params: Any, masks: dict[str, int]) -> Section:
 
 
 def _of_steps(params: Any, states: dict[str, int], temporary: dict[str, int | None]) -> Section:
-    size = _bytes(params)
+    size = tree_bytes(params)
     return Section(
         name="memory",
         headline=f"Memory of adam and of sparsified adam, {describe(params)}",

@@ -28,15 +28,15 @@ NOTE = """\
 The cells of a table are timed in one process, in another random order each round; a ratio is one
 of two times of the same round: the median and its quartiles. Of two identical programs (A/A) one
 is the baseline, and the other's quartiles (or their inverses) are noise: an idle step is held to
-it. Updates are those of a rising sparsity, one after the other. `temp` is what a program needs
-beside its arguments and results, in sizes of the params. Slow cells are in few rounds.\
+it. Updates follow a rising sparsity, one after the other. `temp` is the memory of a program beside
+its arguments and results, in sizes of the params. Slow cells are in few rounds.\
 """
 MET, MISSED, NO_BOUND = COLORS[2], COLORS[1], COLORS[0]
 BAND = "#d8d8d8"
 
 
 class Plan(NamedTuple):
-    """How large, and how often: the same for all benchmarks."""
+    """Sizes and repetitions, the same for all benchmarks."""
 
     weights: int
     leaves: int  # kernels that share the weights
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a number must come to, and should; at most that, or `at_least`."""
+    """The bound of a number, and the aim; an upper bound unless `at_least`."""
 
     bound: float
     aim: float | None = None
@@ -59,7 +59,7 @@ class Target(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A number that something was asked of."""
+    """A number with a target."""
 
     name: str
     measured: float
@@ -83,7 +83,7 @@ class Figure(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A ratio in the picture, with the bound that was asked of it."""
+    """A ratio in the picture, with its bound."""
 
     ratio: Spread
     bound: float | None = None
@@ -111,7 +111,7 @@ def comparison(
     targets: Mapping[str, Target],
     param_bytes: int | None = None,
 ) -> Section:
-    """Times beside those of the `baselines`; `control` is identical to the first one.
+    """Times beside those of the `baselines`; `control` is identical to the first baseline.
 
     Args:
       targets: cell -> what its ratio to the first baseline must come to.

@@ -1,4 +1,4 @@
-"""What several seeds in one program save: training steps beside those of each seed by itself."""
+"""Training steps of several seeds in one program, beside one program for each seed."""
 
 from __future__ import annotations
 

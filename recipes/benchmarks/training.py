@@ -1,4 +1,4 @@
-"""Whole training steps, and what they take to compile."""
+"""Whole training steps, and the time to compile them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import jaxprune as jp
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.steps import SPARSITY, name_of
 from recipes.common import lanes, models
-from recipes.common.terminal import progress
+from recipes.common.terminal import counted
 from recipes.common.timing import Measured, interleaved
 
 CLASSES = 10
@@ -61,17 +61,11 @@ def _compile_time_of(model: str, plan: Plan) -> Section:
     optimizers |= {name_of(allocation): gradual(allocation) for allocation in allocations}
     lowered = {name: _lowering(module, tx, model, plan) for name, tx in optimizers.items()}
     rounds = min(plan.compiles, COMPILE_AT_MOST.get(model, plan.compiles))
-    with progress(f"compile {model}", 1 + rounds * len(lowered)) as show:
+    with counted(f"compile {model}", 1 + rounds * len(lowered)) as done:
         for lower in lowered.values():  # what the first trace alone takes
             lower()
         lowered[DENSE]().compile()
-        show(shown := 1, "traced")
-
-        def done(name: str) -> None:
-            nonlocal shown
-            shown += 1
-            show(shown, name)
-
+        done("traced")
         runs = {name: lambda lower=lower: lower().compile() for name, lower in lowered.items()}
         seconds = interleaved(runs, rounds, plan.seed, clock=time.perf_counter, done=done)
     return comparison(

@@ -7,7 +7,7 @@ chunk: logged, shown, and resumable.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ import optax
 
 import jaxprune as jp
 from recipes.common import lanes, measures
-from recipes.common.data import Dataset, Split
+from recipes.common.data import Dataset, Key, Split, folded
 from recipes.common.journal import Journal
 from recipes.common.lanes import Network, State
 from recipes.common.settings import Plan
@@ -28,12 +28,12 @@ class Weights(Enum):
     """What the masks in an optimizer's state mean for the weights."""
 
     DENSE = "there are no masks"
-    SPARSE = "what is pruned is zero, from the first step on (`jp.sparsify`)"
-    DENSE_COPY = "all weights may learn, the network uses those that are kept (`jp.keep_dense`)"
+    SPARSE = "pruned weights are zero from the first step on (`jp.sparsify`)"
+    DENSE_COPY = "all weights may learn, the network uses the kept ones (`jp.keep_dense`)"
 
 
 class Learned(NamedTuple):
-    """What an arm learns beside the weights of its network, such as gates: params beside them.
+    """Params that an arm learns beside the weights of its network, such as gates.
 
     Its optimizer is a `jp.sparsify`, which counts the `step`.
     """
@@ -41,20 +41,28 @@ class Learned(NamedTuple):
     start: Callable[[Any], Any]  # the network's params -> all params
     # (params, batch_stats, images, labels, step, key) -> loss, (accuracy, batch_stats)
     loss: Callable[..., tuple[jax.Array, tuple[jax.Array, Any]]]
-    network: Callable[[Any, jax.Array], Any]  # (params, step) -> what the network uses, in tests
-    measure: Callable[[Any, jax.Array], dict[str, jax.Array]]  # (params, step) -> what is logged
+    network: Callable[[Any, jax.Array], Any]  # (params, step) -> the params of the network in tests
+    measure: Callable[[Any, jax.Array], dict[str, jax.Array]]  # (params, step) -> numbers to log
 
 
 class Arm(NamedTuple):
     """A network and how to train it. Arms that differ only in how they start share a program."""
 
     module: nn.Module
-    # or made from a seed's key, which is neither that of its weights nor that of its data
+    # or made from an arm's key (`Key.METHOD` of a seed)
     optimizer: optax.GradientTransformation | Callable[[jax.Array], optax.GradientTransformation]
     weights: Weights = Weights.DENSE
     # (keys, first params) -> (params, masks), stacks over seeds
     start: Callable[[jax.Array, Any], tuple[Any, Any]] | None = None
     learned: Learned | None = None
+
+
+class ArmKey(IntEnum):
+    """The purposes of an arm's key (`Key.METHOD` of a seed). Its optimizer has the key itself."""
+
+    SHUFFLED = 1  # masks shuffled within layers
+    REDRAWN = 2  # other first weights
+    LEARNED = 3  # and the step: what a gate draws
 
 
 class Seeds(NamedTuple):
@@ -66,7 +74,7 @@ class Seeds(NamedTuple):
 
 def seeds_of(keys: jax.Array) -> Seeds:
     """One lane a key."""
-    return Seeds(keys, jax.vmap(lambda key: jax.random.fold_in(key, 2))(keys))
+    return Seeds(keys, folded(keys, Key.METHOD))
 
 
 def program_of(arm: Arm, train: Split, batch_size: int, chunk_steps: int) -> lanes.Program:
@@ -85,8 +93,8 @@ def program_of(arm: Arm, train: Split, batch_size: int, chunk_steps: int) -> lan
 
 def _loss_of(learned: Learned) -> lanes.Loss:
     def loss(params, state, images, labels, lane):
-        step = state.opt_state.step  # its key is none of those of weights, data and optimizer
-        key = jax.random.fold_in(jax.random.fold_in(lane.own, 3), step)
+        step = state.opt_state.step
+        key = jax.random.fold_in(jax.random.fold_in(lane.own, ArmKey.LEARNED), step)
         return learned.loss(params, state.batch_stats, images, labels, step, key)
 
     return loss
@@ -132,7 +140,7 @@ def train(
     """
     keys = lanes.seed_keys(plan.seed, plan.seeds)
     states = {name: begin(arm, keys, dataset.train.images) for name, arm in arms.items()}
-    # before the checkpoint takes their place: a run that goes on knows its first masks
+    # before the checkpoint replaces the states: a resumed run needs its first masks
     watches = {name: Watch(arm, states[name]) for name, arm in arms.items()}
     states = journal.last(states) or states
     # arms of one network share a compiled test; those that differ only in their start, all
@@ -155,7 +163,7 @@ def train(
 
 
 class Watch:
-    """What there is to say of an arm as it trains."""
+    """The numbers of an arm as it trains."""
 
     def __init__(self, arm: Arm, first: State):
         self.arm = arm
@@ -211,7 +219,7 @@ def _follow(
 
 
 def _score(record: Mapping[str, Any]) -> list[float]:
-    """What is best: the sparsest states, and of them the highest accuracy; means over arms."""
+    """The best states are the sparsest, and among them the most accurate; means over arms."""
     arms = [own for arm, own in record.items() if arm != "step"]
     arms = [own for own in arms if "sparsity" in own] or arms
     sparsity = np.mean([own.get("sparsity", 0.0) for own in arms])

@@ -1,8 +1,7 @@
 """The checkpoints of a run, and the models of finished runs, by orbax; a bool costs one bit.
 
-Checkpoints are written behind training and checked when they are read: a file may be cut short, or
-a bit of it flip. What is read has the checksums of what was written, or the checkpoint before is
-taken.
+Checkpoints are written while training continues. Each array has a checksum: a checkpoint that was
+cut short, or in which a bit flipped, is noticed, and the one before it is read.
 """
 
 from __future__ import annotations
@@ -33,14 +32,12 @@ def pack(tree: Any) -> Any:
 
 
 def unpack(tree: Any, like: Any) -> Any:
-    """What was packed, given the shapes and dtypes of the original: `export.unpack(export.pack(t),
-    t)` is t.
-    """
+    """The inverse of `pack`; `like` has the shapes and dtypes of the original."""
     return jax.tree.map(_unpacked, like, tree)
 
 
 def packed_shape(x: Any) -> Any:
-    """What `pack` makes of an array: its shape and dtype."""
+    """The shape and dtype of an array that `pack` makes."""
     if _is_key(x):
         return jax.eval_shape(jax.random.key_data, x)
     return jax.ShapeDtypeStruct((-(-x.size // 8),), np.uint8) if x.dtype == bool else x
@@ -94,14 +91,14 @@ def load_model(path: Path) -> tuple[Any, Any, Any]:
     return saved["params"], saved["batch_stats"], jp.export.unpack(saved["masks"], saved["params"])
 
 
-KEPT = 2  # where the last can't be read, the one before can
-TREE, ABOUT = "tree", "about"  # the parts of a checkpoint: arrays, and what JSON can say
+KEPT = 2  # where the last can't be read, the one before it can
+TREE, ABOUT = "tree", "about"  # the parts of a checkpoint: arrays, and JSON
 
 
 def _tell_once() -> None:
-    """What orbax raises is told in a line here: without the tracebacks that it also logs.
+    """Silences the tracebacks that orbax logs beside what it raises.
 
-    Where one array can't be read or written, tensorstore adds one for each of the others.
+    Where one array can't be read or written, tensorstore logs one more for each of the others.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     lost = "never retrieved"
@@ -152,7 +149,7 @@ class Checkpoints:
             preservation_policy=LatestN(keep),
             cleanup_tmp_directories=True,  # of a save that was killed
             save_root_metadata=False,
-            # in a thread of its own, a folder that can't be made stops the program for minutes
+            # in another thread, a folder that can't be made stops the program for minutes
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         with self._or_error():
@@ -167,7 +164,7 @@ class Checkpoints:
         return -1 if step is None else step
 
     def save(self, step: int, tree: Any, about: dict[str, Any]) -> None:
-        """Copies what is to be saved, and returns: `tree` may be donated, and is written later.
+        """Copies `tree`, which may then be donated, and returns; the copy is written later.
 
         Raises `RecipeError` if this or the save before could not be written.
         """
@@ -187,7 +184,7 @@ class Checkpoints:
         return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
-        """Until all is written; raises `RecipeError` if it can't be."""
+        """Waits until all is written; raises `RecipeError` if it can't be."""
         with self._or_error():
             self._manager.wait_until_finished()
 
@@ -197,9 +194,9 @@ class Checkpoints:
             self._manager.close()
 
     def load(self) -> Saved | None:
-        """The last checkpoint that is whole, None where there is none.
+        """The last checkpoint that is whole; None without a checkpoint.
 
-        One that is damaged is told of on stderr and put aside. Raises `RecipeError` if all are.
+        A damaged one is renamed, with a line on stderr. Raises `RecipeError` if all are damaged.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -256,7 +253,7 @@ def read(path: Path) -> Saved:
 
 
 def _checksums(packed: Any, about: dict[str, Any]) -> dict[str, int]:
-    """Of each leaf: compressed data that a flipped bit has changed is read without complaint."""
+    """A checksum of each leaf: orbax reads data with a flipped bit without complaint."""
     leaves = {name: np.ascontiguousarray(x).reshape(-1) for name, x in _by_name(packed).items()}
     data: dict[str, Any] = {name: x.view(np.uint8) for name, x in leaves.items()}
     data[ABOUT] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)

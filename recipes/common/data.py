@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,22 @@ from rich.progress import track
 from recipes.common.folder import RecipeError
 from recipes.common.terminal import console
 
-SHOWN = 5  # folders, where a data set is not in --data-dir
+SHOWN = 5  # folders that an error lists
 DATASETS = ("digits", "mnist", "cifar10")
+
+
+class Key(IntEnum):
+    """The purposes of a seed's key: it is folded with one of these, and never used as it is."""
+
+    WEIGHTS = 0  # the first weights
+    ORDER = 1  # the order of the examples
+    METHOD = 2  # random numbers of a method: the key of an optimizer, random masks
+    STUDY = 3  # and above: what a study draws anew for each child, phase or round
+
+
+def folded(keys: jax.Array, purpose: int) -> jax.Array:
+    """The keys (n,) for one purpose."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, purpose))(keys)
 
 
 class Split(NamedTuple):
@@ -45,7 +60,7 @@ def load(
     """The data set called `name`, each channel with mean 0 and standard deviation 1 over train.
 
     `data_dir` is a TFDS folder (default: the environment variable TFDS_DATA_DIR); digits need none.
-    `train_examples` keeps only the first so many. Raises `RecipeError` for an unknown name, a
+    `train_examples` takes the first ones only. Raises `RecipeError` for an unknown name, a
     folder that does not exist or lacks the data set, and more examples than there are.
     """
     if name not in DATASETS:
@@ -63,9 +78,9 @@ def load(
 
 
 def hold_out(split: Split, examples: int, seed: int = 0) -> tuple[Split, Split]:
-    """(the rest, `examples` of them) by a fixed permutation: to choose by, where test may not be.
+    """(the rest, a validation split of `examples`) by a fixed permutation.
 
-    Raises `RecipeError` unless both keep at least one example.
+    Raises `RecipeError` unless both have at least one example.
     """
     if not 1 <= examples < len(split.labels):
         raise RecipeError(
@@ -78,9 +93,9 @@ def hold_out(split: Split, examples: int, seed: int = 0) -> tuple[Split, Split]:
 
 
 def order(keys: jax.Array, examples: int, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Indices (keys, batch) of the examples of step `start` and on: each epoch a permutation.
+    """Indices (keys, batch) of the examples from step `start` on: each epoch is a permutation.
 
-    The examples that do not fill a batch are left out of their epoch.
+    An epoch leaves out the examples that do not fill a batch.
     """
     steps = examples // batch_size
 
@@ -94,7 +109,7 @@ def order(keys: jax.Array, examples: int, batch_size: int, start: int = 0) -> It
 @partial(jax.jit, static_argnums=2)
 @partial(jax.vmap, in_axes=(0, None, None))
 def _permutation(key: jax.Array, epoch: Any, examples: int) -> jax.Array:
-    key = jax.random.fold_in(jax.random.fold_in(key, 1), epoch)
+    key = jax.random.fold_in(jax.random.fold_in(key, Key.ORDER), epoch)
     return jax.random.permutation(key, examples).astype(jnp.int32)
 
 
@@ -168,7 +183,7 @@ def _read(name: str, split: str, folder: str | os.PathLike[str]) -> Split:
 
 
 def balanced_rows(key: jax.Array, labels: np.ndarray, classes: int, of_each: int) -> jax.Array:
-    """Which examples: int32 (classes * of_each,), drawn without replacement, class by class.
+    """Rows of a balanced batch, int32 (classes * of_each,), without replacement, class by class.
 
     Raises `RecipeError` if a class has fewer examples.
     """

@@ -1,7 +1,7 @@
-"""Networks that came to nothing: at chance, or without a weight in a layer. Every recipe asks here.
+"""Dead networks: their accuracy is at chance, or a layer has no weight.
 
-An accuracy carries these signs beside its mean, so that no table prints it without the mark, and
-`report.finish` tells of them after every table.
+An accuracy carries these signs beside its mean, so that no table prints it without the mark.
+`report.finish` lists the signs after every table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ON_TERMINAL = 6  # lines; the rest is in report.md
 
 
 def chance(labels: np.ndarray) -> float:
-    """The highest accuracy that is chance, as a fraction; `labels` are those of the test, int (n,).
+    """The highest accuracy that is chance, as a fraction; test `labels` are int (n,).
 
     It is the share p of the largest class, and its standard error sqrt(p (1 - p) / n).
     """
@@ -27,13 +27,13 @@ def chance(labels: np.ndarray) -> float:
 
 
 def signs(accuracy: Any, chance: float, empty_layers: Mapping[str, int]) -> dict[str, Any]:
-    """What goes into an accuracy (seeds,): {at_chance: by seed, empty_layers: {path: seeds}}."""
+    """The signs of an accuracy (seeds,): {at_chance: by seed, empty_layers: {path: seeds}}."""
     at_chance = np.asarray(accuracy) <= chance
     return {"at_chance": at_chance.tolist(), "empty_layers": dict(empty_layers)}
 
 
 def empty_layers(masks: Any) -> dict[str, int]:
-    """{path: in how many seeds it keeps nothing} of stacked masks, of the layers that are empty."""
+    """{path: the number of seeds in which the layer is empty} of stacked masks."""
     found = {}
     for path, mask in jax.tree_util.tree_leaves_with_path(masks):
         kept = np.asarray(mask).reshape(len(mask), -1).any(1)
@@ -43,17 +43,17 @@ def empty_layers(masks: Any) -> dict[str, int]:
 
 
 def at_chance(numbers: Mapping[str, Any]) -> bool:
-    """Whether a network of this accuracy is at chance, in one seed at least."""
+    """Whether at least one seed is at chance."""
     return any(numbers.get("at_chance", ()))
 
 
 def mark(numbers: Mapping[str, Any]) -> str:
-    """What an accuracy has behind it in a table."""
+    """The mark behind an accuracy in a table."""
     return f" {MARK}" if at_chance(numbers) or numbers.get("empty_layers") else ""
 
 
 def told(summary: Mapping[str, Any]) -> list[str]:
-    """A line for each accuracy in a summary with a dead network; [] where all of them live.
+    """A line for each accuracy in a summary with a dead network.
 
     Raises KeyError for a test accuracy without its `signs`: no recipe may leave them out.
     """
@@ -73,7 +73,7 @@ def _in_words(numbers: Mapping[str, Any], chance: float) -> Iterator[str]:
 
 
 def _accuracies(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All test accuracies below, by name: the keys that lead there, but for those of the format."""
+    """All test accuracies of a summary, named by the keys that lead to them."""
     if isinstance(node, Mapping):
         if "per_seed" in node:
             if "test_accuracy" in path:

@@ -5,6 +5,7 @@ What a configuration's method `conflicts` yields are mistakes of several flags t
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
@@ -13,7 +14,6 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import numpy as np
 import tyro
 
-from recipes.common.config_files import close
 from recipes.common.folder import RecipeError
 
 MOST = 2**31 - 1  # of int32, in which steps and seeds are counted
@@ -111,6 +111,12 @@ def _not_distinct(flag: str, values: Sequence[Any], config: Any) -> str:
 DISTINCT = Rule(_not_distinct, of_all=True)  # one value or several, no two alike
 
 
+Count = Annotated[int, at_least(1)]
+Fraction = Annotated[float, within("[0, 1)")]
+Positive = Annotated[float, within("(0, inf)")]
+NotNegative = Annotated[float, within("[0, inf)")]
+
+
 def default(words: str) -> Rule:
     """What --help says is the default, where it is None or ()."""
     return Rule(default=words)
@@ -119,6 +125,12 @@ def default(words: str) -> Rule:
 def flag_of(name: str) -> str:
     """The flag of a field."""
     return f"--{name.replace('_', '-')}"
+
+
+def close(name: str, names: Iterable[str]) -> str:
+    """A question that asks whether another of `names` was meant; "" where none is like `name`."""
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean '{found[0]}'?" if found else ""
 
 
 class Flag(NamedTuple):

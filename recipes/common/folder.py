@@ -1,6 +1,6 @@
-"""The folder of a run: made once, never overwritten unasked, each file whole or absent.
+"""The folder of a run: it is never overwritten unasked, and each file is whole or absent.
 
-The one exception that a recipe raises on purpose, and the versions that a run depends on.
+Also `RecipeError`, the exception that recipes raise on purpose, and the versions of packages.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class RecipeError(ValueError):
-    """Something the user can put right; the message is one line that says how."""
+    """A mistake that the user can put right; each line of the message says how."""
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, on one line that is not too long."""
+    """The message of an error, on one line that is not too long."""
     said = " ".join((getattr(error, "strerror", None) or str(error) or repr(error)).split())
     for disk in map(os.strerror, FULL):  # deep in what tensorstore says
         if disk in said:
@@ -77,8 +77,8 @@ def check_out(out: Path, overwrite: bool = False, resume: bool = False) -> None:
 def start(out: Path, config: str, overwrite: bool = False) -> None:
     """Makes the folder, locks it, and replaces the files of an earlier run by config.yaml.
 
-    Raises `RecipeError` for what `check_out` refuses: since it was asked, another process may have
-    made a run there and finished it.
+    Raises `RecipeError` for what `check_out` refuses: another process may have finished a run there
+    since the last check.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -98,9 +98,9 @@ _locks: dict[Path, int] = {}  # the folders that this process has locked
 
 
 def lock(out: Path) -> None:
-    """Takes the folder for this process, until it ends or has finished: no second one writes to it.
+    """Locks the folder for this process, until `unlock` or its end: no second process writes to it.
 
-    Raises `RecipeError` if another process has it. A lock dies with its process: none is stale.
+    Raises `RecipeError` if another process holds the lock. A lock dies with its process.
     """
     unlock(out)
     held = os.open(out, os.O_RDONLY)
@@ -119,14 +119,14 @@ def lock(out: Path) -> None:
 
 
 def unlock(out: Path) -> None:
-    """Gives the folder back, if this process had it."""
+    """Unlocks the folder, if this process had locked it."""
     held = _locks.pop(out.resolve(), None)
     if held is not None:
         os.close(held)
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a whole file: at no time is there half of one under its name."""
+    """Writes a file; at no time is half of it there under its name."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _draft(path, content):
@@ -135,7 +135,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
-    """The content beside `path`, which it becomes at the end."""
+    """Writes the content to a draft beside `path`; the draft becomes `path` at the end."""
     draft = _draft_of(path)
     try:
         with writing(path):
@@ -148,7 +148,7 @@ def _draft(path: Path, content: str | bytes) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, raised: type[Exception] = OSError) -> Iterator[None]:
-    """Within it what is `raised` becomes a `RecipeError` that names the file, and the way out."""
+    """Within it an exception of type `raised` becomes a `RecipeError` that names the file."""
     try:
         yield
     except raised as error:  # it names no file where the disk is full
@@ -186,7 +186,7 @@ def _not_finite(value: Any, name: str = "") -> str:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Adds one JSON line, at once: what has been logged survives whatever comes next."""
+    """Adds one JSON line and closes the file: it survives a crash right after."""
     with writing(path), path.open("a") as file:
         file.write(json.dumps(record) + "\n")
 
@@ -197,7 +197,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or folder, if there is one: it is there whole or not at all."""
+    """Removes a file or folder, if there is one; at no time is half of it there."""
     if path.is_dir() and not path.is_symlink():
         draft = _draft_of(path)
         path.replace(draft)
@@ -218,5 +218,5 @@ def versions() -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """What the numbers depend on beside the configuration: versions and the device."""
+    """Versions and the device: the numbers depend on them beside the configuration."""
     return {**versions(), "device": jax.local_devices()[0].device_kind}

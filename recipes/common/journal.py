@@ -1,8 +1,8 @@
-"""What a run writes while it trains, metrics.jsonl and checkpoints: they always agree.
+"""The files that a run writes while it trains, metrics.jsonl and checkpoints: they always agree.
 
-A checkpoint holds all that the rest of the run depends on: networks, optimizers and masks, the step
-(from which, with the seed, the keys and the order of the data follow), the lines of metrics.jsonl,
-the configuration and the versions. `--resume` makes metrics.jsonl what it was at the checkpoint.
+The rest of a run depends only on its checkpoint: networks, optimizers and masks, the step (with the
+seed it gives the keys and the order of the data), the lines of metrics.jsonl, the configuration and
+the versions. `--resume` restores metrics.jsonl as it was at the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import cli, config_files, folder
+from recipes.common import cli, folder
 from recipes.common.checkpoints import KEPT, Checkpoints, Saved
 from recipes.common.folder import RecipeError
 from recipes.common.terminal import Stopped, deferred_signals, progress
@@ -24,11 +24,11 @@ from recipes.common.terminal import Stopped, deferred_signals, progress
 if TYPE_CHECKING:
     from recipes.common.settings import Settings
 
-# What may be another when a run goes on: nothing that is trained or logged depends on it.
+# Settings that may change on resume: no trained or logged number depends on them.
 FREE = ("out", "data_dir", "checkpoint_every", "keep_best")
 
-At = Callable[[int, Any], None]  # called with the step, and all that changes in training
-Train = Callable[[Any, int, At], Any]  # (what changes, first step, at) -> it, trained
+At = Callable[[int, Any], None]  # called with the step and the state of a training
+Train = Callable[[Any, int, At], Any]  # (state, first step, at) -> state after training
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def journal(config: Settings) -> Iterator[Journal]:
             folder.lock(config.out)
             folder.check_out(config.out, resume=True)
         else:
-            folder.start(config.out, config_files.to_yaml(config), config.overwrite)
+            folder.start(config.out, cli.to_yaml(config), config.overwrite)
         with ExitStack() as stack:
             folders = {folder.CHECKPOINT: KEPT} | ({folder.BEST: 1} if config.keep_best else {})
             checkpoints = [
@@ -66,8 +66,8 @@ def journal(config: Settings) -> Iterator[Journal]:
 class Journal:
     """The journal of a run; made by `journal`.
 
-    A run is a sequence of settled states, and of trainings (`once`) that lead from one to the next.
-    It can be saved after every call of the device, and is where that is due.
+    A run is a sequence of settled states; trainings (`once`) lead from one to the next. It can be
+    saved after every call of the device, and is saved once `checkpoint_every` has passed.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Journal:
         best = self._best.load() if self._best else None
         self._score: list[float] = best.about["score"] if best else []
         self._again = f"{cli.program(type(config))} --out {config.out} --resume"
-        self._about: dict[str, Any] = {"config": config_files.plain(config), "changes": []}
+        self._about: dict[str, Any] = {"config": cli.plain(config), "changes": []}
         self._settled: Any = None
         self._trained: dict[str, Any] = {}
         self._saved = self._resumed(config) if config.resume else None
@@ -95,7 +95,7 @@ class Journal:
         self._began = time.perf_counter() - spent
 
     def seconds(self) -> float:
-        """Since the run began; one that is resumed goes on from the "seconds" of its last line."""
+        """Seconds since the run began; a resumed run adds the "seconds" of its last line."""
         return round(time.perf_counter() - self._began, 2)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -108,19 +108,19 @@ class Journal:
             self.board.flush()
 
     def last(self, like: Any) -> Any | None:
-        """The last settled state of the run that is resumed, like `like`; None if it had none."""
+        """The last settled state of a resumed run, in the structure of `like`; else None."""
         if self._saved and "settled" in self._saved.tree:
             self._settled = self._saved.like("settled", like)
         return self._settled
 
     def settle(self, state: Any, step: int | None = None, score: Sequence[float] = ()) -> None:
-        """`state` is all that the rest of the run depends on; `step` if not those of `once`.
+        """The rest of the run depends on `state` only; `step` where no `once` counts the steps.
 
-        The state with the highest `score`, if it has one, is that of `--keep-best`.
+        `--keep-best` keeps the state with the highest `score`.
         """
         self._settled, self._trained = state, {}
         self.settled += 1
-        self._saved = None  # what was resumed is behind us
+        self._saved = None  # the checkpoint has been used
         self.step = self.step if step is None else step
         if self._best and list(score) > self._score:
             self._score = list(score)
@@ -131,9 +131,9 @@ class Journal:
     def once(self, name: str, steps: int, state: Any, train: Train, words: str) -> Any:
         """`train(state, 0, at)`, in which `at` is called between calls of the device.
 
-        A run that is resumed starts from where it was, or has what it had come to; `state` then
-        only lends its structure. `name`, with `words` beside its progress, is its own until the
-        next `settle`.
+        On resume a finished training returns its result at once, and an unfinished one continues
+        from its checkpoint; `state` then only lends its structure. No two trainings before the
+        next `settle` share a `name`. The progress bar shows `words`.
         """
         start, saved = 0, self._saved
         if saved and name in saved.about["trained"]:
@@ -154,7 +154,7 @@ class Journal:
         return state
 
     def _offer(self, name: str | None = None, at: int = 0, state: Any = None) -> None:
-        """Saves if it is time to, or a signal was heard; then the run ends."""
+        """Saves if it is time; after a signal it saves, and ends the run."""
         signum = self._signalled()
         due = time.monotonic() - self._saved_at >= self._every
         if (due or signum) and self.step > self._checkpoints.last:
@@ -185,7 +185,7 @@ class Journal:
             )
 
     def _resumed(self, config: Settings) -> Saved | None:
-        """The checkpoint to go on from, if there is one; metrics.jsonl is what it was there."""
+        """The checkpoint to continue from, if there is one; restores metrics.jsonl."""
         saved = self._checkpoints.load()
         if saved:
             before, self._about["changes"] = saved.about["config"], saved.about["changes"]
@@ -193,7 +193,7 @@ class Journal:
             self.settled = saved.about["settled"]
             _warn_of_versions(saved)
         else:
-            before = config_files.read_yaml(config.out / folder.CONFIG)
+            before = cli.read_yaml(config.out / folder.CONFIG)
             print(f"'{config.out}' has no checkpoint yet: it begins again", file=sys.stderr)
         if changes := _changes(before, self._about["config"]):
             if not config.allow_changes:
@@ -204,7 +204,7 @@ class Journal:
                 )
             self._about["changes"].append(f"from step {self.step:,} on {', '.join(changes)}")
         notes = "".join(f"# {line}\n" for line in self._about["changes"])
-        folder.write(config.out / folder.CONFIG, notes + config_files.to_yaml(config))
+        folder.write(config.out / folder.CONFIG, notes + cli.to_yaml(config))
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         folder.write(config.out / folder.METRICS, lines)
         return saved
@@ -220,7 +220,7 @@ def scalars(record: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, fl
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Settings that differ, in words; one that is new in this version had its default."""
+    """Settings that differ, in words; a setting that is new in this version had its default."""
     return [
         f"--{key.replace('_', '-')} {before[key]} -> {now[key]}"
         for key in now

@@ -35,7 +35,7 @@ class Network(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `module.apply` takes."""
+        """The variables that `module.apply` takes."""
         statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
         return {"params": self.params, **statistics}
 
@@ -43,8 +43,8 @@ class Network(NamedTuple):
 class Lane(NamedTuple):
     """How a stack of networks trains.
 
-    An optimizer with a schedule of its own needs neither rates nor decay. A program may have lanes
-    of another type, with an `order`.
+    An optimizer with its schedule needs neither rates nor decay. A program may have lanes of
+    another type that has an `order`.
     """
 
     order: jax.Array  # keys (lanes,): the order of the examples
@@ -53,7 +53,7 @@ class Lane(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """The values that a step changes."""
 
     params: Any
     batch_stats: Any
@@ -61,7 +61,7 @@ class State(NamedTuple):
 
     @property
     def network(self) -> Network:
-        """What is trained, under the masks of `jp.sparsify`."""
+        """The networks that are trained, with the masks of `jp.sparsify`."""
         return Network(self.params, self.batch_stats, jp.get_masks(self.opt_state))
 
 
@@ -72,7 +72,7 @@ Step = Callable[[State, jax.Array, jax.Array, Any], tuple[State, dict[str, jax.A
 
 
 class Program(NamedTuple):
-    """One training step, the data that it reads, and what was compiled of it."""
+    """One training step, its data, and its compiled forms."""
 
     module: nn.Module
     init: Any  # jitted: (lane, params) -> a stack of optimizer states
@@ -80,15 +80,15 @@ class Program(NamedTuple):
     data: Split  # on the device
     batch_size: int
     chunk_steps: int  # steps in one call of the device
-    compiled: dict[Any, Any]  # by the shapes of what it is called with
+    compiled: dict[Any, Any]  # by the shapes of the arguments
 
 
 class Progress(NamedTuple):
-    """How far training is, after a call of the device."""
+    """The progress of training, after a call of the device."""
 
     step: int
-    seconds: float  # in steps so far, without compilation and without what the caller does
-    state: State  # donated to the next call: copy what must outlive it
+    seconds: float  # in steps so far, without compilation and without the caller's work
+    state: State  # the next call takes its memory: copy what must outlive it
     metrics: dict[str, jax.Array]  # (lanes,): means over the steps of the call
 
 
@@ -107,8 +107,8 @@ def program(
     """The program that trains `module` by `optimizer(lane)`: the optax loop.
 
     Args:
-      loss: that of one network; None for the cross-entropy of a classifier.
-      used: the params at which the gradient is taken; it is passed straight through to all.
+      loss: the loss of one network; None for the cross-entropy of a classifier.
+      used: the params at which the gradient is taken; all params get this gradient.
     """
     gradient = jax.value_and_grad(loss or _cross_entropy(module), has_aux=True)
     of_lane = lambda lane: optax.with_extra_args_support(optimizer(lane))
@@ -141,7 +141,7 @@ def by_rates(
 
 
 def keep_all(params: Any) -> Any:
-    """Masks that keep all kernels: those of a dense network."""
+    """The masks of a dense network: they keep all kernels."""
     return jp.all_kept(jp.kernels(params))
 
 
@@ -154,20 +154,20 @@ def seed_keys(seed: int, seeds: int) -> jax.Array:
 
 
 def initial(p: Program, keys: jax.Array) -> Network:
-    """Untrained dense networks, one a key: all recipes begin with these weights."""
+    """Untrained dense networks, one for each key: all recipes begin with these weights."""
     variables = models.init(p.module, keys, jnp.asarray(p.data.images[:1]))
     params = variables["params"]
     return Network(params, variables.get("batch_stats", {}), keep_all(params))
 
 
 def begin(p: Program, network: Network, lane: Any) -> State:
-    """Fresh optimizers at these weights, under these masks; None for those that they begin with."""
+    """New optimizers for these weights and masks; `jp.sparsify` makes masks that are None."""
     state = State(network.params, network.batch_stats, p.init(lane, network.params))
     return copied(state) if network.masks is None else under(state, network.masks)
 
 
 def under(state: State, masks: Any) -> State:
-    """The state under other masks: weights outside them are zero, and moments after a step."""
+    """The state with other masks: pruned weights are zero, their moments after the next step."""
     params = jp.apply_masks(state.params, masks)
     held = state.opt_state.mask_state._replace(masks=masks)
     return copied(State(params, state.batch_stats, state.opt_state._replace(mask_state=held)))
@@ -183,8 +183,8 @@ def train(
 ) -> State:
     """Steps `start` to `stop`; between calls of the device `at(step, state)` is called.
 
-    `first` is where in the order of the examples step 0 is: a network that is rewound to step k
-    sees again what it saw from step k on.
+    `first` is the place of step 0 in the order of the examples: a network that is rewound to step k
+    sees the same examples from step k on again.
     """
     for point in advance(p, state, lane, stop, start, first):
         state = point.state
@@ -212,7 +212,7 @@ def advance(
 
 
 def _compiled(p: Program, devices: int, arguments: Any) -> Any:
-    """The chunk for arguments of these shapes; each is compiled once, apart from the clock."""
+    """The chunk for arguments of these shapes, compiled once; the clock does not count this."""
     leaves, structure = jax.tree.flatten(arguments)
     shapes = devices, structure, *((x.shape, x.dtype) for x in leaves)
     if shapes not in p.compiled:
@@ -224,7 +224,7 @@ def chunk(step: Step, devices: int = 1) -> Any:
     """Jitted: as many steps of all lanes as `order` (steps, lanes, batch) has.
 
     (state, data, order, lane) -> state, metrics. The state is donated. On several devices each
-    trains lanes of its own, of a state that is `spread`.
+    trains its part of the lanes, of a state that is `spread`.
     """
 
     def steps(state: State, data: Split, order: jax.Array, lane: Any) -> Any:
@@ -245,15 +245,15 @@ def chunk(step: Step, devices: int = 1) -> Any:
 
 
 def devices_for(lanes: int) -> int:
-    """How many devices to spread so many lanes over: all of an accelerator that divide them.
+    """The number of devices for so many lanes: on an accelerator as many as divide the lanes.
 
-    One of a CPU, whose cores work together anyway.
+    On a CPU it is one: its cores work together anyway.
     """
     return 1 if jax.default_backend() == "cpu" else math.gcd(lanes, jax.device_count())
 
 
 def spread(stack: Any, devices: int) -> Any:
-    """`stack` with its lanes on so many devices; as it is for one."""
+    """`stack` with its lanes split over the devices."""
     if devices == 1:
         return stack
     return jax.device_put(stack, jax.NamedSharding(_mesh(devices), jax.P("lane")))
@@ -265,7 +265,7 @@ def gathered(stack: Any) -> Any:
 
 
 def devices_of(stack: Any) -> int:
-    """Over how many devices it is spread."""
+    """The number of devices that hold the stack."""
     return max((len(x.devices()) for x in jax.tree.leaves(stack)), default=1)
 
 
@@ -283,7 +283,7 @@ def table(schedule: optax.Schedule, steps: int, length: int | None = None) -> ja
 
 
 def alike(order: jax.Array, rates: jax.Array, decay: float = 0.0) -> Lane:
-    """Lanes that differ in nothing but the order of their examples; rates (steps,)."""
+    """Lanes that differ only in the order of their examples; rates are (steps,)."""
     n = len(order)
     return Lane(order, jnp.tile(rates, (n, 1)), jnp.full(n, decay, jnp.float32))
 
@@ -299,12 +299,12 @@ def part(stack: Any, start: int, stop: int | None = None) -> Any:
 
 
 def repeat(stack: Any, times: int) -> Any:
-    """Each lane so often: a a b b."""
+    """Each lane several times: a a b b."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), stack)
 
 
 def tile(stack: Any, times: int) -> Any:
-    """The stack so often: a b a b."""
+    """The stack several times: a b a b."""
     return jax.tree.map(lambda x: jnp.concatenate([x] * times), stack)
 
 
@@ -324,10 +324,10 @@ def split(stack: Any, *sizes: int) -> Any:
 def phases(
     journal: Journal, count: int, state: Any, phase: Callable[[int, Any], tuple[Any, Any]]
 ) -> Any:
-    """`state, record = phase(i, state)` for each i below `count`: logged, settled, gone on with.
+    """`state, record = phase(i, state)` for each i below `count`, logged and settled.
 
-    The only loop over phases. A run that is resumed goes on after the last that was settled. All
-    states have one structure; a phase without a record (None) adds no line to metrics.jsonl.
+    The only loop over phases. A resumed run continues after the last settled phase. All states have
+    one structure; a phase without a record (None) adds no line to metrics.jsonl.
     """
     state = journal.last(state) or state
     for i in range(journal.settled, count):
@@ -347,7 +347,7 @@ def trained(
     steps: int,
     first: int = 0,
 ) -> Network:
-    """Networks after so many steps of fresh optimizers; a run that is resumed goes on within."""
+    """The networks after `steps` steps of new optimizers; a resumed run continues within."""
 
     def to_the_end(state: State, start: int, at: At) -> State:
         return train(p, state, lane, steps, at, start, first)

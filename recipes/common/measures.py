@@ -1,10 +1,11 @@
-"""What studies measure: test error and loss of any network between two, and how masks change."""
+"""Measures of studies: error and loss of networks, also between two others; changes of masks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,7 @@ Accuracy = Callable[[Any], np.ndarray]  # the variables of a stack -> (lanes,)
 
 @dataclass(frozen=True)
 class PathSettings(Settings):
-    """What every study of pairs asks beside the rest."""
+    """The flags of every study of pairs."""
 
     test_examples: Annotated[int | None, flags.at_least(1), flags.default("all")] = None
     """Measure between networks on this many test examples, the first ones."""
@@ -45,19 +46,23 @@ def rule(config: PathSettings, module: nn.Module, images: np.ndarray) -> str | N
 
 
 def in_words(rule: str | None) -> str:
-    """A rule for running statistics, to be said after "on test data"."""
+    """A rule for running statistics, in words after "on test data"."""
     return f"; running statistics between them: {rule}" if rule else ""
+
+
+def _padded(split: Split, batch_size: int) -> Split:
+    """The split in whole batches, on the device; examples that fill the last have the label -1."""
+    batch_size = min(batch_size, len(split.labels))
+    padding = -len(split.labels) % batch_size
+    images = np.concatenate([split.images, np.zeros_like(split.images[:padding])])
+    labels = np.concatenate([split.labels, np.full(padding, -1, np.int32)])
+    images = images.reshape(-1, batch_size, *images.shape[1:])
+    return jax.device_put(Split(images, labels.reshape(-1, batch_size)))
 
 
 def measure_on(module: nn.Module, split: Split, batch_size: int = 1000) -> Measure:
     """A function from variables to their error and mean cross-entropy on all of `split`."""
-    examples = len(split.labels)
-    batch_size = min(batch_size, examples)
-    padding = -examples % batch_size
-    images = np.concatenate([split.images, np.zeros_like(split.images[:padding])])
-    labels = np.concatenate([split.labels, np.full(padding, -1, np.int32)])  # -1: does not count
-    images = images.reshape(-1, batch_size, *images.shape[1:])
-    batches = jax.device_put((images, labels.reshape(-1, batch_size)))
+    examples, batches = len(split.labels), _padded(split, batch_size)
 
     def measure(variables: Any) -> dict[str, jax.Array]:
         def sums(batch):
@@ -74,14 +79,36 @@ def measure_on(module: nn.Module, split: Split, batch_size: int = 1000) -> Measu
     return measure
 
 
+class Losses(NamedTuple):
+    """The training loss as functions of the params, over batches that are on the device."""
+
+    both: Measure  # {"loss", "error"}
+    loss: Callable[[Any], jax.Array]  # the loss alone: it has derivatives
+
+
+def losses_on(module: nn.Module, split: Split, examples: int) -> Losses:
+    """Loss and error on the first examples, in batches of at most 500, all of one size."""
+    batches = math.ceil(examples / 500)
+    size = examples // batches
+    images, labels = (part[: batches * size] for part in split)
+    stacked = jax.device_put(
+        (images.reshape(batches, size, *images.shape[1:]), labels.reshape(batches, size))
+    )
+
+    def both(params: Any, batch: Any) -> dict[str, jax.Array]:
+        logits: Any = module.apply({"params": params}, batch[0])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+        return {"loss": losses.mean(), "error": jnp.mean(jnp.argmax(logits, -1) != batch[1])}
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return both(params, batch)["loss"]
+
+    return Losses(jp.analysis.over_batches(both, stacked), jp.analysis.over_batches(loss, stacked))
+
+
 def accuracy(module: Any, split: Split, batch_size: int = 250) -> Accuracy:
     """A function from the variables of a stack to their accuracy (lanes,) on all of `split`."""
-    batch_size = min(batch_size, len(split.labels))
-    padding = -len(split.labels) % batch_size
-    images = np.concatenate([split.images, np.zeros_like(split.images[:padding])])
-    labels = np.concatenate([split.labels, np.full(padding, -1, np.int32)])  # -1: never right
-    images = images.reshape(-1, batch_size, *images.shape[1:])
-    batches = jax.device_put((images, labels.reshape(-1, batch_size)))
+    batches = _padded(split, batch_size)
 
     @jax.jit
     def right(variables, batches):
@@ -97,7 +124,7 @@ def accuracy(module: Any, split: Split, batch_size: int = 250) -> Accuracy:
 def recalibrated(
     measure: Measure, module: nn.Module, train: Split, batch_size: int, examples: int = 2000
 ) -> Measure:
-    """`measure` of networks whose running statistics are computed anew on training data."""
+    """`measure` of networks whose running statistics are computed again on training data."""
     anew = recalibration(module, train, batch_size, examples)
     return lambda variables: measure(anew(variables))
 
@@ -105,7 +132,7 @@ def recalibrated(
 def recalibration(
     module: nn.Module, train: Split, batch_size: int, examples: int = 2000
 ) -> Callable[[Any], Any]:
-    """A function from variables to the same with running statistics made anew on training data."""
+    """A function that computes the running statistics of variables again, on training data."""
     batch_size = min(batch_size, len(train.labels))
     batches = max(1, min(examples, len(train.labels)) // batch_size)
     images = train.images[: batches * batch_size]
@@ -127,10 +154,7 @@ def measure_of(config: PathSettings, module: nn.Module, dataset: data.Dataset) -
 
 
 def check_finite(name: str, stack: Any) -> None:
-    """Raises `RecipeError` if a network of a stack has diverged: no path leads from it to others.
-
-    `name` says which networks these are, and `stack` has them along its first axis.
-    """
+    """Raises `RecipeError` if a network of a stack has diverged; `name` says what the stack is."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(stack)]
     finite = np.all([np.isfinite(x).reshape(len(x), -1).all(1) for x in leaves], axis=0)
     if not finite.all():
@@ -143,7 +167,7 @@ def check_finite(name: str, stack: Any) -> None:
 
 
 def between_siblings(measure: Measure, families: Any, points: int) -> dict[str, np.ndarray]:
-    """What `measure` says along the paths between siblings: (families, pairs, points).
+    """`measure` along the paths between siblings: (families, pairs, points).
 
     `families` are variables (families, children, ...). A path leads from the earlier child to the
     later; pairs are in the order of `np.triu_indices`.
@@ -177,7 +201,7 @@ def above_ends(values: np.ndarray) -> np.ndarray:
 def over_pairs(matrix: np.ndarray, at_chance: bool = False) -> dict[str, Any]:
     """{mean, error, highest, matrix}; the error by the jackknife, None for two seeds.
 
-    With a network `at_chance` all but the matrix is None: from chance to chance nothing rises.
+    With a network `at_chance` only the matrix is given: from chance to chance nothing rises.
     """
     if at_chance:
         return {"mean": None, "error": None, "highest": None, "matrix": matrix.tolist()}
@@ -196,8 +220,8 @@ def over_siblings(
 ) -> dict[str, Any]:
     """{mean, error, per_seed} of pairs of children (seeds, pairs); means are None `at_chance`.
 
-    The error is that of the mean over seeds, which are independent; with one seed the jackknife's
-    over its children, which are not; None with one seed and two children.
+    The error is the standard error over seeds, which are independent. With one seed it is the
+    jackknife's over children, which are not; with one seed and two children it is None.
     """
     values = np.asarray(per_seed)
     means = values.mean(1)
@@ -214,15 +238,15 @@ def over_siblings(
 
 
 def masks_of(opt_state: Any) -> Any:
-    """A copy of its masks, which outlives the state."""
+    """A copy of the masks, which outlives the state."""
     return jax.tree.map(jnp.copy, jp.get_masks(opt_state))
 
 
 def churn(opt_state: Any, first: Any, previous: Any) -> dict[str, list[float]]:
-    """What a line of metrics.jsonl says of the masks in a stack of states; lists are over seeds.
+    """The numbers of the masks in a line of metrics.jsonl; lists are over seeds.
 
-    Beside the sparsity, the overlap (intersection over union) with the first masks of training and
-    with those of the previous line, and, where the optimizer remembers it (`jp.itop`), R_s, the
+    The sparsity; the overlap (intersection over union) with the first masks of training and with
+    the masks of the previous line; and, where the optimizer remembers it (`jp.itop`), R_s, the
     fraction of all prunable weights that was ever in the masks.
     """
     return {name: values.tolist() for name, values in _churn(opt_state, first, previous).items()}

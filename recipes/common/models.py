@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
+from recipes.common.data import Key
 from recipes.common.folder import RecipeError
 
 MODELS = ("mlp", "lenet", "conv", "resnet20")
@@ -31,7 +32,7 @@ LossFn = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, tuple[jax.A
 
 Conv = partial(
     nn.Conv,
-    use_bias=False,  # a norm follows each convolution, and has one
+    use_bias=False,  # the norm after each convolution has one
     kernel_init=nn.initializers.he_normal(),
     conv_general_dilated=jp.conv_general_dilated,
 )
@@ -65,7 +66,7 @@ def model(name: str, classes: int, norm: str = "group", width: float = 1.0) -> n
 @partial(jax.jit, static_argnums=0)
 def init(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
     """Untrained variables, one network a key; `image` (1, h, w, c) gives the input's shape."""
-    return jax.vmap(lambda key: module.init(jax.random.fold_in(key, 0), image))(keys)
+    return jax.vmap(lambda key: module.init(jax.random.fold_in(key, Key.WEIGHTS), image))(keys)
 
 
 def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:

@@ -52,7 +52,7 @@ def percent(numbers: dict[str, Any]) -> str:
 def plus_minus(numbers: dict[str, Any], decimals: int, factor: float = 1) -> str:
     """A mean and its "error" as "0.12 ± 0.01", without an error that is None.
 
-    "n/a" if the mean is None, as that of barriers between networks at chance.
+    "n/a" if the mean is None, as for barriers between networks at chance.
     """
     if numbers["mean"] is None:
         return dead.NOT_MEASURED
@@ -95,8 +95,8 @@ def layer_density(masks: Any) -> dict[str, np.ndarray]:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays in a pytree."""
-    return sum(x.nbytes for x in jax.tree.leaves(tree))
+    """Bytes of all arrays in a pytree, or of their shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def peak_memory_bytes() -> int:

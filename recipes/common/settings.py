@@ -1,4 +1,4 @@
-"""What every study asks on its command line, and what follows from the answers."""
+"""The flags of every study, and the objects that they choose."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import flax.linen as nn
 import optax
 
-from recipes.common import data, flags, models
+from recipes.common import data, flags, folder, models
 from recipes.common.folder import RecipeError
 
 OPTIMIZERS = {"adam": optax.adam, "sgd": lambda rate: optax.sgd(rate, momentum=0.9)}
@@ -24,6 +25,7 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
 MOST_SEEDS = 65_536  # far more than fit: XLA aborts the process where it finds no memory
 LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1}  # about a second on two cores
+Seeds = Annotated[int, flags.at_least(1, MOST_SEEDS)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Settings(Run):
     width: Annotated[float, flags.within("(0, 100]")] = 1.0
     """A factor for the sizes of the hidden layers."""
 
-    seeds: Annotated[int, flags.at_least(1, MOST_SEEDS)] = 8
+    seeds: Seeds = 8
     """The number of seeds that train at once."""
     seed: Annotated[int, flags.at_least(0)] = 0
     """The first seed; the others follow it."""
@@ -65,21 +67,22 @@ class Settings(Run):
     """Passes over the data."""
     steps: Annotated[int | None, flags.default("the steps of --epochs")] = None
     """Training steps, in place of epochs."""
-    batch_size: Annotated[int, flags.at_least(1)] = 128
+    batch_size: flags.Count = 128
     """Examples per step and seed."""
     optimizer: Annotated[str, flags.choice(OPTIMIZERS)] = "adam"
     """The optimizer; sgd has momentum 0.9."""
-    learning_rate: Annotated[float, flags.within("(0, inf)")] = 1e-3
+    learning_rate: flags.Positive = 1e-3
     """The highest learning rate."""
     schedule: Annotated[str, flags.choice(SCHEDULES)] = "constant"
     """The learning rate over time; cosine falls to zero, drops to a tenth at 1/2 and at 3/4."""
 
-    evaluations: Annotated[int, flags.at_least(1)] = 20
+    evaluations: flags.Count = 20
     """How often test accuracy is measured, evenly spread."""
     log_every: Annotated[
         int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
     ] = None
-    """Steps between lines of metrics.jsonl."""
+    """Steps in one call of the device. Lines of metrics.jsonl and Ctrl-C wait for its end; more
+    steps are faster."""
     tensorboard: Annotated[Path | None, flags.default("no folder")] = None
     """Also write the numbers of metrics.jsonl as TensorBoard events to this folder."""
     resume: bool = False
@@ -88,7 +91,7 @@ class Settings(Run):
     allow_changes: bool = False
     """With --resume: continue with other settings than the run began with. The steps that were
     trained stay; config.yaml lists each change and its step."""
-    checkpoint_every: Annotated[float, flags.within("[0, inf)")] = 60.0
+    checkpoint_every: flags.NotNegative = 60.0
     """Seconds between checkpoints. A kill loses at most this much; Ctrl-C loses nothing."""
     keep_best: bool = False
     """Keep a checkpoint of the highest test accuracy in best/, among the sparsest states; a mean
@@ -106,9 +109,9 @@ class Settings(Run):
 
 
 class Plan(NamedTuple):
-    """How to train: the same for all arms."""
+    """The length of a training, the same for all arms."""
 
-    seed: int  # the first of
+    seed: int  # the first
     seeds: int
     steps: int
     batch_size: int
@@ -117,7 +120,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(settings: Settings, examples: int) -> Plan:
-    """What all arms share. At least 2 steps: one to train, one to prune."""
+    """The plan for so many examples. At least 2 steps: one to train, one to prune."""
     if settings.batch_size > examples:
         raise RecipeError(
             f"--batch-size {settings.batch_size} is more than all {examples:,} examples"
@@ -137,8 +140,19 @@ def plan_of(settings: Settings, examples: int) -> Plan:
     )
 
 
+def dataset_of(settings: Settings) -> data.Dataset:
+    """The data; first raises `RecipeError` unless a run may be written to --out."""
+    folder.check_out(settings.out, settings.overwrite, settings.resume)
+    return data.load(settings.dataset, settings.data_dir, settings.train_examples)
+
+
+def module_of(settings: Settings, classes: int) -> nn.Module:
+    """The network."""
+    return models.model(settings.model, classes, settings.norm, settings.width)
+
+
 def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
-    """That of the dense arm, and inside the others."""
+    """The optimizer of the dense arm, which the other arms wrap."""
     return OPTIMIZERS[settings.optimizer](rates(settings, steps))
 
 

@@ -1,4 +1,4 @@
-"""From the settings of a study to its folder: trains the arms, then writes what came of it."""
+"""A study of arms: trains them side by side, then writes the folder of the run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CURVES, LAYERS = "plots/training.png", "plots/layers.png"
 
 
 class Outcome(NamedTuple):
-    """What training came to."""
+    """The result of a training."""
 
     arms: Mapping[str, Arm]
     dataset: data.Dataset
@@ -39,10 +39,9 @@ def train(config: Settings, make_arms: Callable[[data.Dataset, int], Mapping[str
     """Trains the arms of `make_arms(dataset, steps)` side by side, and logs to `config.out`.
 
     Raises `RecipeError`, before anything is written, for a folder that may not be written to, data
-    that can't be read, and arms that can't be: a layer without a weight, for one.
+    that can't be read, and arms that the library refuses, such as one with an empty layer.
     """
-    folder.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    dataset = settings.dataset_of(config)
     plan = settings.plan_of(config, len(dataset.train.labels))
     made = make_arms(dataset, plan.steps)
     for name, arm in made.items():
@@ -54,7 +53,7 @@ def train(config: Settings, make_arms: Callable[[data.Dataset, int], Mapping[str
 
 
 def check_arm(name: str, arm: Arm, images: np.ndarray) -> None:
-    """Makes its first state in shapes only; what the library refuses, `RecipeError` says."""
+    """Raises `RecipeError` if the library refuses the first state of an arm; only traces it."""
     try:
         jax.eval_shape(lambda: arms.begin(arm, lanes.seed_keys(0, 1), images))
     except ValueError as error:
@@ -72,7 +71,7 @@ def numbers(outcome: Outcome) -> dict[str, Any]:
 
 
 def _numbers(outcome: Outcome, name: str) -> dict[str, Any]:
-    """What one arm came to."""
+    """The numbers of one arm."""
     last, state = outcome.history[-1][name], outcome.states[name]
     one = lanes.lane_of(state.params, 0)
     weights = sum(x.size for x in jax.tree.leaves(jp.kernels(one)))
@@ -161,10 +160,7 @@ def save_model(path: Path, outcome: Outcome, name: str) -> None:
 
 
 def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of what the arms came to, a row for each; the first cell is its name.
-
-    Narrow enough for a terminal of 80 columns.
-    """
+    """(columns, rows) of the arms, for a terminal of 80 columns; the first cell is the name."""
     cells: dict[str, Callable[[Any], str]] = {
         "test accuracy": lambda n: report.percent(n["test_accuracy"]),
         "sparsity": lambda n: f"{100 * n['sparsity']:.2f} %",

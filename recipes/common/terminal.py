@@ -1,11 +1,12 @@
-"""What a person sees while a recipe runs, and Ctrl-C and SIGTERM.
+"""Progress on the terminal, and Ctrl-C and SIGTERM.
 
-Progress goes to stderr, so that stdout holds only results. A signal is heard at a point where the
-run can be saved.
+Progress goes to stderr, so that stdout holds only results. A signal takes effect where the run can
+be saved.
 """
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ console = Console(stderr=True)
 
 
 class Show(Protocol):
-    """Show that `step` steps are done, and a few words on how it goes."""
+    """Shows that `step` steps are done, and a few words."""
 
     def __call__(self, step: int, words: str) -> None: ...
 
@@ -58,6 +59,14 @@ def progress(description: str, steps: int, start: int = 0) -> Iterator[Show]:
         yield show
 
 
+@contextmanager
+def counted(description: str, steps: int) -> Iterator[Callable[[str], None]]:
+    """`progress` that counts: yields a function to call with a few words after each step."""
+    with progress(description, steps) as show:
+        done = itertools.count(1)
+        yield lambda words: show(next(done), words)
+
+
 def _lines(description: str, steps: int) -> Show:
     shown = 0
 
@@ -84,7 +93,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def signals_stop() -> Iterator[None]:
-    """Within it SIGINT and SIGTERM raise `Stopped`, wherever the program is."""
+    """Within it SIGINT and SIGTERM raise `Stopped` at once."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Stopped(signum, NOTHING_MORE)
@@ -97,8 +106,8 @@ def signals_stop() -> Iterator[None]:
 def deferred_signals() -> Iterator[Callable[[], int | None]]:
     """Within it SIGINT and SIGTERM only leave a note; yields a function that returns the signal.
 
-    Training donates its state to the step that is running, so that only between steps is there
-    something to save. A second signal does not wait: it raises `Stopped`.
+    A running step owns the memory of its state: only between steps can a run be saved. A second
+    signal raises `Stopped` at once.
     """
     received: list[int] = []
 

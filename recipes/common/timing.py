@@ -1,9 +1,8 @@
 """Programs timed beside each other in one process: paired, in random order, their state donated.
 
-Times taken one after the other measure the order too: what ran before, what else the machine does
-meanwhile. Here every round visits all cells, each round in another order, and a ratio is one of
-two times of the same round. Identical cells (A/A) show what is noise. `latencies` times how long
-networks take to read a batch.
+Times depend on what ran before and on what else the machine does. So every round times all cells,
+in another order each round, and a ratio compares two times of one round. Identical cells (A/A) show
+the noise. `latencies` times forward passes of networks.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.structured import Compact
-from recipes.common.terminal import progress
+from recipes.common.terminal import counted
 
 Clock = Callable[[], float]  # seconds
 _TRIES = 8  # at the length of a sample, each at most ten times the one before
 
 
 class Spread(NamedTuple):
-    """A median, and the quartiles that half of the values lie between."""
+    """A median and its quartiles."""
 
     median: float
     low: float
@@ -42,18 +41,18 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """What is timed: `step(state, *inputs) -> state`, which is jitted and chained.
+    """A program to time: `step(state, *inputs) -> state`, jitted and chained.
 
     Attributes:
       name: unique among the cells that it is compared with.
       step: a pure function.
-      state: makes the first state, in buffers of its own: they are donated.
+      state: makes the first state, in new buffers: they are donated.
       inputs: pytrees of arrays that all steps read; several cells may share them.
       donate: whether a step may overwrite the state that it was given.
       at_most: rounds that it takes part in, the first ones; None for all.
-      period: a sample is a multiple of so many steps.
-      lifetime: after so many steps there is a new first state, outside the clock; None for never.
-      times: one step counts as so many; as 1/n if it takes n steps in a loop.
+      period: the steps of a sample are a multiple of this.
+      lifetime: steps until a new first state, outside the clock; None for never.
+      times: a factor of the time of a step; 1/n if it takes n steps in a loop.
     """
 
     name: str
@@ -68,12 +67,12 @@ class Cell:
 
 
 class Measured(NamedTuple):
-    """What a cell took.
+    """The time and the memory of a cell.
 
     Attributes:
       seconds: of one step in each round that it took part in, the first ones; (rounds,).
-      compile_seconds: from the function to a program, once; None if that is what was timed.
-      temp_bytes: what the program needs beside its arguments and results; None if unknown.
+      compile_seconds: from the function to a program, once; None if compilation was timed.
+      temp_bytes: memory beside arguments and results; None if unknown.
     """
 
     seconds: np.ndarray
@@ -82,13 +81,13 @@ class Measured(NamedTuple):
 
 
 def ratio(measured: Mapping[str, Measured], name: str, to: str) -> Spread:
-    """How many times as long as the cell `to` the cell `name` takes, paired by round."""
+    """The time of the cell `name` over that of the cell `to`, paired by round."""
     rounds = min(len(measured[cell].seconds) for cell in (name, to))
     return Spread.of(measured[name].seconds[:rounds] / measured[to].seconds[:rounds])
 
 
 def noise(measured: Mapping[str, Measured], name: str, to: str) -> Spread:
-    """What the ratio of two identical cells may be; which one is the baseline is arbitrary."""
+    """The range of the ratio of two identical cells; either may be the baseline."""
     own = ratio(measured, name, to)
     return Spread(1.0, min(own.low, 1 / own.high), max(own.high, 1 / own.low))
 
@@ -111,7 +110,7 @@ def interleaved(
     """Seconds of each of `runs` in each round; entry r of all lists is from round r.
 
     Args:
-      runs: name -> what is timed; it must not return before its work is done.
+      runs: name -> a function to time; it returns when its work is done.
       at_most: name -> rounds that it takes part in; None or absent for all.
       done: called with the name after each.
     """
@@ -173,7 +172,7 @@ class Program:
 
 
 def temp_bytes(compiled: Any) -> int | None:
-    """What a compiled program needs beside its arguments and results; None if that is unknown."""
+    """Memory of a compiled program beside its arguments and results; None if unknown."""
     analysis = compiled.memory_analysis()
     return None if analysis is None else int(analysis.temp_size_in_bytes)
 
@@ -189,16 +188,10 @@ def measure(
     """Compiles and warms up all cells, then times them in `rounds` rounds; shows a progress bar.
 
     Args:
-      least_seconds: what a sample should last; as many steps as that takes are timed together.
+      least_seconds: the length of a sample; it has as many steps as that takes.
     """
     samples = sum(rounds if cell.at_most is None else min(cell.at_most, rounds) for cell in cells)
-    with progress(title, len(cells) + samples) as show:
-        shown = 0
-
-        def done(name: str) -> None:
-            nonlocal shown
-            shown += 1
-            show(shown, name)
+    with counted(title, len(cells) + samples) as done:
 
         def timed(name: str) -> None:
             programs[name].renew()
@@ -234,7 +227,7 @@ def no_compilation_cache() -> Iterator[None]:
 
 
 BATCHES = (1, 256)
-CONTROL = "A/A"  # the first network again: what its times differ by is noise
+CONTROL = "A/A"  # the first network again: the difference of its times is noise
 
 
 def latencies(
@@ -247,14 +240,14 @@ def latencies(
 ) -> dict[str, dict[str, Any]]:
     """{batch: {name: {"seconds", "times_as_fast"}}}, each {"median", "low", "high"}.
 
-    `times_as_fast` compares with the first network, paired by round; that of `CONTROL`, which is
-    the first network once more, is what may be noise.
+    `times_as_fast` compares with the first network, paired by round. `CONTROL` is the first network
+    once more: its numbers are noise.
 
     Args:
-      networks: `fn(params, images)`; the first is what the others are compared with.
+      networks: `fn(params, images)`; the others are compared with the first.
       image: the shape of one, (h, w, c).
-      rounds: how often each is timed, in an order that is drawn anew.
-      least_seconds: what a sample lasts; as many batches as that takes are timed together.
+      rounds: how often each is timed, in a new random order each time.
+      least_seconds: the length of a sample; it has as many batches as that takes.
     """
     first = next(iter(networks))
     found = {}

@@ -1,4 +1,4 @@
-"""What `recipes.prune_at_init` tells: how its arms are called, its numbers and its figures."""
+"""The names of the arms, the numbers and the figures of `recipes.prune_at_init`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Forward = Callable[[Any], jax.Array]
 
 
 class Kind(NamedTuple):
-    """What an arm is."""
+    """A method at a sparsity, or a control of it."""
 
     method: str
     sparsity: float
@@ -44,7 +44,7 @@ def highest(config: Config) -> list[Kind]:
 
 
 def name(kind: Kind, config: Config) -> str:
-    """That of an arm: it tells the sparsity if there are several."""
+    """The name of an arm, with its sparsity if there are several."""
     at = [f"{100 * kind.sparsity:.10g}%"] if len(config.sparsity) > 1 else []
     return " ".join([kind.method, *at, *filter(None, [kind.control])])
 
@@ -52,7 +52,7 @@ def name(kind: Kind, config: Config) -> str:
 def add_collapse(
     config: Config, outcome: study.Outcome, numbers: dict[str, Any], forward: Forward
 ) -> None:
-    """Adds to each arm in which seeds a layer is empty, and how many weights can act."""
+    """Adds to each arm the seeds with an empty layer, and the number of weights on paths."""
     for kind in kinds(config):
         own, state = numbers[name(kind, config)], outcome.states[name(kind, config)]
         masks = jp.get_masks(state.opt_state)
@@ -132,7 +132,7 @@ _collapsed = jax.jit(jax.vmap(jp.at_init.empty_layers))
 def weights_on_paths(forward: Forward, params: Any, masks: Any) -> np.ndarray:
     """How many weights each seed of a stack keeps on paths from inputs to outputs: int (seeds,).
 
-    The others do nothing: nothing reaches them, or nothing comes of them.
+    The other weights do nothing: no input reaches them, or they reach no output.
 
     Reference: Vysogorets and Kempe, 2023, Connectivity Matters: Neural Network Pruning Through the
     Lens of Effective Sparsity.
@@ -145,7 +145,7 @@ def _on_paths(forward: Forward, params: Any, masks: Any) -> jax.Array:
     def weight(mask: jax.Array | None, w: jax.Array) -> jax.Array:
         if mask is None:
             return jnp.zeros_like(w)
-        # a unit gives on average what it gets, so that deep networks neither fade nor overflow
+        # sums keep their size from layer to layer: deep networks neither fade nor overflow
         return mask * (mask.shape[-1] / jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0))
 
     def one_seed(params: Any, masks: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What `recipes.soup` tells: its numbers, its report and its figures."""
+"""The numbers, the report and the figures of `recipes.soup`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
-from recipes.common import checkpoints, dead, folder, measures, report
+import jaxprune as jp
+from recipes.common import checkpoints, dead, folder, lanes, measures, report
 from recipes.common.figures import pairs, style
 from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
@@ -17,7 +19,7 @@ from recipes.common.report import Picture, Writeup
 if TYPE_CHECKING:
     from recipes.soup import Config, Lineages, Study
 
-LEAST, MOST = 0.5, 1.5  # what children multiply by what they differ in, evenly spaced
+LEAST, MOST = 0.5, 1.5  # factors of the setting in which children differ, evenly spaced
 SOUP, GREEDY, BEST, MEAN = "soup", "greedy soup", "best child", "mean child"
 ENSEMBLE, IMP = "ensemble", "IMP"
 SOUPS, BARRIERS, PATHS, LAYERS = (
@@ -28,7 +30,7 @@ Records = list[dict[str, Any]]  # the lines of metrics.jsonl, one a phase
 
 
 def longer_name(children: int) -> str:
-    """That of the network that retrains as long as all children together."""
+    """The name of the network that retrains as long as all children together."""
     return f"{IMP} {children}x"
 
 
@@ -66,6 +68,41 @@ def write(
     return report.finish(config, write_up(config, ends.soup, records, summary), summary)
 
 
+def judge(
+    config: Config, s: Study, children: Any, greedy: jp.soups.GreedySoup, others: list[Any]
+) -> dict[str, Any]:
+    """Accuracies on test data, and the choices on validation data; lists are over seeds."""
+    m, seeds = config.children, config.seeds
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), children)
+    everyone = lanes.join(flat, *others)
+    test, validation = (np.split(of(everyone), [m * seeds]) for of in (s.test, s.validate))
+    of_children, chosen_by = (part[0].reshape(seeds, m) for part in (test, validation))
+    best = chosen_by.argmax(1)  # the first of equal ones
+    uniform, greedily, imp, longer = test[1].reshape(4, seeds)
+    accuracy = {
+        SOUP: uniform,
+        GREEDY: greedily,
+        BEST: of_children[np.arange(seeds), best],
+        MEAN: of_children.mean(1),
+        ENSEMBLE: s.together(children),
+        IMP: imp,
+        longer_name(m): longer,
+    }
+    return {
+        "test_accuracy": {arm: lists(values) for arm, values in accuracy.items()},
+        "children_test_accuracy": lists(of_children),
+        "children_validation_accuracy": lists(chosen_by),
+        "soup_validation_accuracy": lists(validation[1].reshape(4, seeds)[0]),
+        "best_child": best.tolist(),
+        "greedily_chosen": np.asarray(greedy.chosen).tolist(),
+    }
+
+
+def lists(values: Any) -> Any:
+    """Numbers as JSON takes them."""
+    return np.asarray(values, np.float64).tolist()
+
+
 def of_phase(
     record: dict[str, Any], children: int, chance: float, empty: Mapping[str, dict[str, int]]
 ) -> dict[str, Any]:
@@ -91,7 +128,7 @@ def of_phase(
 
 
 def _difference(per_seed: np.ndarray) -> dict[str, Any]:
-    """{mean, error, per_seed}: networks of one seed belong together."""
+    """{mean, error, per_seed} of differences between networks of one seed."""
     error = float(per_seed.std(ddof=1) / np.sqrt(len(per_seed))) if len(per_seed) > 1 else None
     return {"mean": float(per_seed.mean()), "error": error, "per_seed": per_seed.tolist()}
 

@@ -1,4 +1,4 @@
-"""What `recipes.stability` tells: its numbers, its report and its figure."""
+"""The numbers, the report and the figure of `recipes.stability`."""
 
 from __future__ import annotations
 

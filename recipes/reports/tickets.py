@@ -1,15 +1,16 @@
-"""What `recipes.tickets` tells: its numbers, its report and its figures."""
+"""The numbers, the report and the figures of `recipes.tickets`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recipes.common import checkpoints, dead, folder, report
+from recipes.common.best import End
 from recipes.common.figures import left, style
-from recipes.common.lanes import Network
+from recipes.common.measures import Accuracy
 from recipes.common.report import Picture, Writeup
 
 if TYPE_CHECKING:
@@ -25,13 +26,16 @@ MOST_WITH_SPREAD = 4  # arms: there is no room for more on 80 columns
 Records = Sequence[dict[str, Any]]  # the lines of metrics.jsonl, one a phase
 
 
-class End(NamedTuple):
-    """What an arm came to; the early networks are those of the step of best validation accuracy."""
-
-    network: Network
-    step: np.ndarray  # of the early network (replicates,)
-    early: Network
-    validation: np.ndarray  # accuracy of the early network (replicates,)
+def of_end(end: End, test: Accuracy) -> dict[str, list[Any]]:
+    """An arm's part of a line of metrics.jsonl; lists are over replicates."""
+    return {
+        "kept_weights": report.kept_weights(end.network.masks)[0].tolist(),
+        "empty_layers": dead.empty_layers(end.network.masks),
+        "validation_accuracy": end.validation.tolist(),
+        "early_step": end.step.tolist(),
+        "test_accuracy": test(end.early.variables).tolist(),
+        "end_test_accuracy": test(end.network.variables).tolist(),
+    }
 
 
 def write(
@@ -87,7 +91,7 @@ def of_phase(numbers: Mapping[str, Any], phase: int, weights: int, chance: float
 
 
 def keeps_up_to(phases: Sequence[Mapping[str, Any]], least: float) -> float:
-    """The fewest weights left, as a fraction, down to which an arm is at least so accurate."""
+    """The smallest fraction of weights down to which an arm is at least as accurate as `least`."""
     reached = 1.0
     for numbers in phases:
         if numbers["test_accuracy"]["mean"] < least:

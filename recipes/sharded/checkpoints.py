@@ -15,14 +15,14 @@ from recipes.sharded.layout import by_name
 
 
 def manager(folder: Path, keep: int) -> ocp.CheckpointManager:
-    """That of a run: whole checkpoints only, the last `keep`; written while training goes on."""
+    """The manager of a run: it keeps the last `keep` checkpoints, written behind training."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     handler = ocp.StandardCheckpointHandler()  # by which metadata are read before arrays are
     return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: Any) -> None:
-    """Begins to write `state` as that of `step`, unless it is there; all processes call it."""
+    """Begins to write the state of `step`, unless it is there; all processes call it."""
     if step not in checkpoints.all_steps():
         checkpoints.save(step, args=ocp.args.StandardSave(state))
 

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program tell each other, read off its HLO."""
+"""The communication between devices of a compiled program, read from its HLO."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Program(NamedTuple):
 
 
 def read(hlo: str) -> Program:
-    """Those of the optimized HLO text of a program for one device."""
+    """The collectives in the optimized HLO text of a program for one device."""
     bodies, entry = _computations(hlo)
     found: list[dict[str, list[int]]] = [defaultdict(lambda: [0, 0]) for _ in range(2)]
 
@@ -57,7 +57,7 @@ def read(hlo: str) -> Program:
 
 
 def total(moved: dict[str, Moved]) -> Moved:
-    """Over all kinds."""
+    """The sum over all kinds."""
     return Moved(sum(m.calls for m in moved.values()), sum(m.bytes for m in moved.values()))
 
 

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 
 class Sizes(NamedTuple):
-    """Those of LLaMA-7B: 6.74 billion weights, 6.48 of them in the layers' kernels."""
+    """The sizes of LLaMA-7B: 6.74 billion weights, 6.48 of them in the layers' kernels."""
 
     layers: int = 32
     width: int = 4096

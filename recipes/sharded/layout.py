@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from recipes.common.folder import RecipeError
@@ -25,9 +28,9 @@ def on_mesh(params: Any, specs: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def state_like(state: Any, params: Any, mesh: Mesh) -> Any:
-    """An optimizer's state, its masks and moments each laid out like their param; the rest whole.
+    """An optimizer's state: masks and moments lie like their param, other leaves on all devices.
 
-    What ends with the path of a param, and has its shape, belongs to it.
+    A leaf belongs to a param if its path ends with that of the param, and its shape is equal.
 
     Args:
       state: shapes and dtypes, as of `jax.eval_shape(tx.init, params)`.
@@ -45,13 +48,22 @@ def state_like(state: Any, params: Any, mesh: Mesh) -> Any:
 
 
 def shardings(tree: Any) -> Any:
-    """Those of all its leaves."""
+    """The sharding of each leaf."""
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def by_name(tree: Any) -> dict[str, Any]:
     """Leaves by path; the same for a NamedTuple and for the dict that it was saved as."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def digest(tree: Any) -> str:
+    """A hash of all bits; it is equal on every process and for every layout."""
+    sha = hashlib.sha256()
+    for name, x in by_name(tree).items():
+        sha.update(name.encode())
+        sha.update(np.asarray(multihost_utils.process_allgather(x, tiled=True)).tobytes())
+    return sha.hexdigest()[:16]
 
 
 def _name(path: Any) -> str:

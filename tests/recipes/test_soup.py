@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import soup
-from recipes.common import checkpoints, config_files, data, flags, folder, lanes, measures, models
+from recipes.common import checkpoints, cli, data, flags, folder, lanes, measures, models
 from tests.recipes import running
 
 SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--sparsities", "0.5", "0.9"]
@@ -46,7 +46,7 @@ def test_all_phases_run_the_programs_of_the_first(watched):
 
 def config_of(out):
     """The settings of the short run."""
-    return config_files.from_yaml(soup.Config, out / folder.CONFIG)
+    return cli.from_yaml(soup.Config, out / folder.CONFIG)
 
 
 def records_of(out):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import tickets
-from recipes.common import checkpoints, data, folder, lanes
+from recipes.common import best, checkpoints, data, folder, lanes
 from recipes.reports import tickets as report
 from tests.recipes import running
 
@@ -166,18 +166,18 @@ def test_what_each_arm_begins_a_phase_from():
     study, settled, begun = starts(twice)
     weights = {"ltr": settled.early, "random": settled.early, "lrr": twice(settled.early)}
     for arm, source in weights.items():
-        network = begun[arm].network
+        network = begun[arm][0]
         expected = jp.apply_masks(source.params, network.masks)
         jax.tree.map(np.testing.assert_array_equal, network.params, expected)
-    fresh = begun["reinit"].network.params["Dense_0"]["kernel"]
+    fresh = begun["reinit"][0].params["Dense_0"]["kernel"]
     first = lanes.initial(study.program, study.keys)
     others = (first.params["Dense_0"]["kernel"], settled.early.params["Dense_0"]["kernel"])
     assert all((fresh != other)[fresh != 0].mean() > 0.99 for other in others)
     # tickets see the data again in their order, from the rewind step on; others in a new one
     same = lambda a: bool((jax.random.key_data(a) == jax.random.key_data(study.keys)).all())
-    assert same(begun["ltr"].lane.order) and not same(begun["lrr"].lane.order)
-    rates = begun["ltr"].lane.rates
-    assert rates.shape == begun["reinit"].lane.rates.shape == (2, 12)
+    assert same(begun["ltr"][1].order) and not same(begun["lrr"][1].order)
+    rates = begun["ltr"][1].rates
+    assert rates.shape == begun["reinit"][1].rates.shape == (2, 12)
     assert not rates[:, 9:].any() and rates[:, :9].all()
 
 
@@ -186,9 +186,9 @@ def test_statistics_are_rewound_with_weights_and_random_masks_are_drawn_anew():
     own = lambda network, mean: network._replace(batch_stats={"mean": jnp.full((2, 3), mean)})
     ends = {arm: end._replace(network=own(end.network, 2.0)) for arm, end in settled.ends.items()}
     next_ = tickets.starts_of(study, settled._replace(early=own(settled.early, 1.0), ends=ends), 2)
-    means = {arm: float(next_[arm].network.batch_stats["mean"][0, 0]) for arm in ("ltr", "lrr")}
+    means = {arm: float(next_[arm][0].batch_stats["mean"][0, 0]) for arm in ("ltr", "lrr")}
     assert means == {"ltr": 1, "lrr": 2}
-    before, after = (b["random"].network.masks["Dense_0"]["kernel"] for b in (begun, next_))
+    before, after = (b["random"][0].masks["Dense_0"]["kernel"] for b in (begun, next_))
     both = float((before & after).sum() / after.sum())  # with the keys of before all would be in it
     assert both == pytest.approx(float(before.mean()), abs=0.02)
 
@@ -213,7 +213,7 @@ def test_what_is_told_is_of_the_first_step_of_best_validation_accuracy():
     study = study._replace(validate=lambda _: np.full(2, next(accuracy)), test=of_kernel)
     journal = Watched(of_kernel)
     ends, _ = tickets.train(study, {"lrr": begun["lrr"]}, [2, 4, 6, 8], "phase", journal)
-    told = tickets.told(study, ends["lrr"])
+    told = report.of_end(ends["lrr"], study.test)
     assert told["early_step"] == [4, 4] and told["validation_accuracy"] == [0.7, 0.7]
     assert told["test_accuracy"] == journal.seen[4] != journal.seen[8]
     assert told["end_test_accuracy"] == journal.seen[8]
@@ -232,7 +232,7 @@ def test_steps_are_chosen_on_validation_data_and_reported_on_test_data():
 
 def test_the_global_threshold_and_the_exempt_layer():
     study, _, begun = starts(lambda later: later, 0, allocation="global")
-    masks = begun["ltr"].network.masks
+    masks = begun["ltr"][0].masks
     assert masks["Dense_2"]["kernel"].all()
     kept = [int(masks[name]["kernel"][0].sum()) for name in LAYERS[:2]]
     rest = SIZES["Dense_0"] + SIZES["Dense_1"]
@@ -241,9 +241,9 @@ def test_the_global_threshold_and_the_exempt_layer():
 
 
 def test_looks_are_at_whole_chunks_and_the_last_step():
-    assert tickets.looks_at(200, 20, 5) == [40, 80, 120, 160, 200]
-    assert tickets.looks_at(205, 20, 3) == [60, 140, 205]
-    assert tickets.looks_at(5, 20, 5) == [5]
+    assert best.looks_at(200, 20, 5) == [40, 80, 120, 160, 200]
+    assert best.looks_at(205, 20, 3) == [60, 140, 205]
+    assert best.looks_at(5, 20, 5) == [5]
 
 
 def test_ten_phases_of_a_fifth():

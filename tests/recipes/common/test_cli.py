@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 
-from recipes.common import cli, config_files, flags
+from recipes.common import cli, flags
 from recipes.common.folder import RecipeError
 from recipes.common.terminal import Stopped, deferred_signals
 
@@ -80,8 +80,8 @@ def test_a_file_gives_back_the_configuration(tmp_path):
         dataset="mnist", data_dir=Path("d"), steps=7, learning_rate=3e-5, methods=("rigl", "set")
     )
     file = tmp_path / "config.yaml"
-    file.write_text(config_files.to_yaml(config))
-    assert config_files.from_yaml(Config, file) == config
+    file.write_text(cli.to_yaml(config))
+    assert cli.from_yaml(Config, file) == config
     assert "overwrite" not in file.read_text()
     assert parse("--config", str(file), "--steps", "9") == replace(config, steps=9, config=file)
 
@@ -95,9 +95,9 @@ def test_resume_reads_the_configuration_of_the_run(tmp_path):
 def test_numbers_as_people_write_them(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("learning_rate: 1e-3\nsteps: null\n")  # YAML reads 1e-3 as a string
-    assert config_files.from_yaml(Config, file) == Config()
+    assert cli.from_yaml(Config, file) == Config()
     file.write_text("learning_rate: 1\n")
-    assert type(config_files.from_yaml(Config, file).learning_rate) is float
+    assert type(cli.from_yaml(Config, file).learning_rate) is float
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_mistakes_in_a_file(tmp_path, content, message):
     file = tmp_path / "config.yaml"
     file.write_text(content)
     with pytest.raises(RecipeError, match=message) as caught:
-        config_files.from_yaml(Config, file)
+        cli.from_yaml(Config, file)
     assert "\n" not in str(caught.value)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.common import checkpoints, config_files, folder
+from recipes.common import checkpoints, cli, folder
 from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal, scalars
 from recipes.common.terminal import Stopped
@@ -127,7 +127,7 @@ def test_the_clock_of_a_run_goes_on_where_it_was(tmp_path):
 
 def test_without_a_checkpoint_it_begins_again(tmp_path, capsys, alone):
     config = Config(tmp_path / "toy")
-    folder.start(config.out, config_files.to_yaml(config))
+    folder.start(config.out, cli.to_yaml(config))
     folder.append(config.out / folder.METRICS, {"phase": "logged, and then killed"})
     assert toy(replace(config, resume=True))[1] == alone[1]
     assert f"'{config.out}' has no checkpoint yet: it begins again" in capsys.readouterr().err
@@ -141,7 +141,7 @@ def test_other_settings_are_refused_and_told(tmp_path, monkeypatch):
         RecipeError, match=r"--sparsity 0.9 -> 0.5, --optimizer adam -> sgd\. Leave"
     ):
         toy(other)
-    (config.out / folder.CONFIG).write_text(config_files.to_yaml(other))  # nor by the file
+    (config.out / folder.CONFIG).write_text(cli.to_yaml(other))  # nor by the file
     with pytest.raises(RecipeError, match=r"--sparsity 0.9 -> 0.5.*--allow-changes"):
         toy(other)
     x, records = toy(replace(other, allow_changes=True))
@@ -171,7 +171,7 @@ def test_other_versions_are_told(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_second_process_is_refused(tmp_path, resume):
-    folder.start(tmp_path, config_files.to_yaml(Config(tmp_path)))
+    folder.start(tmp_path, cli.to_yaml(Config(tmp_path)))
     folder.unlock(tmp_path)
     other = os.open(tmp_path, os.O_RDONLY)  # as another process would
     fcntl.flock(other, fcntl.LOCK_EX)

@@ -160,6 +160,7 @@ class Plan(NamedTuple):
     def price(self, multipliers: Any, kept: jax.Array, step: jax.Array) -> jax.Array:
         """What is added to the loss."""
         if self.target is None:
+            assert self.fixed is not None
             return jnp.asarray(self.fixed * kept)
         return jp.gates.lagrangian(multipliers, kept, self.target(step))
 
@@ -251,7 +252,8 @@ def consensus(
     then the map is dropped. The form of the penalty, and the map, are ours.
     """
     cross_entropy, voters = models.classification(module), jnp.asarray(images[:VOTERS])
-    straight = jp.gates.straight_through()
+    straight, per_image = jp.gates.straight_through(), level.per_image
+    assert per_image is not None
 
     def decisions(maps, images):  # {name: (images, neurons)}
         x = images.reshape(len(images), -1)
@@ -265,7 +267,7 @@ def consensus(
         gates, gating = decisions(params[GATES], images), step <= plan.harden
         price = STRENGTH * jp.gates.disagreement(gates)
         price += plan.price(params[MULTIPLIERS], level.kept(jp.gates.consensus(gates)), step)
-        with nn.intercept_methods(level.per_image(until(gating, gates))):
+        with nn.intercept_methods(per_image(until(gating, gates))):
             error, aux = cross_entropy(network_of(params), batch_stats, images, labels)
         return error + jnp.where(gating, price, 0.0), aux
 

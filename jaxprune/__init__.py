@@ -28,14 +28,14 @@ from jaxprune.scores import saliency as saliency
 from jaxprune.allocation.layerwise import er as er
 from jaxprune.allocation.layerwise import erk as erk
 from jaxprune.allocation.layerwise import global_threshold as global_threshold
-from jaxprune.allocation.layerwise import per_layer as per_layer
+from jaxprune.allocation.by_rule import per_layer as per_layer
 from jaxprune.allocation.layerwise import uniform as uniform
 
 # scores, sparsities -> masks
 from jaxprune.pattern import block as block
 from jaxprune.pattern import channel as channel
 from jaxprune.pattern import nm as nm
-from jaxprune.pattern import select as select
+from jaxprune.one_shot import select as select
 from jaxprune.pattern import unstructured as unstructured
 
 # masks over time
@@ -58,10 +58,10 @@ from jaxprune.methods.dpf import dpf as dpf
 from jaxprune.methods.top_kast import top_kast as top_kast
 
 # masks into optax
-from jaxprune.optimizer.sparsify import keep_dense as keep_dense
+from jaxprune.optimizer.dense import keep_dense as keep_dense
 from jaxprune.optimizer.sparsify import sparsify as sparsify
 from jaxprune.optimizer.sparsify import track_masks as track_masks
-from jaxprune.optimizer.sparsify import train_only as train_only
+from jaxprune.optimizer.dense import train_only as train_only
 
 # masks at work
 from jaxprune.masks import all_kept as all_kept

@@ -10,7 +10,7 @@ scores and masks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,9 @@ Params = Any
 Scores = Any
 Masks = Any
 
-# A Python float, a float scalar array, or an integer. A *float* is the fraction that is pruned, in
-# [0, 1); an *integer* is the number of weights that are pruned: of all leaves together where it is
-# asked of an allocation, of a leaf where an allocation hands it out. A fraction in float32 can't
-# name one weight among 25 million.
+# A Python float, a float scalar array, or an integer. A *float* is the fraction pruned, in [0, 1).
+# An *integer* is the number of weights pruned: of all leaves together where an allocation reads it,
+# of one leaf where an allocation returns it. A float32 fraction can't name one of 25M weights.
 Sparsity = Any
 Sparsities = Any
 
@@ -50,14 +49,14 @@ class MaskTransform(NamedTuple):
 
     Attributes:
       init: `params -> state`, a NamedTuple with a field `masks`. Its arrays may be donated: they
-        are no constants of the transform, but copies.
+        are copies, not constants of the transform.
       update: `(state, params, *, grads, step, opt_state, **extra) -> state`, of the same structure,
-        shapes and dtypes. `grads` are those of this step, `step` (int32 scalar) counts from 0,
-        `opt_state` is the inner optimizer's state, and `extra` what the user passed to
-        `optimizer.update`, such as `value=loss`; or, from `every`, `at_end` (bool scalar): whether
-        schedules are to be read at their end, for this update is the last.
-      due: `(state, *, step, at_end=False) -> bool scalar`, whether `update` would choose masks at
-        this step, be they the same as before. None if nobody has said: `every` says it.
+        shapes and dtypes. `grads` are the gradients of this step, `step` (int32 scalar) counts from
+        0, and `opt_state` is the state of the inner optimizer. `extra` is what the user passes to
+        `optimizer.update`, such as `value=loss`. `every` adds `at_end` (bool scalar): True at the
+        last update, where schedules are read at their end.
+      due: `(state, *, step, at_end=False) -> bool scalar`: whether `update` chooses masks at this
+        step, even if they are the same as before. None if it is not known: `every` makes one.
     """
 
     init: Callable[[Params], Any]
@@ -66,7 +65,7 @@ class MaskTransform(NamedTuple):
 
 
 def is_known(value: Any) -> bool:
-    """Whether all of `value` can be read now: no leaf is traced by `jit`, `vmap` or `grad`."""
+    """Whether all values can be read now: no leaf is traced by `jit`, `vmap` or `grad`."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
 
 
@@ -81,15 +80,15 @@ def is_mask(leaf: Any) -> bool:
 
 
 def copied(tree: Any) -> Any:
-    """`tree` in arrays of its own: what is handed out may be donated, and what was given is not."""
+    """A copy of every array, so that the copy may be donated and the original lives on."""
     return jax.tree.map(jnp.copy, tree)
 
 
 def widened(x: Any) -> Any:
-    """`x` as floats that scores can be computed and ranked in: float32, or float64 where it is.
+    """`x` in float32, or in float64 if it has 64 bits: scores are computed and ranked there.
 
-    In float16 a product of two small numbers is zero, and float8 may have no infinity. What is
-    complex stays as it is.
+    In float16 a product of two small numbers is zero, and float8 may have no infinity. Complex
+    arrays stay as they are.
     """
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         return x
@@ -97,7 +96,7 @@ def widened(x: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """What was given, in a few words, for an error: an array or a tree of them fills no screen."""
+    """A value in a few words, for an error message: an array would fill the screen."""
     if hasattr(value, "dtype") and hasattr(value, "shape") and np.size(value) > 1:
         return f"an array of {value.dtype} of shape {tuple(value.shape)}"
     if callable(value) and hasattr(value, "__name__"):
@@ -107,19 +106,65 @@ def shown(value: Any) -> str:
     return text if is_short else f"a {type(value).__name__}"
 
 
+# --- functions as arguments -----------------------------------------------------------------------
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def call_first(example: str) -> Callable[[F], F]:
+    """Marks a function that makes a score, an allocation or a pattern, such as `lamp`."""
+
+    def marked(maker: F) -> F:
+        setattr(maker, "call_first", example)  # noqa: B010
+        return maker
+
+    return marked
+
+
+def check_function(argument: str, value: Any, wanted: str) -> None:
+    """TypeError unless `value` is a function, and none that must be called first."""
+    example = getattr(value, "call_first", None)
+    if example or not callable(value):
+        hint = f" Call it first, as in {example}." if example else ""
+        raise TypeError(f"{argument} is a function{wanted}; got {shown(value)}.{hint}")
+
+
+def check_score(argument: str, score: Any) -> None:
+    """TypeError unless `score` is a score."""
+    check_function(argument, score, ", such as jp.magnitude, jp.random(key) or jp.lamp()")
+
+
+def check_allocation(allocation: Any) -> None:
+    """TypeError unless `allocation` is an allocation."""
+    wanted = " (scores, sparsity) -> sparsities, such as jp.erk or jp.global_threshold"
+    check_function("allocation", allocation, wanted)
+
+
+def check_pattern(pattern: Any) -> None:
+    """TypeError unless `pattern` is a pattern."""
+    wanted = (
+        " (scores, sparsity) -> mask of one leaf, such as jp.unstructured, jp.nm(2, 4), "
+        "jp.block(4, 4) or jp.channel(-1)"
+    )
+    check_function("pattern", pattern, wanted)
+
+
+# --- sparsities -----------------------------------------------------------------------------------
+
+
 def is_count(sparsity: Any) -> bool:
     """Whether a sparsity is an integer, and so a number of weights; it may be traced."""
     if isinstance(sparsity, bool):
         return False
-    kind = getattr(sparsity, "dtype", None)
-    return isinstance(sparsity, int) or (kind is not None and jnp.issubdtype(kind, jnp.integer))
+    dtype = getattr(sparsity, "dtype", None)
+    return isinstance(sparsity, int) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer))
 
 
 def check_sparsity(sparsity: Any, size: int | None = None) -> Any:
     """`sparsity` itself, or ValueError where it is known and neither a fraction nor a count.
 
     Args:
-      size: how many weights there are, all of which no count may prune; None where not known.
+      size: how many weights there are; a count must leave one of them. None where not known.
     """
     if not is_count(sparsity) or not is_known(sparsity) or np.ndim(sparsity):
         return check_fraction(sparsity)
@@ -134,8 +179,12 @@ def check_sparsity(sparsity: Any, size: int | None = None) -> Any:
     return sparsity
 
 
-def check_fraction(sparsity: Any) -> Any:
-    """`sparsity` itself, or ValueError where it is known and not a fraction in [0, 1)."""
+def check_fraction(sparsity: Any, why: str = "") -> Any:
+    """`sparsity` itself, or ValueError where it is known and not a fraction in [0, 1).
+
+    Args:
+      why: a sentence for an integer: why it can't be a number of weights here.
+    """
     numbers = (int, float, np.ndarray, np.generic, jax.Array)
     is_bool = is_mask(sparsity) or isinstance(sparsity, bool)
     if is_bool or (is_known(sparsity) and not isinstance(sparsity, numbers)):
@@ -153,5 +202,6 @@ def check_fraction(sparsity: Any) -> Any:
     value = float(sparsity)
     if not 0.0 <= value < 1.0:
         hint = f" For {value:g}% write {value / 100:g}." if 1.0 < value < 100.0 else ""
+        hint += f" {why}" if why and is_count(sparsity) else ""
         raise ValueError(f"sparsity is the fraction pruned, in [0, 1); got {value:g}.{hint}")
     return sparsity

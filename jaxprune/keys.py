@@ -1,4 +1,4 @@
-"""Keys of `jax.random`, which are the first argument of what draws."""
+"""Keys of `jax.random`: the first argument of every function that draws."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def key_first(f: F) -> F:
-    """`f`, which says so where its first argument is no key: `rigl(0.9)` lacks the key.
+    """`f`, with an error if its first argument is no key: `rigl(0.9)` lacks the key.
 
-    Doctests of what is wrapped are not run.
+    The doctests of `f` are not run.
     """
 
     @functools.wraps(f)
@@ -31,17 +31,10 @@ def key_first(f: F) -> F:
 
 
 def check_key(what: str, key: Any) -> None:
-    """TypeError unless `key` is one of jax.random."""
-    if not is_key(key):
+    """TypeError unless `key` is one key of jax.random, or several; old ones are uint32."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32):
         raise TypeError(
             f"{what}(key, ...) needs a key of jax.random, such as jax.random.key(0); got "
             f"{shown(key)}."
         )
-
-
-def is_key(key: Any) -> bool:
-    """Whether this is a key, or several, of jax.random; old ones are uint32."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is None:
-        return False
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == np.uint32

@@ -1,7 +1,6 @@
 """Masks: apply them, find them in optimizer states, count them, compare them.
 
-Masks are a pytree like the params: bool, True = kept, None where a leaf is never pruned. Only the
-functions here know what None means.
+Masks are a pytree like the params: bool, True = kept, None where a leaf is never pruned.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     if in_layers and not _are_bool(masks):  # gates may be smaller than the weights of a layer
         split = split_like(params, masks)
         masked = map_scored(lambda w, m: _masked("of a layer", w, m), split, masks)
-        return with_own(params, masked)
+        return merged(params, masked)
     aligned, treedef = _aligned(masks, params)
     leaves = [
         leaf if mask is None else _masked(leaf_name, leaf, mask)
@@ -46,7 +45,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 
 def like(masks: Masks, params: Params) -> Masks:
-    """`masks` in the tree structure of `params`, matched by path; None where they have none.
+    """`masks` in the tree structure of `params`, matched by path; None where there is no mask.
 
     Raises:
       ValueError: if the paths or the shapes differ; it names the leaf.
@@ -72,19 +71,24 @@ def all_kept(params: Params) -> Masks:
     return map_scored(lambda w: sharded_like(jnp.ones_like(w, dtype=bool), w), params)
 
 
-def own_masks(masks: Masks, params: Params, prunable: Callable[[Params], Params]) -> Masks:
-    """`masks` of what is prunable, else None: in a chain, other transforms prune other leaves.
+def prunable_parts(
+    prunable: Callable[[Params], Params], masks: Masks, params: Params, grads: Params = None
+) -> tuple[Masks, Params, Params]:
+    """Masks, weights and gradients of the prunable leaves; None elsewhere.
 
-    They are like what `prunable` gives, layers in place of stacks; `with_own` is the way back.
-    Layers stay in their stacks: see `deferred.Layer`.
+    In a chain, other transforms prune other leaves. The parts have layers in place of stacks, as
+    `prunable` gives them; a layer is not copied out of its stack (`deferred.Layer`). `merged` is
+    the way back.
     """
-    return split_like(like(masks, params), prunable(params), deferred=True)
+    masks = split_like(like(masks, params), prunable(params), deferred=True)
+    part = lambda tree: None if tree is None else split_like(tree, masks, deferred=True)
+    return masks, part(params), part(grads)
 
 
-def with_own(masks: Masks, own: Masks) -> Masks:
-    """`masks` with those leaves of `own`, matched by path, that are not None, stacks folded."""
+def merged(tree: Any, part: Any) -> Any:
+    """`tree` with the leaves of `part` that are not None, matched by path; stacks are folded."""
     return jax.tree.map(
-        lambda old, new: old if new is None else new, masks, like(own, masks), is_leaf=is_none
+        lambda old, new: old if new is None else new, tree, like(part, tree), is_leaf=is_none
     )
 
 
@@ -94,31 +98,31 @@ def get_masks(opt_state: Any) -> Masks:
     Raises:
       ValueError: if the state has no masks, or more than one tree of them.
     """
-    found = list(mask_states(opt_state))
-    if not found:
+    states = list(mask_states(opt_state))
+    if not states:
         raise ValueError(
             "this optimizer state has no masks. Make the optimizer with "
             "jaxprune.sparsify(optimizer, transform), or keep_dense or train_only in its place; "
             f"got a state of type {kinds(opt_state)}."
         )
-    if len(found) > 1:
-        places = " and ".join(f"'{place or '(root)'}'" for place, _ in found)
+    if len(states) > 1:
+        places = " and ".join(f"'{place or '(root)'}'" for place, _ in states)
         raise ValueError(
-            f"this optimizer state has {len(found)} trees of masks, at {places}. Call get_masks "
+            f"this optimizer state has {len(states)} trees of masks, at {places}. Call get_masks "
             "on the one you mean."
         )
-    masks = _field(found[0][1], "masks")
+    masks = _field(states[0][1], "masks")
     return jax.tree.map(lambda m: None if _is_hole(m) else m, masks, is_leaf=_is_hole)
 
 
 def sparsity(masks: Masks) -> jax.Array:
     """The fraction of False entries over all masks: float32 scalar; under `vmap`, one a seed.
 
-    Of gates and of params, the fraction of exact zeros. What was pruned of params says
-    `report(params, masks)`: masks know nothing of the weights.
+    For gates and for params it is the fraction of exact zeros. `report(params, masks)` says what
+    was pruned of the params: masks know nothing of the weights.
 
     Raises:
-      TypeError: of an optimizer's state, and of leaves that are neither bool nor float.
+      TypeError: for an optimizer's state, and for leaves that are neither bool nor float.
       ValueError: if all masks are None.
 
     >>> import jax.numpy as jnp, jaxprune as jp
@@ -141,7 +145,7 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
 
     Raises:
       ValueError: if their paths or shapes differ, or all are None.
-      TypeError: of what is not bool.
+      TypeError: if a mask is not bool.
     """
     pairs = []
     for (leaf_name, a), (_, b) in zip(
@@ -155,9 +159,9 @@ def overlap(masks_a: Masks, masks_b: Masks) -> jax.Array:
             for one in (a, b):
                 if not is_mask(one):
                     raise TypeError(
-                        f"overlap is of masks (bool); '{leaf_name}' is {jnp.result_type(one)}. Of "
-                        "optimizer states: get_masks(opt_state); of params: jax.tree.map(lambda w: "
-                        "w != 0, params)."
+                        f"overlap compares masks (bool); '{leaf_name}' is {jnp.result_type(one)}. "
+                        "For optimizer states: get_masks(opt_state); for params: "
+                        "jax.tree.map(lambda w: w != 0, params)."
                     )
             pairs.append((a, b))
     if not pairs:
@@ -185,8 +189,8 @@ def _check_no_state(what: str, masks: Any) -> None:
     if wrong:
         kind = getattr(wrong[0], "dtype", type(wrong[0]).__name__)
         raise TypeError(
-            f"{what} is of masks (bool), gates or params (floats); got a leaf or state of type "
-            f"{kind}. Of an optimizer's state: {what}(get_masks(opt_state))."
+            f"{what} takes masks (bool), gates or params (floats); got a leaf or state of type "
+            f"{kind}. For an optimizer's state: {what}(get_masks(opt_state))."
         )
 
 
@@ -226,9 +230,8 @@ def _masked(leaf_name: str, leaf: Any, mask: Any) -> jax.Array:
         raise _shapes_differ(leaf_name, leaf, mask)
     if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         raise TypeError(
-            f"the gate of '{leaf_name}' is {mask.dtype}, and multiplies; its parameter is "
-            f"{jnp.result_type(leaf)}, which it would round. Params come first: "
-            "apply_masks(params, masks)."
+            f"the gate of '{leaf_name}' is {mask.dtype}, and multiplies; it would round its "
+            f"parameter, {jnp.result_type(leaf)}. Params come first: apply_masks(params, masks)."
         )
     return leaf * mask.astype(leaf.dtype)
 
@@ -249,22 +252,24 @@ def _aligned(masks: Masks, params: Params) -> tuple[list[tuple[tuple[str, Any], 
     elif not has_layers(masks):
         masks = split_like(masks, params)
     leaves, treedef = named_leaves(params), jax.tree.structure(params, is_leaf=is_none)
-    keys, found = list(by_keys(params)), by_keys(masks, _is_hole)
-    given = {own: None if _is_hole(mask) else mask for own, mask in found.items()}
+    paths = list(by_keys(params))
+    given = {
+        path: None if _is_hole(mask) else mask for path, mask in by_keys(masks, _is_hole).items()
+    }
     # labels of optax.partition may be a prefix: then one hole stands for all leaves below it
-    holes = {own for own, mask in given.items() if mask is None}
-    is_below = lambda own: any(own[:end] in holes for end in range(1, len(own)))
+    holes = {path for path, mask in given.items() if mask is None}
+    is_below = lambda path: any(path[:end] in holes for end in range(1, len(path)))
     missing = [
         leaf
-        for own, leaf in zip(keys, leaves, strict=True)
-        if leaf[1] is not None and own not in given and not is_below(own)
+        for path, leaf in zip(paths, leaves, strict=True)
+        if leaf[1] is not None and path not in given and not is_below(path)
     ]
-    unknown = {own for own, mask in given.items() if mask is not None} - set(keys)
-    extra = sorted(("/".join(own), None) for own in unknown)
+    unknown = {path for path, mask in given.items() if mask is not None} - set(paths)
+    extra = sorted(("/".join(path), None) for path in unknown)
     if missing or extra:
         way_out = "Write masks with None (not nothing) where a leaf is never pruned."
         raise unlike("these masks", (), missing, extra, way_out)
-    return [(leaf, given.get(own)) for own, leaf in zip(keys, leaves, strict=True)], treedef
+    return [(leaf, given.get(path)) for path, leaf in zip(paths, leaves, strict=True)], treedef
 
 
 def _field(node: Any, field: str) -> Any:
@@ -275,7 +280,7 @@ def _field(node: Any, field: str) -> Any:
 
 
 def kinds(opt_state: Any) -> str:
-    """The type of a state; of a chain's those of its parts, "tuple (ScaleByAdamState, ...)"."""
+    """The type of a state; for a chain its parts too, "tuple (ScaleByAdamState, ...)"."""
     parts = opt_state if type(opt_state) is tuple else ()
     names = ", ".join(type(part).__name__ for part in parts)
     return type(opt_state).__name__ + (f" ({names})" if names else "")
@@ -289,7 +294,7 @@ def mask_states(opt_state: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
     for path, node in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_holder):
         if is_holder(node):
-            own = jax.tree_util.keystr(path, simple=True, separator="/")
-            here = "/".join(part for part in (place, own) if part)
+            below = jax.tree_util.keystr(path, simple=True, separator="/")
+            here = "/".join(part for part in (place, below) if part)
             yield here, _field(node, "mask_state")
             yield from mask_states(_field(node, "inner_state"), f"{here}/inner_state".lstrip("/"))

@@ -1,4 +1,4 @@
-"""Schedules of sparsities and fractions: what they are at a step and at their end, checked."""
+"""Schedules of sparsities and fractions: their values at a step and at their end, checked."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from jaxprune.base import is_count, is_known
 # float32, and the int32 arithmetic of a schedule, such as `step + 1` or `100 * step`, fits there.
 END = 2**24
 
-# steps at which a schedule is read to check it: all of the first, then ever fewer
+# steps at which a schedule is checked: all of the first 4,096, then fewer and fewer
 _SAMPLES = np.unique(np.geomspace(4096, END, 1024).round().astype(np.int64))
 _SAMPLES = np.concatenate([np.arange(4096), _SAMPLES[1:]])
 
 
 def first_value(schedule: optax.Schedule) -> Any:
-    """What a schedule starts at: a number where it is known, else traced."""
-    # numbers are of no mesh, inside a shard_map too
+    """The first value of a schedule: a number where it is known, else traced."""
+    # a number belongs to no mesh, also inside a shard_map
     no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
     with no_mesh, jax.ensure_compile_time_eval():
         return schedule(jnp.int32(0))
 
 
 def last_value(schedule: optax.Schedule) -> float | None:
-    """What a schedule ends at, where that is known; None of what is traced."""
+    """The last value of a schedule; None if it is traced."""
     values = _values(schedule, np.array([END]))
     return None if values is None else float(values[0])
 
@@ -44,15 +44,15 @@ def sparsity_at(schedule: Any, step: Any, at_end: Any = False) -> Any:
 
 
 def as_sparsity(value: Any) -> Any:
-    """`value` itself. What is traced can't be refused: nan, inf, 1 and 2 are read as 0.
+    """`value` itself. A traced value can't be refused: nan, inf, 1 and 2 are read as 0.
 
-    They prune nothing. Read as what is next to them they would prune all weights, for good.
+    0 prunes nothing; the nearest fraction would prune all weights, for good.
     """
     return _fraction(value, jnp.less)
 
 
 def fraction_at(schedule: Any, step: Any, at_end: Any = False) -> Any:
-    """As `sparsity_at`, of a fraction in [0, 1]; what is none is read as 0."""
+    """As `sparsity_at`, for a fraction in [0, 1]; any other traced value is read as 0."""
     return _fraction(_value(schedule, step, at_end), jnp.less_equal)
 
 
@@ -76,7 +76,7 @@ def _value(schedule: Any, step: Any, at_end: Any) -> Any:
 
 
 def check_schedule(schedule: optax.Schedule) -> None:
-    """ValueError if a schedule is known, and at some step no sparsity."""
+    """ValueError if a known schedule is no sparsity at some step."""
     for when, value in wrong_values(schedule, lambda s: (s >= 0) & (s < 1)):
         raise ValueError(
             f"the sparsity schedule {when} {value}; a sparsity is a fraction in [0, 1). "
@@ -88,9 +88,9 @@ def check_schedule(schedule: optax.Schedule) -> None:
 def wrong_values(
     schedule: optax.Schedule, is_right: Callable[[np.ndarray], np.ndarray]
 ) -> list[tuple[str, Any]]:
-    """("starts at", "ends at" or "is, at step 7,", value) where a known schedule is not right.
+    """("starts at", "ends at" or "is, at step 7,", value) where a known schedule is wrong.
 
-    It is read at the first 4,096 steps, at some later ones, and at its end.
+    It is read at the first 4,096 steps, at some later steps, and at its end.
     """
     first = first_value(schedule)
     if is_known(first) and np.ndim(first) != 0:
@@ -112,14 +112,14 @@ def _values(schedule: optax.Schedule, steps: np.ndarray) -> np.ndarray | None:
     if not is_known(first_value(schedule)):
         return None
     no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
-    # in 64 bits no product of a step overflows; of a schedule that insists on int32, in 32
+    # in 64 bits no product of a step overflows; some schedules accept int32 only
     for dtype in (jnp.int64, jnp.int32):
         with no_mesh, jax.ensure_compile_time_eval(), jax.enable_x64(dtype == jnp.int64):
             try:
                 return np.asarray(jax.vmap(schedule)(jnp.asarray(steps, dtype)), np.float64)
             except TypeError:
                 pass
-    # one that branches in Python, step by step
+    # a schedule that branches in Python is read step by step
     few = steps[np.unique(np.geomspace(1, len(steps), 64).astype(int)) - 1]
     with no_mesh, jax.ensure_compile_time_eval():
         read = [float(schedule(jnp.asarray(step, jnp.int32))) for step in few]

@@ -1,8 +1,8 @@
 """Scores: what each weight is worth. Params and gradients in, floats out; higher is kept.
 
-A score is a function `(params, *, grads, opt_state, step, **extra) -> scores`, and takes of these
-what it needs. Where `params` is None, so are the scores. What multiplies does so in float32 at
-least: in float16 half of the products would be zero.
+A score is a function `(params, *, grads, opt_state, step, **extra) -> scores` that uses the
+arguments it needs. Where `params` is None, the scores are None. Products are computed in float32 at
+least: in float16 half of them would be zero.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.base import Params, Score, Scores, widened
+from jaxprune.base import Params, Score, Scores, call_first, check_score, widened
 from jaxprune.keys import key_first
 from jaxprune.prunable.layers import folded, split_like
 from jaxprune.sharding import automatic, explicit_sharding
-from jaxprune.trees import by_keys, is_none, map_scored, named_leaves, quoted
+from jaxprune.trees import by_keys, is_none, map_scored, named_leaves, quoted, with_leaves
 
 
 def magnitude(params: Params, **_: Any) -> Scores:
@@ -30,9 +30,9 @@ def magnitude(params: Params, **_: Any) -> Scores:
 
 
 def saliency(params: Params, *, grads: Params = None, **_: Any) -> Scores:
-    """|w dL/dw|, like `params`: how much the loss changes, to first order, if the weight goes.
+    """|w dL/dw|, like `params`: how much the loss changes, to first order, without the weight.
 
-    Of complex weights that is the real part of the product, as `jax.grad` conjugates.
+    For complex weights it is the real part of the product, since `jax.grad` conjugates.
 
     Raises:
       ValueError: without `grads`.
@@ -57,20 +57,19 @@ def gradient(params: Params, *, grads: Params = None, **_: Any) -> Scores:
 def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
     """|w|^2 nu, like `params`; nu is the optimizer's mean of squared gradients (adam, lamb, ...).
 
-    The second-order estimate of the loss without the weight, with the diagonal of the empirical
-    Fisher matrix for the curvature. At the first step nu is zero: prune later, with
-    `every(..., start=...)`.
+    It estimates the loss without the weight to second order; the curvature is the diagonal of the
+    empirical Fisher matrix. nu is zero at the first step: prune later, `every(..., start=...)`.
 
     Raises:
       ValueError: if `opt_state` has no `nu` for a leaf.
 
     Reference: Theis et al., 2018, Faster Gaze Prediction with Dense Networks and Fisher Pruning.
     """
-    found = [by_keys(nu) for _, nu in optax.tree.get_all_with_path(opt_state, "nu")]
-    whole = folded(params)  # the state has stacks where the params have layers
+    moments = [by_keys(nu) for _, nu in optax.tree.get_all_with_path(opt_state, "nu")]
+    stacked = folded(params)  # the state has stacks where the params have layers
 
     def second_moment(path: str, keys: tuple, w: jax.Array) -> jax.Array:
-        nus = [nu[keys] for nu in found if getattr(nu.get(keys), "shape", None) == w.shape]
+        nus = [nu[keys] for nu in moments if getattr(nu.get(keys), "shape", None) == w.shape]
         if not nus:
             raise ValueError(
                 f"fisher needs the optimizer's second moment `nu` of '{path}', shape {w.shape}; "
@@ -78,13 +77,15 @@ def fisher(params: Params, *, opt_state: Any = None, **_: Any) -> Scores:
             )
         return nus[0]
 
-    named = zip(named_leaves(whole), by_keys(whole), strict=True)
-    leaves = [None if w is None else second_moment(path, keys, w) for (path, w), keys in named]
-    moments = jax.tree.unflatten(jax.tree.structure(whole, is_leaf=is_none), leaves)
-    own = split_like(moments, params)
-    return map_scored(lambda w, nu: jnp.abs(widened(w)) ** 2 * widened(nu).real, params, own)
+    leaves = [
+        None if w is None else second_moment(path, keys, w)
+        for (path, w), keys in zip(named_leaves(stacked), by_keys(stacked), strict=True)
+    ]
+    nus = split_like(with_leaves(stacked, leaves), params)
+    return map_scored(lambda w, nu: jnp.abs(widened(w)) ** 2 * widened(nu).real, params, nus)
 
 
+@call_first("jp.random(key)")
 @key_first
 def random(key: jax.Array) -> Score:
     """Uniform random scores from `key`, folded with the step: each step draws anew.
@@ -105,21 +106,23 @@ def random(key: jax.Array) -> Score:
     return score
 
 
+@call_first("jp.lamp()")
 def lamp(score: Score = magnitude) -> Score:
     """A score of a score: s_u^2 / sum of s_v^2 over all v of its leaf with s_v >= s_u.
 
-    The largest weight of every leaf scores 1, so that a global threshold empties no layer.
-    Entries that are equal are ranked as in `select`: the lower index is the larger. What is inf or
-    nan scores inf, and counts in no sum: one weight that diverged does not prune its layer.
+    The largest weight of every leaf scores 1, so that a global threshold empties no layer. Among
+    equals the lower index ranks higher, as in `select`. An entry that is inf or nan scores inf and
+    counts in no sum: one weight that diverged does not prune its layer.
 
     Reference: Lee et al., 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning.
     """
+    check_score("lamp: score", score)
 
     def leaf(s: jax.Array) -> jax.Array:
         flat = widened(s).reshape(-1)
         order = jnp.argsort(-flat, stable=True)  # descending; among equals the lower index first
         finite = jnp.where(jnp.isfinite(flat), flat, 0.0)
-        # a square of what is far from 1 leaves float32
+        # divided by the largest, no square overflows
         largest = jnp.max(jnp.abs(finite), initial=0.0)
         squares = (finite[order] / jnp.where(largest > 0, largest, 1.0)) ** 2
         tail = jnp.cumsum(squares)

@@ -1,8 +1,8 @@
-"""Arrays laid out over devices like others, whatever the axes of the mesh are.
+"""Arrays with the layout of other arrays over devices, for any kind of mesh axes.
 
-Under automatic axes a constant has no layout but the one that XLA finds for it: masks that are all
-True would be born whole on every device. Under explicit axes layouts are part of an array's type,
-and some operations (a sort, a reshape that splits an axis) have no rule for it.
+Under automatic axes XLA chooses the layout of a constant: masks that are all True would lie whole
+on every device. Under explicit axes the layout is part of an array's type, and some operations (a
+sort, a reshape that splits an axis) have no rule for it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def sharded_like(mask: Any, like: Any) -> jax.Array:
     is_whole = is_known(like) and len(getattr(like, "devices", set)()) < 2
     if is_whole:
         return jnp.asarray(mask)
-    # True, even of nan; it depends on `like`, so that the layout flows from there to the mask
+    # True, even for nan; it depends on `like`, so that the mask gets its layout
     return mask & ((like == like) | (like != like))
 
 
 def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
-    """`f`, traced with automatic axes where those of `like` are explicit.
+    """`f`, traced with automatic axes where the axes of `like` are explicit.
 
     Args:
-      f: its result is of the structure and shapes of `like`, a pytree of arrays.
+      f: its result has the structure and shapes of `like`, a pytree of arrays.
     """
     shardings = jax.tree.map(explicit_sharding, like)
     if not jax.tree.leaves(shardings):
@@ -48,14 +48,14 @@ def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         leaves, treedef = jax.tree.flatten(args)
         is_array = [isinstance(x, jax.Array) for x in leaves]
-        rest = [None if own else x for x, own in zip(leaves, is_array, strict=True)]
+        constants = [None if a else x for x, a in zip(leaves, is_array, strict=True)]
 
         def inner(arrays: list[jax.Array]) -> Any:
-            own = iter(arrays)
-            merged = [next(own) if a else x for x, a in zip(rest, is_array, strict=True)]
+            rest = iter(arrays)
+            merged = [next(rest) if a else x for x, a in zip(constants, is_array, strict=True)]
             return f(*jax.tree.unflatten(treedef, merged))
 
-        arrays = [x for x, own in zip(leaves, is_array, strict=True) if own]
+        arrays = [x for x, a in zip(leaves, is_array, strict=True) if a]
         return jax.sharding.auto_axes(inner, out_sharding=shardings)(arrays)
 
     return run

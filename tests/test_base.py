@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from jaxprune.base import MaskState, check_fraction, check_sparsity, is_mask
 from jaxprune.trees import is_none, map_scored
 
@@ -120,3 +121,64 @@ def test_a_bool_is_no_sparsity(sparsity):
 @pytest.mark.parametrize("sparsity", [0, 20, np.int64(20), jnp.int32(99), np.array(3), 0.5])
 def test_a_number_of_weights_passes_unchanged(sparsity):
     assert check_sparsity(sparsity, 100) is sparsity
+
+
+# --- functions as arguments ----------------------------------------------------------------------
+
+PARAMS = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.arange(8.0).reshape(4, 2)}
+KEY = jax.random.key(0)
+keep = lambda params, masks, variation: params
+
+# what is called, with a function that makes the argument in place of the argument
+NOT_CALLED = {
+    "prune: score is": lambda: jp.prune(jp.lamp, jp.uniform, 0.5),
+    "random(key)": lambda: jp.prune(jp.random, jp.uniform, 0.5),
+    "lamp: score is": lambda: jp.lamp(jp.random),
+    "soups.phase: score is": lambda: jp.soups.phase(keep, PARAMS, 0.5, KEY[None], score=jp.lamp),
+    "prune: prunable is": lambda: jp.prune(jp.magnitude, jp.uniform, 0.5, prunable=jp.matching),
+    "prunable is": lambda: jp.set(KEY, 0.5, prunable=jp.matching).init(PARAMS),
+    "allocation is": lambda: jp.prune(jp.magnitude, jp.per_layer, 0.5),
+    "erk_plus": lambda: jp.select(PARAMS, jp.allocation.erk_plus, 0.5),
+    "per_layer": lambda: jp.rigl(KEY, 0.5, allocation=jp.per_layer),
+    "allocation.like": lambda: jp.dpf(0.5, jp.allocation.like),
+    "uniform_plus": lambda: jp.top_kast(0.5, 0.2, jp.allocation.uniform_plus),
+    "pattern is": lambda: jp.prune(jp.magnitude, jp.uniform, 0.5, jp.nm),
+    "jp.block(4, 4)": lambda: jp.dpf(0.5, pattern=jp.block),
+    "jp.channel(-1)": lambda: jp.select(PARAMS, jp.uniform, 0.5, jp.channel),
+}
+
+
+@pytest.mark.parametrize("said", NOT_CALLED)
+def test_a_function_that_must_be_called_first(said):
+    with pytest.raises(TypeError, match=r"Call it first, as in jp\.") as error:
+        NOT_CALLED[said]()
+    assert said in str(error.value)
+
+
+# --- numbers of weights --------------------------------------------------------------------------
+
+COUNTED = {
+    "prune": lambda n: jp.prune(jp.magnitude, jp.uniform, n).init,
+    "static": lambda n: jp.static(KEY, n).init,
+    "set": lambda n: jp.set(KEY, n).init,
+    "rigl": lambda n: jp.rigl(KEY, n, allocation=jp.global_threshold).init,
+    "dpf": lambda n: jp.dpf(n).init,
+    "top_kast": lambda n: jp.top_kast(n, 3, jp.global_threshold).init,
+    "soups.phase": lambda n: lambda params: jp.soups.phase(keep, params, n, KEY[None]),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_an_integer_sparsity_is_a_number_of_weights_everywhere(name):
+    zeros = sum(int((~m).sum()) for m in jax.tree.leaves(COUNTED[name](10)(PARAMS).masks))
+    assert zeros == (0 if name == "prune" else 10)  # prune starts dense
+    for n, said in ((20, "how many weights of 20 are pruned"), (-1, "how many weights")):
+        with pytest.raises(ValueError, match=said):
+            COUNTED[name](n)(PARAMS)
+
+
+def test_where_a_number_of_weights_has_no_meaning_the_error_says_why():
+    with pytest.raises(ValueError, match="No number of weights has a rate"):
+        jp.tickets.schedule(500, 3)
+    with pytest.raises(TypeError, match=r"both are fractions .* or both numbers of weights"):
+        jp.top_kast(0.9, 100)

@@ -30,22 +30,6 @@ def test_gradient():
     assert scores["kernel"].tolist() == [[0.5, 2.0], [0.0, 0.25]] and scores["bias"] is None
 
 
-@pytest.mark.parametrize("score", [jp.magnitude, jp.saliency, jp.gradient])
-def test_the_context_of_a_transform_is_taken(score):
-    scores = score(W, grads=G, opt_state=None, step=jnp.int32(3), value=1.0)
-    assert scores["kernel"].shape == (2, 2)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-def test_scores_that_only_read_keep_the_dtype_and_others_are_float32(dtype):
-    w = jax.tree.map(lambda x: x.astype(dtype), W)
-    g = jax.tree.map(lambda x: x.astype(dtype), G)
-    for score in (jp.magnitude, jp.gradient):
-        assert score(w, grads=g)["kernel"].dtype == dtype
-    for score in (jp.saliency, jp.lamp()):
-        assert score(w, grads=g)["kernel"].dtype == jnp.float32
-
-
 def test_scores_of_complex_weights():
     w, g = {"k": jnp.array([[1.0, 2j, 3.0, 4j]])}, {"k": jnp.array([[1 + 1j, 3.0, 1j, 2j]])}
     np.testing.assert_array_equal(jp.magnitude(w)["k"], [[1, 2, 3, 4]])
@@ -245,9 +229,8 @@ def test_lamp_keeps_the_order_within_a_layer():
 
 
 def test_lamp_of_zeros_and_of_nothing():
-    scores = lamp({"zeros": jnp.zeros(3), "empty": jnp.zeros((0, 2)), "none": None})
-    assert scores["zeros"].tolist() == [0, 0, 0]
-    assert scores["empty"].shape == (0, 2) and scores["none"] is None
+    scores = lamp({"zeros": jnp.zeros(3), "empty": jnp.zeros((0, 2))})
+    assert scores["zeros"].tolist() == [0, 0, 0] and scores["empty"].shape == (0, 2)
 
 
 def test_lamp_of_another_score_passes_the_context():
@@ -265,9 +248,3 @@ def test_lamp_does_not_depend_on_the_scale_of_a_layer(scale):
     # squares of saliencies leave float32's range long before they do
     w = jnp.array([3.0, 1.0, 2.0])
     np.testing.assert_array_equal(lamp({"a": scale * w})["a"], lamp({"a": w})["a"])
-
-
-def test_scores_by_seed_under_vmap():
-    w = jnp.array([[3.0, 1.0, 2.0], [1.0, 5.0, 5.0]])
-    lanes = jax.vmap(lambda w: lamp({"a": w})["a"])(w)
-    np.testing.assert_allclose(lanes, [[1, 1 / 14, 4 / 13], [1 / 51, 1, 0.5]], rtol=1e-6)

@@ -4,6 +4,6 @@
 layer-wise sparsities that other scores give.
 """
 
-from jaxprune.allocation.layerwise import erk_plus as erk_plus
-from jaxprune.allocation.layerwise import like as like
-from jaxprune.allocation.layerwise import uniform_plus as uniform_plus
+from jaxprune.allocation.by_rule import erk_plus as erk_plus
+from jaxprune.allocation.by_rule import like as like
+from jaxprune.allocation.by_rule import uniform_plus as uniform_plus

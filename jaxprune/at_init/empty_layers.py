@@ -8,7 +8,7 @@ from jaxprune.base import Masks, Params
 from jaxprune.masks import like, present
 from jaxprune.prunable.layers import folded, split_like
 from jaxprune.selection.counting import n_true
-from jaxprune.trees import named_leaves
+from jaxprune.trees import present_leaves
 
 
 def empty_layers(masks: Masks, chosen: Params = None) -> dict[str, jax.Array]:
@@ -17,14 +17,14 @@ def empty_layers(masks: Masks, chosen: Params = None) -> dict[str, jax.Array]:
         [path for path, is_empty in empty_layers(masks).items() if is_empty]
         jax.vmap(empty_layers)(stack)         # of many seeds
 
-    No signal passes a layer without weights, unless something leads around it. See `report` for how
-    much the others keep.
+    No signal passes a layer without weights, unless a connection skips it. `report` says how much
+    the other layers keep.
 
     Args:
       masks: bool, None where never pruned; or gates, closed where they are 0.
-      chosen: what the `prunable` of these masks gives, such as `kernels(params)`: where it has
-        layers in the place of a stack, each of them is one of the layers here. Not needed for masks
-        that `select` made of it.
+      chosen: the result of the `prunable` of these masks, such as `kernels(params)`: where it has
+        layers in the place of a stack, each of them counts here. Masks that `select` makes have
+        these layers already.
 
     Raises:
       ValueError: if all masks are None.
@@ -36,5 +36,4 @@ def empty_layers(masks: Masks, chosen: Params = None) -> dict[str, jax.Array]:
     """
     present(masks)
     masks = masks if chosen is None else split_like(like(masks, folded(chosen)), chosen)
-    named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None and mask.size]
-    return {path: n_true(mask != 0)[0] == 0 for path, mask in named}
+    return {path: n_true(m != 0)[0] == 0 for path, m in present_leaves(masks) if m.size}

@@ -26,15 +26,15 @@ def force(
 
         score = |w dL/dw at w * m|,   kept_t = exp(t / rounds ln(1 - sparsity)),   one threshold
 
-    The gradient is that of the pruned network, dense, and w the weights before any pruning: what
-    is pruned has a score too. The schedule is exponential, its last count exact. The rounds are one
-    compiled loop, the same for every sparsity; under `vmap`, one a seed.
+    The gradient is taken in the pruned network, with respect to all weights, and w are the weights
+    before any pruning: a pruned weight has a score too. The schedule is exponential, its last count
+    exact. The rounds are one compiled loop for every sparsity; under `vmap`, one a seed.
 
     Args:
       loss: `params -> scalar`, on a batch that the caller draws; the mean over several is
         `analysis.over_batches(loss, batches)`. The authors' code draws anew for each round.
       params: the first weights.
-      sparsity: the fraction pruned, in [0, 1); may be traced.
+      sparsity: the fraction pruned, in [0, 1), or, as an integer, how many weights; may be traced.
       rounds: at least 1; one is SNIP.
       prunable: `params -> params` with None in place of what is never pruned.
       unroll: drive the rounds from Python, where convolutions on CPU are slow inside a loop.
@@ -65,17 +65,17 @@ def iter_snip(
     *,
     unroll: bool = False,
 ) -> Masks:
-    """Masks of iterative SNIP: the saliency of what is left, pruned in rounds; none returns.
+    """Masks of iterative SNIP: the saliency of the weights left, in rounds; none returns.
 
         score = |w m dL/dw at w * m|,   kept_t = exp(t / rounds ln(1 - sparsity)),   one threshold
 
-    For the arguments, what raises and the reference see `force`.
+    For the arguments, the errors and the reference see `force`.
     """
     context = of_prunable("iter_snip", loss, params, prunable)
     return in_rounds("iter_snip", shrink, context, sparsity, rounds, unroll)
 
 
-def revive(context: Context, masks: Masks, kept: jax.Array) -> tuple[Masks, None]:
-    """A round that scores all weights, by the slopes of the masked network."""
-    loss, own = context
-    return keep(saliency(own, grads=jax.grad(loss)(apply_masks(own, masks))), kept), None
+def revive(context: Context, masks: Masks, n: jax.Array) -> tuple[Masks, None]:
+    """A round that scores all weights, by the gradient of the masked network."""
+    loss, weights = context
+    return keep(saliency(weights, grads=jax.grad(loss)(apply_masks(weights, masks))), n), None

@@ -17,7 +17,7 @@ def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
     g and H are the gradient and the Hessian of the loss with respect to the prunable weights. The
     paper's score is -w * (H g), and it removes the *highest*: here the sign is turned, since in
     this library the highest is kept. Without a weight the squared norm of the gradient changes by
-    -2 w (H g); what carries it is kept.
+    -2 w (H g); the weights that carry it stay.
 
     Args:
       loss: `params -> scalar`, on a batch that the caller draws, with equally many examples of
@@ -40,8 +40,8 @@ def grasp(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
     >>> jp.at_init.grasp(loss, params)['kernel'].tolist()
     [[32.0, 2.0]]
     """
-    on_own, own = of_prunable("grasp", loss, params, prunable)
-    curved = hvp(on_own, own, slopes(on_own, own))
-    scores = map_scored(lambda w, hg: widened(w) * widened(hg), own, curved)
+    loss, weights = of_prunable("grasp", loss, params, prunable)
+    curved = hvp(loss, weights, slopes(loss, weights))
+    scores = map_scored(lambda w, hg: widened(w) * widened(hg), weights, curved)
     check_some("grasp", scores)
     return scores

@@ -1,4 +1,4 @@
-"""SNIP: what the loss on a batch would lose with each connection, to first order."""
+"""SNIP: how much the loss on a batch changes without each connection, to first order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def snip(loss: Loss, params: Params, prunable: Prunable = kernels) -> Scores:
     >>> jp.at_init.snip(lambda p: (p['kernel'] ** 2).sum() / 2, params)['kernel'].tolist()
     [[4.0, 1.0], [0.25, 9.0]]
     """
-    on_own, own = of_prunable("snip", loss, params, prunable)
-    scores = saliency(own, grads=slopes(on_own, own))
+    loss, weights = of_prunable("snip", loss, params, prunable)
+    scores = saliency(weights, grads=slopes(loss, weights))
     check_some("snip", scores)
     return scores

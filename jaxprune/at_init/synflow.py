@@ -14,7 +14,7 @@ from jaxprune.base import Masks, Params, Scores, is_known, widened
 from jaxprune.losses import as_partial
 from jaxprune.prunable.rules import kernels
 from jaxprune.selection.counting import n_true
-from jaxprune.trees import map_scored, named_leaves
+from jaxprune.trees import map_scored, present_leaves
 
 Forward = Callable[[Params], Any]
 
@@ -33,21 +33,21 @@ def synflow(
         R = sum of forward(|w| m),   score = |w| m dR/d|w|,   kept_t = (1 - sparsity)^(t / rounds)
 
     under one threshold. In a network of ReLUs without biases the scores of each layer sum to R, so
-    that no layer is emptied while another has weights to spare. The rounds are one compiled loop,
-    the same for every sparsity; under `vmap`, one a seed.
+    that no layer is emptied while another has weights to spare. The rounds are one compiled loop
+    for every sparsity; under `vmap`, one a seed.
 
-    Scores are computed as the derivative of log R, which divides them all by R and lets deep
-    networks not overflow on the way back. R itself must be finite: in float32, for the deepest,
-    write 1e-30 * ones for the input, which changes no score; or pass params of float64.
+    Scores are the derivative of log R: they are divided by R, and the backward pass of a deep
+    network does not overflow. R itself must be finite. For very deep networks in float32 write
+    1e-30 * ones for the input, which changes no score; or pass params of float64.
 
     Args:
-      forward: `params -> outputs`, arrays, for one input of ones, in evaluation mode. It is given
-        params of which *all* are replaced by their absolute values. Batch norm is linear if its
-        running statistics are those at initialization, mean 0 and variance 1 (the caller closes
-        over them); a norm that divides by what it sees, such as group or layer norm, or batch norm
-        in training mode, must be left out of `forward`: its scores would sum to zero.
+      forward: `params -> outputs`, arrays, for one input of ones, in evaluation mode. It receives
+        the absolute values of *all* params. Batch norm is linear if its running statistics are
+        mean 0 and variance 1, as at initialization (the caller closes over them). Leave out of
+        `forward` each norm that divides by its input, such as group or layer norm, or batch norm in
+        training mode: its scores would sum to zero.
       params: the first weights.
-      sparsity: the fraction pruned, in [0, 1); may be traced.
+      sparsity: the fraction pruned, in [0, 1), or, as an integer, how many weights; may be traced.
       rounds: at least 1; the paper takes 100, and with one the network may fall apart.
       prunable: `params -> params` with None in place of what is never pruned.
       unroll: drive the rounds from Python, where convolutions on CPU are slow inside a loop.
@@ -56,9 +56,9 @@ def synflow(
       Masks like `params`, bool, None where never pruned.
 
     Raises:
-      ValueError: if the sparsity or the rounds are out of range, or nothing is prunable; or, where
-        it is known (not under `jit`), if R is not finite, or falls as some |w| grows; or if no
-        weight has a share in a path, so that there is nothing to rank by.
+      ValueError: if the sparsity or the rounds are out of range, or nothing is prunable. Where it
+        is known (not under `jit`): if R is not finite, if R falls as some |w| grows, or if no
+        weight has a share in a path.
 
     Warns:
       UserWarning: if a layer is left with no weight, where that is known; see `empty_layers`.
@@ -67,10 +67,9 @@ def synflow(
     conserving synaptic flow.
     """
     context = _of_magnitudes(forward, params, prunable)
-    for path, share in named_leaves(_shares(context)):
-        if share is None or not is_known(share):
-            continue
-        if n_true(share >= 0)[0] < share.size:  # XLA's min on CPU passes over nans
+    for path, share in present_leaves(_shares(context)):
+        # XLA's min on CPU passes over nans
+        if is_known(share) and n_true(share >= 0)[0] < share.size:
             raise ValueError(
                 f"synflow: the output is not finite, or falls as weights of '{path}' grow. Let "
                 "forward take ones and run in evaluation mode, without group or layer norm; if it "
@@ -84,15 +83,15 @@ def flow_shares(forward: Forward, params: Params, prunable: Prunable = kernels) 
 
         |w| / R dR/d|w|,   R = sum of forward(|w|)
 
-    It sums to 1 over each layer that all paths pass through. For the arguments see `synflow`; where
-    no path is left it is zero.
+    It sums to 1 over each layer that all paths pass through, and is zero where no path is left. For
+    the arguments see `synflow`.
     """
     return _shares(_of_magnitudes(forward, params, prunable))
 
 
 def _shares(context: Context) -> Scores:
-    flow, own = context
-    return map_scored(lambda w, s: widened(w) * widened(s), own, slopes(flow, own))
+    flow, weights = context
+    return map_scored(lambda w, s: widened(w) * widened(s), weights, slopes(flow, weights))
 
 
 def _of_magnitudes(forward: Forward, params: Params, prunable: Prunable) -> Context:

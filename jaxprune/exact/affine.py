@@ -1,4 +1,4 @@
-"""`round(a n + b)` of an integer that is traced, as exact as in Python: in limbs of twelve bits.
+"""`round(a n + b)` for a traced integer n, as exact as in Python: in limbs of twelve bits.
 
 There is no float64 without a flag, and float32 can't name one weight among 25 million.
 """
@@ -22,21 +22,21 @@ def rounded(
 ) -> jax.Array:
     """`clip(round(slope * n + offset), 0, size)`, half to even: int32 (leaves,).
 
-    What is nearer to a half than float64 can tell counts as one, as in `counting.count`.
+    A number that float64 can't tell from a half counts as a half, as in `counting.count`.
 
     Args:
       n: int32 scalar, at least 0; may be traced.
-      lines: (slope, offset) of each leaf, numbers of Python, `Fraction` for exact ones; in rows.
+      lines: rows of (slope, offset), one a leaf: Python numbers, `Fraction` for exact ones.
       sizes: of the leaves, (leaves,).
       row: which of the rows, int32 scalar; may be traced.
     """
     nearly = [Fraction(1, 2 * 10 ** (_DIGITS - len(str(size)))) for size in sizes]
     half = Fraction(1, 2)
     past_half = lambda sign: [
-        [offset + half + sign * near for (_, offset), near in zip(own, nearly, strict=True)]
-        for own in lines
+        [offset + half + sign * near for (_, offset), near in zip(row, nearly, strict=True)]
+        for row in lines
     ]
-    slopes = _table([[slope for slope, _ in own] for own in lines])
+    slopes = _table([[slope for slope, _ in row] for row in lines])
     up, down = (_floor(n, slopes[row], _table(past_half(sign))[row]) for sign in (1, -1))
     nearest = jnp.where((up != down) & (up % 2 == 1), down, up)  # they differ at a half
     return jnp.clip(nearest, 0, jnp.asarray(sizes, jnp.int32))

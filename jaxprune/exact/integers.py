@@ -19,8 +19,8 @@ def average_of_integers(weights: Any, x: jax.Array) -> jax.Array:
 
         x_0 + sum over i of weights[i] (x_i - x_0)
 
-    Exact for 32 bits, as far as the weights are: halves of 16 bits are floats, and two floats hold
-    46 bits. Under x64, in float64.
+    Exact for 32 bits if the weights are exact: halves of 16 bits are floats, and two floats hold 46
+    bits. Under x64 it is computed in float64.
 
     Args:
       weights: (members,), of sum 1.
@@ -40,7 +40,7 @@ def average_of_integers(weights: Any, x: jax.Array) -> jax.Array:
     together = reduce(plus, terms)
     upper = jnp.floor(together.high / 2**_BITS)
     lower = (together.high - upper * 2**_BITS) + together.low
-    # what is added wraps around as integers do, and so comes out right
+    # the sum wraps around as integers do, so that the result is right
     added = (upper.astype(jnp.int32) << _BITS) + jnp.floor(lower).astype(jnp.int32)
     down = (first.astype(jnp.int32) + added).astype(x.dtype)
     return _rounded(down, lower - jnp.floor(lower))

@@ -1,8 +1,7 @@
-"""Sums of many float32 without rounding that shows: a number as two float32, some 46 bits of it.
+"""Sums of many float32 without visible rounding: a number as two float32, of some 46 bits.
 
-In float32 a sum of a million numbers, or a product of two, is wrong in the seventh digit; and a
-count that is read off it is wrong by more than one. JAX has no float64 unless a flag turns all of
-it on.
+In float32 a sum of a million numbers, or a product of two, is wrong in the seventh digit, and a
+count computed from it is wrong by more than one. JAX has float64 only with a global flag.
 """
 
 from __future__ import annotations
@@ -60,35 +59,35 @@ def over(a: TwoFloats, b: TwoFloats) -> TwoFloats:
 def power(a: TwoFloats, exponent: float) -> TwoFloats:
     """a**exponent, for a > 0 and an exponent that is not negative.
 
-    Of the exponent the whole part is exact; what is left of it costs the precision of float32.
+    The power of the integer part is exact; that of the rest has the precision of float32.
     """
-    whole = int(exponent + 1e-9)  # 0.8 / (1 - 0.8) is 4.000000000000001, others fall short of it
-    left = exponent - whole
-    made = two_floats(jnp.ones_like(a.high))
-    for _ in range(whole):
-        made = times(made, a)
-    if left > 1e-9:
-        root = a.high**left
-        made = times(made, TwoFloats(root, root * (left * a.low / a.high)))
-    return made
+    n = int(exponent + 1e-9)  # 0.8 / (1 - 0.8) is 4.000000000000001, others are a little less
+    rest = exponent - n
+    result = two_floats(jnp.ones_like(a.high))
+    for _ in range(n):
+        result = times(result, a)
+    if rest > 1e-9:
+        root = a.high**rest
+        result = times(result, TwoFloats(root, root * (rest * a.low / a.high)))
+    return result
 
 
 def ceiling(a: TwoFloats, tolerance: float) -> jax.Array:
     """The smallest int32 that is at least a (1 - tolerance)."""
-    whole = jnp.floor(a.high)
-    rest = (a.high - whole) + (a.low - tolerance * a.high)
-    return whole.astype(jnp.int32) + jnp.ceil(rest).astype(jnp.int32)
+    floor = jnp.floor(a.high)
+    rest = (a.high - floor) + (a.low - tolerance * a.high)
+    return floor.astype(jnp.int32) + jnp.ceil(rest).astype(jnp.int32)
 
 
 def _sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A + b, rounded, and what rounding took (Knuth)."""
+    """A + b, rounded, and the rounding error (Knuth)."""
     high = a + b
     of_b = high - a
     return high, (a - (high - of_b)) + (b - of_b)
 
 
 def _product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A * b, rounded, and what rounding took (Dekker): halves of 12 bits multiply exactly."""
+    """A * b, rounded, and the rounding error (Dekker): halves of 12 bits multiply exactly."""
     high = a * b
     (a1, a2), (b1, b2) = _halves(a), _halves(b)
     return high, ((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2

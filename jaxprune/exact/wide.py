@@ -1,6 +1,6 @@
-"""Counts that int32 can't hold, as two int32 words: of a model of billions of weights.
+"""Counts that int32 can't hold, as two int32 words: for models of billions of weights.
 
-JAX has no int64 unless a flag turns all of it on, and float32 can't name one weight among billions.
+JAX has int64 only with a global flag, and float32 can't name one of billions of weights.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from jax import lax
 from jaxprune.base import Masks, MaskState, MaskTransform, Params, copied, is_mask
 from jaxprune.masks import like
 from jaxprune.sharding import sharded_like
-from jaxprune.trees import map_scored
+from jaxprune.trees import is_none, map_scored
 
 
 def every(
@@ -21,10 +21,10 @@ def every(
     """`transform` at the steps start, start + n, ... and stop; between them the masks rest.
 
     The last update, at `stop`, reads its schedules at their very end (`at_end=True`), so that it
-    lands exactly on a schedule's final value, whatever n, start and stop are.
+    lands exactly on the last value of a schedule for any n, start and stop.
 
-    On a step without an update it costs nothing, also under `vmap`, where lanes may be at
-    different steps.
+    A step without an update costs nothing, also under `vmap`, where lanes may be at different
+    steps.
 
     Args:
       n: steps between updates, at least 1.
@@ -43,9 +43,9 @@ def every(
             raise ValueError(f"every needs start <= stop; got start={start}, stop={stop}.")
 
     def now(step: Any, at_end: Any) -> tuple[jax.Array, dict[str, Any]]:
-        """Whether it is due, and what the transform is told of the time."""
+        """Whether an update is due, and the time that the transform receives."""
         step = jnp.asarray(step, jnp.int32)
-        # at the last update of an `every` around this one it is due too, unless it has stopped
+        # an outer `every` on its last update forces this one, unless it has stopped
         due = (step >= start) & (((step - start) % n == 0) | at_end)
         if stop is not None:
             due = (due & (step < stop)) | (step == stop)
@@ -66,7 +66,7 @@ def every(
 
 
 def never_due(state: Any, **time: Any) -> Any:
-    """The `due` of masks that rest for ever."""
+    """The `due` of masks that never change."""
     return jnp.zeros((), bool)
 
 
@@ -79,7 +79,7 @@ class OnceState(NamedTuple):
 
 
 def once(transform: MaskTransform) -> MaskTransform:
-    """`transform` the first time that an update of it is due; after that its masks are frozen."""
+    """`transform` at its first update; after that its masks are frozen."""
     check_transform("once", transform)
 
     def init(params: Params) -> OnceState:
@@ -109,8 +109,8 @@ def once(transform: MaskTransform) -> MaskTransform:
 def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
     """The given masks, for ever: lottery tickets, soup children, fine-tuning.
 
-    They hold alone, and in a `chain` with transforms that only prune. Given a function instead of
-    masks, those that it makes of the first params: pruning at initialization.
+    They hold alone, and in a `chain` with transforms that only prune. A function instead of masks
+    makes them from the first params: pruning at initialization.
 
         fixed(lambda params: select(snip(loss, params), global_threshold, 0.98))
 
@@ -125,10 +125,10 @@ def fixed(masks: Masks | Callable[[Params], Masks]) -> MaskTransform:
         _check_masks(masks)
 
     def init(params: Params) -> MaskState:
-        own = masks(params) if callable(masks) else masks
-        _check_masks(own)
-        # copies, for a state is donated and the caller's masks must outlive that
-        return MaskState(copied(map_scored(sharded_like, like(own, params), params)))
+        given = masks(params) if callable(masks) else masks
+        _check_masks(given)
+        # copies: a state may be donated, and the caller's masks live on
+        return MaskState(copied(map_scored(sharded_like, like(given, params), params)))
 
     def update(state: MaskState, params: Params, **context: Any) -> MaskState:
         return state
@@ -147,18 +147,18 @@ def _check_masks(masks: Masks) -> None:
 
 
 class ChainState(NamedTuple):
-    """State of `chain`: the masks, and what else each of its transforms keeps."""
+    """State of `chain`: the masks, and the other state of each of its transforms."""
 
     masks: Masks
     rests: tuple[Any, ...]
 
 
 def chain(*transforms: MaskTransform) -> MaskTransform:
-    """Mask transforms one after the other, each starting from the masks of the one before.
+    """Mask transforms one after the other; each starts from the masks of the one before.
 
-    The first masks are what all of them keep. Later a transform that grows weights (`set`, `rigl`,
-    `granet`) or that chooses masks anew (`dpf`) may leave the masks of the others, those of `fixed`
-    too.
+    The first masks keep a weight if all transforms keep it. Later a transform that grows weights
+    (`set`, `rigl`, `granet`) or chooses masks anew (`dpf`) may keep weights outside the masks of
+    the others, also of `fixed`.
     """
     if not transforms:
         raise ValueError("chain needs at least one mask transform.")
@@ -169,12 +169,12 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
         states = [transform.init(params) for transform in transforms]
         masks = states[0].masks
         for state in states[1:]:
-            # a leaf that one of them never prunes is the others' to prune
+            # None: this transform never prunes the leaf
             masks = jax.tree.map(
                 lambda a, b: b if a is None else a if b is None else a & b,
                 masks,
                 state.masks,
-                is_leaf=lambda leaf: leaf is None,
+                is_leaf=is_none,
             )
         return ChainState(masks, tuple(without_masks(state) for state in states))
 
@@ -187,15 +187,15 @@ def chain(*transforms: MaskTransform) -> MaskTransform:
         return ChainState(masks, tuple(rests))
 
     def due(state: ChainState, **time: Any) -> Any:
-        asked = [
+        each = [
             transform.due(with_masks(rest, state.masks), **time)
             for transform, rest in zip(transforms, state.rests, strict=True)
             if transform.due is not None
         ]
-        return jnp.stack(asked).any()
+        return jnp.stack(each).any()
 
-    all_say = all(transform.due is not None for transform in transforms)
-    return MaskTransform(init, update, due if all_say else None)
+    all_known = all(transform.due is not None for transform in transforms)
+    return MaskTransform(init, update, due if all_known else None)
 
 
 # --- the only lax.cond of the library ------------------------------------------------------------
@@ -212,11 +212,11 @@ def _(axis_size, in_batched, due):
 
 
 def _where_due(due: jax.Array, update: Callable[[], Any], state: Any) -> Any:
-    """`update()` where `due`, else `state`; computed only if some lane of every `vmap` is due.
+    """`update()` where `due`, else `state`; computed only if some lane of a `vmap` is due.
 
     Under `vmap` a `lax.cond` on a batched predicate becomes a select that computes both sides at
-    every step. Here the predicate is reduced over the lanes first, so that it stays a branch, and
-    the select among lanes is inside it.
+    every step. Here the predicate is reduced over the lanes first: it stays a branch, with the
+    select among lanes inside.
     """
 
     def updated() -> Any:

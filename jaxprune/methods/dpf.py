@@ -15,15 +15,17 @@ from jaxprune.base import (
     MaskTransform,
     Params,
     Pattern,
-    check_fraction,
+    check_allocation,
+    check_pattern,
+    check_sparsity,
 )
-from jaxprune.masks import with_own
-from jaxprune.pattern import select, unstructured
-from jaxprune.prunable.layers import folded, has_layers, split_like
+from jaxprune.masks import merged
+from jaxprune.methods.dynamic import magnitudes
+from jaxprune.one_shot import select
+from jaxprune.pattern import unstructured
+from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import check_any, kernels
 from jaxprune.schedules import check_schedule, last_value, sparsity_at
-from jaxprune.scores import magnitude
-from jaxprune.selection.deferred import defer
 
 
 class DpfState(NamedTuple):
@@ -33,7 +35,7 @@ class DpfState(NamedTuple):
 
     @property
     def ranks_dense_weights(self) -> bool:
-        """What is not kept has a value that still matters: not for `sparsify`, which zeroes it."""
+        """Pruned weights have values that matter: `sparsify`, which zeroes them, refuses this."""
         return True
 
 
@@ -48,17 +50,18 @@ def dpf(
         masks = select(|params|, allocation, sparsity(step))
         params <- params - rate * gradient at apply_masks(params, masks)
 
-    The gradient passes straight through the masks. With `keep_dense` nothing else is needed:
+    The gradient passes straight through the masks. Use it with `keep_dense`:
 
         tx = keep_dense(optax.sgd(0.1, 0.9), every(16, dpf(sparsity)))
         grads = jax.grad(loss)(apply_masks(params, get_masks(opt_state)))
 
-    Its authors update the masks every 16 steps. The masks of a step are those of the weights that
-    it starts with, from the first step on. Before the first update of an `every` they are the first
-    ones, at the sparsity of step 0: for a dense start give a schedule.
+    Its authors update the masks every 16 steps. The masks of a step are made from the weights at
+    its start, from the first step on. Until the first update of an `every` they have the sparsity
+    of step 0: for a dense start give a schedule.
 
     Args:
-      sparsity: the fraction pruned, in [0, 1), or a schedule of it over steps.
+      sparsity: the fraction pruned, in [0, 1), or a schedule of it over steps; an integer is how
+        many weights are pruned.
       allocation: how much of each leaf.
       pattern: which entries of a leaf.
       prunable: `params -> params` with None in place of what is never pruned.
@@ -68,18 +71,17 @@ def dpf(
 
     Reference: Lin et al., 2020, Dynamic Model Pruning with Feedback.
     """
+    check_allocation(allocation)
+    check_pattern(pattern)
     if callable(sparsity):
         check_schedule(sparsity)
     else:
-        check_fraction(sparsity)
+        check_sparsity(sparsity)
     last = last_value(sparsity) if callable(sparsity) else None
 
     def masks(params: Params, step: Any, at_end: Any) -> Masks:
-        asked = sparsity_at(sparsity, step, at_end)
-        chosen = prunable(params)
-        own = split_like(params, chosen, deferred=True)
-        scores = defer(magnitude, own) if has_layers(chosen) else magnitude(own)
-        return select(scores, allocation, asked, pattern)
+        scores = magnitudes(prunable(params), params)
+        return select(scores, allocation, sparsity_at(sparsity, step, at_end), pattern)
 
     def init(params: Params) -> DpfState:
         chosen = prunable(params)
@@ -90,6 +92,6 @@ def dpf(
     def update(
         state: DpfState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> DpfState:
-        return DpfState(with_own(state.masks, masks(params, step, at_end)))
+        return DpfState(merged(state.masks, masks(params, step, at_end)))
 
     return MaskTransform(init, update)

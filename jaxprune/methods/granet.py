@@ -20,16 +20,15 @@ from jaxprune.base import (
     shown,
 )
 from jaxprune.keys import key_first
-from jaxprune.masks import own_masks, with_own
+from jaxprune.masks import merged, prunable_parts
 from jaxprune.methods.dynamic import random_start, regrow, smallest
-from jaxprune.pattern import select
-from jaxprune.prunable.layers import split_like
+from jaxprune.one_shot import select
 from jaxprune.prunable.rules import kernels
 from jaxprune.schedules import check_schedule, first_value, sparsity_at
 from jaxprune.scores import gradient, magnitude
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import among
-from jaxprune.uncut import elementwise
+from jaxprune.selection.uncut import elementwise
 
 
 @key_first
@@ -47,17 +46,16 @@ def granet(
         drop the k smallest |w|, grow the k largest |dL/dw| among all that are then pruned
 
     Dense to sparse if the schedule starts at 0, sparse to sparse if it starts higher: then the
-    first masks are random, and as in `rigl` the first weights are to be masked. When the schedule
-    has levelled off, updates only rewire.
+    first masks are random, and as in `rigl` you mask the first weights. Where the schedule is
+    level, updates only rewire.
 
         sparsity = optax.polynomial_schedule(0.5, 0.95, power=3, transition_steps=steps // 2)
         fraction = optax.cosine_decay_schedule(0.5, steps, alpha=0.01)
         masks = every(1_000, granet(key, sparsity, fraction), start=1_000)
         tx = sparsify(optax.sgd(0.1, 0.9), masks)
 
-    The first masks train for a cadence before they are rewired: `start`. The authors' code prunes
-    after the optimizer's step, with the gradient of that step; here masks change first, as they do
-    in every method.
+    With `start` the first masks train before the first update. The authors' code prunes after the
+    optimizer's step, with the gradient of that step; here masks change first, as in all methods.
 
     Args:
       key: a key of `jax.random`, for the first masks; under `vmap`, one a seed.
@@ -77,7 +75,7 @@ def granet(
     """
     if not callable(sparsity):
         raise TypeError(
-            f"granet prunes gradually: its sparsity is a schedule, such as "
+            "granet prunes gradually: its sparsity is a schedule, such as "
             "optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...); got "
             f"{shown(sparsity)}."
         )
@@ -87,12 +85,11 @@ def granet(
     def update(
         state: MaskState, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> MaskState:
-        masks = own_masks(state.masks, params, prunable)
-        own = split_like(params, masks, deferred=True)
-        ranked = defer(lambda m, w: among(m, magnitude(w)), masks, own)
-        kept = select(ranked, global_threshold, sparsity_at(sparsity, step, at_end))
-        left = elementwise(jnp.logical_and, masks, kept)  # where a leaf has fewer than asked
-        pruned = MaskState(with_own(state.masks, left))
+        masks, weights, _ = prunable_parts(prunable, state.masks, params)
+        ranked = defer(lambda m, w: among(m, magnitude(w)), masks, weights)
+        largest = select(ranked, global_threshold, sparsity_at(sparsity, step, at_end))
+        left = elementwise(jnp.logical_and, masks, largest)  # a leaf may have fewer already
+        pruned = MaskState(merged(state.masks, left))
         return regenerate(pruned, params, step=step, at_end=at_end, **context)
 
     start = first_value(sparsity)

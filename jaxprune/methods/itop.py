@@ -1,4 +1,4 @@
-"""ITOP: which weights were ever active."""
+"""ITOP: a record of all weights that were ever active."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class ItopState(NamedTuple):
 
 
 def itop(transform: MaskTransform) -> MaskTransform:
-    """`transform`, remembering which weights it ever kept: in-time over-parameterization.
+    """`transform`, with a record of all weights it ever kept: in-time over-parameterization.
 
-    The fraction that was ever active, R_s = 1 - sparsity(ever_active(opt_state)), tells how much of
-    the dense network a sparse one has tried. The paper finds that it predicts accuracy, and raises
-    it with longer cadences, larger fractions and no end to the updates:
+    The fraction ever active, R_s = 1 - sparsity(ever_active(opt_state)), tells how much of the
+    dense network a sparse one has tried. The paper finds that it predicts accuracy, and raises it
+    with longer cadences, larger fractions and updates until the end:
 
         fraction = optax.cosine_decay_schedule(0.5, steps, alpha=0.01)
         every(1_500, itop(set(key, 0.9, fraction)), start=1_500)
 
-    Inside `every`, as here, it costs nothing at steps without an update. The first masks train for
-    a cadence before they are rewired: `start`, as in the authors' code.
+    Inside `every` it costs nothing at steps without an update. With `start`, as in the authors'
+    code, the first masks train before the first update.
 
     Reference: Liu et al., 2021, Do We Actually Need Dense Over-Parameterization? In-Time
     Over-Parameterization in Sparse Training.
@@ -55,15 +55,15 @@ def itop(transform: MaskTransform) -> MaskTransform:
 
 
 def ever_active(opt_state: Any) -> Masks:
-    """Which weights `itop` has ever seen kept: like the masks, from any nesting of optax states.
+    """The weights that `itop` ever saw kept: like the masks, from any nesting of optax states.
 
     Raises:
       ValueError: if the state has none, or several.
     """
-    found = optax.tree.get_all_with_path(opt_state, "ever_active")
-    if len(found) != 1:
+    records = optax.tree.get_all_with_path(opt_state, "ever_active")
+    if len(records) != 1:
         raise ValueError(
-            f"this optimizer state remembers {len(found)} times which weights were ever active, "
-            "wanted once: wrap the mask transform in itop, as in every(100, itop(rigl(key, 0.9)))."
+            f"this optimizer state has {len(records)} records of weights that were ever active, "
+            "wanted one: wrap the mask transform in itop, as in every(100, itop(rigl(key, 0.9)))."
         )
-    return found[0][1]
+    return records[0][1]

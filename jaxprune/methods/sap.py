@@ -1,4 +1,4 @@
-"""Sparsity-informed adaptive pruning: how much to prune is read off the weights themselves."""
+"""Sparsity-informed adaptive pruning: the weights say how many of them are pruned."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from jaxprune.exact.two_floats import (
     total,
     two_floats,
 )
-from jaxprune.masks import all_kept, own_masks, with_own
-from jaxprune.prunable.layers import folded, split_like
+from jaxprune.masks import all_kept, merged, prunable_parts
+from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import check_any, kernels
 from jaxprune.scores import magnitude
 from jaxprune.selection.counting import n_true, portion
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import among, drop
 from jaxprune.selection.largest import largest
+from jaxprune.selection.uncut import counts_of, in_order, uncut
 from jaxprune.trees import map_named, map_scored
-from jaxprune.uncut import counts_of, in_order, uncut
 
-# Relative: a bound that is whole may come out a little higher. Powers in float32 are right to 6e-8
-# each, and what they miss cancels out over many weights; their sum has 46 bits.
+# Relative: a bound that is an integer may come out a little higher. Each power in float32 is right
+# to 6e-8, and over many weights these errors cancel; their sum has 46 bits.
 _TOLERANCE = 2.0**-30
 
 
 def pq_index(weights: Any, p: float = 0.5, q: float = 1.0, masks: Any = None) -> jax.Array:
-    """How unequal the kept weights are: 0 if all are alike, near 1 if few are all; float32 scalar.
+    """How unequal the kept weights are: 0 if all are equal, near 1 if few hold all; float32 scalar.
 
         I = 1 - d^(1/q - 1/p) ||w||_p / ||w||_q = 1 - M_p / M_q,    M_p = (mean |w|^p)^(1/p)
 
-    with d the number of weights that the masks keep.
+    d is the number of weights that the masks keep.
 
     Args:
       weights: an array, or a pytree whose leaves are taken together; None leaves do not count.
       p, q: 0 < p <= 1 <= q, and not both 1.
-      masks: like the weights, bool; by default all are kept. Weights all zero, or none, give 0;
-        a kept one that is inf or nan gives nan.
+      masks: like the weights, bool; by default all are kept. If all weights are zero, or there are
+        none, the index is 0; if a kept weight is inf or nan, it is nan.
 
     Raises:
       ValueError: if p and q are out of range.
@@ -62,8 +62,8 @@ def pq_index(weights: Any, p: float = 0.5, q: float = 1.0, masks: Any = None) ->
     _check_norms(p, q)
     if masks is None:
         masks = jax.tree.map(lambda w: jnp.ones(jnp.shape(w), bool), weights)
-    kept = map_scored(lambda _, mask: mask, weights, masks)
-    return _index(jax.tree.leaves(weights), jax.tree.leaves(kept), p, q)
+    masks = map_scored(lambda _, mask: mask, weights, masks)
+    return _index(jax.tree.leaves(weights), jax.tree.leaves(masks), p, q)
 
 
 def sap(
@@ -76,24 +76,24 @@ def sap(
     together: bool = False,
     prunable: Callable[[Params], Params] = kernels,
 ) -> MaskTransform:
-    """Prunes the smallest weights, as many as the PQ index of those that are left allows.
+    """Prunes the smallest weights, as many as the PQ index of the kept weights allows.
 
-        m = ceil(d (1 + eta)^(-q / (q - p)) (1 - I)^(p q / (q - p)))   to be kept, at least
+        m = ceil(d (1 + eta)^(-q / (q - p)) (1 - I)^(p q / (q - p)))   at least m stay
           = ceil(  (1 + eta)^(-q / (q - p)) S_p (S_p / S_q)^(p / (q - p))),   S_p = sum |w|^p
-        c = floor(d min(max(gamma (1 - m / d), 0), beta))              to be pruned, of d
+        c = floor(d min(max(gamma (1 - m / d), 0), beta))              c of d are pruned
 
     Where a kept weight is inf or nan there is no index, and nothing is pruned.
 
-    Each leaf decides for itself; with `axis` each slice along it, such as the weights into a
-    neuron; or all leaves `together`. Counts are exact, ties go to the lower flat index.
+    There is one index for each leaf; with `axis` for each slice along it, such as the weights into
+    a neuron; or for all leaves `together`. Counts are exact, ties go to the lower flat index.
 
-    One update is one phase: use it in `iterative`, or in `every(n, sap(...))`.
+    One update is one phase: use it in `tickets.iterative`, or in `every(n, sap(...))`.
 
     Args:
       p, q: of the index; 0 < p <= 1 <= q, and not both 1.
-      eta: the larger, the fewer must be kept.
-      gamma: scales what is pruned; `beta` in [0, 1] is the most of d.
-      axis: of output features, -1 in flax.
+      eta: the larger, the fewer weights must stay.
+      gamma: scales the number pruned; `beta` in [0, 1] is the largest fraction of d.
+      axis: the axis of output features, -1 in flax.
       together: one index and one threshold for all leaves.
       prunable: `params -> params` with None in place of what is never pruned.
 
@@ -102,8 +102,8 @@ def sap(
         if a leaf has no such axis.
 
     Reference: Diao et al., 2023, Pruning Deep Neural Networks from a Sparsity Perspective. Its code
-    compares with the value of a pivot, so that ties change the count; here counts are exact, where
-    p / (q - p) is whole, as in the paper's two pairs; else m is right to 1e-7.
+    compares with the value of a pivot, so that ties change the count. Here counts are exact where
+    p / (q - p) is an integer, as in the paper's two pairs; else m is right to 1e-7.
     """
     _check_norms(p, q)
     if not (eta > -1 and gamma >= 0 and 0 <= beta <= 1):
@@ -127,15 +127,15 @@ def sap(
         some = of_q.high > 0
         ratio = over(of_p, TwoFloats(jnp.where(some, of_q.high, 1.0), of_q.low))
         bound = times(factor, times(of_p, power(ratio, p / (q - p))))
-        # where all are zero they are alike, and I = 0
-        alike = times(factor, two_floats(d.astype(jnp.float32)))
-        bound = TwoFloats(*(jnp.where(some, a, b) for a, b in zip(bound, alike, strict=True)))
+        # if all are zero they are equal, and I = 0
+        equal = times(factor, two_floats(d.astype(jnp.float32)))
+        bound = TwoFloats(*(jnp.where(some, a, b) for a, b in zip(bound, equal, strict=True)))
         m = jnp.clip(ceiling(bound, _TOLERANCE), 1, jnp.maximum(d, 1))
-        spare, whole = jnp.maximum(d - m, 0), int(gamma)
+        spare, times_spare = jnp.maximum(d - m, 0), int(gamma)
         # no product reaches 2**31: more than that many are never pruned
-        wanted = whole * jnp.minimum(spare, (2**31 - 1) // max(whole, 1))
+        wanted = times_spare * jnp.minimum(spare, (2**31 - 1) // max(times_spare, 1))
         most = portion(beta, d)
-        c = jnp.minimum(jnp.minimum(wanted, most) + portion(gamma - whole, spare), most)
+        c = jnp.minimum(jnp.minimum(wanted, most) + portion(gamma - times_spare, spare), most)
         return jnp.where(jnp.isfinite(of_q.high), c, 0)
 
     def of_slice(w: jax.Array, mask: jax.Array) -> jax.Array:
@@ -145,8 +145,8 @@ def sap(
         leaves, treedef = jax.tree.flatten(sizes)
         groups, d = uncut(leaves), jnp.stack(jax.tree.leaves(counts))
         of_layers = jax.vmap(lambda x, d: count([x], d))
-        found = [of_layers(own.in_a_row(), d[np.array(own.places)]) for own in groups]
-        return jax.tree.unflatten(treedef, list(in_order(groups, found)))
+        c = [of_layers(group.in_a_row(), d[np.array(group.places)]) for group in groups]
+        return jax.tree.unflatten(treedef, list(in_order(groups, c)))
 
     def along_axis(leaf_name: str, w: jax.Array, mask: jax.Array) -> jax.Array:
         assert axis is not None
@@ -157,34 +157,31 @@ def sap(
             )
         slices = lambda x: jnp.moveaxis(x, axis, 0)
         n = jax.vmap(of_slice)(slices(w), slices(mask))
-        kept = jax.vmap(drop)(slices(mask), slices(jnp.abs(w)), n)
-        return jnp.moveaxis(kept, 0, axis)
+        return jnp.moveaxis(jax.vmap(drop)(slices(mask), slices(jnp.abs(w)), n), 0, axis)
 
     def update(state: MaskState, params: Params, **_: Any) -> MaskState:
-        masks = own_masks(state.masks, params, prunable)
-        own = split_like(params, masks, deferred=True)
+        masks, weights, _ = prunable_parts(prunable, state.masks, params)
         if axis is not None:
-            kept = map_named(along_axis, *jax.tree.map(jnp.asarray, (own, masks)))
-            return MaskState(with_own(state.masks, kept))
-        sizes, counts = defer(partial(map_scored, _size), own, masks), counts_of(masks)
+            new = map_named(along_axis, *jax.tree.map(jnp.asarray, (weights, masks)))
+            return MaskState(merged(state.masks, new))
+        sizes, counts = defer(partial(map_scored, _size), weights, masks), counts_of(masks)
         if together:
             d = jnp.stack(jax.tree.leaves(counts)).sum()
             left = d - count([jnp.asarray(x) for x in jax.tree.leaves(sizes)], d)
-            scores, treedef = jax.tree.flatten(
-                defer(lambda own, masks: among(masks, magnitude(own)), own, masks)
-            )
-            kept = jax.tree.unflatten(treedef, largest(scores, left, together=True))
+            ranked = defer(lambda w, m: among(m, magnitude(w)), weights, masks)
+            scores, treedef = jax.tree.flatten(ranked)
+            new = jax.tree.unflatten(treedef, largest(scores, left, together=True))
         else:
-            kept = drop(masks, defer(magnitude, own), of_each(sizes, counts))
-        return MaskState(with_own(state.masks, kept))
+            new = drop(masks, defer(magnitude, weights), of_each(sizes, counts))
+        return MaskState(merged(state.masks, new))
 
     return MaskTransform(init, update)
 
 
-def _index(weights: list[Any], kept: list[Any], p: float, q: float) -> jax.Array:
+def _index(weights: list[Any], masks: list[Any], p: float, q: float) -> jax.Array:
     """The PQ index of all kept weights together; 0 where there are none, or all are zero."""
-    d = jnp.stack([n_true(m)[0] for m in kept]).sum().astype(jnp.float32)
-    sizes = [_size(w, m) for w, m in zip(weights, kept, strict=True)]
+    d = jnp.stack([n_true(m)[0] for m in masks]).sum().astype(jnp.float32)
+    sizes = [_size(w, m) for w, m in zip(weights, masks, strict=True)]
     of_p, of_q = (
         (sums.high / jnp.maximum(d, 1)) ** (1 / norm)
         for sums, norm in zip(_sums(sizes, p, q), (p, q), strict=True)
@@ -193,14 +190,14 @@ def _index(weights: list[Any], kept: list[Any], p: float, q: float) -> jax.Array
 
 
 def _size(w: jax.Array, mask: jax.Array) -> jax.Array:
-    """|w|, float32, zero where it is not kept."""
+    """|w|, float32, zero where the mask is False."""
     return jnp.where(mask, jnp.abs(w).astype(jnp.float32), 0)
 
 
 def _sums(sizes: list[Any], *norms: float) -> list[TwoFloats]:
-    """Of each norm the sum of |w / unit|^norm over all these together, |w| given.
+    """For each norm the sum of |w / unit|^norm over all sizes |w|.
 
-    The unit is the largest, so that no power leaves float32; the index knows none.
+    The unit is the largest |w|, so that no power overflows float32; it cancels out of the index.
     """
     largest_of_all = jnp.stack([x.max(initial=0.0) for x in sizes]).max()
     unit = jnp.where(largest_of_all > 0, largest_of_all, 1.0)

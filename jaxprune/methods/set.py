@@ -17,7 +17,7 @@ from jaxprune.prunable.rules import kernels
 from jaxprune.scores import magnitude, random
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import counts, drop
-from jaxprune.uncut import elementwise
+from jaxprune.selection.uncut import elementwise
 
 
 @key_first
@@ -29,7 +29,7 @@ def set(
     prunable: Callable[[Params], Params] = kernels,
     two_sided: bool = False,
 ) -> MaskTransform:
-    """Sparse evolutionary training: each update rewires a part of every leaf at random.
+    """Sparse evolutionary training: each update rewires a fraction of every leaf at random.
 
         k = floor(fraction(step) * kept), for each leaf
         drop the k smallest |w|, grow k others at random
@@ -40,13 +40,13 @@ def set(
 
     Args:
       key: a key of `jax.random`, for the first masks and for growth; under `vmap`, one a seed.
-      sparsity: the fraction pruned, in [0, 1).
+      sparsity: the fraction pruned, in [0, 1); an integer is how many weights.
       fraction: of each leaf's kept weights, dropped and grown at an update, in [0, 1], or a
         schedule of it over steps.
       allocation: how much of each leaf.
       prunable: `params -> params` with None in place of what is never pruned.
-      two_sided: as in the paper, drop that fraction of the kept weights that are negative and of
-        those that are not, each by itself.
+      two_sided: as in the paper, drop this fraction of the negative kept weights, and of the
+        others, separately.
 
     Raises:
       ValueError: if sparsity or fraction are out of range; (in init) if a leaf would keep no
@@ -65,7 +65,7 @@ def set(
 
 
 def closest_to_zero(masks: Masks, params: Params, fraction: Any) -> Masks:
-    """Drops the fraction closest to zero of the kept weights of either sign."""
+    """Drops the fraction closest to zero of the kept weights of each sign."""
     signs = (lambda mask, w: mask & (w >= 0)), (lambda mask, w: mask & (w < 0))
     sides = [elementwise(sign, masks, params) for sign in signs]
     worth = defer(magnitude, params)

@@ -1,4 +1,4 @@
-"""Static sparse training: random masks, drawn before the first step and kept."""
+"""Static sparse training: random masks, drawn before the first step, that never change."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def static(
 ) -> MaskTransform:
     """Random pruning at initialization: masks are drawn once, by layer, and never change.
 
-    The network is sparse from its first forward pass if its weights are masked before it:
+    Mask the weights before the first forward pass, so that it is sparse too:
 
         params = apply_masks(params, get_masks(opt_state))
 
     Args:
       key: a key of `jax.random`; under `vmap`, one a seed.
-      sparsity: the fraction pruned, in [0, 1).
+      sparsity: the fraction pruned, in [0, 1); an integer is how many weights.
       allocation: how much of each leaf: `erk`, `uniform`, `allocation.erk_plus(...)`, or the
         ratios of another score, `allocation.like(scores)`.
       prunable: `params -> params` with None in place of what is never pruned.

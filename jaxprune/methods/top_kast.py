@@ -10,26 +10,35 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation.layerwise import uniform
-from jaxprune.base import Allocation, Masks, MaskTransform, Params, check_fraction, is_known
-from jaxprune.masks import like, with_own
-from jaxprune.pattern import select
-from jaxprune.prunable.layers import folded, has_layers, split_like
+from jaxprune.base import (
+    Allocation,
+    Masks,
+    MaskTransform,
+    Params,
+    check_allocation,
+    check_sparsity,
+    is_count,
+    is_known,
+    shown,
+)
+from jaxprune.masks import like, merged
+from jaxprune.methods.dynamic import magnitudes
+from jaxprune.one_shot import select
+from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import check_any, kernels
-from jaxprune.scores import magnitude
 from jaxprune.selection.counting import n_true
-from jaxprune.selection.deferred import defer
 from jaxprune.trees import map_scored
 
 
 class TopKastState(NamedTuple):
-    """State of `top_kast`: the masks A of the forward pass, and B, of what is trained; A in B."""
+    """State of `top_kast`: the masks A of the network, and B of the trained weights; A is in B."""
 
     masks: Masks
     trained: Masks
 
     @property
     def ranks_dense_weights(self) -> bool:
-        """What is not kept has a value that still matters: not for `sparsify`, which zeroes it."""
+        """Pruned weights have values that matter: `sparsify`, which zeroes them, refuses this."""
         return True
 
 
@@ -39,21 +48,21 @@ def top_kast(
     allocation: Allocation = uniform,
     prunable: Callable[[Params], Params] = kernels,
 ) -> MaskTransform:
-    """Forward with the largest weights A, train the larger set B: the others rest as they are.
+    """Forward with the largest weights A, train the larger set B; the others keep their values.
 
         A = the largest (1 - sparsity) |w| of each leaf
         B = the largest (1 - backward_sparsity) |w|, a superset of A
 
     The weights stay dense in memory and `train_only` trains only B. A weight of B outside A can
-    grow until it enters the network. A and B of a step are those of the weights that it starts
-    with. The gradient is that at the masked weights, with respect to all:
+    grow until it enters the network. A and B of a step are made from the weights at its start. The
+    gradient is taken at the masked weights, with respect to all weights:
 
         tx = train_only(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))
         grads = jax.grad(loss)(apply_masks(params, get_masks(opt_state)))
 
     Args:
-      sparsity: the fraction outside A, in [0, 1).
-      backward_sparsity: the fraction outside B, at most `sparsity`.
+      sparsity: the fraction outside A, in [0, 1); an integer is a number of weights.
+      backward_sparsity: outside B, at most `sparsity`, and a fraction or a number as it is.
       allocation: how much of each leaf.
       prunable: `params -> params` with None in place of what is never pruned.
 
@@ -62,9 +71,15 @@ def top_kast(
 
     Reference: Jayakumar et al., 2020, Top-KAST: Top-K Always Sparse Training.
     """
-    check_fraction(sparsity)
-    check_fraction(backward_sparsity)
-    if is_known(sparsity) and backward_sparsity > sparsity:
+    check_allocation(allocation)
+    for value in (sparsity, backward_sparsity):
+        check_sparsity(value)
+    if is_count(sparsity) != is_count(backward_sparsity):
+        raise TypeError(
+            "top_kast compares sparsity and backward_sparsity: both are fractions (floats), or "
+            f"both numbers of weights (ints); got {shown(sparsity)} and {shown(backward_sparsity)}."
+        )
+    if is_known((sparsity, backward_sparsity)) and backward_sparsity > sparsity:
         raise ValueError(
             "top_kast trains all that the forward pass uses, and more: backward_sparsity must be "
             f"at most sparsity; got sparsity={sparsity}, backward_sparsity={backward_sparsity}."
@@ -73,16 +88,14 @@ def top_kast(
     def init(params: Params) -> TopKastState:
         chosen = prunable(params)
         check_any(chosen, params)
-        own = split_like(params, chosen, deferred=True)
-        scores = defer(magnitude, own) if has_layers(chosen) else magnitude(own)
+        scores = magnitudes(chosen, params)
         return TopKastState(
             masks=folded(select(scores, allocation, sparsity)),
             trained=folded(select(scores, allocation, backward_sparsity)),
         )
 
     def update(state: TopKastState, params: Params, **context: Any) -> TopKastState:
-        new = init(params)
-        return TopKastState(*(with_own(old, own) for old, own in zip(state, new, strict=True)))
+        return TopKastState(*map(merged, state, init(params)))
 
     return MaskTransform(init, update)
 
@@ -93,8 +106,8 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
         g + strength * w        in A
         g + strength * w / D    in B outside A; D is the density of A in the leaf
 
-    What the network does not use decays faster, so that weights leave B again. It is the gradient
-    of half the squared norm; leaves without masks do not decay.
+    Weights outside the network decay faster, so that they leave B again. D = 1 gives the gradient
+    of half the squared norm. Leaves without masks do not decay.
 
     Raises:
       ValueError: if the strength is no number that is at least 0; (in update) outside `train_only`.
@@ -110,7 +123,7 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
         mask_state = extra.get("mask_state")
         if params is None or mask_state is None:
             raise ValueError(
-                "top_kast_decay is told the masks by train_only: "
+                "top_kast_decay reads the masks that train_only passes on: "
                 "train_only(optax.chain(top_kast_decay(1e-4), optax.sgd(0.1)), top_kast(0.9, 0.8))."
             )
 
@@ -119,7 +132,6 @@ def top_kast_decay(strength: float) -> optax.GradientTransformationExtraArgs:
             return g + strength * jnp.where(mask, w, w / density).astype(g.dtype)
 
         masks = like(mask_state.masks, params)
-        own = map_scored(decayed, masks, params, updates)
-        return with_own(updates, own), state
+        return merged(updates, map_scored(decayed, masks, params, updates)), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

@@ -18,13 +18,13 @@ from jaxprune.trees import is_none, named_leaves
 def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> optax.OptState:
     """`opt_state` with zeros where a mask is False, in every part that is a tree like `params`.
 
-    The parts are found by their structure and shapes, not by the optimizer's type, and not by
-    `optax.tree.map_params`, which fails where `init` looks into its params (labels by path,
-    lbfgs). Factored moments (adafactor's rows and columns) have other shapes and stay.
+    A part is recognized by its structure and shapes, for any optimizer. `optax.tree.map_params`
+    fails where `init` reads its params (labels by path, lbfgs). Factored moments (adafactor's rows
+    and columns) have other shapes and stay.
     """
     leaves, treedef = jax.tree.flatten(opt_state)
-    own = _leaf_masks(opt_state, masks, params)
-    return jax.tree.unflatten(treedef, map(_zero_where_pruned, leaves, own))
+    of_leaves = _leaf_masks(opt_state, masks, params)
+    return jax.tree.unflatten(treedef, map(_zero_where_pruned, leaves, of_leaves))
 
 
 def sparse_update(
@@ -36,11 +36,11 @@ def sparse_update(
     extra: dict[str, Any],
     dense: bool = False,
 ) -> tuple[optax.Updates, optax.OptState]:
-    """`inner.update` in a sparse world: what it is given and what it returns is zero where pruned.
+    """`inner.update` in a sparse network: its arguments and the new moments are zero where pruned.
 
     Gradients and moments are masked, and the params unless they are `dense`. Updates are not masked
-    again. Moments are, where `inner` may write although it saw only zeros there: adafactor adds
-    1e-30, others add noise. `zero_flow` says why not all are, and what 0 / 0 would do.
+    again. A moment is, if `inner` may write to its zeros: adafactor adds 1e-30, others add noise.
+    `zero_flow` says why not all moments are, and what happens at 0 / 0.
     """
     rested = zero_pruned(opt_state, masks, params)
     given = (apply_masks(grads, masks), rested, params if dense else apply_masks(params, masks))
@@ -52,16 +52,17 @@ def sparse_update(
         [leaf_of.get(id(mask)) for mask in known],
         *given,
     )
-    # where zeros stay zero by themselves, the optimizer itself is called
+    # where zeros stay zero, the optimizer itself is called
     updates, inner_state = (
         run(flow, of_params, *given) if flow.plan else inner.update(*given, **extra)
     )
 
     leaves, treedef = jax.tree.flatten(inner_state)
-    own, zero = _leaf_masks(inner_state, masks, params), flow.zero[len(flow.zero) - len(leaves) :]
+    of_leaves = _leaf_masks(inner_state, masks, params)
+    zero = flow.zero[len(flow.zero) - len(leaves) :]
     masked = [
         leaf if mask is None or leaf_of[id(mask)] == at else _zero_where_pruned(leaf, mask)
-        for leaf, mask, at in zip(leaves, own, zero, strict=True)
+        for leaf, mask, at in zip(leaves, of_leaves, zero, strict=True)
     ]
     return updates, jax.tree.unflatten(treedef, masked)
 
@@ -71,10 +72,9 @@ def where_kept(
 ) -> optax.OptState:
     """`new` where a mask is True or there is none, `old` where it is False."""
     leaves, treedef = jax.tree.flatten(new)
-    own = _leaf_masks(old, masks, params)
-    pairs = zip(leaves, jax.tree.leaves(old), own, strict=True)
+    rows = zip(leaves, jax.tree.leaves(old), _leaf_masks(old, masks, params), strict=True)
     return jax.tree.unflatten(
-        treedef, [a if mask is None else jnp.where(mask, a, b) for a, b, mask in pairs]
+        treedef, [a if mask is None else jnp.where(mask, a, b) for a, b, mask in rows]
     )
 
 
@@ -83,7 +83,7 @@ def _zero_where_pruned(leaf: Any, mask: Any) -> Any:
 
 
 def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list[Any]:
-    """For every leaf of `opt_state` the mask it belongs to, else None."""
+    """For every leaf of `opt_state` its mask, or None if it is not like a leaf of the params."""
 
     def structure(tree: Any) -> Any:
         return jax.tree.structure(tree, is_leaf=_is_masked_node)
@@ -91,21 +91,21 @@ def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list
     def is_like_params(part: Any) -> bool:
         return structure(part) == wanted
 
-    wanted, own = structure(params), iter(_masks_of_leaves(masks, params))
-    # what optax.masked took out stands for a leaf, but is none
+    wanted, rest = structure(params), iter(_masks_of_leaves(masks, params))
+    # optax.masked leaves a node in the place of a leaf
     places = jax.tree.leaves(params, is_leaf=_is_masked_node)
-    of_places = [None if _is_masked_node(place) else next(own) for place in places]
-    found: list[Any] = []
+    of_places = [None if _is_masked_node(place) else next(rest) for place in places]
+    of_leaves: list[Any] = []
     for part in jax.tree.leaves(opt_state, is_leaf=is_like_params):
         if not is_like_params(part):
-            found.append(None)
+            of_leaves.append(None)
             continue
         leaves = jax.tree.leaves(part, is_leaf=_is_masked_node)
         for leaf, mask in zip(leaves, of_places, strict=True):
             if not _is_masked_node(leaf):
                 fits = mask is not None and np.shape(leaf) == mask.shape
-                found.append(mask if fits else None)
-    return found
+                of_leaves.append(mask if fits else None)
+    return of_leaves
 
 
 def _masks_of_leaves(masks: Masks, params: Params) -> list[Any]:

@@ -15,7 +15,8 @@ import numpy as np
 from jaxprune.base import Masks, Params, Sparsities
 from jaxprune.masks import like
 from jaxprune.programs.flops import count_flops
-from jaxprune.prunable.rules import NO_FLOATS, SMALL, kernels, layers_of, reasons
+from jaxprune.prunable.reasons import NO_FLOATS, SMALL, reasons
+from jaxprune.prunable.rules import kernels, layers_of
 from jaxprune.report import rendering
 from jaxprune.report.tally import Layer as Layer
 from jaxprune.report.tally import check_masks, sum_of, tally, wanted

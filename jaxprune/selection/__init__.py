@@ -1,1 +1,1 @@
-"""The k largest entries of a tree, exactly and without sorting, and what uses them."""
+"""The k largest entries of a tree, exactly and without sorting; counts, drop and grow."""

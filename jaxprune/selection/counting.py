@@ -1,4 +1,4 @@
-"""Counts that are exact: of what a sparsity prunes, of a portion, of what is True."""
+"""Exact counts: of the weights that a sparsity prunes, of a fraction, of True entries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def count(sparsity: Any, size: int) -> Any:
             f"{size:,}. Split it, as in two stacks of layers, or exclude it with a narrower "
             "prunable=..."
         )
-    # A traced value can't be refused: one that is no sparsity prunes none, or all.
+    # a traced value can't be refused: if it is no sparsity, it prunes none or all
     sparsity = jnp.asarray(sparsity)
     if jnp.issubdtype(sparsity.dtype, jnp.integer):
         return jnp.clip(sparsity.astype(jnp.int32), 0, size)
@@ -55,22 +55,22 @@ def left(sparsity: Any, size: int) -> Wide:
     sparsity = jnp.asarray(sparsity)
     if size <= MOST or jnp.issubdtype(sparsity.dtype, jnp.integer):
         return minus(wide(size), wide(count(sparsity, min(size, MOST))))
-    decimal, (whole, rest) = _decimal(sparsity.astype(jnp.float32)), divmod(size, _GRID)
+    decimal, (units, rest) = _decimal(sparsity.astype(jnp.float32)), divmod(size, _GRID)
     quotient, remainder = _divided(decimal, rest)
-    pruned = plus(times(decimal, whole), wide(quotient))
+    pruned = plus(times(decimal, units), wide(quotient))
     rounds_up = (remainder > _GRID // 2) | ((remainder == _GRID // 2) & (pruned.low % 2 == 1))
     return minus(wide(size), plus(pruned, wide(rounds_up.astype(jnp.int32))))
 
 
 def numerator(sparsity: jax.Array, size: int) -> tuple[jax.Array, int]:
-    """A traced sparsity as an integer, and what to divide it by for the fraction of `size`."""
+    """A traced sparsity as a ratio (n, unit): n / unit is the fraction of `size` pruned."""
     if is_count(sparsity):
         return jnp.maximum(sparsity.astype(jnp.int32), 0), max(size, 1)
     return _decimal(sparsity.astype(jnp.float32)), _GRID
 
 
 def _digits(size: int) -> int:
-    """How many decimals of a number up to `size` are exact, of fifteen digits."""
+    """How many decimals of a number up to `size` are exact in fifteen digits."""
     return 15 - len(str(size))
 
 
@@ -95,13 +95,13 @@ def _decimal(fraction: jax.Array) -> jax.Array:
 
 def _divided(decimal: jax.Array, n: Any) -> tuple[jax.Array, jax.Array]:
     """Quotient and remainder of `decimal * n / 10**7`, in int32; decimal <= 10**7, n < 2**31."""
-    whole, rest = n // _GRID, n % _GRID
+    units, rest = n // _GRID, n % _GRID
     # schoolbook multiplication of decimal and rest in base 10**4: no product reaches 2**31
     high, low = decimal // 10_000, decimal % 10_000
     rest_high, rest_low = rest // 10_000, rest % 10_000
     middle = high * rest_low + low * rest_high
     remainder = (middle % 1_000) * 10_000 + low * rest_low
-    quotient = decimal * whole + 10 * high * rest_high + middle // 1_000 + remainder // _GRID
+    quotient = decimal * units + 10 * high * rest_high + middle // 1_000 + remainder // _GRID
     return quotient, remainder % _GRID
 
 
@@ -109,9 +109,9 @@ def n_true(*flags: jax.Array, axes: Sequence[int] | None = None) -> jax.Array:
     """How many are True in each of `flags` (bool, of one shape), int32, in one pass over memory.
 
     Args:
-      axes: those that are counted along, by default all: the result is (flags, *the others).
+      axes: the axes to count along, by default all: the result is (flags, *other axes).
     """
-    # never one operand alone: XLA's CPU backend is forty times slower at that (see largest.py)
+    # never one operand: XLA's CPU backend is forty times slower at that (see largest.py)
     operands = flags if len(flags) > 1 else (flags[0], ~flags[0])
     zeros = (jnp.int32(0),) * len(operands)
     add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))

@@ -1,4 +1,4 @@
-"""Arrays that are never written: recomputed wherever they are read."""
+"""Arrays that are never stored: they are recomputed wherever they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jax.interpreters import partial_eval
 
 
 class Deferred:
-    """An array that is recomputed wherever it is read, so that no copy of it is ever stored.
+    """An array that is recomputed wherever it is read, and never stored.
 
     `jnp.asarray` computes it; `shape`, `dtype`, `size` and `ndim` are known.
     """
@@ -31,7 +31,7 @@ class Deferred:
 
 
 class Place(NamedTuple):
-    """Of a layer in its stack: the axes that are stacked, ascending, their sizes, and its `at`."""
+    """The place of a layer in its stack: stacked axes, ascending, their sizes, the index `at`."""
 
     axes: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -39,20 +39,20 @@ class Place(NamedTuple):
 
 
 class Layer(Deferred):
-    """One layer of a stack, deferred: what is done with each layer can be done with the stack.
+    """One layer of a stack, deferred: a function of all layers can run once on the stack.
 
     Attributes:
       stack: an array, or a `Deferred`; all layers of a stack have the same object.
-      place: where the layer is in it.
+      place: of the layer in it.
     """
 
-    def __init__(self, stack: Any, place: Place, own: Deferred):
-        super().__init__(own.compute, own.operands, own.aval)
+    def __init__(self, stack: Any, place: Place, layer: Deferred):
+        super().__init__(layer.compute, layer.operands, layer.aval)
         self.stack, self.place = stack, place
 
 
 def taken(leaf: Any, axes: tuple[int, ...], index: Sequence[Any]) -> Any:
-    """The layer at `index` of the axes that are stacked."""
+    """The layer at this index of the stacked axes."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         rest = [n for axis, n in enumerate(leaf.shape) if axis not in axes]
         return jax.ShapeDtypeStruct(tuple(rest), leaf.dtype)
@@ -69,14 +69,14 @@ def cut(stack: jax.Array, axes: Sequence[int], sizes: Sequence[int]) -> list[Lay
     aval = jax.eval_shape(partial(taken, axes=axes, index=(0,) * len(axes)), stack)
 
     def layer(index: tuple[int, ...]) -> Layer:
-        own = Deferred(partial(taken, axes=axes, index=index), (stack,), aval)
-        return Layer(stack, Place(axes, sizes, index), own)
+        alone = Deferred(partial(taken, axes=axes, index=index), (stack,), aval)
+        return Layer(stack, Place(axes, sizes, index), alone)
 
     return [layer(ascending(index)) for index in indices]
 
 
 def stacked_places(layers: Sequence[Layer]) -> list[int] | None:
-    """Which of these are the layers of their one stack, in its order; None if they are not all."""
+    """The order in which these are all layers of one stack; None if they are not."""
     first = layers[0]
     at = {x.place.at: i for i, x in enumerate(layers)}
     indices = [*np.ndindex(first.place.sizes)]
@@ -111,9 +111,8 @@ def _is_jaxpr(param: Any) -> bool:
 def defer(f: Callable[..., Any], *args: Any) -> Any:
     """`f(*args)`, a pytree of arrays, with `Deferred` leaves wherever these are cheap to recompute.
 
-    A leaf is deferred if it is computed elementwise from the arrays in `args`; where there is
-    more to it (a sort, a sum, random bits) the leaf is an ordinary array. `args` may have deferred
-    leaves too.
+    A leaf is deferred if it is computed elementwise from the arrays in `args`. A leaf that needs
+    more (a sort, a sum, random bits) is an ordinary array. `args` may have deferred leaves too.
     """
     operands = jax.tree.leaves(args)
     known = jax.tree.map(lambda x: x.aval if isinstance(x, Deferred) else x, args)
@@ -121,8 +120,8 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
     avals, treedef = jax.tree.flatten(shapes)
     each = range(len(avals))
     parts = [partial_eval.dce_jaxpr(closed.jaxpr, [i == j for j in each]) for i in each]
-    is_cheap = [_is_elementwise(own) for own, _ in parts]
-    # only for what is not; the compiler leaves out the rest
+    is_cheap = [_is_elementwise(jaxpr) for jaxpr, _ in parts]
+    # for the other leaves; the compiler removes the rest
     computed = avals if all(is_cheap) else jaxpr_as_fun(closed)(*map(jnp.asarray, operands))
 
     read = [[x for x, is_used in zip(operands, used, strict=True) if is_used] for _, used in parts]
@@ -134,7 +133,7 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
         return _composed(lambda *xs: compute(*xs)[0], read[index], avals[index])
 
     leaves = [alone(index) for index in each]
-    for alike in _alike([own for own, _ in parts], read, is_cheap, avals):
+    for alike in _alike([jaxpr for jaxpr, _ in parts], read, is_cheap, avals):
         compute = jaxpr_as_fun(ClosedJaxpr(parts[alike[0]][0], closed.consts))
         stack = _of_stacks(lambda *xs, f=compute: f(*xs)[0], read[alike[0]])
         for index in alike:
@@ -145,33 +144,33 @@ def defer(f: Callable[..., Any], *args: Any) -> Any:
 
 
 def _composed(compute: Callable[..., jax.Array], operands: Sequence[Any], aval: Any) -> Deferred:
-    """`compute(*operands)`, deferred, of operands that may be so too."""
+    """`compute(*operands)`, deferred; operands may be deferred too."""
     flat = [x.operands if isinstance(x, Deferred) else (x,) for x in operands]
 
     def recomputed(*xs: jax.Array) -> jax.Array:
         rest = iter(xs)
-        values = [[next(rest) for _ in own] for own in flat]
+        values = [[next(rest) for _ in group] for group in flat]
         pairs = zip(operands, values, strict=True)
         return compute(*(x.compute(*v) if isinstance(x, Deferred) else v[0] for x, v in pairs))
 
-    return Deferred(recomputed, tuple(x for own in flat for x in own), aval)
+    return Deferred(recomputed, tuple(x for group in flat for x in group), aval)
 
 
 def _alike(
     jaxprs: Sequence[Any], read: Sequence[Sequence[Any]], is_cheap: Sequence[bool], avals: Any
 ) -> list[list[int]]:
-    """Groups of results that are one function of the layers of the same stacks, of all of them."""
+    """Groups of results that are one function of all layers of the same stacks."""
     groups: dict[Any, dict[tuple[int, ...], int]] = {}
-    for index, (own, operands) in enumerate(zip(jaxprs, read, strict=True)):
+    for index, (jaxpr, operands) in enumerate(zip(jaxprs, read, strict=True)):
         place = _place(operands) if is_cheap[index] else None
-        if place is None or _hides_arrays(own):
+        if place is None or _hides_arrays(jaxpr):
             continue
         layers = [x for x in operands if isinstance(x, Layer)]
         if any(x.shape != avals[index].shape for x in layers):
             continue
         of = tuple(id(x.stack) if isinstance(x, Layer) else id(x) for x in operands)
-        # printed, two jaxprs have the same names where they do the same
-        groups.setdefault((str(own), of, place[:2]), {})[place.at] = index
+        # two jaxprs that compute the same print the same
+        groups.setdefault((str(jaxpr), of, place[:2]), {})[place.at] = index
     return [
         list(group.values())
         for (_, _, (_, sizes)), group in groups.items()
@@ -180,13 +179,13 @@ def _alike(
 
 
 def _place(operands: Sequence[Any]) -> Place | None:
-    """Of the layers that are read, the place, if they have but one."""
+    """The place of the layers that are read, if all have the same."""
     places = {x.place for x in operands if isinstance(x, Layer)}
     return places.pop() if len(places) == 1 else None
 
 
 def _hides_arrays(jaxpr: Any) -> bool:
-    """Whether a jaxpr has arrays inside that are not seen where it is printed."""
+    """Whether a jaxpr has arrays inside that its text does not show."""
     literals = [x for eqn in jaxpr.eqns for x in eqn.invars if hasattr(x, "val")]
     inner = [x for eqn in jaxpr.eqns for x in eqn.params.values() if _is_jaxpr(x)]
     return any(np.ndim(x.val) for x in literals) or any(
@@ -195,19 +194,19 @@ def _hides_arrays(jaxpr: Any) -> bool:
 
 
 def _of_stacks(f: Callable[..., jax.Array], operands: Sequence[Any]) -> Deferred:
-    """`f`, a function of layers, of their stacks."""
+    """`f`, a function of layers, applied to their stacks."""
     place = _place(operands)
     assert place is not None
     is_layer = [isinstance(x, Layer) for x in operands]
     for axis in place.axes:
-        f = jax.vmap(f, [axis if own else None for own in is_layer], axis)
+        f = jax.vmap(f, [axis if batched else None for batched in is_layer], axis)
     stacks = [x.stack if isinstance(x, Layer) else x for x in operands]
     known = [x.aval if isinstance(x, Deferred) else x for x in stacks]
     return _composed(f, stacks, jax.eval_shape(f, *known))
 
 
 def written(tree: Any) -> Any:
-    """`tree` with arrays in place of what is deferred, and layers of arrays in place of layers."""
+    """`tree` with arrays in place of deferred leaves, and layers of arrays in place of layers."""
     stacks: dict[int, jax.Array] = {}
 
     def leaf(x: Any) -> Any:
@@ -216,8 +215,8 @@ def written(tree: Any) -> Any:
         if id(x.stack) not in stacks:
             stacks[id(x.stack)] = jnp.asarray(x.stack)
         stack, (axes, _, index) = stacks[id(x.stack)], x.place
-        own = Deferred(partial(taken, axes=axes, index=index), (stack,), x.aval)
-        return Layer(stack, x.place, own)
+        alone = Deferred(partial(taken, axes=axes, index=index), (stack,), x.aval)
+        return Layer(stack, x.place, alone)
 
     return jax.tree.map(leaf, tree)
 
@@ -225,11 +224,11 @@ def written(tree: Any) -> Any:
 def read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array], Any]:
     """The leaves as arrays, computed after `thresholds`: XLA can't hoist them out of a loop."""
     operands = [x.operands if isinstance(x, Deferred) else (x,) for x in leaves]
-    # each once: layers may be read from one stack
-    each = {id(x): x for own in operands for x in own}
+    # each once: several layers may read one stack
+    each = {id(x): x for group in operands for x in group}
     each, thresholds = lax.optimization_barrier((each, thresholds))
     arrays = [
-        x.compute(*(each[id(y)] for y in own)) if isinstance(x, Deferred) else each[id(own[0])]
-        for x, own in zip(leaves, operands, strict=True)
+        x.compute(*(each[id(y)] for y in group)) if isinstance(x, Deferred) else each[id(group[0])]
+        for x, group in zip(leaves, operands, strict=True)
     ]
     return arrays, thresholds

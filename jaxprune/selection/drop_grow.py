@@ -12,8 +12,8 @@ from jaxprune.base import Masks, Scores, is_known, widened
 from jaxprune.selection.counting import portion
 from jaxprune.selection.deferred import Layer, defer
 from jaxprune.selection.largest import largest
-from jaxprune.trees import map_scored, named_leaves
-from jaxprune.uncut import counts_of, elementwise
+from jaxprune.selection.uncut import counts_of, elementwise
+from jaxprune.trees import map_scored, present_leaves
 
 Counts = Any  # int32 scalars, like masks: how many weights of each leaf
 
@@ -23,18 +23,18 @@ def drop(masks: Masks, scores: Scores, counts: Counts) -> Masks:
 
     Args:
       masks: bool, None where never pruned.
-      scores: floats like `masks`, higher = keep; where a mask is False they do not matter. Among
-        equals the lower flat index is kept.
+      scores: floats like `masks`, higher = keep; ignored where a mask is False. Among equals the
+        lower flat index is kept.
       counts: how many to drop, int32 like `masks` (see `dynamic.counts`), or one number
         for every leaf.
 
     Raises:
-      ValueError: if a leaf keeps fewer than it is to drop, where that is known.
+      ValueError: if a leaf keeps fewer weights than it would drop, where that is known.
     """
     counts = _of_each(masks, counts)
     _check_room("drop", masks, counts)
-    kept, dropped = (jnp.stack(jax.tree.leaves(n)) for n in (counts_of(masks), counts))
-    return _largest_of_each(defer(among, masks, scores), kept - dropped)
+    n_kept, n_dropped = (jnp.stack(jax.tree.leaves(n)) for n in (counts_of(masks), counts))
+    return _largest_of_each(defer(among, masks, scores), n_kept - n_dropped)
 
 
 def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
@@ -42,13 +42,13 @@ def grow(masks: Masks, scores: Scores, counts: Counts) -> Masks:
 
     Args:
       masks: bool, None where never pruned.
-      scores: floats like `masks`; where a mask is True they do not matter. Among equals the lower
-        flat index grows.
+      scores: floats like `masks`; ignored where a mask is True. Among equals the lower flat index
+        grows.
       counts: how many to grow, int32 like `masks` (see `dynamic.counts`), or one number
         for every leaf.
 
     Raises:
-      ValueError: if a leaf has fewer free positions than it is to grow, where that is known.
+      ValueError: if a leaf has fewer free places than it would grow, where that is known.
     """
     counts = _of_each(masks, counts)
     _check_room("grow", masks, counts)
@@ -64,7 +64,7 @@ def counts(masks: Masks, fraction: Any, up: bool = False) -> Counts:
 
 
 def among(masks: Masks, scores: Scores) -> Scores:
-    """`scores` that rank what a mask has above all that it has not, whatever their values."""
+    """`scores` in which every entry of a mask ranks above all entries outside it."""
 
     def leaf(mask: jax.Array, score: jax.Array) -> jax.Array:
         score = widened(score)
@@ -84,14 +84,13 @@ def _of_each(masks: Masks, counts: Counts) -> Counts:
 
 
 def _check_room(verb: str, masks: Masks, counts: Counts) -> None:
-    named = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
-    for (path, mask), n in zip(named, jax.tree.leaves(counts), strict=True):
+    for (path, mask), n in zip(present_leaves(masks), jax.tree.leaves(counts), strict=True):
         if isinstance(mask, Layer) or not is_known((mask, n)):
             continue
-        kept = int(np.sum(mask))
-        room = kept if verb == "drop" else mask.size - kept
+        n_kept = int(np.sum(mask))
+        room = n_kept if verb == "drop" else mask.size - n_kept
         if not 0 <= n <= room:
             raise ValueError(
-                f"{verb}: asked for {n} of '{path}', which keeps {kept} of {mask.size} weights. "
-                "dynamic.counts(masks, fraction) counts a fraction of those that are kept."
+                f"{verb}: got the number {n} for '{path}', which keeps {n_kept} of {mask.size} "
+                "weights. dynamic.counts(masks, fraction) counts a fraction of the kept weights."
             )

@@ -3,13 +3,13 @@
 Floats have integer keys that order alike. The key of the k-th largest is found two bits at a
 time: a pass over the leaves where they lie compares every entry with three thresholds and counts.
 It needs no concatenation across leaves, vmaps, and under sharding its only communication is the
-sum of those counts. It stops as soon as a threshold separates k entries from the rest; should the
-k-th largest have equals, the same loop goes on to find a place among them.
+sum of those counts. It stops as soon as a threshold separates k entries from the rest. If other
+entries equal the k-th largest, the same loop goes on to find a place among them.
 
 A pass is one *variadic* reduction a leaf, or for all layers of a stack: XLA's CPU backend runs a
 reduction of two or more operands ten to forty times faster than one of a single operand (jax
 0.10.2), so that three counts cost less than one. All leaves share one loop, which saves most of
-what it costs to compile.
+the compile time.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from jax.sharding import AxisType
 from jaxprune.exact import wide
 from jaxprune.selection.counting import MOST, n_true
 from jaxprune.selection.deferred import Deferred, read_anew
-from jaxprune.uncut import in_order, uncut
+from jaxprune.selection.uncut import in_order, uncut
 
-_BITS = 2  # of a key, found in each pass; three would be a tenth faster, and compile a third longer
+_BITS = 2  # of a key in each pass; three would be a tenth faster, and compile a third longer
 
 
 class _Keys(NamedTuple):
@@ -48,7 +48,7 @@ class _Keys(NamedTuple):
 
     @property
     def passes(self) -> int:
-        """As many find any value."""
+        """The number of passes that finds any value."""
         return self.bits // _BITS
 
     @property
@@ -66,17 +66,17 @@ _WIDE = _Keys(64, np.float64, np.uint64, np.uint64((1 << 52) - 1), np.uint64(1 <
 
 
 class _Search(NamedTuple):
-    """How far the search is, leaf by leaf: all arrays are (leaves,), of those with entries.
+    """The state of the search, leaf by leaf: all arrays are (leaves,), of leaves with entries.
 
     Attributes:
       passes: how many were made, int32 scalar.
-      low: the largest key (uint), of those tried, with enough entries at or above it.
-      n_low: how many these are, int32.
-      n_high: how many are at or above the next key that was tried; None unless ranked together.
-      kept: how many the leaf is to keep, int32. Where leaves are ranked together, as many as it
-        would with ties at `low`: once `low` is one value, that is final.
-      seeks: whether `low` is one value and `n_low` too many: then as many of those that equal it
-        are sought as are wanted, from the front, by their places.
+      low: the largest tried key (uint) with enough entries at or above it.
+      n_low: how many entries these are, int32.
+      n_high: how many are at or above the next tried key; None unless ranked together.
+      k: how many entries the leaf keeps, int32. Where leaves are ranked together, as many as with
+        ties at `low`; this is final once `low` is one value.
+      seeks: whether `low` is one value and `n_low` is too many. Then the search goes on among the
+        entries that equal it, by their places, from the front.
       tied: that value.
     """
 
@@ -84,7 +84,7 @@ class _Search(NamedTuple):
     low: jax.Array
     n_low: jax.Array
     n_high: Any
-    kept: jax.Array
+    k: jax.Array
     seeks: jax.Array
     tied: jax.Array
 
@@ -92,13 +92,13 @@ class _Search(NamedTuple):
 def _rankable(
     keys: _Keys, x: jax.Array, ties: tuple[Any, Any], last: int, strides: Mapping[int, Any]
 ) -> jax.Array:
-    """Floats that rank like `x`; or of ties that are sought, those that equal it by their places.
+    """Floats that rank like `x`; while ties are sought, entries that equal them rank by place.
 
-    nan ranks as +inf, so that it is kept and seen, and every count is exact.
+    nan ranks as +inf: it is kept and seen, and every count is exact.
 
     Args:
       last: the place of the first entry, counted from the back of its group; static.
-      strides: of each axis that is not stacked, in entries.
+      strides: in entries, of each axis that is not stacked.
     """
     (seeks, tied), x = ties, x.astype(keys.float)
     x = jnp.where(jnp.isnan(x), jnp.inf, x)
@@ -112,9 +112,9 @@ def _rankable(
 
 
 def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
-    """See `largest`; also takes `Deferred` leaves, whose values are then never written.
+    """See `largest`; takes `Deferred` leaves too, whose values are never stored.
 
-    Layers of one stack are read where they lie, and so are their masks.
+    The layers of a stack are read where they lie, and their masks are layers of one stack.
 
     Args:
       k: int32 (leaves,), or if `together` a `Wide` scalar.
@@ -122,30 +122,30 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
     ranks = _WIDE if any(x.dtype.itemsize == 8 for x in leaves) else _NARROW
     sizes = np.array([x.size for x in leaves], np.int32)
     groups = uncut(leaves)
-    lasts = [int(sizes[own.places[0]]) for own in groups]
+    lasts = [int(sizes[group.places[0]]) for group in groups]
     strides = [
         {
             axis: jnp.asarray(
-                math.prod(own.array.shape[i] for i in own.inner if i > axis), ranks.uint
+                math.prod(group.array.shape[i] for i in group.inner if i > axis), ranks.uint
             )
-            for axis in own.inner
+            for axis in group.inner
         }
-        for own in groups
+        for group in groups
     ]
 
     def at_least(keys: jax.Array, seeks: jax.Array, tied: jax.Array) -> jax.Array:
         """How many entries of each leaf are at or above each key: int32 (leaves, keys)."""
         # strides are read anew too, or the place of every entry would be written to memory
-        arrays, (steps, keys) = read_anew([own.array for own in groups], (strides, keys))
+        arrays, (steps, keys) = read_anew([group.array for group in groups], (strides, keys))
         values, n = ranks.value(keys), []
-        for own, x, last, step in zip(groups, arrays, lasts, steps, strict=True):
-            ranked = _rankable(ranks, x, (own.spread(seeks), own.spread(tied)), last, step)
-            above = [ranked >= own.spread(values[:, i]) for i in range(values.shape[1])]
-            n.append(n_true(*above, axes=own.inner).reshape(len(above), -1).T)
+        for group, x, last, step in zip(groups, arrays, lasts, steps, strict=True):
+            ranked = _rankable(ranks, x, (group.spread(seeks), group.spread(tied)), last, step)
+            above = [ranked >= group.spread(values[:, i]) for i in range(values.shape[1])]
+            n.append(n_true(*above, axes=group.inner).reshape(len(above), -1).T)
         return in_order(groups, n)
 
     def shares(n_low: jax.Array, n_high: jax.Array) -> jax.Array:
-        """How many each leaf keeps: all above `low`, and of those that tie the earlier leaves'."""
+        """How many each leaf keeps: all above `low`, and ties in the earlier leaves first."""
         equal = n_low - n_high
         wanted = wide.minus(k, wide.plus(wide.total(n_high), wide.total_before(equal)))
         return n_high + wide.clipped(wanted, equal)
@@ -159,24 +159,24 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         digits = jnp.arange(1, 1 << _BITS, dtype=ranks.uint)
         keys = jnp.maximum(state.low[:, None] + (digits << shift)[None], ranks.lowest)
         n = at_least(keys, state.seeks, state.tied)
-        is_open = state.n_low != state.kept  # what is found rests: its keys could overflow
-        enough = (n >= state.kept[:, None]) & is_open[:, None]
+        is_open = state.n_low != state.k  # a leaf that is done stays: its keys could overflow
+        enough = (n >= state.k[:, None]) & is_open[:, None]
         n_high: Any = None
-        if together:  # until there are but ties, what counts is the sum
+        if together:  # the sum decides until only ties are left
             enough = jnp.where(to_ties, enough, wide.at_least(wide.total(n), k)[None])
             n_high = jnp.where(enough, state.n_high[:, None], n).max(1)
         low = state.low + (enough.sum(1, dtype=ranks.uint) << shift)
         n_low = jnp.where(enough, n, state.n_low[:, None]).min(1)
-        kept = jnp.where(to_ties, state.kept, shares(n_low, n_high)) if together else k
-        ends = (state.passes == ranks.passes - 1) & (n_low != kept)
+        k_now = jnp.where(to_ties, state.k, shares(n_low, n_high)) if together else k
+        ends = (state.passes == ranks.passes - 1) & (n_low != k_now)
         if together:  # a leaf that keeps none of its ties has no place to look for
-            none = ends & (kept == n_high)
-            above = none & (kept > 0)  # a leaf that keeps nothing needs no threshold
+            none = ends & (k_now == n_high)
+            above = none & (k_now > 0)  # a leaf that keeps nothing needs no threshold
             low, n_low, ends = low + above, jnp.where(none, n_high, n_low), ends & ~none
         tied = jnp.where(ends, ranks.value(low), state.tied)
         low = jnp.where(ends, ranks.sign | ranks.normal, low)
         seeks = ends | state.seeks
-        return _Search(state.passes + 1, low, n_low, n_high, kept, seeks, tied)
+        return _Search(state.passes + 1, low, n_low, n_high, k_now, seeks, tied)
 
     zero = _zero(leaves, k)
     none_wanted = ~wide.at_least(k, wide.wide(1)) if together else k < 1
@@ -188,28 +188,28 @@ def _largest(leaves: Sequence[Any], k: Any, together: bool) -> list[jax.Array]:
         low=zeros.astype(ranks.uint),
         n_low=most,
         n_high=zeros if together else None,
-        kept=shares(most, zeros) if together else k,
+        k=shares(most, zeros) if together else k,
         seeks=zeros < 0,
         tied=zeros.astype(ranks.float),
     )
-    found = lax.while_loop(
-        lambda state: (state.n_low != state.kept).any() & (state.passes < 2 * ranks.passes),
+    end = lax.while_loop(
+        lambda state: (state.n_low != state.k).any() & (state.passes < 2 * ranks.passes),
         one_pass,
         start,
     )
-    low = ranks.value(jnp.maximum(found.low, ranks.lowest))
-    keeps = (found.kept > 0) & ~none_wanted
+    low = ranks.value(jnp.maximum(end.low, ranks.lowest))
+    keeps = (end.k > 0) & ~none_wanted
     masks: dict[int, Any] = {}
-    for own, last, step in zip(groups, lasts, strides, strict=True):
-        ties = own.spread(found.seeks), own.spread(found.tied)
-        ranked = _rankable(ranks, jnp.asarray(own.array), ties, last, step)
-        kept = (ranked >= own.spread(low)) & own.spread(keeps)
-        masks |= zip(own.places, own.parts(kept), strict=True)
+    for group, last, step in zip(groups, lasts, strides, strict=True):
+        ties = group.spread(end.seeks), group.spread(end.tied)
+        ranked = _rankable(ranks, jnp.asarray(group.array), ties, last, step)
+        mask = (ranked >= group.spread(low)) & group.spread(keeps)
+        masks |= zip(group.places, group.parts(mask), strict=True)
     return [masks[i] for i in range(len(leaves))]
 
 
 def _zero(leaves: Sequence[Any], k: Any) -> jax.Array:
-    """0, int32, that varies over the axes of a `shard_map` over which these do, as a loop needs."""
+    """0, int32, that varies over the same axes of a `shard_map` as these arrays, for a loop."""
     if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
         return jnp.int32(0)
     arrays = jax.tree.leaves([x.operands if isinstance(x, Deferred) else x for x in leaves])
@@ -226,8 +226,8 @@ def largest(leaves: Sequence[Any], k: Any, together: bool = False) -> list[jax.A
     Args:
       leaves: scores, any real dtype, ranked as float32; as float64 if a leaf is of 64 bits. Among
         equals the lower flat index is kept, and the earlier leaf.
-      k: int32, how many to keep: (leaves,) of each leaf, or a scalar, of all `together`; such a
-        scalar may also be a Python integer or a `Wide`, of more than int32 can hold.
+      k: int32, how many to keep: (leaves,) of each leaf, or a scalar for all `together`. Such a
+        scalar may be a Python integer or a `Wide` too, larger than int32 can hold.
       together: whether all leaves are ranked as one.
 
     Raises:

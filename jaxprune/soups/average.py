@@ -1,13 +1,13 @@
-"""Soups: several networks averaged into one, that costs what one of them costs.
+"""Soups: the average of several networks, which costs as much as one of them.
 
-Averages along a single training are optax's. Stochastic weight averaging is the mean of the
-networks at the ends of cycles n = 0, 1, ..., an exponential moving average that of every step:
+optax averages along a single training. Stochastic weight averaging is the mean of the networks at
+the ends of cycles n = 0, 1, ...; an exponential moving average takes every step:
 
     swa = optax.incremental_update(params, swa, 1 / (n + 1))           # swa of n = 0 is params
     ema = optax.ema(0.999)                                             # ema.init(params)
     averaged, ema_state = ema.update(params, ema_state)
 
-Both keep what a fixed mask prunes at zero; after a mask has changed, apply it to the average.
+In both, weights that a fixed mask prunes stay zero. After a mask changes, apply it to the average.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax import lax
 from jaxprune.base import Masks, Params, is_known
 from jaxprune.exact.integers import average_of_integers
 from jaxprune.masks import apply_masks
-from jaxprune.trees import count_seeds, map_named, named_leaves
+from jaxprune.trees import count_seeds, map_named, present_leaves
 
 
 def soup(stack: Params, weights: Any = None, masks: Masks | None = None) -> Params:
@@ -31,24 +31,24 @@ def soup(stack: Params, weights: Any = None, masks: Masks | None = None) -> Para
 
         w = sum over i of weights[i] * member[i]
 
-    Exactly a member where all are equal, or where its weight is 1: what all members prune is
-    exactly zero. A member of weight 0 does not count, even where it is nan. The average is taken
-    in float32 at least; that of integers, such as counters, is exact, and then rounded.
-    `softmax(a)` as weights makes a learned soup: it is differentiable in them.
+    Where all members are equal, or one has weight 1, the average is exactly that member: what all
+    members prune is exactly zero. A member of weight 0 does not count, even where it is nan. The
+    average is computed in float32 at least; the average of integers, such as counters, is exact and
+    then rounded. `softmax(a)` as weights makes a learned soup: it is differentiable in them.
 
-    An averaged network has no running statistics: `analysis.recalibrate` it before its use.
+    An averaged network has no running statistics: `analysis.recalibrate` makes them.
 
     Args:
       stack: params, each leaf with a leading axis of members; None stays None.
       weights: (members,), of sum 1; None for the mean.
-      masks: the masks that all members share; or one each, in a stack. Members are masked before
-        they are averaged. Without it nothing is known of masks, and the soup of members with
-        different ones keeps what any of them keeps.
+      masks: shared by all members, or a stack of masks, one a member. Members are masked before
+        they are averaged. Without masks, the soup of members that prune different weights keeps
+        every weight that any of them keeps.
 
     Raises:
-      ValueError: if the leaves have other numbers of members, or there is none; if the weights are
-        not (members,) or known not to sum to 1; if masks are known to differ from member to
-        member: it names the paths, and says what sparsity would be lost.
+      ValueError: if the leaves have different numbers of members, or none; if the weights are not
+        (members,) or known not to sum to 1; if masks are known to differ between members: it names
+        the paths and the sparsity before and after.
       TypeError: if a leaf has no average, such as a mask.
 
     Reference: Wortsman et al., 2022, Model soups: averaging weights of multiple fine-tuned models
@@ -75,14 +75,14 @@ def _average(weights: Any, leaf_name: str, x: Any) -> jax.Array:
     if not (integers or jnp.issubdtype(x.dtype, jnp.inexact)):
         raise TypeError(
             f"soup: '{leaf_name}' is {x.dtype}, which has no average. Leave it out of the stack; "
-            "the masks of the members are given as masks=..."
+            "give the masks of the members as masks=..."
         )
     if integers:
         return average_of_integers(weights, x)
     is_narrow = x.dtype.itemsize == 1  # float8, which promotes to nothing
     wide = jnp.float32 if is_narrow else jnp.promote_types(jnp.float32, x.dtype)
     share = jnp.asarray(weights).astype(wide).reshape(-1, *[1] * (x.ndim - 1))
-    # from the member that weighs most, so that what all have in common does not round
+    # relative to the member of most weight, so that equal members do not round
     center = lax.dynamic_index_in_dim(x, jnp.argmax(jnp.asarray(weights)))
     apart = jnp.where(x == center, 0, x.astype(wide) - center.astype(wide))  # inf - inf is nan
     change = jnp.where(share != 0, share * apart, 0).sum(0)
@@ -105,9 +105,9 @@ def _check_weights(weights: Any, members: int) -> None:
 
 
 def _masked(stack: Params, masks: Masks) -> Params:
-    """The members under the masks that they share, or each under its own."""
-    shapes = {path: np.shape(leaf) for path, leaf in named_leaves(stack) if leaf is not None}
-    given = [(path, mask) for path, mask in named_leaves(masks) if mask is not None]
+    """The members under shared masks, or each under its mask of a stack."""
+    shapes = {path: np.shape(leaf) for path, leaf in present_leaves(stack)}
+    given = present_leaves(masks)
     one_each = all(np.shape(mask) == shapes.get(path) for path, mask in given)
     if one_each:
         _check_alike(given)
@@ -123,15 +123,15 @@ def _check_alike(masks: list[tuple[str, Any]]) -> None:
         if (m != m[:1]).any()
     ]
     if lost:
-        whole = np.concatenate([m.reshape(len(m), -1) for _, m in known], axis=1)
+        flat = np.concatenate([m.reshape(len(m), -1) for _, m in known], axis=1)
         more = f", and {len(lost) - 12} more" if len(lost) > 12 else ""
         raise ValueError(
             f"soup: the members have different masks, and their average keeps what any of them "
-            f"keeps: {', '.join(lost[:12])}{more}; in all a sparsity of {_sparsity(whole)} becomes "
-            f"{_sparsity(whole.any(0))}. Train all members under one mask, with "
+            f"keeps: {', '.join(lost[:12])}{more}; in all a sparsity of {_sparsity(flat)} becomes "
+            f"{_sparsity(flat.any(0))}. Train all members under one mask, with "
             "sparsify(optimizer, fixed(masks)); or call soup without masks, and prune the average."
         )
 
 
-def _sparsity(kept: Any) -> str:
-    return f"{1 - kept.mean():.4g}"
+def _sparsity(mask: Any) -> str:
+    return f"{1 - mask.mean():.4g}"

@@ -1,4 +1,4 @@
-"""Greedy soups: the average of those networks that serve it."""
+"""Greedy soups: the average of the networks that improve it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HeldOut = Callable[[Params], Any]  # params -> scalar, higher = better
 
 
 class GreedySoup(NamedTuple):
-    """What `greedy` found."""
+    """The result of `greedy`."""
 
     params: Params  # the average of the chosen
     chosen: jax.Array  # bool (members,)
@@ -27,21 +27,20 @@ class GreedySoup(NamedTuple):
 
 
 def greedy(stack: Params, score: HeldOut, average: Average = soup) -> GreedySoup:
-    """The mean of those members that do not lower its held-out score, from the best on.
+    """The mean of the members that do not lower its held-out score, from the best on.
 
-    Members are tried in the order of their own scores, equal ones in that of the stack. One is
-    chosen if with it the average scores at least as high as without: ties are accepted. So the
-    score is never less than that of the best member, on the data that it is held out on; report
-    it on others.
+    Members are tried from the highest score down, equal ones in the order of the stack. A member is
+    chosen if the average with it scores at least as high as without it: ties are accepted. So the
+    score is never below that of the best member, on the held-out data; report it on other data.
 
-    It jits and vmaps: average and score are compiled twice, whatever the number of members.
+    It jits and vmaps: average and score compile twice for any number of members.
 
     Args:
       stack: see `soup`.
       score: `params -> scalar`, higher = better, of JAX operations, such as the accuracy on a
         validation split: never on training data, which all members fit, nor on test data.
-      average: `(stack, weights) -> params`. With running statistics, those of each average are made
-        anew before it is scored, and so are those of each member alone:
+      average: `(stack, weights) -> params`. With running statistics, make those of each average
+        anew before it is scored; a member alone is such an average too:
         `lambda stack, weights: analysis.recalibrate(update, soup(stack, weights), batches)`.
 
     Raises:
@@ -82,9 +81,9 @@ def greedy(stack: Params, score: HeldOut, average: Average = soup) -> GreedySoup
     def tried(best: tuple, member: jax.Array) -> tuple:
         chosen, value = best
         more = chosen.at[member].set(True)
-        own = of(mean(more))
-        no_worse = own >= value
-        return (jnp.where(no_worse, more, chosen), jnp.where(no_worse, own, value)), None
+        with_it = of(mean(more))
+        no_worse = with_it >= value
+        return (jnp.where(no_worse, more, chosen), jnp.where(no_worse, with_it, value)), None
 
     first = jnp.arange(members) == order[0]
     (chosen, value), _ = lax.scan(tried, (first, scores[order[0]]), order[1:])

@@ -17,49 +17,51 @@ from jaxprune.base import (
     Params,
     Pattern,
     Score,
-    check_fraction,
+    check_score,
+    check_sparsity,
+    is_count,
     is_known,
 )
-from jaxprune.masks import all_kept, apply_masks, like, own_masks, with_own
+from jaxprune.masks import all_kept, apply_masks, like, merged, prunable_parts
 from jaxprune.masks import sparsity as sparsity_of
-from jaxprune.pattern import select, unstructured
-from jaxprune.prunable.layers import folded, split_like
+from jaxprune.one_shot import select
+from jaxprune.pattern import unstructured
+from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import kernels
 from jaxprune.scores import magnitude
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import among
+from jaxprune.selection.uncut import elementwise
 from jaxprune.soups.average import soup
 from jaxprune.trees import count_seeds
-from jaxprune.uncut import elementwise
 
 # (params, masks, variation) -> params: retrains one child under these masks, with a new optimizer
 Train = Callable[[Params, Masks, Any], Params]
 
 
 class SoupPhase(NamedTuple):
-    """What a phase of sparse model soups came to."""
+    """The result of a phase of sparse model soups."""
 
     params: Params  # the average
-    masks: Masks  # of all children, and of the average
+    masks: Masks  # shared by the children and the average
     children: Params  # a stack (children,)
 
 
 def fork(train: Train, params: Params, masks: Masks, variations: Any) -> Params:
     """Children of one network under one mask, trained side by side in one `vmap`: a stack.
 
-    Their average keeps the mask, whatever they learned. With the last masks of gradual pruning or
-    of DPF, it is a sparse model soup of pruning during training:
+    Their average keeps the mask. With the last masks of gradual pruning or of DPF, it is a sparse
+    model soup of pruning during training:
 
         soup(fork(train, params, get_masks(opt_state), variations))
 
     Args:
-      train: `(params, masks, variation) -> params`, pure. Its optimizer is a new one, such as
+      train: `(params, masks, variation) -> params`, pure. It makes a new optimizer, such as
         `sparsify(optax.sgd(tickets.llr(rate, steps)), fixed(masks))`.
-      params: what they start from; under the masks, if it is not yet.
-      masks: theirs, for good.
-      variations: what differs between children, any tree of arrays (children, ...): keys for the
-        order of the data, weight decays, learning rates, lengths. One of them at a time in the
-        paper.
+      params: where the children start; the masks are applied to it.
+      masks: fixed for all children.
+      variations: the differences between children, a tree of arrays (children, ...): keys for the
+        order of the data, weight decays, learning rates, lengths. The paper varies one at a time.
 
     Returns:
       Params with a leading axis of children, exactly zero where the mask is False.
@@ -97,20 +99,19 @@ def phase(
         children = fork(train, params, masks, variations)
         params   = average(children)
 
-    With one child it is a phase of iterative magnitude pruning. Jitted, it is compiled once for
+    With one child it is a phase of iterative magnitude pruning. Under `jit` it compiles once for
     all phases: the sparsity may be traced.
 
     Args:
       train, variations: see `fork`.
       params: the last average, at first a trained network. With batch norm, all variables.
-      sparsity: the fraction pruned after this phase, in [0, 1).
-      masks: those of the phase before, at least as dense: what is pruned stays pruned. None at
-        first.
-      score: `params -> scores`; asked once, so that all children have one mask also where it is
+      sparsity: the fraction pruned after this phase, in [0, 1); an integer is how many weights.
+      masks: of the phase before, at least as dense: what is pruned stays pruned. None at first.
+      score: `params -> scores`; called once, so that all children have one mask even if it is
         random.
       allocation, pattern: see `select`.
       prunable: `params -> params` with None in place of what is not pruned in this phase.
-      average: `children -> params`. With batch norm statistics are made anew, as in
+      average: `children -> params`. With batch norm it makes statistics anew:
         `lambda children: analysis.recalibrate(update, soup(children), batches)`; to choose
         children, `lambda children: greedy(children, held_out_score).params`.
 
@@ -120,15 +121,16 @@ def phase(
     Reference: Zimmer et al., 2024, Sparse Model Soups: A Recipe for Improved Pruning via Model
     Averaging.
     """
-    check_fraction(sparsity)
+    check_score("soups.phase: score", score)
     masks = folded(all_kept(prunable(params))) if masks is None else like(masks, params)
-    _check_denser(masks, sparsity)
-    left = own_masks(masks, params, prunable)
-    own = split_like(params, left, deferred=True)
-    ranked = defer(lambda left, own: among(left, score(own)), left, own)
-    kept = select(ranked, allocation, sparsity, pattern)
-    # should the sparsity fall, nothing revives
-    masks = with_own(masks, elementwise(jnp.logical_and, left, kept))
+    size = sum(mask.size for mask in jax.tree.leaves(masks))
+    check_sparsity(sparsity, size or None)
+    _check_denser(masks, sparsity / max(size, 1) if is_count(sparsity) else sparsity)
+    left, weights, _ = prunable_parts(prunable, masks, params)
+    ranked = defer(lambda left, weights: among(left, score(weights)), left, weights)
+    highest = select(ranked, allocation, sparsity, pattern)
+    # if the sparsity falls, nothing revives
+    masks = merged(masks, elementwise(jnp.logical_and, left, highest))
     children = fork(train, params, masks, variations)
     return SoupPhase(average(children), masks, children)
 
@@ -138,13 +140,14 @@ def iterative(
 ) -> SoupPhase:
     """Phase after phase, each from the average of the one before, in one `lax.scan`.
 
-    All phases are kept, with all children: where that is too much memory, or for convolutions on
-    CPU, which XLA makes slow in a loop, call a jitted `phase` in a Python loop.
+    The result holds all phases with all children. If that is too much memory, or for convolutions
+    on CPU, which XLA makes slow in a loop, call a jitted `phase` in a Python loop.
 
     Args:
       train: see `fork`.
       params: a trained network.
-      sparsities: the fraction pruned after each phase (phases,), rising, in [0, 1).
+      sparsities: the fraction pruned after each phase (phases,), rising, in [0, 1); integers are
+        numbers of weights.
       variations: any tree of arrays (phases, children, ...); see `fork`.
       **how: score, allocation, pattern, prunable and average; see `phase`.
 
@@ -167,8 +170,8 @@ def iterative(
         )
     masks = folded(all_kept(how.get("prunable", kernels)(params)))
 
-    def step(carry: tuple, own: tuple) -> tuple:
-        done = phase(train, carry[0], own[0], own[1], masks=carry[1], **how)
+    def step(carry: tuple[Params, Masks], inputs: tuple) -> tuple:
+        done = phase(train, carry[0], *inputs, masks=carry[1], **how)
         return (done.params, done.masks), done
 
     return lax.scan(step, (params, masks), (sparsities, variations))[1]
@@ -181,9 +184,9 @@ def _check_denser(masks: Masks, sparsity: Any) -> None:
     now = float(sparsity_of(masks)) if jax.tree.leaves(masks) else 0.0
     if now > sparsity + 1e-3:  # counts of layers round
         raise ValueError(
-            f"soups.phase: the masks have a sparsity of {now:.4g} already, more than the "
-            f"{float(sparsity):g} asked for, and what is pruned stays pruned. Ask for more, or "
-            "start again with masks=None."
+            f"soups.phase: the masks have a sparsity of {now:.4g} already, wanted "
+            f"{float(sparsity):g}; what is pruned stays pruned. Give a higher sparsity, or start "
+            "again with masks=None."
         )
 
 
@@ -197,10 +200,10 @@ def _sparsities(sparsities: Any) -> jax.Array:
         )
     if known:
         for sparsity in values.tolist():
-            check_fraction(sparsity)
+            check_sparsity(sparsity)
         if (np.diff(values) < 0).any():
             raise ValueError(
-                "soups.iterative: sparsities rise from phase to phase, for what is pruned "
-                f"stays pruned; got {values.tolist()}."
+                "soups.iterative: sparsities rise from phase to phase: what is pruned stays "
+                f"pruned; got {values.tolist()}."
             )
     return jnp.asarray(values)

@@ -12,7 +12,7 @@ from jaxprune.allocation.layerwise import global_threshold
 from jaxprune.base import Allocation, Masks, MaskState, MaskTransform, Params, Score, check_fraction
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
-from jaxprune.masks import with_own
+from jaxprune.masks import merged
 from jaxprune.methods.combine import once
 from jaxprune.schedules import check_schedule, sparsity_at
 from jaxprune.sharding import automatic, sharded_like
@@ -76,7 +76,7 @@ def prune(
             kept = choose(left, allocation, asked, round_to)
             masks = group_masks(structure, {n: kept[n] & before[n] for n in kept})
             masks = part_of(structure, masks, old, "structured.prune")
-            return with_own(old, map_scored(jnp.logical_and, old, masks))
+            return merged(old, map_scored(jnp.logical_and, old, masks))
 
         # the members of a group may lie on different axes of a mesh
         across = automatic(updated, state.masks)

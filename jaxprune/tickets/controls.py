@@ -1,4 +1,4 @@
-"""Sanity controls: does it matter which weights of a layer are kept, and what they were?"""
+"""Sanity controls: does it matter which weights of a layer are kept, and their values?"""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jaxprune.masks import apply_masks
 from jaxprune.scores import random
 from jaxprune.selection.counting import n_true
 from jaxprune.selection.drop_grow import grow
-from jaxprune.trees import map_scored, named_leaves
+from jaxprune.trees import map_scored, present_leaves
 
 
 def shuffle(key: jax.Array, masks: Masks) -> Masks:
     """Random masks that keep as many weights of each leaf as `masks` do, exactly; None where None.
 
-    What it leaves of a method is how much it keeps of each layer. Groups that were kept or pruned
+    It tests whether the layer-wise sparsities alone explain a method. Groups that were pruned
     together, such as those of `nm` or `channel`, are not kept together.
 
     Args:
@@ -38,24 +38,24 @@ def shuffle(key: jax.Array, masks: Masks) -> Masks:
     4
     """
     check_key("shuffle", key)
-    for path, mask in named_leaves(masks):
-        if mask is not None and not is_mask(mask):
+    for path, mask in present_leaves(masks):
+        if not is_mask(mask):
             raise TypeError(
                 f"shuffle needs masks of bool, True = kept; that of '{path}' is "
                 f"{getattr(mask, 'dtype', type(mask).__name__)}."
             )
     if not jax.tree.leaves(masks):
         return masks
-    none_kept = map_scored(lambda m: jnp.zeros_like(m), masks)
-    return grow(none_kept, random(key)(masks), map_scored(lambda m: n_true(m)[0], masks))
+    empty = map_scored(jnp.zeros_like, masks)
+    return grow(empty, random(key)(masks), map_scored(lambda m: n_true(m)[0], masks))
 
 
 @key_first
 def reinitialize(key: jax.Array, init: Callable[[jax.Array], Params], masks: Masks) -> Params:
     """Params drawn anew under the same masks: `apply_masks(init(key), masks)`.
 
-    What it leaves of a method are its masks. The key must not be the one that drew the weights from
-    which the masks were made: that would be no control, but the network itself.
+    It tests whether the masks alone explain a method. Take another key than that of the first
+    weights: the same key would draw the same network.
 
     Args:
       key: a key of `jax.random`; under `vmap`, one a seed.

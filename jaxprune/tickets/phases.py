@@ -1,7 +1,7 @@
-"""Iterative pruning: train, prune what is left, rewind or not, train again; phase after phase.
+"""Iterative pruning: train, prune, rewind or not, train again; phase after phase.
 
-A phase is to `iterative` what a step is to `sparsify`: any mask transform says what each prunes,
-and its schedules count phases.
+A phase is to `iterative` what a step is to `sparsify`: any mask transform prunes in each phase, and
+its schedules count phases.
 
     iterative(train, params, prune(magnitude, global_threshold, schedule(0.98, 10)), 10)
 """
@@ -25,7 +25,7 @@ from jaxprune.trees import check_like
 
 
 def rate(sparsity: Any, phases: int, start: Any = 0.0) -> Any:
-    """The fraction, of the weights that are left, that each phase prunes to end at `sparsity`.
+    """The fraction of the remaining weights that each phase prunes, to end at `sparsity`.
 
         r = 1 - ((1 - sparsity) / (1 - start))^(1 / phases)
 
@@ -43,18 +43,18 @@ def rate(sparsity: Any, phases: int, start: Any = 0.0) -> Any:
     """
     _check_phases("tickets.rate", phases)
     for value in (sparsity, start):
-        check_fraction(value)
+        check_fraction(value, "No number of weights has a rate: the params are not known here.")
     if is_known(sparsity) and is_known(start) and float(sparsity) < float(start):
         raise ValueError(
             f"tickets.rate: the sparsity {float(sparsity):g} is below {float(start):g}, where the "
-            "first phase starts, and what is pruned stays pruned. Ask for more, or start from "
-            "masks that keep more."
+            "first phase starts, and what is pruned stays pruned. Give a higher sparsity, or start "
+            "from masks that keep more."
         )
     return 1 - ((1 - sparsity) / (1 - start)) ** (1 / phases)
 
 
 def sparsity_after(rate: Any, phases: int) -> Any:
-    """The sparsity after so many phases that each prune `rate` of what is left: 1 - (1 - rate)^n.
+    """The sparsity after n phases that each prune `rate` of what is left: 1 - (1 - rate)^n.
 
     Raises:
       ValueError: if the rate is outside (0, 1), where it is known, or there is no phase.
@@ -67,7 +67,7 @@ def sparsity_after(rate: Any, phases: int) -> Any:
     if is_known(rate) and not 0 < float(rate) < 1:
         hint = f" For {float(rate):g} % write {float(rate) / 100:g}." if 1 < rate < 100 else ""
         raise ValueError(
-            "the rate of a phase is the fraction that it prunes of the weights that are left, in "
+            "the rate of a phase is the fraction of the remaining weights that it prunes, in "
             f"(0, 1); got {float(rate):g}.{hint}"
         )
     return 1 - (1 - rate) ** phases
@@ -76,7 +76,7 @@ def sparsity_after(rate: Any, phases: int) -> Any:
 def sparsities(sparsity: Any, phases: int, start: Any = 0.0) -> Any:
     """The sparsity after each phase, all of one `rate`: (phases,), the last is `sparsity`.
 
-    Of Python floats a numpy array, float64; of what is traced a jax array.
+    For Python floats a numpy array, float64; for traced values a jax array.
 
     Raises:
       ValueError: as `rate`.
@@ -92,7 +92,7 @@ def sparsities(sparsity: Any, phases: int, start: Any = 0.0) -> Any:
 
 
 def schedule(sparsity: Any, phases: int, start: Any = 0.0) -> optax.Schedule:
-    """`sparsities` as a schedule of the phase, counted from 0; after the last it stays.
+    """`sparsities` as a schedule of the phase, counted from 0; constant after the last.
 
     Raises:
       ValueError: as `rate`.
@@ -101,22 +101,22 @@ def schedule(sparsity: Any, phases: int, start: Any = 0.0) -> optax.Schedule:
     >>> round(float(jp.tickets.schedule(0.9, 3)(1)), 4)
     0.7846
     """
-    all_of_them = jnp.asarray(sparsities(sparsity, phases, start), jnp.float32)
-    return lambda phase: all_of_them[jnp.clip(phase, 0, phases - 1)]
+    values = jnp.asarray(sparsities(sparsity, phases, start), jnp.float32)
+    return lambda phase: values[jnp.clip(phase, 0, phases - 1)]
 
 
 # --- the phases -----------------------------------------------------------------------------------
 
 
 class Phase(NamedTuple):
-    """Pruned, and about to train.
+    """The network of a phase, pruned and not yet trained.
 
     Attributes:
       number: int32 scalar, which phase, from 0.
-      params: what training starts from; exactly zero where a mask is False.
-      state: the mask transform's, as after this prune.
-      before: the params that were pruned, as the phase before left them.
-      pruned: float32 scalar, the fraction, of the weights that were left, that this prune took.
+      params: where training starts; exactly zero where a mask is False.
+      state: of the mask transform, after this prune.
+      before: the trained params of the phase before, which were pruned.
+      pruned: float32 scalar, the fraction of the remaining weights that this prune took.
     """
 
     number: jax.Array
@@ -127,7 +127,7 @@ class Phase(NamedTuple):
 
     @property
     def masks(self) -> Masks:
-        """Those of the mask transform's state."""
+        """The masks in `state`."""
         return self.state.masks
 
 
@@ -138,23 +138,23 @@ def next_phase(
     number: Any,
     rewind_to: Params | None = None,
 ) -> Phase:
-    """Prunes trained `params`, and rewinds what is left: all of a phase but its training.
+    """Prunes trained `params`, and rewinds the rest: a phase without its training.
 
     Args:
-      transform: what prunes; `number` is its step. Schedules are of phases.
-      state: the transform's, from `transform.init(params)` or the phase before.
+      transform: prunes; `number` is its step, so that its schedules count phases.
+      state: of the transform, from `transform.init(params)` or the phase before.
       params: as trained.
       number: int32 scalar, which phase, from 0; may be traced: all phases are one program.
-      rewind_to: the params to go back to, biases and all, under the new masks, such as
-        the params of step 500 of the first training; by default the weights stay as trained. They
-        are copied: the training may donate what it starts from.
+      rewind_to: params to go back to, biases too, under the new masks, such as those of step 500
+        of the first training; by default the weights stay as trained. They are copied, since
+        training may donate them.
     """
     number = jnp.asarray(number, jnp.int32)
     new = transform.update(state, params, grads=None, step=number, opt_state=None)
-    left, leaves = (_kept(masks) for masks in (state.masks, new.masks))
-    # a copy: training may donate what it starts from, also where no mask made it anew
+    before, after = (_n_kept(masks) for masks in (state.masks, new.masks))
+    # a copy, since training may donate it
     start = copied(apply_masks(params if rewind_to is None else rewind_to, new.masks))
-    return Phase(number, start, new, params, 1 - leaves / jnp.maximum(left, 1))
+    return Phase(number, start, new, params, 1 - after / jnp.maximum(before, 1))
 
 
 def iterative(
@@ -164,25 +164,25 @@ def iterative(
     phases: int,
     rewind_to: Params | None = None,
 ) -> tuple[Params, Masks, Any]:
-    """Prunes and trains again, `phases` times: one `lax.scan`, so that `train` compiles once.
+    """Prunes and trains, `phases` times: one `lax.scan`, so that `train` compiles once.
 
         params, state  <-  trained, transform.init(trained)
         repeat:  state  <- transform.update(state, params, step=phase)
                  params <- train(masks * (rewind_to or params))
 
     With `rewind_to=early`, the weights at step k of the first training, it is iterative magnitude
-    pruning with rewinding, and with the initial weights (k = 0) the original lottery ticket;
-    `train` then goes on from step k, in the order of the data and in the schedule of its rates.
-    Its authors prune 20 % of what is left in each phase: `sparsity_after(0.2, phases)` at the end.
-    Without, the schedule that `train` uses makes it learning-rate rewinding (`lrr`), fine-tuning
-    (`ft`) or a restart (`slr`, `clr`, `llr`, `allr`).
+    pruning with rewinding; with the initial weights (k = 0) it is the original lottery ticket.
+    `train` then starts at step k of the order of the data and of the learning rates. The authors
+    prune 20 % of the remaining weights in each phase: `sparsity_after(0.2, phases)` at the end.
+    Without `rewind_to` the schedule in `train` decides: learning-rate rewinding (`lrr`),
+    fine-tuning (`ft`) or a restart (`slr`, `clr`, `llr`, `allr`).
 
     Args:
-      train: `phase -> (params, out)`: trains `phase.params` under `phase.masks`, with an optimizer
-        that it makes anew, such as `sparsify(adam(1e-3), fixed(phase.masks))`: no optimizer's state
-        survives a prune. `out` is any pytree: accuracies, or the params and masks themselves.
-      params: trained, to be pruned first. Under `vmap`, one a replicate.
-      transform: what each phase prunes, such as `prune(magnitude, global_threshold,
+      train: `phase -> (params, out)`: trains `phase.params` under `phase.masks` with a new
+        optimizer, such as `sparsify(adam(1e-3), fixed(phase.masks))`: no optimizer state survives
+        a prune. `out` is any pytree: accuracies, or the params and masks themselves.
+      params: trained; pruned first. Under `vmap`, one a replicate.
+      transform: prunes in each phase, such as `prune(magnitude, global_threshold,
         schedule(0.98, phases))` or `sap()`. To start from masks, `chain(fixed(masks), ...)`.
       phases: how many, at least 1.
       rewind_to: as for `next_phase`.
@@ -191,8 +191,8 @@ def iterative(
       The params and masks of the last phase, and `out` of all phases, stacked (phases, ...).
 
     Raises:
-      ValueError, TypeError: if there is no phase, `rewind_to` or what `train` returns is not like
-        the params, or it returns no pair.
+      ValueError, TypeError: if there is no phase, `rewind_to` or the result of `train` is not like
+        the params, or `train` returns no pair.
 
     References: Frankle and Carbin, 2019, The Lottery Ticket Hypothesis: Finding Sparse, Trainable
     Neural Networks; Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket
@@ -212,8 +212,8 @@ def iterative(
         result = train(now)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
-                "iterative: train(phase) returns (params, out), out being anything to keep of "
-                f"each phase, or None; got {type(result).__name__}."
+                "iterative: train(phase) returns (params, out), where out is any result of the "
+                f"phase, or None; got {type(result).__name__}."
             )
         check_like("iterative: what train returns", result[0], carry[0], dtypes=True)
         return (result[0], now.state), result[1]

@@ -1,9 +1,9 @@
-"""Learning rates of retraining: what to do with the rate after each prune.
+"""Learning rates of retraining: the schedule after each prune.
 
-Every function here returns an optax schedule of the retraining's own steps 0, 1, ..., so that it
-goes into a fresh optimizer. `ft`, `lrr`, `slr` and `clr` are made from the schedule of the original
-training; `llr` and `allr` from its highest rate alone. Rates and lengths may be traced:
-children of a soup with rates of their own are lanes of one program.
+Every function here returns an optax schedule of the steps 0, 1, ... of the retraining, for a new
+optimizer. `ft`, `lrr`, `slr` and `clr` read the schedule of the original training; `llr` and `allr`
+read its highest rate only. Rates and lengths may be traced: children of a soup with different rates
+are lanes of one program.
 
 Reference: Zimmer et al., 2023, How I Learned to Stop Worrying and Love Retraining.
 """
@@ -22,7 +22,7 @@ WARMUP = 0.1  # of the steps
 
 
 def ft(schedule: optax.Schedule, steps: int) -> optax.Schedule:
-    """Fine-tuning: the lowest rate of the original training, held; its warm-up does not count.
+    """Fine-tuning: the lowest rate of the original training, constant; its warm-up is left out.
 
     Args:
       schedule: of the original training.
@@ -79,7 +79,7 @@ def slr(
     Args:
       schedule: of the original training.
       steps: its length.
-      retrain_steps: that of the retraining.
+      retrain_steps: the length of the retraining.
       warmup: the fraction of the retraining in which the rate rises from 0, as half a cosine.
 
     Reference: Le and Hua, 2021, Network Pruning That Matters: A Case Study on Retraining Variants.
@@ -100,12 +100,12 @@ def clr(
 ) -> optax.Schedule:
     """Cyclic learning-rate restarting: half a cosine from the highest rate to the lowest.
 
-    Both are those of the original training; in its warm-up no rate counts as the lowest.
+    Both are rates of the original training; its warm-up does not count for the lowest.
 
     Args:
       schedule: of the original training.
       steps: its length.
-      retrain_steps: that of the retraining.
+      retrain_steps: the length of the retraining.
       warmup: the fraction of the retraining in which the rate rises from 0, as half a cosine.
 
     Reference: Le and Hua, 2021, Network Pruning That Matters: A Case Study on Retraining Variants.
@@ -149,7 +149,7 @@ def allr(
     steps: int,
     warmup: float = WARMUP,
 ) -> optax.Schedule:
-    """Adaptive linear learning-rate restarting: `llr` from a rate by what the prune took away.
+    """Adaptive linear learning-rate restarting: `llr`, with a first rate that the prune decides.
 
         start = peak clip(D / sqrt(pruned), min(retrain_steps / steps, 1), 1)
         D     = |before - after| / |before|, over all parameters
@@ -158,15 +158,15 @@ def allr(
       peak: the highest rate of the original training.
       retrain_steps: the length of the retraining.
       before, after: all params, before and after this prune.
-      pruned: the fraction, of the weights that were left, that it took.
+      pruned: the fraction of the remaining weights that this prune took.
       steps: the length of the original training.
       warmup: see `llr`.
 
     Reference: Zimmer et al., 2023, How I Learned to Stop Worrying and Love Retraining.
     """
     lost = optax.tree.norm(optax.tree.sub(before, after))
-    whole = optax.tree.norm(before)
-    drop = jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1.0), 0.0)
+    length = optax.tree.norm(before)
+    drop = jnp.where(length > 0, lost / jnp.where(length > 0, length, 1.0), 0.0)
     share = jnp.where(pruned > 0, drop / jnp.sqrt(jnp.where(pruned > 0, pruned, 1.0)), 0.0)
     least = jnp.minimum(retrain_steps / _steps("allr", steps), 1.0)
     return llr(peak * jnp.clip(share, least, 1.0), retrain_steps, warmup)
@@ -175,7 +175,7 @@ def allr(
 def _warmed_up(
     what: str, peak: Any, main: Any, retrain_steps: Any, warmup: float
 ) -> optax.Schedule:
-    """Rises to `peak`, then `main(progress)`, progress from 0 to 1 in the steps that are left."""
+    """Rises to `peak`, then `main(progress)`, progress from 0 to 1 in the remaining steps."""
     if not 0 <= warmup < 1:
         raise ValueError(f"{what}: warmup is a fraction of the steps, in [0, 1); got {warmup!r}.")
     if is_known(retrain_steps) and not retrain_steps > 0:
@@ -198,7 +198,7 @@ def _rates(schedule: optax.Schedule, steps: int) -> jax.Array:
 
 
 def _extremes(rates: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The highest rate, and the lowest from it on: that of a warm-up does not count."""
+    """The highest rate, and the lowest after it: a warm-up does not count."""
     after = jnp.arange(len(rates)) >= jnp.argmax(rates)
     return jnp.max(rates), jnp.min(jnp.where(after, rates, jnp.inf))
 

@@ -601,5 +601,5 @@ def test_the_rest_may_be_a_number():
 def test_a_rest_that_is_no_sparsity():
     with pytest.raises(ValueError, match=r"in \[0, 1\); got 1.5"):
         jp.per_layer({"a": 0.5}, rest=1.5)
-    with pytest.raises(TypeError, match="can't have a sparsity of its own"):
+    with pytest.raises(TypeError, match="has no fixed sparsity"):
         jp.per_layer({"a": 0.5}, rest=0.5, compensate=True)

@@ -43,17 +43,6 @@ def test_the_hessian_is_that_of_what_is_prunable():
     np.testing.assert_allclose(toy.flat(scores), by_hand(vector), rtol=1e-3, atol=1e-5)
 
 
-def test_one_a_seed():
-    keys = jax.random.split(jax.random.key(0), 2)
-    score = jax.jit(lambda params: jp.at_init.grasp(toy.mlp_loss, params))
-    lanes = jax.vmap(score)(jax.vmap(toy.mlp_params)(keys))
-    for i in range(2):
-        alone = score(toy.mlp_params(keys[i]))
-        np.testing.assert_allclose(
-            toy.flat(jax.tree.map(lambda x, i=i: x[i], lanes)), toy.flat(alone), atol=1e-5
-        )
-
-
 def test_a_loss_is_one_number():
     with pytest.raises(ValueError, match=r"grasp needs a loss that returns one number; got shape"):
         jp.at_init.grasp(toy.ones, toy.W)

@@ -114,7 +114,17 @@ def test_rounds_are_a_number_of_times(method, rounds):
 @every_method
 def test_a_sparsity_is_a_fraction(method):
     with pytest.raises(ValueError, match=r"in \[0, 1\); got 98. For 98% write 0.98"):
-        METHODS[method](PARAMS, 98, 3)
+        METHODS[method](PARAMS, 98.0, 3)
+
+
+@every_method
+def test_an_integer_is_how_many_weights_are_pruned(method):
+    masks = METHODS[method](PARAMS, 300, 3)
+    assert n_kept(masks) == toy.WEIGHTS - 300
+    traced = jax.jit(lambda n: METHODS[method](PARAMS, n, 3))(300)
+    assert n_kept(traced) == n_kept(masks)
+    with pytest.raises(ValueError, match=f"how many weights of {toy.WEIGHTS} are pruned"):
+        METHODS[method](PARAMS, toy.WEIGHTS, 3)
 
 
 @every_method

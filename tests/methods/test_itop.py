@@ -83,7 +83,7 @@ def test_it_is_found_in_every_nesting(wrap):
 
 def test_nobody_remembers():
     state = jp.sparsify(optax.adam(0.1), jp.rigl(KEY, 0.8)).init(tiny_params())
-    with pytest.raises(ValueError, match="remembers 0 times") as error:
+    with pytest.raises(ValueError, match="has 0 records") as error:
         jp.dynamic.ever_active(state)
     assert "every(100, itop(rigl(key, 0.9)))" in str(error.value)
 

@@ -97,5 +97,5 @@ def test_more_than_there_are(verb, count):
     masks = {"layer": {"kernel": MASK}}
     with pytest.raises(ValueError, match="'layer/kernel', which keeps 6 of 10 weights") as error:
         verb(masks, {"layer": {"kernel": SCORES}}, count)
-    assert f"{verb.__name__}: asked for {count}" in str(error.value)
+    assert f"{verb.__name__}: got the number {count}" in str(error.value)
     assert "dynamic.counts(masks, fraction)" in str(error.value)

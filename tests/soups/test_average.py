@@ -237,7 +237,7 @@ def test_weights_that_make_no_average(weights, message):
 
 
 def test_masks_and_keys_have_no_average():
-    with pytest.raises(TypeError, match=r"soup: 'm' is bool, .* given as masks="):
+    with pytest.raises(TypeError, match=r"soup: 'm' is bool, .* as masks="):
         jp.soup({"m": jnp.ones((2, 3), bool)})
     with pytest.raises(TypeError, match="'k' is key<"):
         jp.soup({"k": jax.random.split(jax.random.key(0), 2)})

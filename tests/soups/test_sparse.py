@@ -326,17 +326,17 @@ def test_a_train_that_returns_other_than_params():
 def test_masks_sparser_than_the_target():
     own = one_phase(variations())
     sparse = PHASE(start(), 0.75, own)
-    message = "a sparsity of 0.75 already, more than the 0.5 asked for.*masks=None"
+    message = "a sparsity of 0.75 already, wanted 0.5;.*masks=None"
     with pytest.raises(ValueError, match=message):
         jp.soups.phase(train, sparse.params, 0.5, own, masks=sparse.masks)
-    with pytest.raises(ValueError, match=r"the fraction pruned, in \[0, 1\); got 90. For 90%"):
-        jp.soups.phase(train, start(), 90, own)
+    with pytest.raises(ValueError, match=r"pruned, in \[0, 1\); got 90\. For 90%"):
+        jp.soups.phase(train, start(), 90.0, own)
 
 
 @pytest.mark.parametrize(
     ("sparsities", "message"),
     [
-        ([0.9, 0.5, 0.95], r"rise from phase to phase, .* got \[0.9, 0.5, 0.95\]"),
+        ([0.9, 0.5, 0.95], r"rise from phase to phase: .* got \[0.9, 0.5, 0.95\]"),
         ([0.5, 0.75, 1.0], r"in \[0, 1\); got 1"),
         ([0.5, 0.75], "there are 2 sparsities; got 3 phases of variations"),
         (0.5, "sparsities are one a phase"),

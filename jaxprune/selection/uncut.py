@@ -1,4 +1,4 @@
-"""Leaves in as few arrays as can be: layers of one stack are read where they lie, all at once."""
+"""Leaves in as few arrays as possible: the layers of a stack are read together, where they lie."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Uncut(NamedTuple):
 
     Attributes:
       array: an array, or `Deferred`.
-      axes: those that are stacked, ascending; () of one leaf.
-      places: of each layer, in the order of the axes, the place of its leaf among all leaves.
+      axes: the stacked axes, ascending; () for one leaf.
+      places: the place of each layer among all leaves, in the order of the axes.
     """
 
     array: Any
@@ -34,7 +34,7 @@ class Uncut(NamedTuple):
         return tuple(axis for axis in range(self.array.ndim) if axis not in self.axes)
 
     def spread(self, of_leaves: jax.Array) -> jax.Array:
-        """Of numbers (leaves,), those of these layers; they broadcast against the array."""
+        """The numbers of these layers, from (leaves,); they broadcast against the array."""
         if not self.axes:
             return of_leaves[self.places[0]]
         sizes = [n if axis in self.axes else 1 for axis, n in enumerate(self.array.shape)]
@@ -47,31 +47,32 @@ class Uncut(NamedTuple):
         return first.reshape(len(self.places), *(array.shape[axis] for axis in self.inner))
 
     def parts(self, array: jax.Array) -> list[Any]:
-        """Of an array of that shape, the layers."""
+        """The layers of an array of this shape."""
         if not self.axes:
             return [array]
         return cut(array, self.axes, [array.shape[axis] for axis in self.axes])
 
 
 def uncut(leaves: Sequence[Any]) -> list[Uncut]:
-    """The leaves, the layers of a stack together where all of them are there."""
+    """The leaves in groups; a stack is one group if all of its layers are among the leaves."""
     stacks: dict[Any, list[int]] = {}
     for place, leaf in enumerate(leaves):
         key = ("stack", id(leaf.stack)) if isinstance(leaf, Layer) else ("leaf", place)
         stacks.setdefault(key, []).append(place)
     groups: list[Uncut] = []
     for places in stacks.values():
-        own = [leaves[place] for place in places]
-        order = stacked_places(own) if isinstance(own[0], Layer) else None
+        layers = [leaves[place] for place in places]
+        order = stacked_places(layers) if isinstance(layers[0], Layer) else None
         if order is None:
             groups += [Uncut(leaves[place], (), [place]) for place in places]
         else:
-            groups.append(Uncut(own[0].stack, own[0].place.axes, [places[i] for i in order]))
+            axes = layers[0].place.axes
+            groups.append(Uncut(layers[0].stack, axes, [places[i] for i in order]))
     return groups
 
 
 def in_order(groups: Sequence[Uncut], values: Sequence[jax.Array]) -> jax.Array:
-    """Of numbers (layers, ...) of each group, those of all leaves in their order."""
+    """The numbers (layers, ...) of the groups as numbers of all leaves, in their order."""
     order = np.argsort([place for group in groups for place in group.places])
     together = jnp.concatenate(values)
     return together if (order == np.arange(len(order))).all() else together[order]
@@ -83,12 +84,12 @@ def counts_of(masks: Any) -> Any:
     if not leaves:
         return masks
     groups = uncut(leaves)
-    counts = [n_true(jnp.asarray(own.array), axes=own.inner)[0].reshape(-1) for own in groups]
+    counts = [n_true(jnp.asarray(g.array), axes=g.inner)[0].reshape(-1) for g in groups]
     return jax.tree.unflatten(treedef, list(in_order(groups, counts)))
 
 
 def elementwise(f: Callable[..., jax.Array], *trees: Any) -> Any:
-    """`f` of the leaves of trees, None where the first has None; once for all layers of a stack."""
+    """`f` of each leaf, None where the first tree has None; once for all layers of a stack."""
     if any(isinstance(leaf, Layer) for leaf in jax.tree.leaves(trees)):
         return written(defer(partial(map_scored, f), *trees))
     return map_scored(f, *trees)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxprune.base import Params
 from jaxprune.gates.gate import Logits
 from jaxprune.gates.gate import logits as gate_logits
-from jaxprune.masks import with_own
+from jaxprune.masks import merged
 from jaxprune.prunable.layers import split_like
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam.reparameterization import Reparameterization, check_learned
@@ -75,6 +75,6 @@ def soft_threshold(
 
     def apply(learned: SoftThreshold, *, key: Any = None, step: Any = None) -> Params:
         weights, logits = check_learned("soft_threshold", SoftThreshold, learned)
-        return with_own(weights, map_scored(used, logits, split_like(weights, logits)))
+        return merged(weights, map_scored(used, logits, split_like(weights, logits)))
 
     return Reparameterization(init, apply)

@@ -255,7 +255,7 @@ def test_train_only_names_itself_in_errors():
 def test_masks_of_dense_weights_in_a_chain_would_be_a_step_late(transform):
     params = {"kernel": jnp.ones((4, 4))}
     tx = optax.chain(jp.track_masks(transform), optax.sgd(0.1))
-    with pytest.raises(ValueError, match=r"they would be a step late\. Write keep_dense\("):
+    with pytest.raises(ValueError, match=r"its masks would be a step late\. Write keep_dense\("):
         tx.init(params)
 
 

@@ -347,7 +347,7 @@ def test_a_target_below_the_current_sparsity():
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 20])
 def test_a_rate_outside_0_1(rate):
-    with pytest.raises(ValueError, match=r"of the remaining weights that it prunes, in \(0, 1\); got"):
+    with pytest.raises(ValueError, match=r"the remaining weights that it prunes, in \(0, 1\); got"):
         jp.tickets.sparsity_after(rate, 3)
     with pytest.raises(ValueError, match=r"For 20 % write 0.2"):
         jp.tickets.sparsity_after(20, 3)

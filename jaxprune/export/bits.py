@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Params
-from jaxprune.trees import by_keys, map_scored, named_leaves, unlike, with_leaves
+from jaxprune.trees import by_keys, map_scored, named_leaves, present_leaves, unlike, with_leaves
 
 
 def pack(masks: Masks) -> Any:
@@ -23,8 +23,8 @@ def pack(masks: Masks) -> Any:
     >>> jp.export.pack({'kernel': mask, 'bias': None})
     {'bias': None, 'kernel': Array([164], dtype=uint8)}
     """
-    for leaf_name, mask in named_leaves(masks):
-        if mask is not None and mask.dtype != bool:
+    for leaf_name, mask in present_leaves(masks):
+        if mask.dtype != bool:
             raise TypeError(
                 f"pack: masks are bool; that of '{leaf_name}' is {mask.dtype}. Threshold it first."
             )
@@ -36,8 +36,8 @@ def unpack(packed: Any, params: Params) -> Masks:
 
     Args:
       packed: from `pack`, or from a file: the same tree of uint8 (ceil(size / 8),) or None.
-      params: what the masks belong to; shapes are enough (`jax.ShapeDtypeStruct`). Masks of a
-        stack were packed with their seed axis, and need params that have it.
+      params: the params of the masks; shapes are enough (`jax.ShapeDtypeStruct`). Masks of a stack
+        were packed with their seed axis, and need params that have it.
 
     Raises:
       ValueError: if paths or sizes do not fit; it names the leaf.

@@ -1,4 +1,4 @@
-"""N:M sparse weights without their zeros: the kept values, and where in its group each one was."""
+"""N:M sparse weights without their zeros: the kept values, and their places in the groups."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _BYTE = 8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Compressed:
-    """An N:M sparse array: of every m entries along an axis, n with their places.
+    """An N:M sparse array: n of every m entries along an axis, with their places.
 
     Attributes:
       values: (..., groups, n), of the dtype of the weights, in the order of their places; `...` are
         the other axes.
-      metadata: uint8, the places, in [0, m), first one lowest; b bits each, b the least of 1, 2, 4
-        and 8 that hold m - 1; flat, in the order of `values`.
-      n, m, axis, shape: as asked, and the shape of the weights; static.
+      metadata: uint8, the places, in [0, m), the first one in the lowest bits; b bits each, where b
+        is the smallest of 1, 2, 4 and 8 that holds m - 1; flat, in the order of `values`.
+      n, m, axis, shape: the arguments, and the shape of the weights; static.
 
-    In bfloat16, 2:4 takes 9 of 16 bits. A library with kernels for such arrays has a layout of its
-    own for the metadata: give it `decompress_nm`, or the values and places.
+    In bfloat16, 2:4 takes 9 of 16 bits. A library with kernels for such arrays has another layout
+    for the metadata: give it `decompress_nm`, or the values and places.
     """
 
     values: jax.Array
@@ -45,15 +45,15 @@ def compress_nm(
 
     Args:
       weights: any shape and dtype.
-      mask: bool, of that shape: n of every m consecutive entries along `axis` True. The mask says
-        what is kept, also where the weight is 0.
-      n, m: those of `nm`.
-      axis: of the inputs; None for -2, as in matrices and convolutions. Of attention's query, key
-        and value it is 0; where two axes are inputs, as of its `out`, reshape both arrays first.
+      mask: bool, of that shape: n of every m consecutive entries along `axis` are True. A weight
+        that is 0 is kept if its mask is True.
+      n, m: as in `nm`.
+      axis: of the inputs; None for -2, as in matrices and convolutions. For query, key and value of
+        attention it is 0. Where two axes are inputs, as in its `out`, reshape both arrays first.
 
     Raises:
       ValueError: if shapes differ, the axis is not divisible by m, a group keeps another number, or
-        of three axes none is named.
+        an array of three axes comes without `axis`.
     """
     if axis is None and np.ndim(weights) == 3:
         raise ValueError(
@@ -73,16 +73,16 @@ def compress_nm(
             f"compress_nm: {n}:{m} along axis {axis} does not fit shape {shape}: 0 < n < m must "
             "hold, and m divide the axis."
         )
-    kept = _grouped(mask, m, axis)
+    groups = _grouped(mask, m, axis)
     if is_known(mask):
-        found = np.unique(np.asarray(kept).sum(-1))
-        if found.size and (found != n).any():
+        counts = np.unique(np.asarray(groups).sum(-1))
+        if counts.size and (counts != n).any():
             raise ValueError(
                 f"compress_nm: this mask is not {n}:{m} along axis {axis}: groups keep "
-                f"{', '.join(map(str, found))} entries. "
+                f"{', '.join(map(str, counts))} entries. "
                 f"Make it with pattern=nm({n}, {m}, {axis}), or name the axis of its inputs."
             )
-    places = jnp.argsort(~kept, axis=-1, stable=True)[..., :n]  # the kept ones first, in order
+    places = jnp.argsort(~groups, axis=-1, stable=True)[..., :n]  # the kept ones first, in order
     values = jnp.take_along_axis(_grouped(weights, m, axis), places, axis=-1)
     return Compressed(values, _packed(places, m), n, m, axis, shape)
 
@@ -126,8 +126,8 @@ def _unpacked(metadata: jax.Array, m: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _only_one(spread: jax.Array) -> jax.Array:
-    """The entry, of n on the last axis but one, that is no zero."""
-    # the sum is exact, but integers hold the sign of zero too
+    """The one entry on the second last axis that is not zero."""
+    # a sum would be exact too, but integers keep the sign of zero
     full = jax.lax.reduce_or(_as_integers(spread), axes=(spread.ndim - 2,))
     return jax.lax.bitcast_convert_type(full, spread.dtype)
 

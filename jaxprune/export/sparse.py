@@ -11,14 +11,14 @@ from jax.experimental.sparse import BCOO, BCSR
 
 from jaxprune.base import Masks, Params, is_known
 from jaxprune.masks import like
-from jaxprune.trees import named_leaves
+from jaxprune.trees import named_leaves, with_leaves
 
 
 def to_bcoo(params: Params, masks: Masks) -> Any:
     """`params` with a `BCOO` in place of every leaf that has a mask.
 
-    It stores exactly what the mask keeps, weights that are 0 too, in the order of the array. What
-    is stored has no static size under `jit`: call it outside.
+    It stores exactly the weights that the mask keeps, also those that are 0, in the order of the
+    array. Their number is not static under `jit`: call it outside.
 
     Raises:
       ValueError: if masks and params do not fit, or under `jit`.
@@ -29,9 +29,9 @@ def to_bcoo(params: Params, masks: Masks) -> Any:
 def to_bcsr(params: Params, masks: Masks) -> Any:
     """`params` with a `BCSR` in place of every matrix that has a mask; other leaves as they are.
 
-    A kernel of another rank stays dense, with zeros where it is masked. Of JAX's own BCSR the
-    product with a dense array on its left, as flax writes it, is missing: these have it,
-    `x @ kernel`, and `sparse_matmul(x, kernel)` takes any kernel.
+    A kernel of another rank stays dense, with zeros where it is masked. BCSR of JAX has no product
+    with a dense array on its left, as flax writes it: these kernels have it, `x @ kernel`, and
+    `sparse_matmul(x, kernel)` takes any kernel.
 
     Raises:
       ValueError: if masks and params do not fit, or under `jit`.
@@ -85,17 +85,16 @@ def to_dense(tree: Any) -> Params:
 
 
 def _converted(what: str, params: Params, masks: Masks, convert: Any) -> Any:
-    owned = like(masks, params)
+    aligned = like(masks, params)
     leaves = []
-    for (_, w), (leaf_name, mask) in zip(named_leaves(params), named_leaves(owned), strict=True):
+    for (_, w), (leaf_name, mask) in zip(named_leaves(params), named_leaves(aligned), strict=True):
         if not is_known((w, mask)):
             raise ValueError(
                 f"{what}: how many weights '{leaf_name}' keeps must be known. Call {what} outside "
                 "of jit and vmap; its result may go into them."
             )
         leaves.append(w if mask is None else convert(w, np.asarray(mask)))
-    treedef = jax.tree.structure(params, is_leaf=lambda x: x is None)
-    return jax.tree.unflatten(treedef, leaves)
+    return with_leaves(params, leaves)
 
 
 def _bcoo(w: jax.Array, mask: np.ndarray) -> BCOO:

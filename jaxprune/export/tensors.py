@@ -1,6 +1,6 @@
 """A sparse network as safetensors: the kept values, a bit a weight, and a description in JSON.
 
-What is masked takes a bit, what is kept its own size and a bit. Nothing is ever unpickled.
+A pruned weight takes a bit, a kept one its size and a bit. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks = No
     """Writes `path` (safetensors) and its description beside it (`.json`): both, or neither.
 
     Args:
-      path: ends in `.safetensors`; replaced if it exists, with the description that goes with it.
-      params: arrays in dicts, lists, tuples, what has fields, or an `nnx.State`, with None or
-        nothing in places; any dtype.
-      masks: bool, like `params`; None where never pruned, or for all. Only what they keep is
-        written.
+      path: ends in `.safetensors`; an existing file is replaced, together with its description.
+      params: arrays in dicts, lists, tuples, objects with fields, or an `nnx.State`; None and empty
+        containers are allowed; any dtype.
+      masks: bool, like `params`; None where never pruned, or for all. Only weights that they keep
+        are written.
 
     Returns:
       The path of the file.
 
     Raises:
-      ValueError: if the path or a key can't be, masks and params do not fit, or JAX would change
-        numbers of 64 bits.
-      FileExistsError: if there is a `.json` of that name that is no such description.
+      ValueError: if the path or a key is not allowed, masks and params do not fit, or JAX would
+        change numbers of 64 bits.
+      FileExistsError: if another `.json` file has the name of the description.
       ImportError: without the package safetensors.
     """
     from safetensors.numpy import save
@@ -56,10 +56,7 @@ def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks = No
     beside = target.with_suffix(".json")
     _check_ours(beside)
     named = named_leaves(params)
-    owned = (
-        [None] * len(named) if masks is None else [m for _, m in named_leaves(like(masks, params))]
-    )
-    of_leaf = dict(zip((leaf_name for leaf_name, _ in named), owned, strict=True))
+    mask_of = {} if masks is None else dict(named_leaves(like(masks, params)))
     names = iter([leaf_name for leaf_name, leaf in named if leaf is not None])
     taken = {leaf_name for leaf_name, _ in named}
     tensors: dict[str, np.ndarray] = {}
@@ -71,7 +68,7 @@ def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks = No
             holes.append([parts, kind_of(w)])
             continue
         leaf_name = next(names)
-        mask, values = of_leaf[leaf_name], _values(leaf_name, w)
+        mask, values = mask_of.get(leaf_name), _values(leaf_name, w)
         shape, mask_name = values.shape, None
         if mask is not None:
             mask_name = MASK + leaf_name
@@ -93,7 +90,7 @@ def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks = No
         {"format": FORMAT, "file": _checksum(content), "tensors": description, "empty": holes}
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    # what is small first: it can be put back. Who waits for the tensors finds both
+    # the small file first: it can be put back, and a reader that waits for the tensors finds both
     written_together({beside: text.encode(), target: content})
     return target
 
@@ -101,12 +98,12 @@ def save_tensors(path: str | os.PathLike[str], params: Params, masks: Masks = No
 def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
     """(params, masks) of `save_tensors`: dicts and lists, zeros where a mask is False.
 
-    What had fields and the boxes of `flax.nnx` come back as dicts by name, tuples as lists. An
+    Objects with fields and the boxes of `flax.nnx` come back as dicts by name, tuples as lists. An
     `nnx.State` takes them back by `nnx.replace_by_pure_dict(state, params)`.
 
     Raises:
-      ValueError: if a bit of the file or its description is not as it was written, or they do not
-        fit each other; it names the leaf.
+      ValueError: if a bit of the file or its description has changed, or they do not fit each
+        other; it names the leaf.
       FileNotFoundError: if one of them is missing.
     """
     from safetensors import SafetensorError, deserialize
@@ -125,11 +122,11 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
     if _checksum(content) != described["file"]:
         raise ValueError(f"{damaged}'{beside}': its checksum is another.")
     try:
-        tensors = {name: own["data"] for name, own in deserialize(content)}
+        tensors = {name: tensor["data"] for name, tensor in deserialize(content)}
     except SafetensorError as error:
         raise ValueError(f"{damaged}'{beside}': {error}.") from error
     leaves = described["tensors"]
-    wanted = set(leaves) | {own["mask"] for own in leaves.values()} - {None}
+    wanted = set(leaves) | {leaf["mask"] for leaf in leaves.values()} - {None}
     if set(tensors) != wanted:
         odd = sorted(set(tensors) ^ wanted)[0]
         raise ValueError(
@@ -138,17 +135,17 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
         )
     params = [(keys, empty(kind)) for keys, kind in described["empty"]]
     masks = [(keys, empty(kind)) for keys, kind in described["empty"]]
-    for leaf_name, own in leaves.items():
-        shape, dtype = tuple(own["shape"]), _dtype(leaf_name, own["dtype"])
+    for leaf_name, leaf in leaves.items():
+        shape, dtype = tuple(leaf["shape"]), _dtype(leaf_name, leaf["dtype"])
         data = tensors[leaf_name]
-        if len(data) != own["kept"] * dtype.itemsize:
+        if len(data) != leaf["kept"] * dtype.itemsize:
             raise ValueError(
-                f"load_tensors: '{beside}' says that '{leaf_name}' keeps {own['kept']:,} weights "
-                f"of {own['dtype']}; '{target}' has {len(data) // dtype.itemsize:,}."
+                f"load_tensors: '{beside}' says that '{leaf_name}' keeps {leaf['kept']:,} weights "
+                f"of {leaf['dtype']}; '{target}' has {len(data) // dtype.itemsize:,}."
             )
         values, mask = np.frombuffer(data, dtype), None
-        if own["mask"] is not None:
-            mask = _mask(leaf_name, tensors[own["mask"]], shape, own["kept"], target)
+        if leaf["mask"] is not None:
+            mask = _mask(leaf_name, tensors[leaf["mask"]], shape, leaf["kept"], target)
             full = np.zeros(mask.size, dtype)
             full[np.asarray(mask).reshape(-1)] = values
             values = full
@@ -157,15 +154,15 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[Params, Masks]:
                 f"load_tensors: '{beside}' says that '{leaf_name}' has shape {shape}; in "
                 f"'{target}' it has {values.size:,} weights."
             )
-        params.append((own["path"], jnp.asarray(values.reshape(shape))))
-        masks.append((own["path"], mask))
+        params.append((leaf["path"], jnp.asarray(values.reshape(shape))))
+        masks.append((leaf["path"], mask))
     return built(params), built(masks)
 
 
 def rendered(content: dict[str, Any]) -> str:
-    """The description in JSON, with a checksum of its own."""
-    own = {key: value for key, value in content.items() if key != "checksum"}
-    return json.dumps(own | {"checksum": _checksum(json.dumps(own).encode())}, indent=2) + "\n"
+    """The description in JSON, with a checksum of the rest."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return json.dumps(rest | {"checksum": _checksum(json.dumps(rest).encode())}, indent=2) + "\n"
 
 
 def _checksum(content: bytes) -> str:
@@ -180,7 +177,7 @@ def _values(leaf_name: str, given: Any) -> np.ndarray:
             "out, or give jax.random.key_data of it."
         )
     values = np.asarray(w)
-    kind = getattr(given, "dtype", w.dtype)  # of numpy, which has 64 bits
+    kind = getattr(given, "dtype", w.dtype)  # numpy has 64 bits
     if kind != w.dtype and not np.array_equal(given, values, equal_nan=kind.kind in "fc"):
         raise ValueError(
             f"save_tensors: '{leaf_name}' is {kind}, and JAX would make it {w.dtype}, which is not "
@@ -190,7 +187,7 @@ def _values(leaf_name: str, given: Any) -> np.ndarray:
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:
-    """Of a dtype that safetensors may not know, such as float8."""
+    """The bytes of an array whose dtype safetensors may not know, such as float8."""
     return np.frombuffer(values.tobytes(), np.uint8)
 
 
@@ -224,7 +221,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 def _check_ours(beside: Path) -> None:
-    """FileExistsError if there is something in the place of the description that is none."""
+    """FileExistsError if another file has the name of the description."""
     if not os.path.lexists(beside):
         return
     try:
@@ -233,8 +230,8 @@ def _check_ours(beside: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise FileExistsError(
-        f"save_tensors writes its description to '{beside}', and what is there is none that it "
-        f"wrote. Choose another name than {beside.stem}.safetensors, or move it."
+        f"save_tensors writes its description to '{beside}', and did not write the file that is "
+        f"there. Choose another name than {beside.stem}.safetensors, or move the file."
     )
 
 
@@ -245,10 +242,10 @@ def _described(beside: Path) -> dict[str, Any]:
         if content["format"] != FORMAT:
             raise ValueError(f"it is of format {content['format']!r}, not {FORMAT!r}")
         content["file"], content["empty"]
-        for own in content["tensors"].values():
-            own["path"], own["dtype"], own["kept"], own["mask"]
-            if not all(isinstance(n, int) and n >= 0 for n in own["shape"]):
-                raise ValueError(f"{own['shape']!r} is no shape")
+        for leaf in content["tensors"].values():
+            leaf["path"], leaf["dtype"], leaf["kept"], leaf["mask"]
+            if not all(isinstance(n, int) and n >= 0 for n in leaf["shape"]):
+                raise ValueError(f"{leaf['shape']!r} is no shape")
         if text != rendered(content):
             raise ValueError("it was changed since; its checksum is another")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -8,32 +8,32 @@ import jax
 
 
 def is_empty(node: Any) -> bool:
-    """Whether this has the place of a leaf in a tree, and nothing in it."""
+    """Whether this is None or an empty container."""
     return node is None or (isinstance(node, (dict, list, tuple)) and not node)
 
 
 def kind_of(node: Any) -> str:
-    """In JSON, what is empty."""
+    """The word in JSON for this empty node."""
     return "none" if node is None else "dict" if isinstance(node, dict) else "list"
 
 
 def empty(kind: str) -> Any:
-    """The empty thing of this kind, a new one."""
-    made: dict[str, Any] = {"none": None, "dict": {}, "list": []}
-    return made[kind]
+    """A new empty node of this kind."""
+    nodes: dict[str, Any] = {"none": None, "dict": {}, "list": []}
+    return nodes[kind]
 
 
 def in_json(keys: tuple, key: Any) -> Any:
     """A key of a path: a name, a number, or a place in a list as [place]."""
     if isinstance(key, jax.tree_util.SequenceKey):
         return [key.idx]
-    own = getattr(key, "name", getattr(key, "key", None))
-    if isinstance(own, bool) or not isinstance(own, (str, int)):
+    name = getattr(key, "name", getattr(key, "key", None))
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
         raise ValueError(
             "save_tensors writes dicts with names or numbers as keys, lists and what has named "
             f"fields; the path {jax.tree_util.keystr(keys)} has {key!r}. Save a dict of its parts."
         )
-    return own
+    return name
 
 
 def built(leaves: list[tuple[list[Any], Any]]) -> Any:
@@ -43,6 +43,6 @@ def built(leaves: list[tuple[list[Any], Any]]) -> Any:
     below: dict[Any, list[tuple[list[Any], Any]]] = {}
     for (first, *rest), leaf in leaves:
         below.setdefault(first[0] if isinstance(first, list) else first, []).append((rest, leaf))
-    made = {key: built(own) for key, own in below.items()}
+    children = {key: built(pairs) for key, pairs in below.items()}
     is_list = bool(leaves) and isinstance(leaves[0][0][0], list)
-    return [made[i] for i in sorted(made)] if is_list else made
+    return [children[i] for i in sorted(children)] if is_list else children

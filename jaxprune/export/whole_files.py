@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def written_together(contents: Mapping[Path, bytes]) -> None:
-    """Replaces files, in their order; where one can't be, all are as they were.
+    """Replaces files, in their order; if one can't be replaced, all stay as they were.
 
-    A program that is killed between two replacements leaves the first alone replaced: a reader
-    needs a checksum. What is copied to be put back are all files but the last.
+    If the program is killed between two replacements, only the first is replaced: a reader needs a
+    checksum. All files but the last are copied first, to put them back.
 
     Raises:
       OSError: if a file can't be written or replaced.

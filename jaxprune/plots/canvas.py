@@ -1,4 +1,4 @@
-"""How figures look: one style, colors that all eyes tell apart, curves with a band over seeds.
+"""The style of figures: colors for all eyes, and curves with a band over seeds.
 
 Matplotlib is imported when something is drawn, never before.
 """
@@ -41,7 +41,7 @@ Curve = tuple[Sequence[float], np.ndarray]  # steps (points,), values (points, s
 
 @contextmanager
 def drawing(who: str, **style: Any) -> Iterator[None]:
-    """Within it figures have `STYLE`, and `style` beside it.
+    """A context in which figures have `STYLE` and `style`.
 
     Raises:
       ImportError: without matplotlib.
@@ -51,7 +51,7 @@ def drawing(who: str, **style: Any) -> Iterator[None]:
     except ImportError as error:
         raise ImportError(
             f"{who} needs matplotlib: pip install matplotlib. Without it, print the numbers, or "
-            "draw them with what you have."
+            "draw them with another package."
         ) from error
     settings: Any = {**STYLE, **style}
     with rc_context(settings):
@@ -59,7 +59,7 @@ def drawing(who: str, **style: Any) -> Iterator[None]:
 
 
 class Look(NamedTuple):
-    """How an arm is drawn."""
+    """The color, line and marker of an arm."""
 
     color: str
     line: str
@@ -69,8 +69,8 @@ class Look(NamedTuple):
 def looks(arms: Iterable[str]) -> dict[str, Look]:
     """The look of each arm, the same in all figures of a run.
 
-    The first word of its name has a color; what follows, such as a width, a dash and a marker. So
-    have the words that come after the last color.
+    The first word of its name decides the color; the rest of the name, such as a width, decides the
+    dash and the marker. If there are more first words than colors, dashes tell them apart too.
     """
     arms = list(arms)
     kinds, variants = (list(dict.fromkeys(arm.partition(" ")[i] for arm in arms)) for i in (0, 2))

@@ -32,8 +32,8 @@ def training(
 
     Args:
       accuracy: arm -> (steps (points,), fractions (points,) or (points, seeds)).
-      sparsity: arm -> the same, of arms that are in `accuracy`; None for none. It has axes of its
-        own, if it changes.
+      sparsity: arm -> the same, for arms of `accuracy`; None for none. If it changes, it gets its
+        own axes.
       pruned_between: the first step and the last in which masks change: they are shaded.
       title: of the left axes.
 
@@ -45,8 +45,8 @@ def training(
         arm that accuracy lacks.
       ImportError: without matplotlib.
     """
-    curves = {arm: _curve("accuracy", arm, own) for arm, own in accuracy.items()}
-    others = {arm: _curve("sparsity", arm, own) for arm, own in (sparsity or {}).items()}
+    curves = {arm: _curve("accuracy", arm, points) for arm, points in accuracy.items()}
+    others = {arm: _curve("sparsity", arm, points) for arm, points in (sparsity or {}).items()}
     if not curves or not others.keys() <= curves.keys():
         raise ValueError(
             f"plots.training got accuracy of {list(curves)} and sparsity of {list(others)}; it "
@@ -58,10 +58,10 @@ def training(
     with drawing("plots.training"):
         figure = _figure(7.0, 2.7)
         left, *right = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (own, title) in zip((left, *right), panels, strict=True):
+        for axes, (panel, title) in zip((left, *right), panels, strict=True):
             for label, look in looks(curves).items():
-                if label in own:
-                    band(axes, own[label], label, look)
+                if label in panel:
+                    band(axes, panel[label], label, look)
             if pruned_between:
                 axes.axvspan(*pruned_between, color="#efefef", zorder=0, label="pruning")
             axes.set(title=title, xlabel="Step")
@@ -78,12 +78,12 @@ def training(
 
 
 class Matrix(NamedTuple):
-    """One heat map of `pairs`, and how its cells are written.
+    """One heat map of `pairs`, and the format of its cells.
 
     Attributes:
       values: (seeds, seeds); nan was not measured. The diagonal is left blank.
-      form: how a number is written.
-      low: the end of the colors; `high` the other, None for the largest off the diagonal.
+      form: the format of a number.
+      low: the lower end of the colors; `high` the upper, None for the largest off the diagonal.
     """
 
     values: Any
@@ -93,11 +93,11 @@ class Matrix(NamedTuple):
 
 
 def pairs(matrices: Mapping[str, Any]) -> Figure:
-    """Heat maps of what `pairwise` measured, side by side.
+    """Heat maps of the results of `pairwise`, side by side.
 
     Args:
-      matrices: title -> (seeds, seeds), or a `plots.Matrix`, which says how numbers are written
-        and where colors end. All are of the same shape of square.
+      matrices: title -> (seeds, seeds), or a `plots.Matrix`, which adds the format of numbers and
+        the ends of the colors.
 
     Returns:
       A matplotlib `Figure`. Up to 12 seeds each cell says its value.
@@ -107,8 +107,8 @@ def pairs(matrices: Mapping[str, Any]) -> Figure:
       ImportError: without matplotlib.
     """
     maps = {}
-    for title, own in matrices.items():
-        matrix = own if isinstance(own, Matrix) else Matrix(own)
+    for title, given in matrices.items():
+        matrix = given if isinstance(given, Matrix) else Matrix(given)
         values = np.asarray(matrix.values, np.float64)
         if values.ndim != 2 or values.shape[0] != values.shape[1]:
             raise ValueError(
@@ -131,14 +131,14 @@ def _heat_map(figure: Figure, axes: Axes, title: str, matrix: Matrix) -> None:
     from matplotlib.ticker import MaxNLocator
 
     seeds = len(matrix.values)
-    own = np.eye(seeds, dtype=bool)
-    values = np.where(own, np.nan, matrix.values)
+    diagonal = np.eye(seeds, dtype=bool)
+    values = np.where(diagonal, np.nan, matrix.values)
     high = np.max(values, initial=0, where=np.isfinite(values))
     high = max(high if matrix.high is None else matrix.high, matrix.low + 1e-9)
     colors: Any = colormaps["YlGnBu"]
     image = axes.imshow(values, cmap=colors, vmin=matrix.low, vmax=high)
     if seeds <= MOST_NUMBERS:
-        for i, j in np.argwhere(~own):
+        for i, j in np.argwhere(~diagonal):
             dark = (values[i, j] - matrix.low) / (high - matrix.low) > 0.55
             known = np.isfinite(values[i, j])
             text = matrix.form.format(values[i, j]) if known else NOT_MEASURED
@@ -184,7 +184,7 @@ def paths(
       panels: title -> (alphas (points,), errors (pairs, points), fractions), or a `plots.Paths`,
         which has further curves.
       threshold: how many points a stable pair may rise: a gray band from the mean of the ends.
-      kind: what is at the ends.
+      kind: the name of the networks at the ends.
       title: of the vertical axis.
 
     Returns:
@@ -195,8 +195,8 @@ def paths(
       ImportError: without matplotlib.
     """
     checked = {}
-    for name, own in panels.items():
-        panel = own if isinstance(own, Paths) else Paths(*own)
+    for name, given in panels.items():
+        panel = given if isinstance(given, Paths) else Paths(*given)
         alphas, values = np.asarray(panel.alphas), np.asarray(panel.values)
         if alphas.ndim != 1 or values.ndim != 2 or values.shape[1] != len(alphas):
             raise ValueError(
@@ -236,9 +236,9 @@ def paths(
         return _settled(figure)
 
 
-def _curve(what: str, arm: str, own: tuple[Any, Any]) -> Curve:
+def _curve(what: str, arm: str, points: tuple[Any, Any]) -> Curve:
     """(steps, values (points, seeds)), checked."""
-    steps, values = np.asarray(own[0]), np.asarray(own[1], np.float64)
+    steps, values = np.asarray(points[0]), np.asarray(points[1], np.float64)
     if steps.ndim != 1 or not len(steps) or values.ndim not in (1, 2) or len(values) != len(steps):
         raise ValueError(
             f"plots.training wants steps (points,) and fractions (points,) or (points, seeds); "
@@ -249,7 +249,7 @@ def _curve(what: str, arm: str, own: tuple[Any, Any]) -> Curve:
 
 
 def _limits(curves: Mapping[str, Curve]) -> tuple[float, float]:
-    """Room for all but the first fifth, where accuracy climbs from chance and would dwarf it."""
+    """Limits for all points after the first fifth, where accuracy climbs from chance."""
     settled = [100 * values[len(steps) // 5 :] for steps, values in curves.values()]
     low, high = min(v.min() for v in settled), max(v.max() for v in settled)
     margin = max(0.1 * (high - low), 0.5)
@@ -263,6 +263,6 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _settled(figure: Figure) -> Figure:
-    """With its ticks made, which would otherwise have the style of whoever draws it."""
+    """The figure with its ticks made now, in this style."""
     figure.draw_without_rendering()
     return figure

@@ -1,10 +1,10 @@
 """One layer, one leaf: in place of a stack of layers, as `nn.scan` makes it, its layers stand.
 
-A `prunable` chooses the leaves to prune, and says what one layer is: in place of a stack it gives a
-node with each layer as a child. Scores, allocations, patterns and all transforms see layers then,
-and need to know nothing of stacks. States and params stay as they are:
+A `prunable` chooses the leaves to prune and defines one layer: in place of a stack it gives a node
+with each layer as a child. Scores, allocations, patterns and all transforms then see layers, and
+know nothing of stacks. States and params stay as they are:
 
-    split_like(tree, chosen)   a tree like the params -> like what was chosen
+    split_like(tree, chosen)   a tree like the params -> a tree like the chosen leaves
     folded(tree)               and back
 """
 
@@ -32,7 +32,7 @@ class Stack:
 
     Attributes:
       layers: pytrees, one a layer, None where a leaf is not chosen.
-      axes: for each leaf of a layer, None and `Kernel` too, the axes of its stack.
+      axes: the stacked axes of each leaf of a layer, None and `Kernel` included.
       sizes: how many layers lie along each of these axes.
     """
 
@@ -43,7 +43,7 @@ class Stack:
         """Another tree of these stacks, None where this one is None.
 
         Args:
-          deferred: whether layers are to be `Layer`, which are not copied out of their stack.
+          deferred: whether layers are `Layer`, which are not copied out of their stack.
         """
         slots, treedef = _slots(self.layers[0])
         leaves = treedef.flatten_up_to(tree)
@@ -53,11 +53,11 @@ class Stack:
                 return [None] * len(self.layers)
             if deferred and not isinstance(slot, Kernel):
                 return cut(leaf, axes, self.sizes)
-            own = [taken(leaf, axes, index) for index in np.ndindex(self.sizes)]
-            return [slot.split(x) for x in own] if isinstance(slot, Kernel) else own
+            layers = [taken(leaf, axes, index) for index in np.ndindex(self.sizes)]
+            return [slot.split(x) for x in layers] if isinstance(slot, Kernel) else layers
 
-        columns = [column(*own) for own in zip(slots, leaves, self.axes, strict=True)]
-        layers = [jax.tree.unflatten(treedef, own) for own in zip(*columns, strict=True)]
+        columns = [column(*row) for row in zip(slots, leaves, self.axes, strict=True)]
+        layers = [jax.tree.unflatten(treedef, row) for row in zip(*columns, strict=True)]
         return Stack(layers, self.axes, self.sizes)
 
     def folded(self) -> Any:
@@ -65,7 +65,7 @@ class Stack:
         _, treedef = _slots(self.layers[0])
         columns = zip(*(treedef.flatten_up_to(layer) for layer in self.layers), strict=True)
         leaves = [
-            None if column[0] is None else _stacked([_whole(x) for x in column], axes, self.sizes)
+            None if column[0] is None else _stacked([_bare(x) for x in column], axes, self.sizes)
             for column, axes in zip(columns, self.axes, strict=True)
         ]
         return jax.tree.unflatten(treedef, leaves)
@@ -88,12 +88,12 @@ def is_node(x: Any) -> bool:
 
 
 def has_layers(tree: Any) -> bool:
-    """Whether a tree has layers in place of stacks, or kernels of which the layout was said."""
+    """Whether a tree has layers in place of stacks, or kernels whose layout was given."""
     return any(map(is_node, jax.tree.leaves(tree, is_leaf=is_node)))
 
 
 def is_slot(x: Any) -> bool:
-    """Whether `x` is in the place of one leaf of the params, which is no bare array."""
+    """Whether `x` stands for one leaf of the params without being an array."""
     return x is None or isinstance(x, Kernel)
 
 
@@ -101,15 +101,15 @@ def _slots(layer: Any) -> tuple[list[Any], Any]:
     return jax.tree.flatten(layer, is_leaf=is_slot)
 
 
-def _whole(x: Any) -> Any:
+def _bare(x: Any) -> Any:
     return x.folded() if isinstance(x, Kernel) else x
 
 
 def split_like(tree: Any, chosen: Any, deferred: bool = False) -> Any:
-    """`tree`, like the params, as `chosen` is: layers where it has them, None where it is None.
+    """`tree`, like the params, made like `chosen`: with its layers, and None where it is None.
 
     Args:
-      deferred: whether layers are to stay in their stacks, for `defer`, `written` and `largest`.
+      deferred: whether layers stay in their stacks, for `defer`, `written` and `largest`.
     """
 
     def split(node: Any, x: Any) -> Any:
@@ -143,13 +143,13 @@ def _stacked(layers: Sequence[Any], axes: tuple[int, ...], sizes: tuple[int, ...
 def with_layers(tree: Any, stacked: Mapping[Path, tuple[int, ...]], kernels: Mapping) -> Any:
     """`tree` with a `Stack` in place of subtrees whose leaves are stacked.
 
-    A stack is the largest such subtree, but never all of it, so that its layers have the names
+    A stack is the largest such subtree, but never the whole tree, so that its layers have the names
     and the order of a list of layers.
 
     Args:
       tree: like the params, None where a leaf is not chosen.
-      stacked: of every leaf that is a stack the axes, by path; none are left out.
-      kernels: of leaves of which it was said what the axes of one layer are, the `Layout`, by path.
+      stacked: the stacked axes of every leaf that is a stack, by path.
+      kernels: the `Layout` of one layer, by path, of leaves whose layout was given.
     """
     slots = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     everything = [path for path, _ in slots]
@@ -161,9 +161,7 @@ def with_layers(tree: Any, stacked: Mapping[Path, tuple[int, ...]], kernels: Map
     def leaf_as_said(path: Path, leaf: Any) -> Any:
         if leaf is None or path not in kernels:
             return leaf
-        axes = stacked.get(path, ())
-        own = tuple(n for axis, n in enumerate(leaf.shape) if axis not in axes)
-        return Kernel(None, kernels[path], own)
+        return Kernel(None, kernels[path], layer_shape(leaf.shape, stacked.get(path, ())))
 
     def node(path: Path, subtree: Any) -> Any:
         if path not in set(roots.values()):
@@ -188,7 +186,7 @@ def with_layers(tree: Any, stacked: Mapping[Path, tuple[int, ...]], kernels: Map
 def _root(
     path: Path, everything: Sequence[Path], chosen: Sequence[Path], sizes: Mapping[Path, Any]
 ) -> Path:
-    """The subtree that the stack at `path` is a leaf of: all of its leaves are stacks as long."""
+    """The subtree of the stack at `path`: all of its leaves are stacks of the same length."""
     below = lambda k, paths: [p for p in paths if p[:k] == path[:k]]
     alike = lambda k: all(sizes.get(p) == sizes[path] for p in below(k, chosen))
     depth = next(k for k in range(1, len(path) + 1) if alike(k))
@@ -198,7 +196,7 @@ def _root(
     return path[:depth]
 
 
-# --- stacks that can be seen ----------------------------------------------------------------------
+# --- visible stacks -------------------------------------------------------------------------------
 
 _LIFTED = re.compile(r"(Scan|Vmap)[A-Z].*")  # how flax names what nn.scan and nn.vmap make
 _SEVERAL = re.compile(r"(.*_)?(layers|blocks)|stack(ed)?|scan(ned)?(_.*)?")
@@ -211,15 +209,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def visible_stacks(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """The axes (0,) of the leaves, by name, that are stacks of layers by all that can be seen.
+    """The axes (0,) of the leaves, by name, whose names and shapes show a stack of layers.
 
-    All leaves of a subtree must have one first axis, one of them must show that it is a stack, and
-    none that it is not. Where all of the params have one first axis, they may be a stack of seeds
-    as well: then only the names that `nn.scan` and `nn.vmap` give count.
+    All leaves of a subtree must have the same first axis, one of them must show that it is a stack,
+    and none that it is not. If all params have the same first axis, they may also be a stack of
+    seeds: then only the names that `nn.scan` and `nn.vmap` give count.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    stacks: dict[str, tuple[int, ...]] = {}
     if not any(len(shape) > 2 for shape in shapes.values()):
-        return found
+        return stacks
     are_seeds = len({shape[:1] for shape in shapes.values()}) == 1
     subtrees: dict[str, list[str]] = {}
     for leaf in shapes:
@@ -228,12 +226,12 @@ def visible_stacks(shapes: Shapes) -> dict[str, tuple[int, ...]]:
             subtrees.setdefault("/".join(parts[:depth]), []).append(leaf)
     for root, below in subtrees.items():  # outer ones come first
         firsts = {shapes[leaf][:1] for leaf in below}
-        if len(firsts) != 1 or firsts == {()} or below[0] in found:
+        if len(firsts) != 1 or firsts == {()} or below[0] in stacks:
             continue
         votes = {_shows(leaf, root.count("/"), shapes, are_seeds) for leaf in below}
         if True in votes and False not in votes:
-            found.update(dict.fromkeys(below, (0,)))
-    return found
+            stacks.update(dict.fromkeys(below, (0,)))
+    return stacks
 
 
 def unclear_stacks(shapes: Shapes) -> list[str]:
@@ -254,18 +252,18 @@ def _shows(leaf: str, depth: int, shapes: Shapes, are_seeds: bool) -> bool | Non
     """Whether a leaf shows that it is a stack (True), or that it is none (False).
 
     Args:
-      depth: of the parents, how many do not matter: they are outside of the subtree.
+      depth: how many parents are outside of the subtree.
     """
-    *parents, own = leaf.split("/")
+    *parents, last = leaf.split("/")
     parent, shape, inside = parents[-1], shapes[leaf], parents[depth:]
     siblings = ["/".join([*parents, name]) for name in ("bias", "b")]
     bias = next((shapes[name] for name in siblings if name in shapes), None)
     is_norm = _NORM.fullmatch(parent) is not None
-    is_kernel = own in _KERNEL and not is_norm
+    is_kernel = last in _KERNEL and not is_norm
     if len(shape) < 2 or (is_kernel and (len(shape) < 3 or (bias is not None and len(bias) < 2))):
         return False
     # (outputs, inputs, window...) and (outputs, 1...): a convolution of equinox
-    if own == "weight" and bias is not None and {*bias[1:]} == {1}:
+    if last == "weight" and bias is not None and {*bias[1:]} == {1}:
         return False
     if any(_LIFTED.fullmatch(part) for part in inside):
         return True
@@ -273,9 +271,9 @@ def _shows(leaf: str, depth: int, shapes: Shapes, are_seeds: bool) -> bool | Non
         return None
     if is_norm and len(shape) == 2:
         return True
-    if own == "kernel" and _DENSE.fullmatch(parent):
+    if last == "kernel" and _DENSE.fullmatch(parent):
         return True
-    if own == "kernel" and parent in ("query", "key", "value", "out") and len(shape) == 4:
+    if last == "kernel" and parent in ("query", "key", "value", "out") and len(shape) == 4:
         return True
     if is_kernel and bias is not None:
         if bias == shape[-len(bias) :]:  # (inputs, heads, features) and (heads, features)

@@ -16,11 +16,11 @@ WIDTH = 100  # columns of text
 
 
 def table(report: Report) -> str:
-    """The report as text. Columns of which nothing is known are left out.
+    """The report as text, without empty columns.
 
-    The column `+/-` is how many weights more or fewer are kept than the target keeps, and `ever`
-    the fraction that was ever active. Where paths
-    leave no room in WIDTH columns, their first parts become headings.
+    The column `+/-` is how many more or fewer weights are kept than in the target, and `ever` the
+    fraction ever active. If paths are too long for WIDTH columns, their first parts become
+    headings.
     """
     sums = [report.prunable]
     sums += [report.never_pruned] if report.never_pruned.total else []
@@ -45,7 +45,7 @@ def table(report: Report) -> str:
 
 
 def _headed(paths: Sequence[str], width: int) -> list[tuple[str, str]]:
-    """(heading, name) of each path, with so few parts in the headings that the names fit."""
+    """(heading, name) of each path, with as few parts in the headings as the width allows."""
 
     def split(path: str, depth: int) -> tuple[str, str]:
         parts = path.split("/")
@@ -61,7 +61,7 @@ def _headed(paths: Sequence[str], width: int) -> list[tuple[str, str]]:
 
 
 def _columns(rows: Sequence[Layer]) -> list[list[str]]:
-    """The cells of each column under its heading; empty where there is nothing to say."""
+    """The cells of each column under its heading; empty where there is no number."""
     off = [0 if row.target_kept is None else row.kept - row.target_kept for row in rows]
     return [
         ["shape", *("x".join(map(str, row.shape or ())) for row in rows)],
@@ -95,7 +95,7 @@ def density_by_layer(report: Report, ax: Any = None) -> Any:
     """The density of each layer, top to bottom: the matplotlib figure.
 
     Bars from zero; or, where densities differ more than tenfold, dots on a logarithmic axis, which
-    has no zero that a bar could begin at.
+    has no zero for a bar to start from.
     """
     with drawing("report.plot"):
         from matplotlib.figure import Figure

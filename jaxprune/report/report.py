@@ -1,4 +1,4 @@
-"""What pruning came to, layer by layer: a value that prints as a table and draws itself."""
+"""The result of pruning, layer by layer: a value that prints as a table and draws itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from jaxprune.prunable.rules import kernels, layers_of
 from jaxprune.report import rendering
 from jaxprune.report.tally import Layer as Layer
 from jaxprune.report.tally import check_masks, sum_of, tally, wanted
-from jaxprune.trees import named_leaves, quoted
+from jaxprune.trees import named_leaves, present_leaves, quoted
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `report` returns; it prints as a table.
+    """The result of `report`; it prints as a table.
 
     Attributes:
       layers: a `Layer` for each prunable leaf, in their order, Conv_2 before Conv_10.
@@ -33,7 +33,7 @@ class Report:
       never_pruned: the sum of all other leaves of floats.
       activations: no weights; the FLOPs of products that read no leaf, such as attention scores.
       total: the sum of these three.
-      notes: what else there is to say about the numbers.
+      notes: remarks on the numbers.
     """
 
     layers: tuple[Layer, ...]
@@ -45,26 +45,26 @@ class Report:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong: layers that keep no weight, weights outside their mask."""
+        """Layers that keep no weight, and weights outside their mask that are not zero."""
         dead = [(layer.path, None) for layer in self.layers if layer.total and not layer.kept]
         leaky = [(layer.path, None) for layer in self.layers if layer.outside]
-        found = []
+        texts = []
         if dead:
-            found.append(
+            texts.append(
                 f"no weight at all is kept in {quoted(dead)}: dead layers. Lower the sparsity, "
                 "exempt them with per_layer or prunable=..., or use lamp scores."
             )
         if leaky:
-            found.append(
+            texts.append(
                 f"{self.prunable.outside:,} weights are not zero where their mask is False, in "
                 f"{quoted(leaky, most=4)}. Is sparsify last in the optax.chain? Where masks were "
                 "never applied, or a pruned weight was nan or inf: params = apply_masks(params, "
                 "masks)."
             )
-        return tuple(found)
+        return tuple(texts)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in dicts, lists, strings and numbers, as JSON takes them."""
+        """The report in dicts, lists, strings and numbers, for JSON."""
         sums = ("prunable", "never_pruned", "activations", "total")
         return {
             "layers": [layer.to_dict() for layer in self.layers],
@@ -79,7 +79,7 @@ class Report:
         Bars from zero; dots on a logarithmic axis where densities differ more than tenfold.
 
         Args:
-          ax: matplotlib axes to draw into; None for a figure of its own.
+          ax: matplotlib axes to draw into; None for a new figure.
 
         Raises:
           ImportError: without matplotlib.
@@ -99,23 +99,23 @@ def report(
     ever_active: Masks = None,
     prunable: Callable[[Params], Params] = kernels,
 ) -> Report:
-    """What is kept of each layer and of all, against the target, and the FLOPs: a `Report`.
+    """The weights kept of each layer and of all, the target, and the FLOPs: a `Report`.
 
-    What has no mask although it is of rank 2 or more is named at the end, with the reason.
+    A leaf of rank 2 or more without a mask is named at the end, with the reason.
 
-    FLOPs are those of matrix products and convolutions (`jaxprune.programs.flops`). Sparse FLOPs
-    are what a kernel that skips zeros would do: masks simulate, and make nothing faster.
+    FLOPs count matrix products and convolutions (`jaxprune.programs.flops`). Sparse FLOPs are what
+    a kernel that skips zeros would do: masks simulate sparsity, and make nothing faster.
 
     Args:
-      params: pytree of arrays. A leading axis of seeds is an axis like others: the seeds add up.
+      params: pytree of arrays. A leading axis of seeds counts like other axes: the seeds add up.
       masks: like the params, bool, None where never pruned.
       apply_fn: `(params, *inputs) -> Any`, traced on shapes and never run; None counts no FLOPs.
       *inputs: its example inputs, arrays or `jax.ShapeDtypeStruct`.
       target: sparsities, as the allocation returned them (floats are fractions, ints numbers of
         weights); or one number, for all prunable weights together.
-      ever_active: which weights were ever kept, as `dynamic.ever_active(opt_state)` has it: the
-        column `ever` is the R_s of ITOP.
-      prunable: that of the masks. Where it has layers in the place of a stack, each is a row.
+      ever_active: which weights were ever kept, from `dynamic.ever_active(opt_state)`: the column
+        `ever` is the R_s of ITOP.
+      prunable: of these masks. Where it has layers in the place of a stack, each is a row.
 
     Raises:
       ValueError: if masks or target belong to other params, a target is no sparsity, or every
@@ -139,26 +139,27 @@ def report(
     check_masks(masks)
     aligned = zip(named_leaves(params), named_leaves(like(masks, params)), strict=True)
     leaves = [(path, leaf, mask) for (path, leaf), (_, mask) in aligned if leaf is not None]
-    whole = {path: (leaf, mask) for path, leaf, mask in leaves if mask is not None}
-    if not whole:
+    in_stacks = {path: (leaf, mask) for path, leaf, mask in leaves if mask is not None}
+    if not in_stacks:
         raise ValueError("there is nothing to report: the mask of every leaf is None.")
-    flops, other, notes = _flops(params, whole, apply_fn, inputs)
+    flops, other, notes = _flops(params, in_stacks, apply_fn, inputs)
     stacks = layers_of(prunable(params))
-    masked, stack_of = _in_layers(whole, stacks)
+    masked, stack_of = _in_layers(in_stacks, stacks)
     for path, stack in stack_of.items():
         if stack in flops:
-            flops[path] = flops[stack] * masked[path][1].size // max(whole[stack][1].size, 1)
+            size = max(in_stacks[stack][1].size, 1)
+            flops[path] = flops[stack] * masked[path][1].size // size
     counts = tally(masked)
     ever = _ever_active(ever_active, params, stacks)
     sizes = {path: m.size for path, (_, m) in masked.items()}
-    asked, asked_of_all = wanted(_of_layers(target, stack_of), sizes)
+    targets, target_of_all = wanted(_of_layers(target, stack_of), sizes)
 
     def layer(path: str, leaf: Any) -> Layer:
         shape, size, dense = np.shape(leaf), np.size(leaf), flops.get(path)
-        kept, outside = counts.get(path, (size, 0))
-        sparse = None if dense is None else dense * kept // max(size, 1)
-        seen = ever.get(path)
-        return Layer(path, shape, kept, size, asked.get(path), outside, seen, dense, sparse)
+        n_kept, outside = counts.get(path, (size, 0))
+        sparse = None if dense is None else dense * n_kept // max(size, 1)
+        active = ever.get(path)
+        return Layer(path, shape, n_kept, size, targets.get(path), outside, active, dense, sparse)
 
     layers = tuple(layer(path, masked[path][0]) for path in _in_order(masked))
     others = [(path, leaf) for path, leaf, mask in leaves if mask is None]
@@ -166,7 +167,7 @@ def report(
     activations = Layer("no weights", None, 0, 0, flops=other, sparse_flops=other)
     result = Report(
         layers,
-        prunable=replace(sum_of("prunable", layers), target_kept=asked_of_all),
+        prunable=replace(sum_of("prunable", layers), target_kept=target_of_all),
         never_pruned=sum_of(f"never pruned ({len(rest)})", rest),
         activations=activations,
         total=sum_of("total", [*layers, *rest, activations]),
@@ -180,7 +181,7 @@ def report(
 def _in_layers(
     masked: Mapping[str, tuple], stacks: Mapping[str, dict[str, Callable[[Any], Any]]]
 ) -> tuple[dict[str, tuple], dict[str, str]]:
-    """What has a mask, layers in place of stacks, by path; and of which stack each layer is."""
+    """The masked leaves, layers in place of stacks, by path; and the stack of each layer."""
     rows: dict[str, tuple] = {}
     stack_of: dict[str, str] = {}
     for path, arrays in masked.items():
@@ -192,16 +193,16 @@ def _in_layers(
 
 def _of_layers(target: Sparsities, stack_of: Mapping[str, str]) -> Sparsities:
     """A target with the sparsity of a stack for each of its layers."""
-    given = {path: own for path, own in named_leaves(target) if own is not None}
+    given = dict(present_leaves(target))
     shared = {layer: given[stack] for layer, stack in stack_of.items() if stack in given}
-    if not any(isinstance(own, float) for own in shared.values()):
+    if not any(isinstance(value, float) for value in shared.values()):
         return target
-    rest = {path: own for path, own in given.items() if path not in stack_of.values()}
+    rest = {path: value for path, value in given.items() if path not in stack_of.values()}
     return rest | shared
 
 
 def _left_out(params: Params, without: Collection[str]) -> list[str]:
-    """A note of what has no mask although it is of rank 2 or more, and why."""
+    """A note of the leaves of rank 2 or more without a mask, with the reasons."""
     by_reason: dict[str, list[tuple[str, None]]] = {}
     for path, why in reasons(params).items():
         if path in without and why not in (SMALL, NO_FLOATS):
@@ -215,13 +216,13 @@ def _ever_active(masks: Masks, params: Params, stacks: Mapping) -> dict[str, int
     if masks is None:
         return {}
     check_masks(masks)
-    counted = {p: (m, m) for p, m in named_leaves(like(masks, params)) if m is not None}
+    counted = {path: (m, m) for path, m in present_leaves(like(masks, params))}
     rows, _ = _in_layers(counted, stacks)
-    return {path: kept for path, (kept, _) in tally(rows).items()}
+    return {path: n for path, (n, _) in tally(rows).items()}
 
 
 def _in_order(paths: Iterable[str]) -> list[str]:
-    """The paths as they come; but where dicts have sorted them, Conv_2 before Conv_10."""
+    """The paths in their order; where a dict has sorted them, Conv_2 before Conv_10."""
     paths = list(paths)
     if paths != sorted(paths, key=lambda path: path.split("/")):
         return paths
@@ -230,7 +231,7 @@ def _in_order(paths: Iterable[str]) -> list[str]:
 
 
 def _flops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple) -> tuple:
-    """FLOPs by path, those of no path, and notes; of no function, none."""
+    """FLOPs by path, FLOPs that belong to no path, and notes; nothing without a function."""
     if apply_fn is None:
         return {}, None, ()
     flops = count_flops(apply_fn, params, *inputs, prunable=masked)
@@ -241,5 +242,5 @@ def _flops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple) -> tup
 
 
 def _is_float(leaf: Any) -> bool:
-    """Whether a leaf is a parameter; a counter or a random key is none."""
+    """Whether a leaf is a parameter, and no counter or random key."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -1,4 +1,4 @@
-"""Numbers of weights, leaf by leaf, as Python ints: how many are kept, and how many were to be."""
+"""Weights kept and weights wanted, leaf by leaf, as Python ints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprune.base import Masks, Sparsities, Sparsity, check_fraction, is_known, is_mask
 from jaxprune.selection.counting import count
-from jaxprune.trees import named_leaves, quoted
+from jaxprune.trees import present_leaves, quoted
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Layer:
       shape: None for a sum.
       kept: how many weights have a mask that is True, or no mask.
       total: how many weights there are.
-      target_kept: how many the target keeps; None where it says nothing.
-      outside: how many are not zero although their mask is False.
-      ever_active: how many were ever kept; None if nobody remembers.
+      target_kept: how many the target keeps; None without a target.
+      outside: how many pruned weights are not zero.
+      ever_active: how many were ever kept; None if it was not recorded.
       flops: FLOPs of the products that read the leaf; None if they were not counted.
       sparse_flops: flops * kept / total.
     """
@@ -54,13 +54,13 @@ class Layer:
         return (self.total - self.target_kept) / max(self.total, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes, `sparsity` and `target`, as JSON takes them."""
+        """The attributes, `sparsity` and `target`, for JSON."""
         shape = None if self.shape is None else list(self.shape)
         return asdict(self) | {"shape": shape, "sparsity": self.sparsity, "target": self.target}
 
 
 def sum_of(path: str, layers: Sequence[Layer]) -> Layer:
-    """The sum of `layers`; what is None for one of them is None."""
+    """The sum of `layers`; a field is None if it is None in one of them."""
 
     def over(field: str) -> Any:
         values = [getattr(layer, field) for layer in layers]
@@ -72,9 +72,7 @@ def sum_of(path: str, layers: Sequence[Layer]) -> Layer:
 
 def check_masks(masks: Masks) -> None:
     """TypeError unless every mask is an array of bool whose values are known."""
-    for path, mask in named_leaves(masks):
-        if mask is None:
-            continue
+    for path, mask in present_leaves(masks):
         if not is_known(mask):
             raise TypeError(_unknown(path))
         if not is_mask(mask):
@@ -86,7 +84,7 @@ def check_masks(masks: Masks) -> None:
 
 
 def tally(masked: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[int, int]]:
-    """How many weights are kept, and how many are not zero although they are not, by path.
+    """How many weights are kept, and how many pruned weights are not zero, by path.
 
     Args:
       masked: (leaf, mask) by path; their shapes are equal.
@@ -98,19 +96,16 @@ def tally(masked: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[int, int]]:
         if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)):
             raise TypeError(_unknown(path))
     counts = _counts(list(masked.values()))
-    if not is_known(counts[0][0]):  # under jit even what is known is traced
+    if not is_known(counts[0][0]):  # under jit constants are traced too
         raise TypeError(_unknown(next(iter(masked))))
     counts = jax.device_get(counts)
-    whole = lambda rows: int(np.sum(rows, dtype=np.int64))
-    return {
-        path: (whole(kept), whole(outside))
-        for path, (kept, outside) in zip(masked, counts, strict=True)
-    }
+    total = lambda rows: int(np.sum(rows, dtype=np.int64))
+    return {path: (total(a), total(b)) for path, (a, b) in zip(masked, counts, strict=True)}
 
 
 @jax.jit
 def _counts(pairs: list[tuple[jax.Array, jax.Array]]) -> list[tuple[jax.Array, jax.Array]]:
-    """Both numbers for each row of the first axis: int32 can hold those, not every sum."""
+    """Both numbers for each row of the first axis: a row fits into int32, the sum may not."""
     rows = lambda flags: flags.sum(range(1, flags.ndim), dtype=jnp.int32)
     return [(rows(mask), rows((leaf != 0) & ~mask)) for leaf, mask in pairs]
 
@@ -118,50 +113,51 @@ def _counts(pairs: list[tuple[jax.Array, jax.Array]]) -> list[tuple[jax.Array, j
 def _unknown(path: str) -> str:
     return (
         f"report counts weights, so it needs values; those of '{path}' are not known here. Call it "
-        "outside jit, vmap and grad, on what they return."
+        "outside jit, vmap and grad, on their results."
     )
 
 
 def wanted(
     target: Sparsities | Sparsity, sizes: Mapping[str, int]
 ) -> tuple[dict[str, int | None], int | None]:
-    """How many weights a target keeps of each leaf, and of all; None where it says nothing.
+    """How many weights a target keeps of each leaf, and of all; None where there is no target.
 
     Args:
       target: sparsities as an allocation returns them; one number for all leaves together; None.
-      sizes: how many weights each path has that has a mask.
+      sizes: how many weights each masked leaf has, by path.
 
     Raises:
       ValueError: if a target has no path in `sizes`, or is out of range.
       TypeError: if a target is no number.
     """
     everything = sum(sizes.values())
-    given = {path: own for path, own in named_leaves(target) if own is not None}
+    given = dict(present_leaves(target))
     if list(given) == [""] and "" not in sizes:  # a number, not a tree
         return {}, everything - _pruned("all weights", target, everything)
     unknown = [(path, None) for path in given if path not in sizes]
     if unknown:
         raise ValueError(
             f"the target has sparsities for {quoted(unknown)}, where there is no mask. Make it "
-            "from the scores that the masks are from: target=erk(scores, 0.9)."
+            "from the scores of the masks: target=erk(scores, 0.9)."
         )
-    kept = {
-        path: sizes[path] - _pruned(f"'{path}'", own, sizes[path]) for path, own in given.items()
-    }
-    return dict(kept), sum(kept.values()) if len(kept) == len(sizes) else None
+    counts: dict[str, int | None] = {}
+    for path, sparsity in given.items():
+        counts[path] = sizes[path] - _pruned(f"'{path}'", sparsity, sizes[path])
+    in_all = sum(n or 0 for n in counts.values())
+    return counts, in_all if len(counts) == len(sizes) else None
 
 
 def _pruned(what: str, sparsity: Sparsity, size: int) -> int:
-    """How many of `size` weights are pruned; of an array of sparsities, each is that of a seed."""
+    """How many of `size` weights are pruned; an array has one sparsity a seed."""
     if not np.ndim(sparsity):
         return _pruned_of_one(what, sparsity, size)
     seeds = list(jnp.ravel(sparsity))
     if not seeds or size % len(seeds):
         raise ValueError(
-            f"the target of {what} has shape {np.shape(sparsity)}, which is no number for each of "
-            f"the seeds that its {size:,} weights are. A target is one number a leaf."
+            f"the target of {what} has shape {np.shape(sparsity)}, and its {size:,} weights are "
+            "not that number of seeds. A target is one number a leaf."
         )
-    return sum(_pruned_of_one(what, own, size // len(seeds)) for own in seeds)
+    return sum(_pruned_of_one(what, each, size // len(seeds)) for each in seeds)
 
 
 def _pruned_of_one(what: str, sparsity: Sparsity, size: int) -> int:

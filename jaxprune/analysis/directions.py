@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.base import Masks, Params, widened
-from jaxprune.masks import apply_masks, with_own
+from jaxprune.masks import apply_masks, merged
 from jaxprune.prunable.layers import split_like
 from jaxprune.prunable.layout import axes_of
 from jaxprune.prunable.rules import kernels, layouts_of
@@ -72,4 +72,4 @@ def random_direction(
         return (widened(z) * scale).astype(z.dtype)
 
     directions = map_named(normalized, moves, split_like(params, moves), split_like(noise, moves))
-    return with_own(jax.tree.map(jnp.zeros_like, params), directions)
+    return merged(jax.tree.map(jnp.zeros_like, params), directions)

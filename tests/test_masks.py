@@ -197,7 +197,7 @@ def test_a_gate_multiplies_only_floats(dtype):
 def test_overlap_of_what_is_not_bool():
     params = {"kernel": jnp.ones(2)}
     for pair in ((params, params), ({"kernel": jnp.ones(2, bool)}, params)):
-        with pytest.raises(TypeError, match=r"overlap is of masks .*'kernel' is float32"):
+        with pytest.raises(TypeError, match=r"overlap compares masks .*'kernel' is float32"):
             jp.overlap(*pair)
 
 
@@ -534,7 +534,7 @@ def test_masks_that_keep_all_need_shapes_only(params):
 )
 def test_sparsity_of_a_state_is_refused(state):
     with pytest.raises(
-        TypeError, match=r"sparsity is of masks.*sparsity\(get_masks\(opt_state\)\)"
+        TypeError, match=r"sparsity takes masks.*sparsity\(get_masks\(opt_state\)\)"
     ):
         jp.sparsity(state)
 

@@ -224,7 +224,7 @@ def iterative(
     return params, state.masks, outs
 
 
-def _kept(masks: Masks) -> jax.Array:
+def _n_kept(masks: Masks) -> jax.Array:
     """How many weights masks keep, float32 scalar."""
     counts = [n_true(mask)[0].astype(jnp.float32) for mask in jax.tree.leaves(masks)]
     return jnp.stack(counts).sum()

@@ -160,7 +160,7 @@ def loss_of(neurons: Neurons, module: Any, rho: float) -> lanes.Loss:
 
 
 def optimizer_of(config: Config) -> Callable[[Any], optax.GradientTransformation]:
-    """Weights by the rates of a lane, with its weight decay; gates at their own, and without."""
+    """Weights by the rates and the weight decay of a lane; gates at a fixed rate, without decay."""
 
     def of_lane(lane: Any) -> optax.GradientTransformation:
         weights = lanes.by_rates(settings.OPTIMIZERS[config.optimizer], lane)

@@ -29,12 +29,6 @@ KEPT = "kept.json"  # beside the arrays
 Kept = Mapping[str, Any] | Removal  # bool (size,) by group
 
 
-def structure_of(module: nn.Module, image: Sequence[int]) -> Structure:
-    """The neurons of a network as it is evaluated, on one image (h, w, c): of all its variables."""
-    one = jax.ShapeDtypeStruct((1, *image), np.float32)
-    return jp.analyze(module.apply, jax.eval_shape(module.init, jax.random.key(0), one), one)
-
-
 def network_of(config: Settings, dataset: Dataset) -> tuple[dict[str, Any], nn.Module]:
     """The network of the flags: the arguments of `models.model`, and the module."""
     network: dict[str, Any] = {
@@ -58,17 +52,17 @@ def save(
     image: Sequence[int],
     seeds: Sequence[tuple[Kept, Any]],
 ) -> None:
-    """Writes the compacted networks of all seeds, each with sizes of its own.
+    """Writes the compacted networks of all seeds, which differ in size.
 
     Args:
-      network: what `models.model` was called with.
+      network: the arguments of `models.model`.
       image: (h, w, c).
-      seeds: (kept neurons, or what is removed too, small variables) of each.
+      seeds: (kept neurons, small variables) of each.
     """
-    checkpoints.write(path, {str(i): own for i, (_, own) in enumerate(seeds)})
-    removals = [own if isinstance(own, Removal) else Removal(own, ()) for own, _ in seeds]
+    checkpoints.write(path, {str(i): variables for i, (_, variables) in enumerate(seeds)})
+    removals = [kept if isinstance(kept, Removal) else Removal(kept, ()) for kept, _ in seeds]
     kept = [
-        {name: np.flatnonzero(own).tolist() for name, own in removal.kept.items()}
+        {name: np.flatnonzero(mask).tolist() for name, mask in removal.kept.items()}
         for removal in removals
     ]
     removed = [list(removal.removed) for removal in removals]
@@ -76,20 +70,23 @@ def save(
     folder.write(path / KEPT, json.dumps(content) + "\n")
 
 
-def compare(whole: Compact, small: Compact, test: Split, batch_size: int = 250) -> dict[str, Any]:
-    """The accuracy of the compacted network on test data, and how it differs from the whole one.
+def compare(masked: Compact, small: Compact, test: Split, batch_size: int = 250) -> dict[str, Any]:
+    """The accuracy of the compacted network on test data, and how it differs from the masked one.
 
     `largest_difference` is between logits, `answers_that_differ` counts classes.
     """
     n = len(test.labels)
     batch_size = min(batch_size, n)
-    apply = [jax.jit(own.fn) for own in (whole, small)]
-    logits: list[list[np.ndarray]] = [[], []]
-    for first in range(0, n, batch_size):
-        images = test.images[min(first, n - batch_size) :][:batch_size]  # the last is a whole one
-        for found, fn, own in zip(logits, apply, (whole, small), strict=True):
-            found.append(np.asarray(fn(own.params, images))[-min(batch_size, n - first) :])
-    before, after = (np.concatenate(own) for own in logits)
+
+    def logits(network: Compact) -> np.ndarray:
+        fn, batches = jax.jit(network.fn), []
+        for first in range(0, n, batch_size):
+            images = test.images[min(first, n - batch_size) :][:batch_size]  # the last is full too
+            new = min(batch_size, n - first)
+            batches.append(np.asarray(fn(network.params, images))[-new:])
+        return np.concatenate(batches)
+
+    before, after = logits(masked), logits(small)
     return {
         "compacted_accuracy": float(np.mean(after.argmax(1) == test.labels)),
         "largest_difference": float(np.abs(before - after).max()),
@@ -98,7 +95,7 @@ def compare(whole: Compact, small: Compact, test: Split, batch_size: int = 250) 
 
 
 def load(path: Path, seed: int = 0) -> Compact:
-    """What was saved of the seed at this place: `small.fn(small.params, images) -> logits`."""
+    """The saved network of a seed, by its place: `small.fn(small.params, images) -> logits`."""
     content = json.loads((path / KEPT).read_text())
     module = models.model(**content["network"])
     structure = jp.analyze(module.apply, *shapes_of(module, content["image"]))
@@ -121,7 +118,7 @@ READING = (
 class Size(NamedTuple):
     """How large a network is."""
 
-    weights: int  # that are trained
+    weights: int  # without running statistics
     flops: int  # of one image; a multiply and an add are 2
     widths: dict[str, int]  # neurons by group
 
@@ -148,14 +145,14 @@ def numbers(
     latencies: Mapping[str, Mapping[str, Any]],
     chance: float,
 ) -> dict[str, Any]:
-    """For summary.json: by network, lists over seeds.
+    """The end of a summary.json: by network, lists over seeds.
 
     Args:
-      sizes: of each network, of all its seeds; the first is the one before.
+      sizes: of each network, of all its seeds; the first network is the one before.
       accuracy: fractions (seeds,) on test data.
-      differences: between masked and compacted networks, those of `compare`.
-      latencies: those of `timing.latencies`, of the first seed's networks or some of them.
-      chance: that of `dead.chance`, on the same test data.
+      differences: of `compare`, between masked and compacted networks.
+      latencies: of `timing.latencies`, for the first seed's networks or some of them.
+      chance: of `dead.chance`, on the same test data.
     """
     before = next(iter(sizes.values()))
     networks = {
@@ -188,23 +185,29 @@ def difference(summary: Mapping[str, Any]) -> str:
 
 def _share(after: Sequence[Size], before: Sequence[Size], what: str) -> list[float]:
     pairs = zip(after, before, strict=True)
-    return [getattr(own, what) / getattr(first, what) for own, first in pairs]
+    return [getattr(now, what) / getattr(then, what) for now, then in pairs]
+
+
+def widths(network: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Neurons by group (seeds,), of a network of `numbers`."""
+    seeds = network["widths"]
+    return {group: np.array([sizes[group] for sizes in seeds]) for group in seeds[0]}
 
 
 def table(
     networks: Mapping[str, Mapping[str, Any]], latencies: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of `numbers`: the first row as it is, the others relative to it."""
+    """(columns, rows) of the networks of `numbers`: all rows but the first are relative to it."""
     batches = list(latencies)
     columns = ["test accuracy", "weights", "FLOPs", *(f"batch {batch}" for batch in batches)]
     rows = []
-    for i, (name, own) in enumerate(networks.items()):
-        cells = [name, report.percent(own["test_accuracy"])]
+    for i, (name, network) in enumerate(networks.items()):
+        cells = [name, report.percent(network["test_accuracy"])]
         if i == 0:
-            cells += [f"{own['weights'][0]:,}", _large(own["flops"][0])]
+            cells += [f"{network['weights'][0]:,}", _large(network["flops"][0])]
         else:
-            cells += [_percent(own[key]) for key in ("weights_left", "flops_left")]
-        cells += [_time(own["latency"].get(batch), whole=i == 0) for batch in batches]
+            cells += [_percent(network[key]) for key in ("weights_left", "flops_left")]
+        cells += [_time(network["latency"].get(batch), first=i == 0) for batch in batches]
         rows.append(cells)
     band = [by[CONTROL]["times_as_fast"] for by in latencies.values()]
     spreads = [f"{spread['low']:.2f}-{spread['high']:.2f}x" for spread in band]
@@ -222,9 +225,9 @@ def _percent(shares: Sequence[float]) -> str:
     return f"{100 * np.mean(shares):.1f} %"
 
 
-def _time(latency: Any, whole: bool) -> str:
+def _time(latency: Any, first: bool) -> str:
     if latency is None:
         return ""
-    if whole:
+    if first:
         return f"{1e3 * latency['seconds']['median']:.3g} ms"
     return f"{latency['times_as_fast']['median']:.2f}x"

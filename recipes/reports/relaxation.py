@@ -62,22 +62,22 @@ class Watch:
         self.stage, self.before, self.lane, self.last = stage, before, lane, 0
         self.at_once = self.tested(state)
         structure, dense, _ = self.s.neurons
-        self.flops = [jp.structured.cost(structure, own).flops / dense for own in left]
+        self.flops = [jp.structured.cost(structure, kept).flops / dense for kept in left]
 
     def look(self, point: lanes.Progress) -> None:
         """Adds a line to metrics.jsonl; lists are over seeds."""
         step, state = point.step, point.state
-        found: dict[str, Any] = {**point.metrics, **self.s.measure(state.params, self.lane)}
-        found["flops"] = np.asarray(self.flops)
+        numbers: dict[str, Any] = {**point.metrics, **self.s.measure(state.params, self.lane)}
+        numbers["flops"] = np.asarray(self.flops)
         if step <= self.s.program.chunk_steps:  # the first line of a stage
-            found["cut_accuracy"] = self.at_once
+            numbers["cut_accuracy"] = self.at_once
         if step == self.stage.steps or self._due(step):
-            found["test_accuracy"] = self.tested(state)
+            numbers["test_accuracy"] = self.tested(state)
         self.last, n = step, len(self.s.keys)
         arms = {
             arm: {
                 key: np.asarray(values)[i * n : (i + 1) * n].tolist()
-                for key, values in found.items()
+                for key, values in numbers.items()
             }
             for i, arm in enumerate(self.s.arms)
         }
@@ -119,7 +119,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
     sizes, accuracy, removed, fast = {}, {}, {}, {}
     for i, arm in enumerate(s.arms):
         removals = left[i * n : (i + 1) * n]
-        sizes[arm] = [small.size_of(s.neurons.structure, own) for own in removals]
+        sizes[arm] = [small.size_of(s.neurons.structure, kept) for kept in removals]
         accuracy[arm] = np.asarray(records[-1][arm]["test_accuracy"])
         if arm == DENSE:
             dense = lanes.lane_of(variables, 0)
@@ -165,14 +165,8 @@ def pictures(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Picture]:
     cut = [record for record in records if record["stage"] in cutting_stages]
     at_ends = [record for record in cut if record["step"] in ends]
     dense = np.asarray(records[-1][DENSE]["test_accuracy"])
-    whole = small.size_of(s.neurons.structure, {})
-    widths = {
-        arm: {
-            group: np.array([own[group] for own in summary["networks"][arm]["widths"]])
-            for group in whole.widths
-        }
-        for arm in relaxed
-    }
+    before = small.size_of(s.neurons.structure, {})
+    widths = {arm: small.widths(summary["networks"][arm]) for arm in relaxed}
     gated = [record for record in records if record["stage"] != "final"]
     looks = zip(s.arms, cycle(style.COLORS), cycle("os^D"), strict=False)
     drawn = {arm: style.Look(color, "-", marker) for arm, color, marker in looks}
@@ -188,7 +182,7 @@ def pictures(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Picture]:
             "The fraction of the gates that are left with each value, over the steps; all seeds.",
         ),
         WIDTHS: Picture(
-            layers.picture(whole.widths, {"Widths": widths}, drawn),
+            layers.picture(before.widths, {"Widths": widths}, drawn),
             "Neurons of each group before (grey) and after: means over seeds, and the range from "
             "the smallest to the largest.",
         ),
@@ -208,8 +202,9 @@ def pictures(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Picture]:
 
 def _against_flops(records: Records, arm: str, key: str = "test_accuracy") -> style.Curve:
     """Shares of the FLOPs, and accuracies (points, seeds)."""
-    found = [record[arm] for record in records if key in record[arm]]
-    return [float(np.mean(own["flops"])) for own in found], np.asarray([own[key] for own in found])
+    points = [record[arm] for record in records if key in record[arm]]
+    shares = [float(np.mean(point["flops"])) for point in points]
+    return shares, np.asarray([point[key] for point in points])
 
 
 def write_up(outcome: Outcome, summary: dict[str, Any]) -> Writeup:

@@ -38,8 +38,8 @@ def model_path(arm: str, share: float) -> str:
 def summarize(config: Config, s: Study, records: Records, dataset: Dataset) -> dict[str, Any]:
     """The content of summary.json; measures latencies."""
     began = time.perf_counter()
-    whole = small.size_of(s.structure, {})
-    sizes = {DENSE: [whole] * config.seeds, AS_LONG: [whole] * config.seeds}
+    dense = [small.size_of(s.structure, {})] * config.seeds
+    sizes = {DENSE: dense, AS_LONG: dense}
     accuracy = {
         DENSE: np.array(records[0][DENSE]["test_accuracy"]),
         AS_LONG: np.array(records[-1][DENSE]["test_accuracy"]),
@@ -47,11 +47,11 @@ def summarize(config: Config, s: Study, records: Records, dataset: Dataset) -> d
     removed = {}
     for record in (r for r in records if r.get("flops_asked") in s.targets):
         for score in s.scores:
-            own, name = record[score], row_name(score, record["flops_asked"])
-            measured = zip(own["weights"], own["flops"], own["widths"], strict=True)
+            arm, name = record[score], row_name(score, record["flops_asked"])
+            measured = zip(arm["weights"], arm["flops"], arm["widths"], strict=True)
             sizes[name] = [small.Size(*size) for size in measured]
-            accuracy[name] = np.array(own["compacted_accuracy"])
-            removed[name] = {key: own[key] for key in ("largest_difference", "answers_that_differ")}
+            accuracy[name] = np.array(arm["compacted_accuracy"])
+            removed[name] = {key: arm[key] for key in ("largest_difference", "answers_that_differ")}
     times = timed(config, s, dataset, records) if config.timings else {}
     return report.summary(
         config,
@@ -73,7 +73,7 @@ def sizes(s: Study, kept: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def row_name(score: str, share: float) -> str:
-    """That of a score's networks at a target."""
+    """The name of a score's networks at a target."""
     return f"{score} {100 * share:g} %"
 
 
@@ -94,18 +94,17 @@ def timed(
 def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, Picture]:
     """The figures, by their path below the folder of the run."""
     dense = np.array(records[-1][DENSE]["test_accuracy"])
-    whole = small.size_of(s.structure, {})
+    before = small.size_of(s.structure, {})
     at_once, trained_on = (
-        {score: curve(records[1:], score, key, whole.flops) for score in s.scores}
+        {score: curve(records[1:], score, key, before.flops) for score in s.scores}
         for key in ("before_training_on", "test_accuracy")
     )
-    panels = {}
-    for share in s.targets:
-        of = {score: summary["networks"][row_name(score, share)]["widths"] for score in s.scores}
-        panels[f"{100 * share:g} % of the FLOPs"] = {
-            score: {group: np.array([own[group] for own in widths]) for group in whole.widths}
-            for score, widths in of.items()
+    panels = {
+        f"{100 * share:g} % of the FLOPs": {
+            score: small.widths(summary["networks"][row_name(score, share)]) for score in s.scores
         }
+        for share in s.targets
+    }
     drawn = style.looks([DENSE, *s.scores])
     return {
         FLOPS: Picture(
@@ -115,7 +114,7 @@ def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, P
             "networks that trained as long as all rounds.",
         ),
         WIDTHS: Picture(
-            layers.picture(whole.widths, panels, drawn),
+            layers.picture(before.widths, panels, drawn),
             "Neurons of each group before (grey) and after: means over seeds, and the range from "
             "the smallest to the largest.",
         ),
@@ -123,10 +122,10 @@ def pictures(s: Study, records: Records, summary: dict[str, Any]) -> dict[str, P
 
 
 def curve(records: Records, score: str, key: str, flops: int) -> style.Curve:
-    """What is left of so many FLOPs after each round, and what the networks came to."""
-    own = [record[score] for record in records]
-    left = [float(np.mean(numbers["flops"])) / flops for numbers in own]
-    return left, np.array([numbers[key] for numbers in own])
+    """The share of the FLOPs that is left after each round, and accuracies (rounds, seeds)."""
+    rounds = [record[score] for record in records]
+    left = [float(np.mean(arm["flops"])) / flops for arm in rounds]
+    return left, np.array([arm[key] for arm in rounds])
 
 
 def write_up(config: Config, s: Study, records: Records, summary: dict[str, Any]) -> Writeup:

@@ -5,8 +5,6 @@ part that weight matching reads, as plain data (`stated`), which a user can also
 """
 
 from jaxprune.coupling.analyze import analyze as analyze
-from jaxprune.coupling.rules.registry import Rule as Rule
-from jaxprune.coupling.rules.registry import register_rule as register_rule
 from jaxprune.coupling.stated import Axis as Axis
 from jaxprune.coupling.stated import Coupling as Coupling
 from jaxprune.coupling.stated import Group as Group

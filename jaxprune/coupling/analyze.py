@@ -30,10 +30,10 @@ def analyze(
 
     `fn` is traced to a jaxpr on shapes, and never run. Each axis of each value in it is an
     expression in neurons (`jaxprune.coupling.expressions`); each primitive says which axes are the
-    same. What is on one axis is pruned together: outputs of a layer, its bias and norm, the inputs
-    of all that read it, every layer that adds to one residual stream. The axes of inputs and
-    outputs can't be pruned, nor those that a primitive without a rule reads: these freeze, and the
-    table says why, with the line of the program.
+    same. Axes that are the same are pruned together: the outputs of a layer, its bias and norm, the
+    inputs of all layers that read it, every layer that adds to one residual stream. The axes of
+    inputs and outputs can't be pruned, nor axes that a primitive without a rule reads: these
+    freeze, and the table says why, with the line of the program.
 
     Analyze the function as it is evaluated: without dropout, with running statistics.
 
@@ -41,15 +41,15 @@ def analyze(
       fn: `(params, *args) -> Any`, such as `module.apply` of linen, or for nnx
         `lambda state, x: nnx.merge(graphdef, state)(x)`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`; for batch norm with the running
-        statistics, which are pruned with the rest.
+        statistics, which are pruned with the other leaves.
       *example_args: pytrees of the same; only shapes and dtypes matter.
-      freeze: what shall stay as it is: rules for leaves, as in `matching`, or for groups by the
-        names that are printed (`"*.heads"`), an axis as it is printed (`"a[1]"`), or
-        `(rule, axis)` for one axis of leaves.
+      freeze: what is not pruned: rules for leaves, as in `matching`, or for groups by the names
+        that are printed (`"*.heads"`), an axis as it is printed (`"a[1]"`), or `(rule, axis)` for
+        one axis of leaves.
       sliceable_inputs: axes of inputs that may be pruned, `(path, axis)`; the first input is "0".
 
     Raises:
-      ValueError: if `freeze` or `sliceable_inputs` names what is not there.
+      ValueError: if `freeze` or `sliceable_inputs` names a leaf or an axis that is not there.
       TypeError: if `fn` can't be called, or an argument is no array.
 
     Reference: the grouping is that of Fang et al., 2023, DepGraph: Towards Any Structural Pruning;
@@ -104,20 +104,20 @@ def read(
         for axis in axes if id(axes) not in reader.first_use else ():
             freeze(axis, "not read by the function")
     used = lambda path: reader.first_use.get(id(of_params[path]), len(reader.first_use))
-    order = sorted(of_params, key=used)
-    ordered = {path: of_params[path] for path in order} | _as_inputs(of_inputs)
-    names = named(ordered, Uses(program, list(of_params)))
+    in_order = {path: of_params[path] for path in sorted(of_params, key=used)}
+    leaves = in_order | {f"input {path}": axes for path, axes in of_inputs.items()}
+    names = named(leaves, Uses(program, list(of_params)))
     _freeze_asked(frozen, shapes, of_params, names)
-    groups = grouped(ordered, names)
+    groups = grouped(leaves, names)
     names = {name: names[name] for name in groups}
     name_of = {atom: name for name, atom in names.items()}
     inexact = differences(program, of_params, name_of)
     return Structure(
         groups=groups,
-        frozen=reasons({path: of_params[path] for path in order}),
+        frozen=reasons(in_order),
         inexact={
-            why: tuple(name for atom, name in name_of.items() if atom in own)
-            for why, own in inexact.items()
+            why: tuple(name for atom, name in name_of.items() if atom in neurons)
+            for why, neurons in inexact.items()
         },
         unknown=reader.unknown,
         shapes=shapes,
@@ -135,10 +135,6 @@ def _fresh(tree: Any) -> dict[str, Axes]:
     """An atom for each axis of each leaf, by path."""
     leaves = [(path, leaf) for path, leaf in named_leaves(tree) if leaf is not None]
     return {path: tuple(Atom(n) for n in getattr(leaf, "shape", ())) for path, leaf in leaves}
-
-
-def _as_inputs(of_inputs: dict[str, Axes]) -> dict[str, Axes]:
-    return {f"input {path}": axes for path, axes in of_inputs.items()}
 
 
 def _freeze_asked(
@@ -182,7 +178,7 @@ def _check_matches(rule: Any, shapes: Params, names: Mapping[str, Atom]) -> None
 
 
 def _sliceable(asked: Sequence[Any], inputs: Mapping[str, Axes]) -> set[tuple[str, int]]:
-    found = set()
+    sliceable = set()
     for entry in asked:
         path, axis = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
         rank = len(inputs.get(path, ()))
@@ -193,5 +189,5 @@ def _sliceable(asked: Sequence[Any], inputs: Mapping[str, Axes]) -> set[tuple[st
                 f"{entry!r}. The inputs are {quoted(have)}"
                 + (f", and '{path}' has {rank} axes." if path in inputs else ".")
             )
-        found.add((path, axis % rank))
-    return found
+        sliceable.add((path, axis % rank))
+    return sliceable

@@ -1,13 +1,13 @@
 """Where a masked network and a compacted one differ, read off the program.
 
 A pruned neuron has zero weights in the masked network and is not there in the compacted one. The
-two compute the same as long as what is summed over its axis is zero there: always, where weights
-of the neuron take part in the product; where they don't, if the values are. `value` says for which
-neurons a value is zero. Layer norm with E[x^2] - E[x]^2 passes, with E[(x - E[x])^2] it does not:
-a pruned x is zero, x - E[x] is not. A softmax over neurons counts exp(0) for a pruned one.
+two compute the same as long as every sum over the neuron's axis adds zero for it. That is so where
+weights of the neuron take part in the product; where they don't, the values must be zero. Layer
+norm with E[x^2] - E[x]^2 is exact, with E[(x - E[x])^2] it is not: a pruned x is zero, x - E[x] is
+not. A softmax over neurons counts exp(0) for a pruned one.
 
-On the way it is found which zeros are enough (`closers`): of conv -> norm -> relu those of the
-norm's scale and bias, which close a neuron for all that reads it.
+The same walk finds which zeros are enough (`closers`): of conv -> norm -> relu the norm's scale and
+bias, whose zeros close a neuron for all that reads it.
 """
 
 from __future__ import annotations
@@ -17,30 +17,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import Literal
 
 from jaxprune.coupling.expressions import Atom, Axes, atoms
-from jaxprune.coupling.facts import through
 from jaxprune.coupling.reader import Program, Step
-from jaxprune.programs.jaxprs import dot_numbers
+from jaxprune.programs.interpret import enter, walk
+from jaxprune.programs.primitives import Side, is_zero, known_number, rule_of, sides, zero_like
 
 Atoms = frozenset[Atom]
 Place = tuple[str, int]  # the path of a leaf, and an axis of it
 Zero = dict[Atom, frozenset[Place]]
 
-# f(0) = 0 entry by entry, or entries only move
-KEEPS_ZERO = {
-    "abs", "add", "add_any", "asin", "asinh", "atan", "atanh", "broadcast_in_dim", "cbrt", "ceil",
-    "concatenate", "conj", "convert_element_type", "copy", "copy_p", "cumsum",
-    "dynamic_update_slice", "erf", "erf_inv", "expm1", "floor", "imag", "log1p", "max", "min",
-    "name", "neg", "optimization_barrier", "real", "reduce_precision", "reduce_window_max",
-    "reduce_window_min", "reduce_window_sum", "reshape", "rev", "round", "sharding_constraint",
-    "sign", "sin", "sinh", "slice", "split", "sqrt", "square", "squeeze", "stack",
-    "stop_gradient", "sub", "tan", "tanh", "tile", "transpose", "unstack",
-}  # fmt: skip
-
-
-PRODUCTS = {"conv_general_dilated", "dot_general", "ragged_dot_general"}
 RANDOM = {"random_bits", "random_gamma", "rng_bit_generator", "rng_uniform"}
 
 
@@ -65,8 +51,8 @@ def differences(
       leaves: the axes of the params by path, the first of the program's inputs.
       groups: the atoms that can be pruned.
     """
-    found = _Finder.of(program, leaves, groups).found
-    return {why: tuple(own) for why, own in found.items()}
+    differ = _Finder.of(program, leaves, groups).differ
+    return {why: tuple(neurons) for why, neurons in differ.items()}
 
 
 def closers(
@@ -77,29 +63,31 @@ def closers(
 ) -> dict[Atom, tuple[Place, ...]]:
     """For each atom the axes of leaves on which zeros are enough to close its neurons.
 
-    All that reads a neuron then reads zero. They are as near as can be to what reads: a norm's
-    scale and bias, not the kernel before it. Where nothing before a kernel can make a zero of a
-    neuron, since f(0) is none or the neuron is an input's, it is the rows of that kernel. With
-    `at_readers` it is the rows of every kernel that reads the neuron.
+    All that reads a neuron then reads zero. The latest such leaves are taken: a norm's scale and
+    bias, not the kernel before it. Where no leaf before a kernel can make the neuron zero, since
+    f(0) is not zero or the neuron is an input's, it is the rows of that kernel. With `at_readers`
+    it is the rows of every kernel that reads the neuron.
 
-    Args: as for `differences`, where what can't be closed is.
+    Args: as for `differences`, which has the neurons that can't be closed.
     """
     finder = _Finder.of(program, leaves, groups, at_readers)
     return {
-        atom: tuple(sorted(own, key=lambda place: (finder.rank(frozenset({place})), place)))
-        for atom, own in finder.closers.items()
+        atom: tuple(sorted(places, key=lambda place: (finder.rank(frozenset({place})), place)))
+        for atom, places in finder.closers.items()
     }
 
 
 _Operand = tuple[_Value, Axes]
+_KEEPS_CONSTANT = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "copy")
 
 
 class _Finder:
     def __init__(self, groups: Atoms, at_readers: bool):
         self.groups, self.at_readers = groups, at_readers
-        self.found: dict[str, dict[Atom, None]] = {}
+        self.differ: dict[str, dict[Atom, None]] = {}
         self.closers: Zero = {}
         self.met: dict[str, int] = {}  # the leaves in the order of the data
+        self.known: dict[Axes, Atoms] = {}
 
     @classmethod
     def of(
@@ -116,92 +104,85 @@ class _Finder:
         return finder
 
     def leaf(self, path: str, axes: Axes) -> _Value:
-        own = tuple((path, i) for i in range(len(axes)))
-        zero = {atom: _with(atom, own, axes) for atom in self.on(axes)}
-        return _Value(zero, leaf=own)
+        places = tuple((path, i) for i in range(len(axes)))
+        return _Value({atom: _with(atom, places, axes) for atom in self.on(axes)}, leaf=places)
 
     def on(self, axes: Axes) -> Atoms:
         """The atoms of groups that are on these axes."""
-        return frozenset(atom for e in axes for atom in atoms(e)) & self.groups
+        if axes not in self.known:
+            self.known[axes] = frozenset(atom for e in axes for atom in atoms(e)) & self.groups
+        return self.known[axes]
 
     def run(self, program: Program, inputs: Sequence[_Value]) -> list[_Value]:
-        known = {var: _Value({}) for var in program.jaxpr.constvars}
-        known |= dict(zip(program.jaxpr.invars, inputs, strict=True))
-
-        def value(var: Any) -> _Value:
-            return _of_literal(var.val) if isinstance(var, Literal) else known[var]
-
-        for step in program.steps:
-            operands = [value(var) for var in step.eqn.invars]
-            results = self.step(step, operands)
-            if not step.inner:
-                static = all(x.static for x in operands)
-                results = [x._replace(static=static) for x in results]
-            known |= dict(zip(step.eqn.outvars, results, strict=True))
-        return [value(var) for var in program.jaxpr.outvars]
+        return walk(program, inputs, self.step, _of_constant, program.steps)
 
     def step(self, step: Step, operands: list[_Value]) -> list[_Value]:
-        kind = step.eqn.primitive.name
         if step.inner:
-            return through(step, operands, self.run, _both, _entered)
+            return enter(step.eqn, step.inner, operands, self.run, _both, _begin)
         for place in (x.leaf[0] for x in operands if x.leaf):
             self.met.setdefault(place[0], len(self.met))
-        if kind in PRODUCTS:
-            gone, *left = _contracted(step)
-            both = _pairs(operands, step)[:2]
-            self.summed(step, [_along(*pair, gone) for pair in both], gone)
-            pairs = [(_along(x, axes, own), own) for (x, axes), own in zip(both, left, strict=True)]
+        static = all(x.static for x in operands)
+        return [x._replace(static=static) for x in self.results(step, operands)]
+
+    def results(self, step: Step, operands: list[_Value]) -> list[_Value]:
+        kind, product = step.eqn.primitive.name, sides(step.eqn)
+        if product is not None:
+            contracted, *left = _contracted(step, product)
+            pairs = _pairs(operands, step)[:2]
+            self.summed(step, [_along(*pair, contracted) for pair in pairs], contracted)
+            pairs = [(_along(*pair, some), some) for pair, some in zip(pairs, left, strict=True)]
             zero = self.zero_where(pairs, any)
             return [_Value(_without(zero, _twice(step.outputs[0])))]
         if kind.startswith("reduce_") and "axes" in step.eqn.params:
-            sums = kind == "reduce_sum"
-            gone = tuple(step.inputs[0][i] for i in step.eqn.params["axes"])
-            self.summed(step, operands if sums else [], gone)
-            return [_Value(self.only(operands[0].zero if sums else {}, step.outputs[0]))]
+            summands = operands if kind == "reduce_sum" else []
+            self.summed(step, summands, tuple(step.inputs[0][i] for i in step.eqn.params["axes"]))
+            return [_Value(self.only(x.zero, step.outputs[0])) for x in summands] or [_Value({})]
         if kind in RANDOM:
             self.note(step, self.on(step.outputs[-1]))
-        return [self.entrywise(step, operands, axes) for axes in step.outputs]
-
-    def entrywise(self, step: Step, operands: list[_Value], axes: Axes) -> _Value:
-        kind, params = step.eqn.primitive.name, step.eqn.params
-        pairs = _pairs(operands, step)
-        if kind in ("max", "min"):  # max(x, 0) and min(x, 6) keep zeros
-            sign = 1 if kind == "max" else -1
-            pairs = [(_zero_if(x, sign), own) for x, own in pairs]
-        if kind in ("mul", "and"):
-            zero = self.zero_where(pairs, any)
-        elif kind == "div" or (kind == "integer_pow" and params["y"] > 0):
-            zero = operands[0].zero
-        elif kind == "concatenate":  # where a segment has the neurons at all
-            zero = self.zero_where(pairs, all, moves=True)
-        elif kind == "select_n":
-            zero = self.zero_where(pairs[1:], all)
-        elif kind in ("dynamic_slice", "gather"):
-            zero = operands[0].zero
-        elif kind in KEEPS_ZERO:
-            zero = self.zero_where(pairs, all)
-        else:
-            zero = {}
-        if len(operands) > 1 and kind != "concatenate":
-            zero = _without(zero, _twice(axes))
-        same = kind in ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "copy")
+        zero = self.zeros(step, operands)
+        constant = operands[0].constant if kind in _KEEPS_CONSTANT else None
         leaf = operands[0].leaf if kind in ("convert_element_type", "copy") else None
-        return _Value(self.only(zero, axes), operands[0].constant if same else None, leaf=leaf)
+        once = len(operands) > 1 and kind != "concatenate"
+        return [_Value(self.only(zero, axes, once), constant, leaf=leaf) for axes in step.outputs]
 
-    def only(self, zero: Zero, axes: Axes) -> Zero:
-        """What of it is said of neurons on these axes."""
-        own = self.on(axes)
-        return {atom: places for atom, places in zero.items() if atom in own}
+    def zeros(self, step: Step, operands: list[_Value]) -> Zero:
+        """Where the results of an equation are zero."""
+        rule, pairs = rule_of(step.eqn), _pairs(operands, step)
+        if not any(x.zero or x.constant == 0 for x in operands):
+            return {}
+        if rule.zeros == "any":
+            return self.zero_where(pairs, any)
+        if rule.zeros == "first":
+            return operands[0].zero
+        if rule.zeros == "cases":
+            return self.zero_where(pairs[1:], all)
+        if rule.zeros == "each":  # of a concatenation, where a segment has the neurons at all
+            return self.zero_where(pairs, all, moves=step.eqn.primitive.name == "concatenate")
+        if rule.elementwise is None:
+            return {}
+        # if f(0, c) = 0, the result is zero where the operands that are no constants are
+        zero = self.zero_where([pair for pair in pairs if pair[0].constant is None], all)
+        if not zero:
+            return {}
+        numbers = [_number(x, var.aval) for x, var in zip(operands, step.eqn.invars, strict=True)]
+        return zero if is_zero(step.eqn, numbers) else {}
+
+    def only(self, zero: Zero, axes: Axes, once: bool = False) -> Zero:
+        """The zeros of neurons on these axes; if `once`, of those on one of the axes only."""
+        if not zero:
+            return {}
+        here = self.on(axes) - _twice(axes) if once else self.on(axes)
+        return {atom: places for atom, places in zero.items() if atom in here}
 
     def zero_where(self, pairs: Sequence[_Operand], of: Any, moves: bool = False) -> Zero:
         """The atoms at which all of these values are zero, or any (`of`): by the latest leaves."""
-        have = [self.on(axes) for _, axes in pairs]
+        on = [self.on(axes) for _, axes in pairs]
         zero = {}
-        for atom in frozenset[Atom]().union(*have):
+        for atom in frozenset[Atom]().union(*on):
             ways = [
-                frozenset[Place]() if x.constant == 0 else x.zero.get(atom) if atom in own else None
-                for (x, _), own in zip(pairs, have, strict=True)
-                if not moves or atom in own
+                frozenset[Place]() if x.constant == 0 else x.zero.get(atom) if is_on else None
+                for (x, _), is_on in zip(pairs, (atom in atoms_of for atoms_of in on), strict=True)
+                if not moves or is_on
             ]
             known = [way for way in ways if way is not None]
             if of is any and known:
@@ -215,9 +196,9 @@ class _Finder:
         last = len(self.met)
         return min((self.met.get(path, last) for path, _ in places), default=last)
 
-    def summed(self, step: Step, operands: list[_Value], gone: Axes) -> None:
-        """Over these axes a sum is taken: it must be zero where neurons on them are pruned."""
-        for atom in self.on(gone):
+    def summed(self, step: Step, operands: list[_Value], axes: Axes) -> None:
+        """A sum over these axes: it must be zero where neurons on them are pruned."""
+        for atom in self.on(axes):
             ways = [x for x in operands if atom in x.zero]
             if ways:  # what was computed, or (at_readers) the kernel that reads it
                 ranks = [(x.static != self.at_readers, self.rank(x.zero[atom])) for x in ways]
@@ -226,20 +207,20 @@ class _Finder:
             else:
                 self.note(step, frozenset({atom}))
 
-    def note(self, step: Step, own: Atoms) -> None:
-        if own:
+    def note(self, step: Step, neurons: Atoms) -> None:
+        if neurons:
             why = f"{step.eqn.primitive.name} {step.line}"
-            self.found.setdefault(why, {}).update(dict.fromkeys(own))
+            self.differ.setdefault(why, {}).update(dict.fromkeys(neurons))
 
 
-def _entered(carry: list[_Value], xs: list[_Value]) -> tuple[list[_Value], list[_Value]]:
-    """A number that a loop starts with need not stay; of what it steps over it sees one each."""
+def _begin(carry: list[_Value], xs: list[_Value]) -> tuple[list[_Value], list[_Value]]:
+    """A number that a loop starts with may change; of a stack a turn reads one layer."""
     carry = [x._replace(constant=0.0 if x.constant == 0 else None) for x in carry]
     return carry, [_of_one(x) for x in xs]
 
 
 def _both(values: Sequence[_Value]) -> _Value:
-    """What holds of all of these."""
+    """The facts that are true of all of these."""
     zero = {
         atom: frozenset[Place]().union(*(x.zero.get(atom, ()) for x in values))
         for atom in frozenset[Atom]().union(*(x.zero for x in values))
@@ -260,37 +241,39 @@ def _pairs(operands: Sequence[_Value], step: Step) -> list[_Operand]:
 
 
 def _with(atom: Atom, places: Sequence[Place], axes: Axes) -> frozenset[Place]:
-    """Those places whose axis has the atom."""
+    """The places whose axis has the atom."""
     return frozenset(p for p, e in zip(places, axes, strict=True) if atom in set(atoms(e)))
 
 
 def _along(x: _Value, axes: Axes, some: Axes) -> _Value:
-    """Of a leaf that has neurons on several axes, what is said of them on `some`."""
+    """A leaf may have neurons on several of its axes: of these, the places on the axes `some`."""
     if x.leaf is None:
         return x
-    own = [(p, e) for p, e in zip(x.leaf, axes, strict=True) if any(e is other for other in some)]
-    places, kept = [p for p, _ in own], tuple(e for _, e in own)
-    return x._replace(zero={atom: _with(atom, places, kept) or old for atom, old in x.zero.items()})
+    pairs = [(p, e) for p, e in zip(x.leaf, axes, strict=True) if any(e is s for s in some)]
+    places, exprs = [p for p, _ in pairs], tuple(e for _, e in pairs)
+    return x._replace(
+        zero={atom: _with(atom, places, exprs) or old for atom, old in x.zero.items()}
+    )
 
 
 def _without(zero: Zero, gone: Atoms) -> Zero:
     return {atom: places for atom, places in zero.items() if atom not in gone}
 
 
-def _contracted(step: Step) -> tuple[Axes, Axes, Axes]:
-    """The axes that a product sums over, and those that are left of either operand."""
-    params, (lhs, rhs, *_) = step.eqn.params, step.inputs
+def _contracted(step: Step, product: tuple[Side, Side]) -> tuple[Axes, Axes, Axes]:
+    """The axes that a product sums over, and the axes of either operand that are left."""
+    pairs = list(zip(step.inputs[:2], product, strict=True))
+    first, second = (tuple(axes[i] for i in side.contracted) for axes, side in pairs)
+    left, right = (
+        tuple(axis for i, axis in enumerate(axes) if i not in (*side.contracted, *side.window))
+        for axes, side in pairs
+    )
     if step.eqn.primitive.name != "conv_general_dilated":
-        (own, other), _ = dot_numbers(step.eqn)
-        left = [i for i in range(len(lhs)) if i not in own]
-        right = [i for i in range(len(rhs)) if i not in other]
-        of = lambda axes, which: tuple(axes[i] for i in which)
-        return of(lhs, own) + of(rhs, other), of(lhs, left), of(rhs, right)
-    numbers = params["dimension_numbers"]
-    gone = rhs[numbers.rhs_spec[1]]
-    groups = () if params["feature_group_count"] == 1 else (lhs[numbers.lhs_spec[1]],)
-    kept = tuple(atom for e in groups for atom in atoms(e) if atom not in set(atoms(gone)))
-    return (gone,), (lhs[numbers.lhs_spec[0]], *kept), (rhs[numbers.rhs_spec[0]],)
+        return first + second, left, right
+    if step.eqn.params["feature_group_count"] != 1:  # channels are groups x inputs of a group
+        inputs = {*atoms(second[0])}
+        left += tuple(atom for atom in atoms(first[0]) if atom not in inputs)
+    return second, left, right
 
 
 def _twice(axes: Axes) -> Atoms:
@@ -299,11 +282,12 @@ def _twice(axes: Axes) -> Atoms:
     return frozenset(atom for atom, n in count.items() if n > 1)
 
 
-def _zero_if(x: _Value, sign: int) -> _Value:
-    """A constant that does not take part in max (sign 1) or min (-1) with zero, as zero."""
-    return x._replace(constant=0.0) if x.constant is not None and sign * x.constant <= 0 else x
+def _of_constant(x: Any, atom: Any) -> _Value:
+    number = known_number(x, atom.aval)
+    return _Value({}, None if number is None else float(np.real(number)))
 
 
-def _of_literal(x: Any) -> _Value:
-    known = np.ndim(x) == 0 and np.issubdtype(np.result_type(x), np.number)
-    return _Value({}, float(np.real(x)) if known else None)
+def _number(x: _Value, aval: Any) -> Any:
+    """The constant, or zero, which the value is where neurons are pruned."""
+    zero = zero_like(aval)
+    return zero if x.constant is None or zero is None else np.asarray(x.constant, zero.dtype)

@@ -8,7 +8,7 @@ Atoms are the nodes of a union-find. One that turns out to be more than n neuron
 to a product or a sum, and is that from then on wherever it occurs: a reshape of 12 into (3, 4)
 makes the atom of 12, and every axis that it is on, a product of atoms of 3 and 4.
 
-All that is ever asked is `unify(a, b)`: a and b are the same axis. It refines both until they are
+The only operation is `unify(a, b)`: a and b are the same axis. It refines both until they are
 equal, and where they can't be, it freezes all of their atoms and says why. Sizes fall with every
 refinement, so that it ends.
 
@@ -95,17 +95,18 @@ def resolved(e: Expr) -> Expr:
 def _flat(exprs: Iterable[Expr], kind: Any) -> Axes:
     inner = "factors" if kind is Prod else "parts"
     nested = [getattr(e, inner) if isinstance(e, kind) and e != ONE else (e,) for e in exprs]
-    return tuple(e for own in nested for e in own if kind is Sum or e != ONE)
+    return tuple(e for each in nested for e in each if kind is Sum or e != ONE)
 
 
 def atoms(e: Expr) -> Iterator[Atom]:
-    """The atoms of `e` from left to right, those of size 1 left out."""
-    e = resolved(e)
-    if isinstance(e, Atom):
-        yield e
-    else:
+    """The atoms of `e` from left to right, without atoms of size 1."""
+    if not isinstance(e, Atom) or e.bound is not None:
+        e = resolved(e)
+    if not isinstance(e, Atom):
         for inner in e.factors if isinstance(e, Prod) else e.parts:
             yield from atoms(inner)
+    elif e.size != 1:
+        yield e
 
 
 def has_single(e: Expr) -> bool:
@@ -193,15 +194,15 @@ def _cut(whole: Sum, product: Prod, why: str) -> None:
         return
     rows = tuple(Atom(size(part) // size(row)) for part in whole.parts)
     unify(outermost, Sum(rows), why)
-    for part, own in zip(whole.parts, rows, strict=True):
-        unify(part, Prod((own, row)), why)
+    for part, n_rows in zip(whole.parts, rows, strict=True):
+        unify(part, Prod((n_rows, row)), why)
 
 
 def kept_entries(e: Expr, kept: Mapping[Atom, Any], xp: Any = np) -> Any:
-    """Bool (size,): which entries of the axis are left, if of each atom those in `kept` are.
+    """Bool (size,): which entries of the axis are left, if the neurons in `kept` are.
 
     Args:
-      kept: bool (size,) by atom; of an atom that is not there all are kept.
+      kept: bool (size,) by atom; all neurons of an atom that is not there are kept.
       xp: `numpy`, or `jax.numpy` for traced `kept`.
     """
     e = resolved(e)
@@ -229,22 +230,22 @@ def places(e: Expr, atom: Atom) -> Iterator[np.ndarray]:
     elif isinstance(e, Sum):
         ends = np.cumsum([size(part) for part in e.parts])
         for part, end in zip(e.parts, ends, strict=True):
-            for own in places(part, atom):
-                whole = np.full(ends[-1], -1)
-                whole[end - len(own) : end] = own
-                yield whole
+            for neurons in places(part, atom):
+                entries = np.full(ends[-1], -1)
+                entries[end - len(neurons) : end] = neurons
+                yield entries
     elif isinstance(e, Prod):
         for i, factor in enumerate(e.factors):
             outer, inner = size(Prod(e.factors[:i])), size(Prod(e.factors[i + 1 :]))
-            for own in places(factor, atom):
-                yield np.tile(np.repeat(own, inner), outer)
+            for neurons in places(factor, atom):
+                yield np.tile(np.repeat(neurons, inner), outer)
 
 
 def infer(e: Expr, entries: np.ndarray, kept: dict[Atom, np.ndarray]) -> bool:
-    """Puts into `kept` what of each atom is left if of the axis `entries` are; False if nothing is.
+    """Puts into `kept` which neurons of each atom are left, from the entries of an axis.
 
-    The inverse of `kept_entries`: whether it gives `entries` back. What `kept` has already is not
-    changed.
+    The inverse of `kept_entries`: False if that does not give `entries` back. Atoms that `kept` has
+    already do not change.
     """
     e = resolved(e)
     if isinstance(e, Atom):
@@ -252,7 +253,7 @@ def infer(e: Expr, entries: np.ndarray, kept: dict[Atom, np.ndarray]) -> bool:
     if isinstance(e, Sum):
         ends = np.cumsum([size(part) for part in e.parts])[:-1]
         pairs = zip(e.parts, np.split(entries, ends), strict=True)
-        return all(infer(part, own, kept) for part, own in pairs)
+        return all(infer(part, segment, kept) for part, segment in pairs)
     grid = entries.reshape([size(factor) for factor in e.factors])
     for axis, factor in enumerate(e.factors):
         others = tuple(a for a in range(grid.ndim) if a != axis)
@@ -264,17 +265,17 @@ def infer(e: Expr, entries: np.ndarray, kept: dict[Atom, np.ndarray]) -> bool:
 def transfer(
     e: Expr, other: Expr, others: Mapping[Atom, np.ndarray], kept: dict[Atom, np.ndarray]
 ) -> bool:
-    """Puts into `kept` of each atom of `e` what `others` have of its counterpart in `other`.
+    """Puts into `kept`, for each atom of `e`, what `others` have for its counterpart in `other`.
 
-    False, and nothing is put there, unless the two are made up alike.
+    False, and `kept` does not change, unless the two are made up alike.
     """
     pairs = _counterparts(resolved(e), resolved(other))
     if pairs is None:
         return False
-    own = {atom: others.get(old, np.ones(old.size, bool)) for atom, old in pairs}
-    if not all(np.array_equal(kept.get(atom, left), left) for atom, left in own.items()):
+    new = {atom: others.get(old, np.ones(old.size, bool)) for atom, old in pairs}
+    if not all(np.array_equal(kept.get(atom, left), left) for atom, left in new.items()):
         return False
-    kept.update(own)
+    kept.update(new)
     return True
 
 
@@ -284,8 +285,8 @@ def _counterparts(e: Expr, other: Expr) -> list[tuple[Atom, Atom]] | None:
         return None
     if isinstance(e, Atom) and isinstance(other, Atom):
         return [(e, other)]
-    inner = [own.factors if isinstance(own, Prod) else own.parts for own in (e, other)]  # type: ignore[union-attr]
+    inner = [x.factors if isinstance(x, Prod) else x.parts for x in (e, other)]  # type: ignore[union-attr]
     if len(inner[0]) != len(inner[1]):
         return None
-    found = [_counterparts(resolved(a), resolved(b)) for a, b in zip(*inner, strict=True)]
-    return None if None in found else [pair for own in found for pair in own or ()]
+    pairs = [_counterparts(resolved(a), resolved(b)) for a, b in zip(*inner, strict=True)]
+    return None if None in pairs else [pair for each in pairs for pair in each or ()]

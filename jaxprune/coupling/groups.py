@@ -1,4 +1,4 @@
-"""The neurons that were found, by name, and what is frozen, by reason."""
+"""The neurons that can be pruned, by name, and the frozen axes, by reason."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SINGLE = "one neuron that is read apart from the others, such as h[:, 0]"
 def named(leaves: dict[str, Axes], uses: Uses) -> dict[str, Atom]:
     """The atoms that can be pruned, by name; `leaves` in the order of data.
 
-    A name is that of the layer which is first to have them, with their role if they have one
-    ("attention/query.heads"); where a layer has several, with the axis, and on one axis with the
-    place: "qkv.axis1", "qkv.axis1.part0". It has no character that a glob reads in another way.
+    The name is the layer that has them first, with their role if they have one
+    ("attention/query.heads"); where a layer has several atoms, with the axis, and on one axis with
+    the place: "qkv.axis1", "qkv.axis1.part0". It has no character that a glob reads in another way.
     """
     members = _members(leaves)
-    roles = _roles({atom: len(own) for atom, own in members.items()}, uses)
+    roles = _roles({atom: len(axes) for atom, axes in members.items()}, uses)
 
     def layer(path: str) -> str:
         parent = path.rpartition("/")[0]
@@ -41,15 +41,15 @@ def named(leaves: dict[str, Axes], uses: Uses) -> dict[str, Atom]:
         ]
 
     levels = {atom: ways(atom) for atom in members}
-    taken = [Counter(own[i] for own in levels.values()) for i in range(5)]
+    taken = [Counter(names[i] for names in levels.values()) for i in range(5)]
     return {
-        next(way for way, n in zip(own, taken, strict=True) if n[way] == 1): atom
-        for atom, own in levels.items()
+        next(name for name, n in zip(names, taken, strict=True) if n[name] == 1): atom
+        for atom, names in levels.items()
     }
 
 
 def grouped(leaves: dict[str, Axes], names: Mapping[str, Atom]) -> dict[str, Neurons]:
-    """What the neurons of each name are on; without those that were frozen since."""
+    """The neurons of each name and their axes; without neurons that were frozen since."""
     members = _members(leaves)
     return {
         name: Neurons(atom.size, tuple(members[atom]))
@@ -64,7 +64,7 @@ def matches_group(rule: Any, name: str) -> bool:
 
 
 def chosen(rules: Any, names: Iterable[str]) -> list[str]:
-    """Those names of groups that one of the rules matches, in their order.
+    """The names of groups that one of the rules matches, in their order.
 
     Raises:
       TypeError: if the rules are no list of strings.
@@ -89,9 +89,9 @@ def _members(leaves: dict[str, Axes]) -> dict[Atom, dict[Member, int]]:
             for place, atom in enumerate(free):
                 members.setdefault(atom, {})[Member(path, i)] = place
     return {
-        atom: own
-        for atom, own in members.items()
-        if not all(path.startswith("input ") for path, _ in own)
+        atom: axes
+        for atom, axes in members.items()
+        if not all(path.startswith("input ") for path, _ in axes)
     }
 
 
@@ -100,27 +100,25 @@ def _roles(members: Mapping[Atom, int], uses: Uses) -> dict[Atom, str]:
 
     Heads are on queries and on keys; queries that share a head are on fewer leaves than heads.
     """
-    found = {atom: "dims" for atom in uses.dims if atom in members}
+    roles = {atom: "dims" for atom in uses.dims if atom in members}
     for product in uses.heads:
-        own = {atom: members[atom] for atom in product if atom in members}
-        most = max(own.values(), default=0)
-        found |= {atom: "heads" if n == most else "queries" for atom, n in own.items()}
-    return found
+        n_axes = {atom: members[atom] for atom in product if atom in members}
+        most = max(n_axes.values(), default=0)
+        roles |= {atom: "heads" if n == most else "queries" for atom, n in n_axes.items()}
+    return roles
 
 
 def reasons(leaves: dict[str, Axes]) -> dict[str, tuple[Member, ...]]:
-    """Why what is on an axis can't be pruned, and which axes these are.
+    """Why neurons can't be pruned, and the axes that they are on.
 
     A neuron that was cut off by itself is no group, since a group of one has nothing to choose:
     on an axis with other neurons, which can be pruned, the table says where it is.
     """
-    found: dict[str, dict[Member, None]] = {}
+    frozen: dict[str, dict[Member, None]] = {}
     for path, axes in leaves.items():
         for i, e in enumerate(axes):
-            own = list(atoms(e))
-            for atom in own:
-                for why in atom.frozen:
-                    found.setdefault(why, {}).setdefault(Member(path, i))
-            if has_single(e) and not all(atom.frozen for atom in own):
-                found.setdefault(SINGLE, {}).setdefault(Member(path, i))
-    return {why: tuple(members) for why, members in found.items()}
+            here = list(atoms(e))
+            single = [SINGLE] if has_single(e) and not all(atom.frozen for atom in here) else []
+            for why in [*(why for atom in here for why in atom.frozen), *single]:
+                frozen.setdefault(why, {}).setdefault(Member(path, i))
+    return {why: tuple(members) for why, members in frozen.items()}

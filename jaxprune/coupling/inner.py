@@ -1,7 +1,7 @@
 """Programs in programs, run on `Value`s: calls, loops, branches, derivatives.
 
-`run` is the `Simplify` that runs the program around them. What is known of a carry must hold in
-every turn, and of a result in every branch: what they differ in is not known.
+`run` is the `Simplify` that runs the program around them. A fact about a carry must be true in
+every turn, and a fact about a result in every branch.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from typing import Any
 import jax
 from jax import lax
 
-from jaxprune.coupling.expressions import Axes
-from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
+from jaxprune.coupling.reader import Program, Step, axes_rule
 from jaxprune.coupling.replay import Keep
-from jaxprune.coupling.rules.registry import RULES
+from jaxprune.coupling.rules.control import replay_call, replay_remat
 from jaxprune.coupling.zeros import Value
-from jaxprune.programs.jaxprs import scan_ends
+from jaxprune.programs.interpret import scan_parts, while_parts
 
 
 def inner(run: Any, step: Step, operands: list[Value]) -> list[Value]:
     """The results of an equation that holds programs."""
-    kind = step.eqn.primitive.name
-    rule = RULES.get(kind) or by_its_jaxpr(step.eqn)
+    kind, rule = step.eqn.primitive.name, axes_rule(step.eqn)
     if kind in _LOOPS:
         return _LOOPS[kind](run, step, operands)
-    if rule in (RULES["closed_call"], RULES["remat"]):
-        return list(rule.replay(step, run, operands))  # type: ignore[misc]
-    # a derivative of its own, or a rule of the user's: on arrays, if anything is left to compute
+    if rule is not None and rule.replay in (replay_call, replay_remat):
+        return list(rule.replay(step, run, operands))
+    # custom derivatives and rules of users run on arrays, if anything is left to compute
     if kind.startswith("custom_"):
         results = _shapes(lambda *xs: run.run(step.inner[0], xs), *operands)
     else:
@@ -38,9 +36,8 @@ def inner(run: Any, step: Step, operands: list[Value]) -> list[Value]:
         results = [Value(0.0, depends, severed)] * len(step.outputs)
     if all(value.x is None for value in results):
         return results
-    arrays = map(run.whole, operands, step.eqn.invars, step.inputs)
-    xs = Keep(run.kept)._step(step, list(arrays))
-    pairs = zip(results, xs, strict=True)
+    arrays = list(map(run.whole, operands, step.eqn.invars, step.inputs))
+    pairs = zip(results, Keep(run.kept).step(step, arrays), strict=True)
     return [value if value.x is None else _with(value, x) for value, x in pairs]
 
 
@@ -53,7 +50,7 @@ def _with(value: Value, x: Any) -> Value:
 
 
 def _weaker(a: Value, b: Value) -> Value:
-    """What is known of a value that may be either; its x is None, or not."""
+    """The facts about a value that may be either; its x is None, or not."""
     x = a.x if b.x is None else b.x
     depends = a.depends or b.depends
     return Value(x, depends, not depends and (a.severed or b.severed))
@@ -64,34 +61,32 @@ def _known(value: Value) -> tuple[bool, bool, bool]:
 
 
 def _depending(values: list[Value]) -> list[Value]:
-    """As they are if an input says which of several they are."""
+    """The values, where an input chooses among several: those that are not zero depend on it."""
     return [value if value.x is None else Value(value.x, True) for value in values]
 
 
-def _as(run: Any, like: Value, value: Value, var: Any, axes: Axes) -> Value:
-    """`value`, of which no more is known than of `like`."""
-    return _with(like, None if like.x is None else run.whole(value, var, axes))
-
-
 def _conform(run: Any, likes: Any, values: Any, variables: Any, axes: Any) -> list[Value]:
-    every = zip(likes, values, variables, axes, strict=True)
-    return [_as(run, *each) for each in every]
+    """The values, each with the facts of its like and no others."""
+    return [
+        _with(like, None if like.x is None else run.whole(value, var, of_value))
+        for like, value, var, of_value in zip(likes, values, variables, axes, strict=True)
+    ]
 
 
 def _scan(run: Any, step: Step, operands: list[Value]) -> list[Value]:
     params, (body,) = step.eqn.params, step.inner
-    first, last = scan_ends(params)
-    consts, carry, xs = operands[:first], operands[first:last], operands[last:]
+    consts, carry, xs = scan_parts(step.eqn, operands)
+    first, last = len(consts), len(consts) + len(carry)
     conform = lambda likes, values: _conform(
         run, likes, values, body.jaxpr.invars[first:last], body.in_axes[first:last]
     )
 
     def turn(carry: Any, xs: Any) -> tuple[Any, Any]:
         results = run.run(body, [*consts, *carry, *xs])
-        return conform(carry, results[: last - first]), results[last - first :]
+        return conform(carry, results[: len(carry)]), results[len(carry) :]
 
     def after(carry: Any, xs: Any) -> Any:
-        return run.run(body, [*consts, *carry, *xs])[: last - first]
+        return run.run(body, [*consts, *carry, *xs])[: len(carry)]
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     carry = conform(_settled(after, carry, one), carry)
@@ -101,7 +96,7 @@ def _scan(run: Any, step: Step, operands: list[Value]) -> list[Value]:
 
 
 def _settled(after: Callable[..., Any], carry: list[Value], *rest: Any) -> list[Value]:
-    """What is known of a carry in every turn: followed round until it settles."""
+    """The facts about a carry that are true in every turn: followed round until they settle."""
     while True:
         pairs = zip(carry, _shapes(after, carry, *rest), strict=True)
         new = [_weaker(a, b) for a, b in pairs]
@@ -111,13 +106,11 @@ def _settled(after: Callable[..., Any], carry: list[Value], *rest: Any) -> list[
 
 
 def _while(run: Any, step: Step, operands: list[Value]) -> list[Value]:
-    params, (condition, body) = step.eqn.params, step.inner
-    first = params["cond_nconsts"]
-    last = first + params["body_nconsts"]
-    carry = operands[last:]
+    condition, body = step.inner
+    of_condition, consts, carry = while_parts(step.eqn, operands)
     conform = lambda likes, values: _conform(run, likes, values, step.eqn.outvars, step.outputs)
-    after = lambda carry: run.run(body, [*operands[first:last], *carry])
-    test = lambda carry: run.run(condition, [*operands[:first], *carry])[0]
+    after = lambda carry: run.run(body, [*consts, *carry])
+    test = lambda carry: run.run(condition, [*of_condition, *carry])[0]
 
     likes = _settled(after, carry)
     likes = _depending(likes) if _shapes(test, likes).depends else likes
@@ -130,15 +123,15 @@ def _while(run: Any, step: Step, operands: list[Value]) -> list[Value]:
 
 def _cond(run: Any, step: Step, operands: list[Value]) -> list[Value]:
     index, *rest = operands
-    ways = [_shapes(lambda *xs, own=own: run.run(own, xs), *rest) for own in step.inner]
-    likes = [reduce(_weaker, own) for own in zip(*ways, strict=True)]
+    ways = [_shapes(lambda *xs, way=way: run.run(way, xs), *rest) for way in step.inner]
+    likes = [reduce(_weaker, each) for each in zip(*ways, strict=True)]
     likes = _depending(likes) if index.depends else likes
 
-    def branch(own: Program) -> Callable[..., Any]:
-        return lambda *xs: _conform(run, likes, run.run(own, xs), step.eqn.outvars, step.outputs)
+    def branch(way: Program) -> Callable[..., Any]:
+        return lambda *xs: _conform(run, likes, run.run(way, xs), step.eqn.outvars, step.outputs)
 
     at = run.whole(index, step.eqn.invars[0], step.inputs[0])
-    return lax.switch(at, [branch(own) for own in step.inner], *rest)
+    return lax.switch(at, [branch(way) for way in step.inner], *rest)
 
 
 _LOOPS = {"scan": _scan, "while": _while, "cond": _cond}

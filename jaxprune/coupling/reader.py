@@ -1,7 +1,7 @@
 """Reads a jaxpr: which axes of its values are the same neurons.
 
 Each value has an axis expression for each of its axes; each equation, by the rule of its
-primitive, says which of these are the same and which can't be pruned. What is not known freezes.
+primitive, says which of these are the same and which can't be pruned. Unknown axes freeze.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxprune.coupling import expressions
 from jaxprune.coupling.expressions import Atom, Axes, Expr
-from jaxprune.coupling.rules.registry import RULES
+from jaxprune.programs.interpret import held, programs, walk
+from jaxprune.programs.primitives import RULES, Rule
 
 
 @dataclass
@@ -38,11 +39,15 @@ class Step:
 
 @dataclass
 class Program:
-    """A jaxpr as it was read, with the axes of its constants, inputs and outputs."""
+    """A jaxpr as it was read, with the axes of its inputs and outputs.
+
+    Attributes:
+      constants: the axes of each constant, by `id` of the variable or literal in the jaxpr.
+    """
 
     jaxpr: Jaxpr
     consts: Sequence[Any]
-    const_axes: list[Axes]
+    constants: dict[int, Axes]
     in_axes: list[Axes]
     out_axes: list[Axes]
     steps: list[Step]
@@ -55,15 +60,15 @@ class Reader:
       first_use: for the axes of each value (by `id`), the place of the first equation that reads
         it, calls looked through: the order of the data.
       unknown: primitives without a rule, and where they were met.
-      in_derivative: whether what is read is the derivative of a function, and not it.
+      in_derivative: whether the program that is read is the derivative of a function.
     """
 
     def __init__(self) -> None:
         self.first_use: dict[int, int] = {}
         self.unknown: dict[str, str] = {}
         self.in_derivative = False
-        self._whole: dict[int, int] = {}
-        self._kept_alive: list[Axes] = []  # an id is one only as long as what has it
+        self._stack_of: dict[int, int] = {}
+        self._alive: list[Axes] = []  # an id is unique only as long as its object is there
         self._steps: list[Step] = []
 
     # --- what rules say ---------------------------------------------------------------------------
@@ -102,10 +107,10 @@ class Reader:
 
     def one_of(self, axes: Axes) -> Axes:
         """The axes of one of the arrays that are stacked along the first axis, as a scan reads."""
-        own = axes[1:]  # a tuple of its own, known by its id
-        self._whole[id(own)] = self._whole.get(id(axes), id(axes))
-        self._kept_alive.append(own)
-        return own
+        one = axes[1:]  # a new tuple, known by its id
+        self._stack_of[id(one)] = self._stack_of.get(id(axes), id(axes))
+        self._alive.append(one)
+        return one
 
     def here(self, why: str) -> str:
         """`why`, and the line of the program that is being read."""
@@ -115,49 +120,63 @@ class Reader:
 
     def read(self, jaxpr: Any, operands: Sequence[Axes]) -> Program:
         """Reads a jaxpr, given the axes of its inputs."""
-        consts = jaxpr.consts if isinstance(jaxpr, ClosedJaxpr) else ()
-        jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-        const_axes = [_fresh(var) for var in jaxpr.constvars]
-        axes: dict[Any, Axes] = dict(zip(jaxpr.constvars, const_axes, strict=True))
-        axes |= dict(zip(jaxpr.invars, operands, strict=True))
+        closed = jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+        constants: dict[int, Axes] = {}
+        steps: list[Step] = []
 
-        def of(var: Any) -> Axes:
-            return _fresh(var) if isinstance(var, Literal) else axes[var]
+        def constant(x: Any, atom: Any) -> Axes:
+            return constants.setdefault(id(atom), tuple(map(Atom, _shape(atom))))
 
-        steps = []
-        for eqn in jaxpr.eqns:
-            steps.append(self._step(eqn, [of(var) for var in eqn.invars]))
-            axes |= dict(zip(eqn.outvars, steps[-1].outputs, strict=True))
-        out_axes = [of(var) for var in jaxpr.outvars]
-        return Program(jaxpr, consts, const_axes, list(operands), out_axes, steps)
+        def equation(eqn: Any, operands: list[Axes]) -> list[Axes]:
+            steps.append(self._step(eqn, operands))
+            return steps[-1].outputs
+
+        out_axes = walk(closed, operands, equation, constant)
+        return Program(closed.jaxpr, closed.consts, constants, list(operands), out_axes, steps)
 
     def _step(self, eqn: Any, operands: list[Axes]) -> Step:
         step = Step(eqn, operands, _line(eqn) or (self._steps[-1].line if self._steps else ""))
         self._steps.append(step)
-        rule = RULES.get(eqn.primitive.name) or by_its_jaxpr(eqn)
+        rule = axes_rule(eqn)
         if rule is None or not held(eqn):
             for axes in operands:
-                whole = self._whole.get(id(axes), id(axes))
-                self.first_use.setdefault(whole, len(self.first_use))
-        step.outputs = self._unknown(eqn, operands) if rule is None else self._known(rule, step)
+                stack = self._stack_of.get(id(axes), id(axes))
+                self.first_use.setdefault(stack, len(self.first_use))
+        if rule is None:
+            kind = eqn.primitive.name
+            self.unknown.setdefault(kind, step.line)
+            step.outputs = self.freeze_all(eqn, operands, f"read by '{kind}', which has no rule")
+        else:
+            step.outputs = [tuple(axes) for axes in rule.axes(self, eqn, operands)]  # type: ignore[misc]
+            self._check(step)
         self._steps.pop()
         return step
 
-    def _known(self, rule: Any, step: Step) -> list[Axes]:
-        outputs = [tuple(axes) for axes in rule.axes(self, step.eqn, step.inputs)]
-        for axes, var in zip(outputs, step.eqn.outvars, strict=True):
+    def _check(self, step: Step) -> None:
+        for axes, var in zip(step.outputs, step.eqn.outvars, strict=True):
             sizes = tuple(map(expressions.size, axes))
             if sizes != _shape(var):
                 raise ValueError(
                     f"the rule of '{step.eqn.primitive.name}' gave axes of sizes {sizes} for a "
                     f"result of shape {_shape(var)}: correct what was given to register_rule."
                 )
-        return outputs
 
-    def _unknown(self, eqn: Any, operands: list[Axes]) -> list[Axes]:
-        kind = eqn.primitive.name
-        self.unknown.setdefault(kind, self._steps[-1].line)
-        return self.freeze_all(eqn, operands, f"read by '{kind}', which has no rule")
+
+def axes_rule(eqn: Any) -> Rule | None:
+    """The rule of an equation: the rule of calls, where a primitive without one holds one jaxpr.
+
+    Its inputs and results must have the shapes of the equation's.
+    """
+    rule = RULES.get(eqn.primitive.name)
+    if rule is None and len(held(eqn)) == 1 and (inner := programs(eqn)):
+        is_call = _avals(inner[0].jaxpr) == _avals(eqn)
+        return RULES["closed_call"] if is_call else None
+    return rule
+
+
+def _avals(program: Any) -> Any:
+    same = lambda aval: (aval.shape, aval.dtype) if hasattr(aval, "shape") else aval
+    return [[same(atom.aval) for atom in atoms] for atoms in (program.invars, program.outvars)]
 
 
 def _line(eqn: Any) -> str:
@@ -166,29 +185,5 @@ def _line(eqn: Any) -> str:
     return f"at {path.rsplit('/', 1)[-1]}:{line}" if colon else ""
 
 
-def _shape(var: Any) -> tuple[int, ...]:
-    return tuple(getattr(var.aval, "shape", ()))  # a token has none
-
-
-def _fresh(var: Any) -> Axes:
-    return tuple(map(Atom, _shape(var)))
-
-
-def held(eqn: Any) -> list[Any]:
-    """The jaxprs that an equation holds."""
-    return [p for p in eqn.params.values() if isinstance(p, (Jaxpr, ClosedJaxpr))] or list(
-        jaxprs_in_params(eqn.params)
-    )
-
-
-def by_its_jaxpr(eqn: Any) -> Any:
-    """The rule of calls, for a primitive that holds one jaxpr of just its operands and results."""
-    inner = held(eqn)
-    if len(inner) != 1:
-        return None
-    jaxpr = getattr(inner[0], "jaxpr", inner[0])
-    same = [
-        [(v.aval.shape, v.aval.dtype) if hasattr(v.aval, "shape") else v.aval for v in vs]
-        for vs in (eqn.invars, jaxpr.invars, eqn.outvars, jaxpr.outvars)
-    ]
-    return RULES["closed_call"] if same[0] == same[1] and same[2] == same[3] else None
+def _shape(atom: Any) -> tuple[int, ...]:
+    return tuple(getattr(atom.aval, "shape", ()))  # a token has none

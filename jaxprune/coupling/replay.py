@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
 from jaxprune.base import is_known
 from jaxprune.coupling.expressions import Atom, Axes, Expr, Prod, kept_entries, resolved, size
-from jaxprune.coupling.reader import Program, Step, by_its_jaxpr
-from jaxprune.coupling.rules.registry import RULES
+from jaxprune.coupling.reader import Program, Step, axes_rule
+from jaxprune.programs.interpret import bind, walk
+from jaxprune.programs.primitives import Rule
 
 
 class Keep:
@@ -64,28 +64,16 @@ class Keep:
 
     def run(self, program: Program, operands: Sequence[Any]) -> list[Any]:
         """The results of a program on arrays of which only these entries are left."""
-        values: dict[Any, Any] = dict(zip(program.jaxpr.invars, operands, strict=True))
-        for var, x, axes in zip(
-            program.jaxpr.constvars, program.consts, program.const_axes, strict=True
-        ):
-            values[var] = self.take(x, axes)
+        constant = lambda x, atom: self.constant(self.take(x, program.constants[id(atom)]))
+        return walk(program, operands, self.step, constant, program.steps)
 
-        def read(var: Any, axes: Axes) -> Any:
-            return self.take(var.val, axes) if isinstance(var, Literal) else values[var]
+    def constant(self, x: Any) -> Any:
+        """A constant as the operand of a step."""
+        return x
 
-        for step in program.steps:
-            own = [read(var, axes) for var, axes in zip(step.eqn.invars, step.inputs, strict=True)]
-            values |= dict(zip(step.eqn.outvars, self._step(step, own), strict=True))
-        pairs = zip(program.jaxpr.outvars, program.out_axes, strict=True)
-        return [read(var, axes) for var, axes in pairs]
-
-    def _step(self, step: Step, operands: Sequence[Any]) -> Sequence[Any]:
-        eqn = step.eqn
-        rule = RULES.get(eqn.primitive.name) or by_its_jaxpr(eqn)
-        if rule is not None and rule.replay is not None:
+    def step(self, step: Step, operands: Sequence[Any]) -> Sequence[Any]:
+        """The results of an equation."""
+        rule = axes_rule(step.eqn) or Rule()
+        if rule.replay is not None:
             return rule.replay(step, self, operands)
-        params = dict(eqn.params)
-        if rule is not None and rule.resize is not None:
-            params |= rule.resize(step, self)
-        results = eqn.primitive.bind(*operands, **params)
-        return results if eqn.primitive.multiple_results else [results]
+        return bind(step.eqn, operands, **(rule.resize(step, self) if rule.resize else {}))

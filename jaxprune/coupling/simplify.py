@@ -1,8 +1,8 @@
-"""Runs a program of which so much is gone that parts of it fall away.
+"""Runs a program without the parts that are zero.
 
-A value of which no entry is left, or that is known to be zero, is not computed. A sum over an axis
-that is empty is zero; zero goes through products, reshapes and all f with f(0) = 0; x + 0 is x.
-So a branch without neurons disappears, and what it alone has computed is read by nothing.
+A value that has no entries, or that is known to be zero, is not computed. A sum over an empty axis
+is zero; zero goes through products, reshapes and all f with f(0) = 0; x + 0 is x. So a branch
+without neurons disappears, and nothing reads the values that only this branch needed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Literal
 
-from jaxprune.coupling.exactness import PRODUCTS
 from jaxprune.coupling.expressions import Atom, Axes, Sum, atoms, resolved
 from jaxprune.coupling.inner import inner
-from jaxprune.coupling.reader import Program, Step
+from jaxprune.coupling.reader import Step
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.zeros import GONE, Value, constant, gives_zero, is_zero
+from jaxprune.programs.primitives import rule_of
 
 _SUMS = ("add", "add_any", "sub")
 
@@ -30,7 +29,7 @@ class Simplify(Keep):
     """As `Keep`, but it runs programs on `Value`s.
 
     Attributes:
-      drop: whether, of x + c, c is left out if x depends on an input and c does no longer: biases
+      drop: whether x + c becomes x where x depends on an input and c does no longer: c are biases
         and shifts of norms behind an empty axis.
       in_use: atoms of which some value that depends on an input has entries.
       joined: atoms of segments that are concatenated, and depend on no input any more.
@@ -42,27 +41,18 @@ class Simplify(Keep):
         self.in_use: dict[Atom, None] = {}
         self.joined: dict[Atom, None] = {}
 
-    def run(self, program: Program, operands: Sequence[Value]) -> list[Value]:
-        """The results of a program."""
-        values = dict(zip(program.jaxpr.invars, operands, strict=True))
-        for var, x, axes in zip(
-            program.jaxpr.constvars, program.consts, program.const_axes, strict=True
-        ):
-            values[var] = Value(self.take(x, axes))
+    def constant(self, x: Any) -> Value:
+        """A constant as the operand of a step."""
+        return Value(x)
 
-        def read(var: Any, axes: Axes) -> Value:
-            return Value(self.take(var.val, axes)) if isinstance(var, Literal) else values[var]
-
-        for step in program.steps:
-            own = [read(var, axes) for var, axes in zip(step.eqn.invars, step.inputs, strict=True)]
-            results = self._values(step, own)
-            self._note(step, own, results)
-            values |= dict(zip(step.eqn.outvars, results, strict=True))
-        pairs = zip(program.jaxpr.outvars, program.out_axes, strict=True)
-        return [read(var, axes) for var, axes in pairs]
+    def step(self, step: Step, operands: Sequence[Value]) -> list[Value]:
+        """The results of an equation; notes which atoms are in use."""
+        results = self._values(step, list(operands))
+        self._note(step, operands, results)
+        return results
 
     def whole(self, value: Value, var: Any, axes: Axes) -> Any:
-        """The array, of zeros if that is what is known of it."""
+        """The array; zeros, if the value is known to be zero."""
         return jnp.zeros(self.shape(axes), var.aval.dtype) if value.x is None else value.x
 
     # --- equations --------------------------------------------------------------------------------
@@ -84,7 +74,7 @@ class Simplify(Keep):
             x = self._sum(step, self._dropped(operands))
             return [Value(x, depends, severed)]
         arrays = map(self.whole, operands, step.eqn.invars, step.inputs)
-        return self._results(step, super()._step(step, list(arrays)), depends, severed)
+        return self._results(step, super().step(step, list(arrays)), depends, severed)
 
     def _results(self, step: Step, xs: Any, depends: bool, severed: bool) -> list[Value]:
         empty = map(self._is_empty, step.outputs, step.eqn.outvars)
@@ -96,7 +86,7 @@ class Simplify(Keep):
         return 0 in self.shape(axes) and not jnp.issubdtype(var.aval.dtype, jax.dtypes.extended)
 
     def _dropped(self, operands: list[Value]) -> list[Value]:
-        """Of two terms, without the one that is severed if the other depends on an input."""
+        """Two terms; a severed one is gone if the other depends on an input."""
         if not self.drop or not any(value.depends for value in operands):
             return operands
         return [GONE if value.severed else value for value in operands]
@@ -106,15 +96,15 @@ class Simplify(Keep):
         first, last = operands
         arrays = map(self.whole, operands, step.eqn.invars, step.inputs)
         if not is_zero(first) and not is_zero(last):
-            return super()._step(step, list(arrays))[0]
+            return super().step(step, list(arrays))[0]
         x = next(x for x, value in zip(arrays, operands, strict=True) if not is_zero(value))
         x = lax.neg(x) if is_zero(first) and step.eqn.primitive.name == "sub" else x
         shape = self.shape(step.outputs[0])
         return x if np.shape(x) == shape else jnp.broadcast_to(x, shape)
 
-    def _note(self, step: Step, operands: list[Value], results: list[Value]) -> None:
+    def _note(self, step: Step, operands: Sequence[Value], results: list[Value]) -> None:
         """Which atoms are in use; a concatenation uses none that its segments do not."""
-        product = step.eqn.primitive.name in PRODUCTS
+        product = rule_of(step.eqn).product is not None
         for value, axes in zip(results, step.outputs, strict=True):
             for e in axes if value.depends else ():
                 if product or not isinstance(resolved(e), Sum):

@@ -4,19 +4,18 @@ A coupling maps the name of each group of neurons to the axes that they index:
 
     {"hidden": [("Dense_0/kernel", 1), ("Dense_0/bias", 0), ("Dense_1/kernel", 0)]}
 
-`Structure.coupling()` gives this of an analyzed function. Reordering the neurons of a group along
-all of its axes leaves the network's function as it is: weight matching reads nothing else, and
-knows no architecture.
+`Structure.coupling()` gives the coupling of an analyzed function. Reordering the neurons of a group
+along all of its axes does not change the network's function: weight matching reads nothing else,
+and knows no architecture.
 
 A residual stream is one group for a whole stage: the outputs of every layer that adds to it, and
-the inputs of every layer that reads it. What is inside a block is a group of its own:
+the inputs of every layer that reads it. The neurons inside a block are another group:
 
     {"stream": [("Conv_0/kernel", 3), ("Conv_1/kernel", 2), ("Conv_2/kernel", 3), ...],
      "block":  [("Conv_1/kernel", 3), ("Conv_2/kernel", 2), ...]}
 
-The norm of a group of neurons belongs to it, running statistics too. Group norm ties channels
-together by their places, and lets none be moved to another of its groups: state no coupling
-through it.
+The norm of a group of neurons belongs to it, running statistics too. State no coupling through
+group norm: its channels can't move from one of its groups to another.
 """
 
 from __future__ import annotations
@@ -107,48 +106,40 @@ def check_coupling(coupling: Coupling, params: Params) -> dict[str, Group]:
 def take(params: Params, coupling: Coupling, indices: Mapping[str, Any]) -> Params:
     """The neurons `indices[group]` of each group, in that order, along all of its axes.
 
-    With a permutation it reorders the network; with the indices of some neurons it makes a smaller
-    one. Masks go the same way; None stays None. For stacks use `vmap`.
+    A permutation reorders the network; the indices of some neurons make a smaller one. Masks go the
+    same way; None stays None. For stacks use `vmap`.
 
     Args:
       params: a tree that the coupling fits.
       indices: int (n,) by group; a group that is not named is left alone.
     """
-    return _take(params, check_coupling(coupling, params), indices)
-
-
-def front(x: Any, axis: Axis) -> Any:
-    """`x` as (neurons, all else); `x` a numpy or a jax array."""
-    parts = _split(x, axis)
-    return (
-        (jnp if isinstance(x, jax.Array) else np)
-        .moveaxis(parts, axis.axis + 1, 0)
-        .reshape(parts.shape[axis.axis + 1], -1)
-    )
-
-
-def _take(params: Params, groups: Mapping[str, Group], indices: Mapping[str, Any]) -> Params:
-    own: dict[str, list[tuple[Axis, Any]]] = {}
-    for group, (_, axes) in groups.items():
-        for axis in axes:
-            if group in indices:
-                own.setdefault(axis.path, []).append((axis, indices[group]))
+    picks: dict[str, list[tuple[Axis, Any]]] = {}
+    for name, group in check_coupling(coupling, params).items():
+        for axis in group.axes if name in indices else ():
+            picks.setdefault(axis.path, []).append((axis, indices[name]))
     leaves = [
-        leaf if leaf is None else take_leaf(leaf, own.get(path, ()))
+        leaf if leaf is None else take_leaf(leaf, picks.get(path, ()))
         for path, leaf in named_leaves(params)
     ]
     return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_none), leaves)
 
 
+def front(x: Any, axis: Axis) -> Any:
+    """`x` as (neurons, all else); `x` a numpy or a jax array."""
+    parts = _split(x, axis)
+    return _xp(x).moveaxis(parts, axis.axis + 1, 0).reshape(parts.shape[axis.axis + 1], -1)
+
+
 def take_leaf(x: Any, picks: Sequence[tuple[Axis, Any]]) -> Any:
     """One leaf with the neurons `indices` along each axis of `picks`: (axis, indices) pairs."""
     for axis, indices in picks:
-        picked = (jnp if isinstance(x, jax.Array) else np).take(
-            _split(x, axis), indices, axis.axis + 1
-        )
-        shape = x.shape[: axis.axis], (-1,), x.shape[axis.axis + 1 :]
-        x = picked.reshape(sum(shape, ()))
+        picked = _xp(x).take(_split(x, axis), indices, axis.axis + 1)
+        x = picked.reshape(*x.shape[: axis.axis], -1, *x.shape[axis.axis + 1 :])
     return x
+
+
+def _xp(x: Any) -> Any:
+    return jnp if isinstance(x, jax.Array) else np
 
 
 def _split(x: Any, axis: Axis) -> Any:

@@ -3,8 +3,8 @@
 XLA's CPU backend has fast convolutions for one form only (NHWC x HWIO -> NHWC, one group), and it
 rewrites other forms to that one only at the top level of a program: not inside a loop. The
 gradient of a convolution, and a convolution vmapped over its kernels, are such other forms, so that
-training crawls inside `lax.scan`. Here every convolution, those of the gradient too, is asked for
-in the fast form, and `vmap` becomes one convolution per lane.
+training crawls inside `lax.scan`. Here every convolution, also of the gradient, is written in the
+fast form, and `vmap` becomes one convolution per lane.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxprune.coupling.rules.registry import register_rule
+from jaxprune.programs.primitives import register_rule
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -56,7 +56,7 @@ def conv_general_dilated(
     jp.conv_general_dilated)`. The 2-D NHWC convolution with HWIO kernels and one group, with any
     strides, padding and dilations, goes the fast way; all else (1-D, 3-D, grouped, depthwise,
     other layouts), and every other backend, is left to `lax`. It differentiates in forward and
-    reverse mode, to any order. Values are those of `lax`, up to rounding.
+    reverse mode, to any order. Values are those of `lax` up to rounding.
 
     Under `vmap` over kernels it becomes one convolution a lane, laid out one after the other: the
     program grows with the number of lanes.
@@ -201,7 +201,7 @@ ad.defbilinear(
     lambda dy, x, w, *, window, jaxpr: _input_gradient(dy, x.aval, w, window),
     lambda dy, x, w, *, window, jaxpr: _kernel_gradient(dy, x, w.aval, window),
 )
-# for `jaxprune.analyze`: its axes are those of the jaxpr that it holds; replayed, it is itself
+# the jaxpr that it holds says which axes are the same; replayed, it is itself
 register_rule(
     "fast_conv",
     lambda reader, eqn, operands: reader.inner(eqn.params["jaxpr"], operands),

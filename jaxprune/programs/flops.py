@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 from jaxprune.base import Params
-from jaxprune.programs.jaxprs import dot_numbers, leading_experts, scan_ends
+from jaxprune.programs.interpret import enter, held, programs, walk
+from jaxprune.programs.primitives import rule_of, sides
 from jaxprune.trees import named_leaves, shape_only
 
 Origin = dict[Any, Fraction] | None
@@ -35,7 +35,7 @@ class Flops(NamedTuple):
 
     Attributes:
       leaves: FLOPs by path of a leaf of the params; all are there.
-      other: those of products in which no leaf takes part, such as attention scores.
+      other: FLOPs of products in which no leaf takes part, such as attention scores.
       notes: what was not counted, in words.
     """
 
@@ -72,12 +72,12 @@ def count_flops(
             "apply_fn is a function (params, *inputs), such as lambda params, x: "
             f"model.apply({{'params': params}}, x); got {type(apply_fn).__name__}."
         )
-    jaxpr = jax.make_jaxpr(apply_fn)(*jax.tree.map(shape_only, (params, *inputs))).jaxpr
+    closed = jax.make_jaxpr(apply_fn)(*jax.tree.map(shape_only, (params, *inputs)))
     sizes = {path: math.prod(jnp.shape(w)) for path, w in named_leaves(params) if w is not None}
     origins: list[Origin] = [{path: Fraction(1)} for path in sizes]
-    origins += [None] * (len(jaxpr.invars) - len(sizes))
+    origins += [None] * (len(closed.jaxpr.invars) - len(sizes))
     reader = _Reader({path: (path in prunable, size) for path, size in sizes.items()})
-    _, counts = reader.walk(jaxpr, origins)
+    _, counts = reader.read(closed, origins)
     leaves = {path: round(counts[path]) for path in sizes}
     return Flops(leaves, round(counts[None]), tuple(reader.notes))
 
@@ -89,33 +89,31 @@ class _Reader:
         self.rank = rank
         self.notes: dict[str, None] = {}  # a set in order
 
-    def walk(self, jaxpr: Jaxpr, origins: Sequence[Origin]) -> tuple[list[Origin], Counter]:
-        known = dict(zip(jaxpr.invars, origins, strict=True))
+    def read(self, program: Any, origins: Sequence[Origin]) -> tuple[list[Origin], Counter]:
         counts: Counter = Counter()
 
-        def origin(var: Any) -> Origin:  # what is not known is a constant of the jaxpr
-            return {} if isinstance(var, Literal) else known.get(var, {})
+        def equation(eqn: Any, operands: list[Origin]) -> list[Origin]:
+            results, flops = self.equation(eqn, operands)
+            if flops:
+                counts.update(flops)
+            return results
 
-        for eqn in jaxpr.eqns:
-            results, own = self.equation(eqn, [origin(var) for var in eqn.invars])
-            known.update(zip(eqn.outvars, results, strict=True))
-            counts.update(own)
-        return [origin(var) for var in jaxpr.outvars], counts
+        return walk(program, origins, equation, lambda x, atom: {}), counts
 
     def equation(self, eqn: Any, operands: list[Origin]) -> tuple[list[Origin], Counter]:
-        kind, inner = eqn.primitive.name, list(jaxprs_in_params(eqn.params))
-        if kind in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
-            return self.product(eqn, operands)
-        control = {"scan": self.scan, "while": self.while_loop, "cond": self.cond}
-        if kind in control:
-            return control[kind](eqn.params, operands)
-        for jaxpr in inner:  # jit, remat, custom_jvp, custom_vjp, custom_vmap, shard_map, ...
-            if len(jaxpr.invars) == len(operands):
-                results, counts = self.walk(jaxpr, operands)
-                axes = eqn.params.get("newly_manual_axes", ())  # of shard_map: each does its part
-                shards = math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
-                return results, _times(counts, shards)
-        if kind in _OPAQUE or any(self.walk(j, [{}] * len(j.invars))[1] for j in inner):
+        if costs(eqn):
+            shapes = ([atom.aval.shape for atom in atoms] for atoms in (eqn.invars, eqn.outvars))
+            factor, sizes, divisor = product_of(eqn, *shapes)
+            read = self.joined([origin for origin in operands[:2] if origin]) or {None: Fraction(1)}
+            flops = factor * math.prod(sizes) // divisor
+            return [None if None in operands[:2] else {}], _times(read, flops)
+        jaxprs = held(eqn)
+        inner = programs(eqn) if jaxprs else []
+        if inner:
+            return self.inner(eqn, inner, operands)
+        kind = eqn.primitive.name
+        inside = (self.read(each, [{}] * len(each.jaxpr.invars))[1] for each in jaxprs)
+        if kind in _OPAQUE or any(inside):
             self.notes[f"the products inside {kind} are not counted"] = None
         if kind == "select_n":
             operands = operands[1:]  # weights stay weights where an input masks them
@@ -124,6 +122,24 @@ class _Reader:
             result = _shares(operands, [var.aval.size for var in eqn.invars])
         return [result] * len(eqn.outvars), Counter()
 
+    def inner(self, eqn: Any, inner: list[Any], operands: list[Origin]) -> tuple[list, Counter]:
+        """A scan costs its turns, a cond its dearest branch, a while one turn; and so on."""
+        counts: dict[int, Counter] = {}
+
+        def run(program: Any, origins: list[Origin]) -> list[Origin]:
+            results, counts[id(program)] = self.read(program, origins)  # the last turn is right
+            return results
+
+        results = enter(eqn, inner, operands, run, self.joined)
+        kind = eqn.primitive.name
+        ways = [counts[id(program)] for program in inner]
+        if kind == "cond":
+            return results, max(ways, key=lambda flops: sum(flops.values()))
+        total = sum(ways, Counter())
+        if kind == "while" and total:
+            self.notes["a while loop, of unknown length, is counted as one turn"] = None
+        return results, _times(total, turns(eqn))
+
     def joined(self, origins: Sequence[Origin]) -> Origin:
         """The origin of a value made of several: input > prunable leaf > larger leaf > constant."""
         if any(origin is None for origin in origins):
@@ -131,60 +147,49 @@ class _Reader:
         strength = lambda origin: max((self.rank[path] for path in origin), default=(False, -1))
         return max(origins, key=strength, default={})
 
-    def product(self, eqn: Any, operands: list[Origin]) -> tuple[list[Origin], Counter]:
-        is_conv = eqn.primitive.name == "conv_general_dilated"
-        flops, operands = _convolution(eqn) if is_conv else _dot(eqn), operands[:2]
-        read = self.joined([origin for origin in operands if origin]) or {None: Fraction(1)}
-        return [None if None in operands else {}], _times(Counter(read), flops)
 
-    def loop(self, body: Any, consts: list, carry: list, xs: list) -> tuple[list, list, Counter]:
-        """The carry, followed round until it settles; the other results; FLOPs of one turn."""
-        while True:
-            results, counts = self.walk(body.jaxpr, consts + carry + xs)
-            after = [self.joined(ways) for ways in zip(carry, results, strict=False)]
-            if after == carry:
-                return carry, results[len(carry) :], counts
-            carry = after
+class Product(NamedTuple):
+    """factor x the product of the sizes of `axes` / divisor FLOPs."""
 
-    def scan(self, params: dict, operands: list) -> tuple[list[Origin], Counter]:
-        first, last = scan_ends(params)
-        parts = operands[:first], operands[first:last], operands[last:]
-        carry, ys, counts = self.loop(params["jaxpr"], *parts)
-        return carry + ys, _times(counts, params["length"])
+    factor: int
+    axes: tuple[Any, ...]
+    divisor: int = 1
 
-    def while_loop(self, params: dict, operands: list) -> tuple[list[Origin], Counter]:
-        first = params["cond_nconsts"]
-        last = first + params["body_nconsts"]
-        body = params["body_jaxpr"]
-        carry, _, counts = self.loop(body, operands[first:last], operands[last:], [])
-        counts += self.walk(params["cond_jaxpr"].jaxpr, operands[:first] + carry)[1]
-        if counts:
-            self.notes["a while loop, of unknown length, is counted as one turn"] = None
-        return carry, counts
 
-    def cond(self, params: dict, operands: list) -> tuple[list[Origin], Counter]:
-        ways = [self.walk(branch.jaxpr, operands[1:]) for branch in params["branches"]]
-        results = [self.joined(each) for each in zip(*(way[0] for way in ways), strict=True)]
-        return results, max((way[1] for way in ways), key=lambda own: sum(own.values()))
+def costs(eqn: Any) -> bool:
+    """Whether an equation costs FLOPs by itself, apart from the programs that it holds."""
+    rule = rule_of(eqn)
+    return rule.flops is not None or rule.product is not None
+
+
+def product_of(eqn: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> Product:
+    """The FLOPs of an equation that `costs`, by the rule of its primitive.
+
+    Args:
+      inputs, outputs: the shapes of its operands and results; or their axes, and the product is
+        of axes.
+    """
+    flops, product = rule_of(eqn).flops, sides(eqn)
+    if flops is not None:
+        factors = tuple(flops(eqn, inputs, outputs))
+    elif product is not None:  # a multiply and an add for each term of each sum
+        factors = 2, *outputs[0], *(inputs[0][i] for i in product[0].contracted)
+    is_number = lambda n: hasattr(n, "numerator")  # an int or a Fraction, and no axis
+    number = math.prod(filter(is_number, factors))
+    axes = tuple(n for n in factors if not is_number(n))
+    return Product(number.numerator, axes, number.denominator)
+
+
+def turns(eqn: Any) -> int:
+    """How often an equation runs the program that it holds: of a while loop, once is known."""
+    axes = eqn.params.get("newly_manual_axes", ())  # of shard_map: each device does its part
+    shards = math.prod(eqn.params["mesh"].shape[axis] for axis in axes)
+    return shards * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
 
 
 def _shares(origins: Sequence[Any], sizes: Sequence[int]) -> Origin:
     shares = sum((_times(o, n) for o, n in zip(origins, sizes, strict=True)), Counter())
     return {path: Fraction(part, sum(shares.values())) for path, part in shares.items()}
-
-
-def _dot(eqn: Any) -> int:
-    """2 * outputs * inputs of each; of experts each row is read by one."""
-    (contracted, _), _ = dot_numbers(eqn)
-    shape, results = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape[leading_experts(eqn) :]
-    return 2 * math.prod(results) * math.prod(shape[axis] for axis in contracted)
-
-
-def _convolution(eqn: Any) -> int:
-    """2 * outputs * (inputs / groups) * window; the zeros of an input dilation cost nothing."""
-    kernel, p = eqn.invars[1].aval.shape, eqn.params
-    reads = math.prod(kernel) // max(kernel[p["dimension_numbers"].rhs_spec[0]], 1)
-    return 2 * eqn.outvars[0].aval.size * reads // math.prod(p["lhs_dilation"])
 
 
 def _times(counts: Mapping, n: int) -> Counter:

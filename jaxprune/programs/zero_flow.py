@@ -1,16 +1,15 @@
 """Zeros followed through an optimizer's program: which results are zero where weights are pruned.
 
-An optimizer that is given only zeros at a pruned weight mostly writes only zeros there: a moment
-is a sum of products. Where that can be proven, its new state need not be masked again, which on
-CPU would cost three times the optimizer's own step: the update and the masked moment would both
-read the old moment, so that it could no longer be overwritten in place.
+An optimizer that reads only zeros at a pruned weight mostly writes only zeros there: a moment is a
+sum of products. Where that can be proven, the new state need not be masked again. On CPU masking
+would cost three times the optimizer's step: the update and the masked moment would both read the
+old moment, so that it could not be overwritten in place.
 
-What an optimizer computes at a pruned weight is a number that can be known: `g / (sqrt(v) + eps)`
-is 0 / eps there. In float16 an eps of 1e-8 is 0, and 0 / 0 is nan: it would stay in a moment until
-the weight grows, and in a norm over all weights it would reach the others at once. So where a
-product or quotient of zero may be nan, it is computed with 1 in place of the other operand at
-pruned weights (`run`): it is zero, and no nan was computed. At weights that are kept nothing is
-changed.
+At a pruned weight an optimizer computes with known numbers: `g / (sqrt(v) + eps)` is 0 / eps. In
+float16 an eps of 1e-8 is 0, and 0 / 0 is nan: a nan would stay in a moment until the weight grows,
+and through a norm over all weights it would reach the others at once. So where a product or a
+quotient of zero may be nan, `run` computes it with 1 in place of the other operand at pruned
+weights: the result is zero, and no nan was computed. At weights that are kept nothing changes.
 """
 
 from __future__ import annotations
@@ -21,24 +20,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr
 
-from jaxprune.base import is_known
-from jaxprune.programs.elementwise import NUMBERS, number_of
-from jaxprune.programs.jaxprs import bind
+from jaxprune.programs.interpret import bind, enter, programs, walk
+from jaxprune.programs.primitives import is_zero, known_number, number_of, rule_of, zero_like
 
-_SAME = {"copy", "copy_p", "optimization_barrier", "stop_gradient"}
 _MOVES = {"expand_dims", "reshape", "squeeze", "transpose"}
-_CALLS = {"closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2"}
+_NOT_ENTERED = {"scan", "while", "shard_map"}  # a turn, or a device, has other entries
 
 
 class _Fact(NamedTuple):
     """What is known of a value at the pruned weights of one leaf.
 
     Attributes:
-      leaf: which; None of a value that is of no one leaf.
-      number: what it is there, a numpy scalar; None if not known.
-      everywhere: whether it is one number at kept weights too, such as a rate or a norm.
+      leaf: the number of the leaf; None of a value that goes with no leaf, or with several.
+      number: the value there, a numpy scalar; None if not known.
+      everywhere: whether the value is the same number at kept weights, such as a rate or a norm.
     """
 
     leaf: int | None = None
@@ -50,8 +47,8 @@ class _Fact(NamedTuple):
         return self.number is not None and bool(self.number == 0)
 
 
-# Of each equation by its place how its zeros stay: (a leaf, which operand is to be 1 at its pruned
-# weights), or the plans of the programs that it holds. Most have none.
+# How the zeros of an equation stay, by its place: (a leaf, the operand that is 1 where the leaf is
+# pruned), or the plans of the programs that it holds. Most equations have none.
 _Plan = dict[int, Any]
 
 
@@ -92,8 +89,7 @@ def follow(f: Callable[..., Any], leaf_of: Sequence[int | None], *args: Any) -> 
 
 def run(flow: Flow, masks: Sequence[Any], *args: Any) -> Any:
     """`f(*args)`, in which zeros stay zero as `flow.zero` says; `masks` by leaf, bool."""
-    own = {leaf: mask for leaf, mask in enumerate(masks) if mask is not None}
-    leaves = _run(flow.closed, flow.plan, own, jax.tree.leaves(args))
+    leaves = _run(flow.closed, flow.plan, dict(enumerate(masks)), jax.tree.leaves(args))
     return jax.tree.unflatten(flow.results, leaves)
 
 
@@ -103,49 +99,42 @@ def _fact(aval: Any, leaf: int | None) -> _Fact:
     return _Fact() if leaf is None else _Fact(leaf, np.zeros((), aval.dtype))
 
 
-def _constant(value: Any, aval: Any) -> _Fact:
-    if is_known(value) and np.size(value) == 1 and _is_number(aval):
-        return _Fact(None, np.asarray(value, aval.dtype).reshape(()), True)
-    return _Fact(everywhere=np.shape(value) == ())
-
-
-def _is_number(aval: Any) -> bool:
-    return aval.dtype == np.bool_ or jnp.issubdtype(aval.dtype, np.number)
+def _constant(x: Any, atom: Any) -> _Fact:
+    number = known_number(x, atom.aval)
+    return _Fact(None, number, everywhere=number is not None or np.shape(x) == ())
 
 
 def _follow(closed: ClosedJaxpr, facts: Sequence[_Fact]) -> tuple[list[_Fact], _Plan]:
-    jaxpr, plan = closed.jaxpr, {}
-    known = dict(zip(jaxpr.invars, facts, strict=True))
-    pairs = zip(jaxpr.constvars, closed.consts, strict=True)
-    known |= {var: _constant(value, var.aval) for var, value in pairs}
+    plan: _Plan = {}
 
-    def of(atom: Any) -> _Fact:
-        return _constant(atom.val, atom.aval) if isinstance(atom, Literal) else known[atom]
-
-    for place, eqn in enumerate(jaxpr.eqns):
-        results, how = _outcome(eqn, [of(atom) for atom in eqn.invars])
-        known |= dict(zip(eqn.outvars, results, strict=True))
+    def equation(step: tuple[int, Any], facts: list[_Fact]) -> list[_Fact]:
+        place, eqn = step
+        results, how = _outcome(eqn, facts)
         if how is not None:
             plan[place] = how
-    return [of(atom) for atom in jaxpr.outvars], plan
+        return results
+
+    return walk(closed, facts, equation, _constant, enumerate(closed.jaxpr.eqns)), plan
 
 
 def _outcome(eqn: Any, facts: list[_Fact]) -> tuple[list[_Fact], Any]:
-    """What is known of each result of an equation, and its part of the plan, if it has any."""
-    kind, out = str(eqn.primitive), [var.aval for var in eqn.outvars]
-    if kind in _SAME:
-        return facts, None
-    programs = _programs(eqn) if kind in _CALLS else []
-    if len(programs) == 1 and len(programs[0].jaxpr.invars) == len(facts):
-        results, plan = _follow(programs[0], facts)
-        return results, [plan] if plan else None
-    if kind == "cond":
-        ways = [_follow(branch, facts[1:]) for branch in eqn.params["branches"]]
-        results = [_either(own) for own in zip(*(results for results, _ in ways), strict=True)]
-        plans = [plan for _, plan in ways]
+    """Facts about each result of an equation, and its part of the plan, if it has any."""
+    kind, out = eqn.primitive.name, [var.aval for var in eqn.outvars]
+    inner = [] if kind in _NOT_ENTERED else programs(eqn)
+    if inner:
+        plans: list[_Plan] = []
+
+        def run(program: ClosedJaxpr, facts: list[_Fact]) -> list[_Fact]:
+            results, plan = _follow(program, facts)
+            plans.append(plan)
+            return results
+
+        results = enter(eqn, inner, facts, run, _either)
         return results, plans if any(plans) else None
-    if kind == "select_n" or kind in NUMBERS:
-        fact, leaf = _elementwise(eqn, kind, facts, out[0].dtype)
+    if kind == "optimization_barrier":
+        return facts, None
+    if rule_of(eqn).elementwise is not None:
+        fact, leaf = _elementwise(eqn, kind, facts)
         return [fact], leaf
     everywhere = all(fact.everywhere for fact in facts)
     if kind in _MOVES and everywhere:
@@ -156,31 +145,26 @@ def _outcome(eqn: Any, facts: list[_Fact]) -> tuple[list[_Fact], Any]:
     return [_Fact(everywhere=getattr(aval, "shape", None) == ()) for aval in out], None
 
 
-def _elementwise(
-    eqn: Any, kind: str, facts: list[_Fact], dtype: Any
-) -> tuple[_Fact, tuple[int, int] | None]:
+def _elementwise(eqn: Any, kind: str, facts: list[_Fact]) -> tuple[_Fact, tuple[int, int] | None]:
     leaves = {fact.leaf for fact in facts} - {None}
     leaf = leaves.pop() if leaves else None
     if leaves:  # of two leaves of one shape
         return _Fact(), None
     everywhere = all(fact.everywhere for fact in facts)
-    zero = _Fact(leaf, np.zeros((), dtype), everywhere)
-    if kind == "select_n":
-        which, *cases = facts
-        if which.number is not None:
-            return cases[int(which.number)]._replace(leaf=leaf, everywhere=everywhere), None
-        same = all(case.is_zero for case in cases)
-        return zero if same else _Fact(everywhere=everywhere), None
-    is_zero = (kind == "mul" and any(fact.is_zero for fact in facts)) or (
-        kind == "div" and facts[0].is_zero
-    )
-    if all(fact.number is not None for fact in facts):
-        number = number_of(eqn, [fact.number for fact in facts])
-        if number is not None or not is_zero:
-            return _Fact(leaf, number, everywhere), None
-    if not is_zero or leaf is None:
+    if kind == "select_n" and facts[0].number is not None:
+        return facts[1 + int(facts[0].number)]._replace(leaf=leaf, everywhere=everywhere), None
+    numbers = [fact.number for fact in facts]
+    number = number_of(eqn, numbers)
+    if number is not None:
+        return _Fact(leaf, number, everywhere), None
+    if not is_zero(eqn, numbers):
         return _Fact(everywhere=everywhere), None
-    other = 1 if kind == "div" or facts[0].is_zero else 0
+    zero = _Fact(leaf, zero_like(eqn.outvars[0].aval), everywhere)
+    if rule_of(eqn).zeros not in ("any", "first"):
+        return zero, None
+    if leaf is None or len(facts) != 2:
+        return _Fact(everywhere=everywhere), None
+    other = 1 if facts[0].is_zero else 0
     return zero, None if facts[other].everywhere else (leaf, other)
 
 
@@ -193,39 +177,22 @@ def _either(facts: Sequence[_Fact]) -> _Fact:
     return _Fact(everywhere=all(fact.everywhere for fact in facts))
 
 
-def _programs(eqn: Any) -> list[ClosedJaxpr]:
-    return [value for value in eqn.params.values() if isinstance(value, ClosedJaxpr)]
-
-
 def _run(closed: ClosedJaxpr, plan: _Plan, masks: dict[int, Any], args: Sequence[Any]) -> list[Any]:
-    jaxpr = closed.jaxpr
-    values = dict(zip(jaxpr.invars, args, strict=True))
-    values |= dict(zip(jaxpr.constvars, closed.consts, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for place, eqn in enumerate(jaxpr.eqns):
-        how, operands = plan.get(place), [read(atom) for atom in eqn.invars]
+    def equation(step: tuple[int, Any], operands: list[Any]) -> list[Any]:
+        place, eqn = step
+        how = plan.get(place)
         if isinstance(how, tuple):
             leaf, other = how
             one = jnp.ones((), operands[other].dtype)
             operands[other] = jnp.where(masks[leaf], operands[other], one)
         if how is None or isinstance(how, tuple):
-            results = bind(eqn, operands)
-        elif str(eqn.primitive) == "cond":
-            results = _run_branch(eqn, how, masks, operands)
-        else:
-            results = _run(_programs(eqn)[0], how[0], masks, operands)
-        values |= dict(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+            return bind(eqn, operands)
+        ways = [
+            lambda masks, *xs, program=program, plan=inner: _run(program, plan, masks, xs)
+            for program, inner in zip(programs(eqn), how, strict=True)
+        ]
+        if eqn.primitive.name == "cond":
+            return jax.lax.switch(operands[0], ways, masks, *operands[1:])
+        return ways[0](masks, *operands)
 
-
-def _run_branch(eqn: Any, plans: list[_Plan], masks: dict[int, Any], operands: list[Any]) -> Any:
-    index, *rest = operands
-
-    def way(branch: ClosedJaxpr, plan: _Plan) -> Callable[..., Any]:
-        return lambda masks, *xs: _run(branch, plan, masks, xs)
-
-    pairs = zip(eqn.params["branches"], plans, strict=True)
-    return jax.lax.switch(index, [way(*pair) for pair in pairs], masks, *rest)
+    return walk(closed, args, equation, lambda x, atom: x, enumerate(closed.jaxpr.eqns))

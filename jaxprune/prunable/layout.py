@@ -27,7 +27,7 @@ class Layout(NamedTuple):
     Attributes:
       inputs: the axes that a product contracts with; one, several, or none: ().
       outputs: the axes of what comes out.
-      stacked: the axes of which each index is a layer of its own, as `nn.scan` makes them.
+      stacked: the axes along which each index is a separate layer, as `nn.scan` makes them.
       why: None; or why inputs and outputs are not known, in words.
     """
 
@@ -54,27 +54,27 @@ def spatial(layout: Layout, rank: int) -> tuple[int, ...]:
 _CONVOLUTION = re.compile(r".*conv.*|.*\bdown_?sample.*|.*shortcut.*", re.IGNORECASE)
 _KERAS_TRANSPOSE = re.compile(r"conv\dd_transpose.*")  # (window, outputs, inputs)
 _PROJECTED = re.compile(r"query|key|value")
-# these have heads, experts or letters of their own, in an order that no name tells
+# these have heads, experts or letters in an order that no name tells
 _UNTOLD = re.compile(r".*(einsum|general|attn|attention|qkv|expert|moe).*", re.IGNORECASE)
 _EITHER_WAY = re.compile(r"weight(_.*)?")  # (outputs, inputs, ...) in equinox and torch
-_WINDOW = 16  # the first axis of what is larger, and no square, may be inputs
+_WINDOW = 16  # a larger window that is no square may be inputs
 
 
 def named_layout(leaf_name: str, shape: Sequence[int]) -> Layout:
     """The layout of a leaf of one layer by its name and shape; `why` says what is missing."""
     rank = len(shape)
-    *parents, own = [part for part in leaf_name.split("/") if not part.isdecimal()] or [""]
+    *parents, leaf = [part for part in leaf_name.split("/") if not part.isdecimal()] or [""]
     parent = parents[-1] if parents else ""
     if rank < 2:
         return Layout((), tuple(range(rank)))
     as_flax = Layout(rank - 2, rank - 1)
-    if _EITHER_WAY.fullmatch(own):
+    if _EITHER_WAY.fullmatch(leaf):
         return Layout(why="what is called `weight` has its outputs first in some libraries")
     if rank == 2:
         return as_flax
-    if rank == 3 and own == "kernel" and _PROJECTED.fullmatch(parent):
+    if rank == 3 and leaf == "kernel" and _PROJECTED.fullmatch(parent):
         return Layout(0, (1, 2))
-    if rank == 3 and own == "kernel" and parent in ("out", "attention_output"):  # Flax; Keras
+    if rank == 3 and leaf == "kernel" and parent in ("out", "attention_output"):  # Flax; Keras
         return Layout((0, 1), 2)
     if _KERAS_TRANSPOSE.fullmatch(parent):
         return Layout(rank - 1, rank - 2)
@@ -82,7 +82,7 @@ def named_layout(leaf_name: str, shape: Sequence[int]) -> Layout:
         return as_flax
     if rank == 3:
         return Layout(why="it may have a window, heads, or be a stack of layers")
-    if rank > 5 or any(_UNTOLD.fullmatch(part) for part in (*parents, own)):
+    if rank > 5 or any(_UNTOLD.fullmatch(part) for part in (*parents, leaf)):
         return Layout(why="its name and shape do not tell")
     window = shape[:-2]
     if len({*window}) > 1 and max(window) > _WINDOW:
@@ -90,7 +90,7 @@ def named_layout(leaf_name: str, shape: Sequence[int]) -> Layout:
     return as_flax
 
 
-# --- a leaf whose layout was said ----------------------------------------------------------------
+# --- a leaf whose layout was given ---------------------------------------------------------------
 
 
 class _InPlace:
@@ -111,12 +111,12 @@ IN_PLACE = _InPlace()
 
 @jax.tree_util.register_pytree_with_keys_class
 class Kernel:
-    """A leaf of which it was said what its axes are: a node with it as (spatial..., in, out).
+    """A leaf whose layout was given: a node that holds it as (spatial..., inputs, outputs).
 
     Attributes:
       matrix: the leaf, its inputs and outputs each made one axis, last.
-      layout: what was said.
-      shape: that of the leaf.
+      layout: as it was given.
+      shape: the shape of the leaf.
     """
 
     def __init__(self, matrix: Any, layout: Layout, shape: tuple[int, ...]):
@@ -193,10 +193,8 @@ def from_matrix(matrix: Any, layout: Layout, shape: Sequence[int]) -> Any:
     if isinstance(matrix, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(tuple(shape), matrix.dtype)
     order = _order(layout, rank)
-    whole = matrix.reshape([shape[axis] for axis in order])
-    return (
-        whole if order == tuple(range(rank)) else jnp.transpose(whole, np.argsort(order).tolist())
-    )
+    x = matrix.reshape([shape[axis] for axis in order])
+    return x if order == tuple(range(rank)) else jnp.transpose(x, np.argsort(order).tolist())
 
 
 def _order(layout: Layout, rank: int) -> tuple[int, ...]:

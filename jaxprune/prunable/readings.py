@@ -1,11 +1,10 @@
-"""The layout of each leaf as a program reads it: what is contracted, what a scan steps over.
+"""The layout of each leaf as a program reads it: inputs, outputs, and the axis of a stack.
 
 The function is traced on shapes, never run. A value of its jaxpr that is a leaf of the params,
 cast, transposed, reshaped or masked, knows which axes of the leaf each of its axes is:
 
-    dot_general             contracted axes are inputs, batch axes stacked, the others outputs
-    ragged_dot_general      so are those of experts, each a layer
-    conv_general_dilated    the axes of its dimension numbers
+    a product               contracted axes are inputs, batch axes and experts are stacked,
+                            the others are outputs; a convolution has a window
     scan                    the axis that it steps over is stacked
 """
 
@@ -15,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 
 from jaxprune.base import Params
-from jaxprune.programs.jaxprs import scan_ends
+from jaxprune.programs.interpret import enter, programs, walk
+from jaxprune.programs.primitives import is_zero, rule_of, sides, zero_like
 from jaxprune.prunable.layout import Layout
 from jaxprune.trees import named_leaves, shape_only
 
@@ -32,12 +31,10 @@ class _View(NamedTuple):
     axes: tuple[Axes, ...]
     stacked: Axes = ()
 
-
-# One array in, with numbers beside it, one of its shape out.
-_ELEMENTWISE = {
-    "abs", "convert_element_type", "copy", "copy_p", "div", "mul", "neg", "optimization_barrier",
-    "reduce_precision", "rev", "select_n", "sharding_constraint", "stop_gradient",
-}  # fmt: skip
+    def one(self) -> _View:
+        """One of the layers that are stacked along the first axis."""
+        axis, *rest = self.axes
+        return _View(self.leaf, tuple(rest), (*self.stacked, *axis))
 
 
 def layouts(fn: Callable[..., Any], params: Params, *args: Any) -> dict[str, Layout]:
@@ -45,8 +42,8 @@ def layouts(fn: Callable[..., Any], params: Params, *args: Any) -> dict[str, Lay
 
         prunable = matching(layouts=layouts(model.apply, params, x))
 
-    knows the inputs and outputs of any kernel, whatever it is called, and layers that are stacked.
-    What is not read by one kind of product has no inputs and outputs, and `why` says so.
+    knows the inputs and outputs of any kernel, whatever its name, and layers that are stacked.
+    A leaf that is not read by one kind of product has no inputs and outputs, and `why` says so.
 
     Args:
       fn: traced and never run.
@@ -69,22 +66,20 @@ def layouts(fn: Callable[..., Any], params: Params, *args: Any) -> dict[str, Lay
             "layouts(fn, params, *args) traces a function, such as model.apply; got "
             f"{type(fn).__name__}."
         )
-    jaxpr = jax.make_jaxpr(fn)(*jax.tree.map(shape_only, (params, *args))).jaxpr
-    named = [(name, leaf) for name, leaf in named_leaves(params) if leaf is not None]
-    uses: dict[str, dict[Any, None]] = {name: {} for name, _ in named}
-    views: list[Any] = [
+    closed = jax.make_jaxpr(fn)(*jax.tree.map(shape_only, (params, *args)))
+    names = [name for name, leaf in named_leaves(params) if leaf is not None]
+    inputs, reader = closed.jaxpr.invars, _Reader(names)
+    views: list[_View | None] = [
         _View(name, tuple((axis,) for axis in range(var.aval.ndim)))
-        for (name, _), var in zip(named, jaxpr.invars, strict=False)
+        for name, var in zip(names, inputs, strict=False)
     ]
-    views += [None] * (len(jaxpr.invars) - len(views))
-    for view in _walk(jaxpr, views, uses):
-        if view is not None:
-            uses[view.leaf]["the end of the program"] = None
-    return {name: _layout(list(found)) for name, found in uses.items()}
+    views += [None] * (len(inputs) - len(views))
+    reader.note(reader.read(closed, views), "the end of the program")
+    return {name: _layout(list(uses)) for name, uses in reader.uses.items()}
 
 
 def _layout(uses: list[Any]) -> Layout:
-    """One layout of all uses: layouts of products, and names of primitives for what is none."""
+    """One layout from all uses: layouts in products, and the names of other primitives."""
     products = [use for use in uses if isinstance(use, Layout)]
     others = [use for use in uses if isinstance(use, str)]
     if len(products) == 1 and not others:
@@ -97,89 +92,71 @@ def _layout(uses: list[Any]) -> Layout:
     return Layout(why=f"it is read in several ways: {', '.join([*ways, *others])}")
 
 
-def _walk(jaxpr: Jaxpr, views: Sequence[Any], uses: dict[str, dict]) -> list[Any]:
-    known = dict(zip(jaxpr.invars, views, strict=True))
-    view_of = lambda var: None if isinstance(var, Literal) else known.get(var)
-    for eqn in jaxpr.eqns:
-        operands = [view_of(var) for var in eqn.invars]
-        if any(operand is not None for operand in operands):
-            results = _equation(eqn, operands, uses)
-            known.update(zip(eqn.outvars, results, strict=True))
-    return [view_of(var) for var in jaxpr.outvars]
+class _Reader:
+    """Follows views of leaves through a program, and notes what reads them.
 
+    Attributes:
+      uses: by leaf, as a set in order: the `Layout` in a product, the names of other primitives.
+    """
 
-def _equation(eqn: Any, operands: list[Any], uses: dict[str, dict]) -> list[Any]:
-    """The views of the results; what the operands are used for is noted in `uses`."""
-    kind, unknown = eqn.primitive.name, [None] * len(eqn.outvars)
-    if kind in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
-        for side, view in enumerate(operands):
+    def __init__(self, leaves: Sequence[str]):
+        self.uses: dict[str, dict[Any, None]] = {leaf: {} for leaf in leaves}
+
+    def note(self, views: Sequence[_View | None], use: Any) -> None:
+        for view in views:
             if view is not None:
-                uses[view.leaf][_product(eqn, side, view)] = None
-        return unknown
-    if kind == "scan":
-        return _scan(eqn, operands, uses)
-    if kind == "cond":
-        ways = [_walk(b.jaxpr, operands[1:], uses) for b in eqn.params["branches"]]
-        return [same[0] if len(set(same)) == 1 else None for same in zip(*ways, strict=True)]
-    for jaxpr in jaxprs_in_params(eqn.params) if kind != "while" else ():
-        if len(jaxpr.invars) == len(operands):  # jit, remat, custom derivatives, ...
-            return _walk(jaxpr, operands, uses)
-    first = [view for view in operands if view is not None]
-    moved = _moved(eqn, operands) if len(first) == 1 and len(eqn.outvars) == 1 else None
-    if moved is not None:
-        return [moved]
-    for view in first:
-        uses[view.leaf][kind] = None
-    return unknown
+                self.uses[view.leaf][use] = None
+
+    def read(self, program: Any, views: Sequence[_View | None]) -> list[_View | None]:
+        return walk(program, views, self.equation, lambda x, atom: None)
+
+    def equation(self, eqn: Any, operands: list[_View | None]) -> list[_View | None]:
+        """The views of the results; the other uses of the operands are noted."""
+        unknown: list[_View | None] = [None] * len(eqn.outvars)
+        views = [view for view in operands if view is not None]
+        if not views:
+            return unknown
+        kind = eqn.primitive.name
+        inner = programs(eqn) if kind != "while" else []
+        if inner:
+            results = enter(eqn, inner, operands, self.read, _the_same, self.begin)
+            return unknown if kind == "scan" else results
+        if rule_of(eqn).product is not None:
+            for place, view in enumerate(operands):
+                if view is not None:
+                    self.note([view], _layout_in(eqn, place, view))
+            return unknown
+        moved = _moved(eqn, operands) if len(views) == 1 and len(eqn.outvars) == 1 else None
+        if moved is None:
+            self.note(views, kind)
+        return unknown if moved is None else [moved]
+
+    def begin(self, carry: list, xs: list) -> tuple[list, list]:
+        """The carry of a scan changes from turn to turn; a turn reads one layer of a stack."""
+        self.note(carry, "the carry of a scan")
+        return [None] * len(carry), [None if view is None else view.one() for view in xs]
 
 
-def _product(eqn: Any, side: int, view: _View) -> Any:
-    """What a product does with the axes of a leaf: a `Layout`, or the name of the primitive."""
-    kind = eqn.primitive.name
-    window: Sequence[int] = ()
-    contracted: Sequence[int]
-    batch: Sequence[int]
-    if kind == "dot_general":
-        numbers = eqn.params["dimension_numbers"]
-        contracted, batch = numbers[0][side], numbers[1][side]
-    elif kind == "ragged_dot_general":
-        ragged = eqn.params["ragged_dot_dimension_numbers"]
-        if side != 1:
-            return kind
-        contracted, batch = (own[1] for own in ragged.dot_dimension_numbers)
-        batch = (*batch, *ragged.rhs_group_dimensions)  # an expert is a layer
-    elif side == 1 and eqn.params["batch_group_count"] == 1:
-        _, inputs, *window = eqn.params["dimension_numbers"].rhs_spec
-        contracted, batch = (inputs,), ()
-    else:
+def _the_same(views: Sequence[_View | None]) -> _View | None:
+    return views[0] if len(set(views)) == 1 else None
+
+
+def _layout_in(eqn: Any, place: int, view: _View) -> Any:
+    """The `Layout` of a leaf that is an operand of a product; the primitive, if it is no kernel."""
+    kind, both = eqn.primitive.name, sides(eqn)
+    images = place == 0 and kind in ("conv_general_dilated", "ragged_dot_general")
+    if both is None or place > 1 or images or eqn.params.get("batch_group_count", 1) != 1:
         return kind
-    of_leaf = lambda own: tuple(sorted(a for axis in own for a in view.axes[axis]))
-    others = [a for a in range(len(view.axes)) if a not in (*contracted, *batch, *window)]
-    stacked = tuple(sorted({*view.stacked, *of_leaf(batch)}))
-    return Layout(of_leaf(contracted), of_leaf(others), stacked)
-
-
-def _scan(eqn: Any, operands: list[Any], uses: dict[str, dict]) -> list[Any]:
-    first, last = scan_ends(eqn.params)
-    for view in operands[first:last]:  # it changes from turn to turn
-        if view is not None:
-            uses[view.leaf]["the carry of a scan"] = None
-    steps = [_step_of(view, uses) for view in operands[last:]]
-    body = eqn.params["jaxpr"].jaxpr
-    _walk(body, [*operands[:first], *[None] * (last - first), *steps], uses)
-    return [None] * len(eqn.outvars)
-
-
-def _step_of(view: Any, uses: dict[str, dict]) -> Any:
-    """A leaf that a scan steps over, as the body sees it."""
-    if view is None:
-        return None
-    axis, *rest = view.axes
-    return _View(view.leaf, tuple(rest), (*view.stacked, *axis))
+    side = both[place]
+    of_leaf = lambda axes: tuple(sorted(a for axis in axes for a in view.axes[axis]))
+    named = (*side.contracted, *side.batch, *side.window)
+    others = [axis for axis in range(len(view.axes)) if axis not in named]
+    stacked = tuple(sorted({*view.stacked, *of_leaf(side.batch)}))  # an expert is a layer
+    return Layout(of_leaf(side.contracted), of_leaf(others), stacked)
 
 
 def _moved(eqn: Any, operands: list[Any]) -> _View | None:
-    """The view of the result of what moves axes or changes entries one by one; None of all else."""
+    """The view of a result whose axes were moved or whose entries were changed; None of others."""
     kind, p = eqn.primitive.name, eqn.params
     place = next(i for i, view in enumerate(operands) if view is not None)
     view, before = operands[place], eqn.invars[place].aval.shape
@@ -187,26 +164,29 @@ def _moved(eqn: Any, operands: list[Any]) -> _View | None:
     if kind == "transpose":
         return view._replace(axes=tuple(view.axes[axis] for axis in p["permutation"]))
     if kind == "squeeze":
-        kept = [a for i, a in enumerate(view.axes) if i not in p["dimensions"]]
-        return view._replace(axes=tuple(kept)) if len(kept) == len(after) else None
+        left = tuple(a for i, a in enumerate(view.axes) if i not in p["dimensions"])
+        return view._replace(axes=left) if len(left) == len(after) else None
     if kind == "reshape":
         return _reshaped(view, before, after)
-    is_number = [not var.aval.ndim for i, var in enumerate(eqn.invars) if i != place]
-    # a mask is no product with an activation: it is of the shape of the leaf, or a number
-    if kind == "select_n" or (kind in _ELEMENTWISE and all(is_number)):
-        return view if before == after else None
-    return None
+    if before != after:
+        return None
+    if kind in ("optimization_barrier", "rev", "select_n"):
+        return view
+    # f(0) = 0 entry by entry; next to arrays it is no function of the leaf alone
+    numbers = [zero_like(var.aval) if i == place else None for i, var in enumerate(eqn.invars)]
+    alone = all(not var.aval.ndim for i, var in enumerate(eqn.invars) if i != place)
+    return view if alone and rule_of(eqn).elementwise and is_zero(eqn, numbers) else None
 
 
 def _reshaped(view: _View, before: Sequence[int], after: Sequence[int]) -> _View | None:
     """Axes that are joined; None where one is split."""
     left, axes = list(zip(before, view.axes, strict=True)), []
     for size in after:
-        own: Axes = ()
+        joined: Axes = ()
         n = 1
         while left and (n < size or left[0][0] == 1):
-            n, own = n * left[0][0], own + left.pop(0)[1]
+            n, joined = n * left[0][0], joined + left.pop(0)[1]
         if n != size:
             return None
-        axes.append(own)
+        axes.append(joined)
     return view._replace(axes=tuple(axes)) if not left else None

@@ -19,8 +19,8 @@ neurons that are kept, `kept` is its inverse, and `prune` is a mask transform. S
 keep a neuron. `register_rule` teaches `jp.analyze` a primitive.
 """
 
-from jaxprune.coupling.rules.registry import register_rule as register_rule
 from jaxprune.coupling.structure import Structure as Structure
+from jaxprune.programs.primitives import register_rule as register_rule
 from jaxprune.structured.compact import Compact as Compact
 from jaxprune.structured.compact import shrink as shrink
 from jaxprune.structured.cost import cost as cost

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune.coupling.expressions import Expr
-from jaxprune.coupling.reader import Program, Step
+from jaxprune.coupling.reader import Program
 from jaxprune.coupling.replay import Keep
 from jaxprune.coupling.structure import Structure
-from jaxprune.programs.flops import count_flops
-from jaxprune.programs.jaxprs import dot_numbers, leading_experts
+from jaxprune.programs.flops import Product, costs, count_flops, product_of, turns
 from jaxprune.structured.kept import Kept, KeptLike, check_kept
 from jaxprune.structured.replay import replay
 
@@ -83,14 +81,6 @@ def counter(structure: Structure) -> Callable[[Mapping[str, Any]], Cost]:
     return count
 
 
-class Product(NamedTuple):
-    """factor x the product of the sizes of `axes` / `divisor` FLOPs."""
-
-    factor: int
-    axes: tuple[Expr, ...]
-    divisor: int = 1
-
-
 _Branches = tuple  # of lists of products: the dearest counts
 
 
@@ -108,32 +98,13 @@ def _count(products: list, keep: Keep) -> int:
 def collect(program: Program, factor: int = 1) -> list:
     found: list = []
     for step in program.steps:
-        kind, params = step.eqn.primitive.name, step.eqn.params
-        if kind in ("dot_general", "ragged_dot_general"):
-            found.append(_dot(step, factor))
-        elif kind == "conv_general_dilated":
-            found.append(_convolution(step, factor))
-        elif kind == "cond":
+        if costs(step.eqn):
+            product = product_of(step.eqn, step.inputs, step.outputs)
+            found.append(product._replace(factor=factor * product.factor))
+        elif step.eqn.primitive.name == "cond":
             found.append((factor, [collect(branch) for branch in step.inner]))
-        elif kind in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"):
-            found += collect(step.inner[0], factor)  # not the derivative
-        else:
-            turns = params["length"] if kind == "scan" else 1
-            for inner in step.inner:
-                found += collect(inner, factor * turns)
+        elif step.eqn.primitive.name == "while":
+            found += [item for inner in step.inner for item in collect(inner, factor)]
+        elif step.inner:  # not the derivative, which comes second
+            found += collect(step.inner[0], factor * turns(step.eqn))
     return found
-
-
-def _dot(step: Step, factor: int) -> Product:
-    """2 * outputs * inputs of each; of experts each row is read by one."""
-    (contracted, _), _ = dot_numbers(step.eqn)
-    results = step.outputs[0][leading_experts(step.eqn) :]
-    return Product(2 * factor, (*results, *(step.inputs[0][i] for i in contracted)))
-
-
-def _convolution(step: Step, factor: int) -> Product:
-    """2 * outputs * (inputs / groups) * window; the zeros of an input dilation cost nothing."""
-    params, kernel = step.eqn.params, step.inputs[1]
-    outputs = params["dimension_numbers"].rhs_spec[0]
-    reads = tuple(axis for i, axis in enumerate(kernel) if i != outputs)
-    return Product(2 * factor, (*step.outputs[0], *reads), math.prod(params["lhs_dilation"]))

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from jaxprune.coupling.reader import Program, Step, held
+from jaxprune.coupling.reader import Program, Step
 from jaxprune.coupling.replay import Keep
-from jaxprune.coupling.rules.registry import RULES
 from jaxprune.coupling.structure import Structure
+from jaxprune.programs.interpret import programs
+from jaxprune.programs.primitives import rule_of
 from jaxprune.structured.kept import KeptLike, check_kept
 
 
@@ -82,8 +83,8 @@ def _compare(program: Program, keep: Keep, closed: Any, found: dict[str, None]) 
         *zip(program.jaxpr.constvars, jaxpr.constvars, strict=False),
     ]
     same = dict(pairs)
-    for x, axes, new in zip(program.consts, program.const_axes, consts, strict=False):
-        old = np.asarray(keep.take(x, axes))
+    for var, x, new in zip(program.jaxpr.constvars, program.consts, consts, strict=False):
+        old = np.asarray(keep.take(x, program.constants[id(var)]))
         if old.shape != np.shape(new) or not np.array_equal(old, new):
             found.setdefault(f"a constant of shape {np.shape(x)}")
     for step, eqn in zip(program.steps, jaxpr.eqns, strict=False):
@@ -97,19 +98,11 @@ def _compare(program: Program, keep: Keep, closed: Any, found: dict[str, None]) 
             elif isinstance(old, Literal) or isinstance(new, Literal) or same.get(old) is not new:
                 _part(step, f"gives {_written(eqn)} other operands")
         same |= dict(zip(step.eqn.outvars, eqn.outvars, strict=True))
-        for inner, held_now in zip(step.inner, _programs(eqn), strict=False):
+        for inner, held_now in zip(step.inner, programs(eqn), strict=False):
             _compare(inner, keep, held_now, found)
     if len(program.steps) != len(jaxpr.eqns):
         n, now = len(program.steps), len(jaxpr.eqns)
         raise ValueError(f"retrace: the code has {now} equations on the small params, had {n}.")
-
-
-def _programs(eqn: Any) -> list[Any]:
-    """The programs that an equation holds, in the order in which its rule reads them."""
-    params = eqn.params
-    if eqn.primitive.name == "while":
-        return [params["cond_jaxpr"], params["body_jaxpr"]]
-    return list(params["branches"]) if eqn.primitive.name == "cond" else held(eqn)[:1]
 
 
 def _is_same(step: Step, keep: Keep, eqn: Any) -> bool:
@@ -119,8 +112,8 @@ def _is_same(step: Step, keep: Keep, eqn: Any) -> bool:
     shapes = [keep.shape(axes) for axes in step.outputs]
     if shapes != [tuple(getattr(var.aval, "shape", ())) for var in eqn.outvars]:
         return False
-    rule = RULES.get(eqn.primitive.name)
-    params = {**step.eqn.params, **(rule.resize(step, keep) if rule and rule.resize else {})}
+    resize = rule_of(eqn).resize
+    params = {**step.eqn.params, **(resize(step, keep) if resize else {})}
     plain = (bool, int, float, str, tuple, np.dtype)
     return all(
         params.get(name) == value or value != value  # nan is nan

@@ -13,7 +13,7 @@ from jax import lax
 import jaxprune as jp
 from jaxprune.coupling import Axis, check_coupling, take
 from jaxprune.coupling.groups import chosen
-from jaxprune.coupling.rules.registry import RULES
+from jaxprune.programs.primitives import RULES
 from tests.coupling.networks import NETWORKS, built
 from tests.coupling.test_stated import raised
 

@@ -1,7 +1,7 @@
-"""Functions with derivatives of their own, `jax.custom_jvp` and `jax.custom_vjp`, which they keep.
+"""Functions with custom derivatives, `jax.custom_jvp` and `jax.custom_vjp`, which stay custom.
 
 The derivative is a program too: it is read with the same axes, and replayed as the derivative of
-the replayed function. Of a derivative itself the derivatives are JAX's own.
+the replayed function. A second derivative is JAX's derivative of the first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Var, jaxpr_as_fun
 
-from jaxprune.coupling.rules.registry import rule
+from jaxprune.programs.primitives import rule
 
 
 def _function(eqn: Any) -> Any:
@@ -33,8 +33,8 @@ def _real(eqn: Any) -> list[int]:
 
 
 def _with(operands: Any, real: list[int], values: Any) -> list[Any]:
-    found = dict(zip(real, values, strict=True))
-    return [found.get(i, operand) for i, operand in enumerate(operands)]
+    replaced = dict(zip(real, values, strict=True))
+    return [replaced.get(i, operand) for i, operand in enumerate(operands)]
 
 
 def _shapes(variables: Any) -> list[Any]:
@@ -52,8 +52,8 @@ def _read(read: Any, eqn: Any, operands: Any, derivative: Any) -> Any:
 
 
 def _unify(read: Any, values: Any, others: Any) -> None:
-    for axes, own in zip(values, others, strict=True):
-        for axis, other in zip(axes, own, strict=True):
+    for pair in zip(values, others, strict=True):
+        for axis, other in zip(*pair, strict=True):
             read.unify(axis, other)
 
 
@@ -77,8 +77,8 @@ def custom_jvp_call(read: Any, eqn: Any, operands: Any) -> Any:
         real, function = _real(eqn), _function(eqn)
 
         def jvp(primals: Any, tangents: Any) -> Any:
-            own = lambda *xs: function(*_with(primals, real, xs))
-            return jax.jvp(own, [primals[i] for i in real], tangents)
+            of_real = lambda *xs: function(*_with(primals, real, xs))
+            return jax.jvp(of_real, [primals[i] for i in real], tangents)
 
         shapes = _shapes(eqn.invars)
         jaxpr = jax.make_jaxpr(jvp)(shapes, [shapes[i] for i in real])
@@ -110,8 +110,8 @@ def custom_vjp_call(read: Any, eqn: Any, operands: Any) -> Any:
         real, function = _real(eqn), _function(eqn)
 
         def vjp(primals: Any, cotangents: Any) -> Any:
-            own = lambda *xs: function(*_with(primals, real, xs))
-            return jax.vjp(own, *(primals[i] for i in real))[1](cotangents)
+            of_real = lambda *xs: function(*_with(primals, real, xs))
+            return jax.vjp(of_real, *(primals[i] for i in real))[1](cotangents)
 
         jaxpr = jax.make_jaxpr(vjp)(_shapes(eqn.invars), _shapes(eqn.outvars))
         slopes = read.inner(jaxpr, [*operands, *results])

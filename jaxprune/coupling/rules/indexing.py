@@ -1,11 +1,11 @@
-"""Gather and scatter: windows that are whole pass, what is indexed is frozen."""
+"""Gather and scatter: an axis that a window covers stays, an axis that is indexed freezes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jaxprune.coupling.expressions import Expr, size
-from jaxprune.coupling.rules.registry import rule
+from jaxprune.programs.primitives import rule
 
 INDEXED = "indexed by gather: rows of a table"
 
@@ -16,9 +16,9 @@ def _new_slice_sizes(step: Any, keep: Any) -> dict[str, Any]:
     return {"slice_sizes": tuple(keep.size(a) if n == size(a) else n for n, a in pairs)}
 
 
-@rule("gather", resize=_new_slice_sizes)
+@rule("gather", resize=_new_slice_sizes, zeros="first")
 def gather(read: Any, eqn: Any, operands: Any) -> Any:
-    """`table[indices]`: batch axes are the indices', whole windows the table's."""
+    """`table[indices]`: batch axes are the indices', axes that the window covers the table's."""
     (table, indices), numbers = operands, eqn.params["dimension_numbers"]
     sizes, window = eqn.params["slice_sizes"], []
     batch = dict(
@@ -39,14 +39,14 @@ def gather(read: Any, eqn: Any, operands: Any) -> Any:
 
 
 def _interleaved(window: list[Expr], batch: Any, offsets: Any) -> tuple[Expr, ...]:
-    """The window's axes at the places `offsets`, those of the indices at the others, in order."""
-    own, rest = iter(window), iter(batch)
+    """The window's axes at the places `offsets`, the axes of the indices at the others."""
+    windows, rest = iter(window), iter(batch)
     rank = len(window) + len(batch)
-    return tuple(next(own) if i in offsets else next(rest) for i in range(rank))
+    return tuple(next(windows) if i in offsets else next(rest) for i in range(rank))
 
 
-@rule("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter_add",
-      "scatter_mul", "scatter_min", "scatter_max", "scatter-sub")  # fmt: skip
+@rule("scatter", "scatter-mul", "scatter-min", "scatter-max", "scatter_mul", "scatter_min",
+      "scatter_max", "scatter-sub")  # fmt: skip
 def scatter(read: Any, eqn: Any, operands: Any) -> Any:
     """`table.at[indices].set(updates)`, or `add`: the reverse of a gather."""
     (table, indices, updates), numbers = operands, eqn.params["dimension_numbers"]
@@ -59,12 +59,15 @@ def scatter(read: Any, eqn: Any, operands: Any) -> Any:
             read.unify(axis, indices[batch[i]])
         elif i in numbers.inserted_window_dims:
             read.freeze(axis, "scattered to")
-        elif size(own := next(window)) == size(axis):
-            read.unify(axis, own)
+        elif size(update := next(window)) == size(axis):
+            read.unify(axis, update)
         else:
             read.freeze(axis, "scattered to")
-            read.freeze(own, "scattered to")
+            read.freeze(update, "scattered to")
     others = [axis for i, axis in enumerate(updates) if i not in numbers.update_window_dims]
     for axis, index in zip(others, indices[:-1], strict=True):
         read.unify(axis, index)
     return [table]
+
+
+rule("scatter-add", "scatter_add", zeros="all")(scatter)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from jaxprune.coupling.expressions import Expr, size
-from jaxprune.coupling.rules.registry import rule
+from jaxprune.programs.primitives import rule
 
 OVER_AXES = {
     "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or",
     "reduce_xor",
 }  # fmt: skip
+WINDOW = "a window moves over it"
 
 
-@rule(*OVER_AXES)
+@rule(*OVER_AXES, zeros="all")
 def reduce(read: Any, eqn: Any, operands: Any) -> Any:
     gone = eqn.params["axes"]
     return [tuple(axis for i, axis in enumerate(operands[0]) if i not in gone)]
@@ -32,20 +33,24 @@ def _freeze_along(read: Any, operands: Any, along: Any, why: str) -> None:
             read.freeze(axes[i], why)
 
 
-@rule("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+@rule("cumlogsumexp")
 def cumulative(read: Any, eqn: Any, operands: Any) -> Any:
     """Each entry reads those before it, so that none along the axis may go."""
     _freeze_along(read, operands, [eqn.params["axis"]], "a running reduction depends on its order")
     return operands
 
 
-@rule("rev")
+rule("cumsum", zeros="each")(cumulative)
+rule("cumprod", "cummax", "cummin", zeros="all")(cumulative)
+
+
+@rule("rev", zeros="each")
 def reverse(read: Any, eqn: Any, operands: Any) -> Any:
     _freeze_along(read, operands, eqn.params["dimensions"], "reversed")
     return operands
 
 
-@rule("sort")
+@rule("sort", zeros="all")
 def sort(read: Any, eqn: Any, operands: Any) -> Any:
     """Operands that are sorted together by the first have the same axes."""
     _freeze_along(read, operands, [eqn.params["dimension"]], "sorted")
@@ -75,12 +80,7 @@ def fft(read: Any, eqn: Any, operands: Any) -> Any:
     return [(*axes[:first], *(read.frozen(n, "transformed by fft") for n in shape[first:]))]
 
 
-@rule(
-    "reduce_window_sum",
-    "reduce_window_max",
-    "reduce_window_min",
-    "reduce_window",
-)
+@rule("reduce_window")
 def reduce_window(read: Any, eqn: Any, operands: Any) -> Any:
     """Pooling: axes along which the window is one entry, and moves by one, pass."""
     params, arrays = eqn.params, operands[: len(eqn.outvars)]
@@ -92,24 +92,21 @@ def reduce_window(read: Any, eqn: Any, operands: Any) -> Any:
         params.get("base_dilation") or (1,) * rank,
         strict=True,
     )
-    whole = [w == (1, 1, (0, 0), 1) for w in ((a, b, tuple(c), d) for a, b, c, d in windows)]
+    passes = [w == (1, 1, (0, 0), 1) for w in ((a, b, tuple(c), d) for a, b, c, d in windows)]
     results: list[tuple[Expr, ...]] = []
     for axes, var in zip(arrays, eqn.outvars, strict=True):
         for axis, other in zip(arrays[0], axes, strict=True):
             read.unify(axis, other)
-        _freeze_along(
-            read, [axes], [i for i in range(rank) if not whole[i]], "a window moves over it"
-        )
-        results.append(
-            tuple(
-                axis if is_whole else read.frozen(n, "a window moves over it")
-                for axis, is_whole, n in zip(axes, whole, var.aval.shape, strict=True)
-            )
-        )
+        _freeze_along(read, [axes], [i for i in range(rank) if not passes[i]], WINDOW)
+        triples = zip(axes, passes, var.aval.shape, strict=True)
+        results.append(tuple(a if ok else read.frozen(n, WINDOW) for a, ok, n in triples))
     return results
 
 
-@rule("select_and_scatter_add")
+rule("reduce_window_sum", "reduce_window_max", "reduce_window_min", zeros="each")(reduce_window)
+
+
+@rule("select_and_scatter_add", zeros="first")
 def select_and_scatter_add(read: Any, eqn: Any, operands: Any) -> Any:
     """The gradient of max pooling: source (pooled), operand -> like the operand."""
     source, operand = operands
@@ -117,5 +114,5 @@ def select_and_scatter_add(read: Any, eqn: Any, operands: Any) -> Any:
         if size(small) == size(large) and eqn.params["window_dimensions"][i] == 1:
             read.unify(small, large)
         else:
-            _freeze_along(read, operands, [i], "a window moves over it")
+            _freeze_along(read, operands, [i], WINDOW)
     return [operand]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxprune.coupling.expressions import ONE, Expr, Sum, size
-from jaxprune.coupling.rules.registry import rule
+from jaxprune.programs.primitives import rule
 
 
-@rule("concatenate")
+@rule("concatenate", zeros="each")
 def concatenate(read: Any, eqn: Any, operands: Any) -> Any:
     along = eqn.params["dimension"]
     first, *others = operands
@@ -16,22 +16,22 @@ def concatenate(read: Any, eqn: Any, operands: Any) -> Any:
         for i, axis in enumerate(axes):
             if i != along:
                 read.unify(first[i], axis)
-    whole = Sum(tuple(axes[along] for axes in operands))
-    return [tuple(whole if i == along else axis for i, axis in enumerate(first))]
+    joined = Sum(tuple(axes[along] for axes in operands))
+    return [tuple(joined if i == along else axis for i, axis in enumerate(first))]
 
 
-@rule("stack")
+@rule("stack", zeros="each")
 def stack(read: Any, eqn: Any, operands: Any) -> Any:
     """A new axis, of one entry an operand."""
     first, *others = operands
     for axes in others:
         for axis, other in zip(first, axes, strict=True):
             read.unify(axis, other)
-    along, whole = eqn.params["axis"], Sum((ONE,) * len(operands))
-    return [(*first[:along], whole, *first[along:])]
+    along, new = eqn.params["axis"], Sum((ONE,) * len(operands))
+    return [(*first[:along], new, *first[along:])]
 
 
-@rule("unstack")
+@rule("unstack", zeros="each")
 def unstack(read: Any, eqn: Any, operands: Any) -> Any:
     (axes,), along = operands, eqn.params["axis"]
     read.freeze(axes[along], "taken apart by unstack")
@@ -50,9 +50,9 @@ def _new_sizes(step: Any, keep: Any) -> dict[str, Any]:
     return {"sizes": tuple(keep.size(axes[along]) for axes in step.outputs)}
 
 
-@rule("split", resize=_new_sizes)
+@rule("split", resize=_new_sizes, zeros="each")
 def split(read: Any, eqn: Any, operands: Any) -> Any:
-    """Each part has its own neurons: those of the whole are theirs, one after another."""
+    """The neurons of the axis are the neurons of the parts, one part after another."""
     (axes,), along = operands, eqn.params["axis"]
     parts = cut(read, axes[along], eqn.params["sizes"])
     return [(*axes[:along], part, *axes[along + 1 :]) for part in parts]
@@ -61,12 +61,12 @@ def split(read: Any, eqn: Any, operands: Any) -> Any:
 def _new_limits(step: Any, keep: Any) -> dict[str, Any]:
     params = step.eqn.params
     bounds = zip(step.inputs[0], params["start_indices"], params["limit_indices"], strict=True)
-    kept = [[keep.before(axis, at) for at in ends] for axis, *ends in bounds]
-    start, limit = zip(*kept, strict=True) if kept else ((), ())
+    ends = [[keep.before(axis, at) for at in pair] for axis, *pair in bounds]
+    start, limit = zip(*ends, strict=True) if ends else ((), ())
     return {"start_indices": start, "limit_indices": limit}
 
 
-@rule("slice", resize=_new_limits)
+@rule("slice", resize=_new_limits, zeros="each")
 def slice_(read: Any, eqn: Any, operands: Any) -> Any:
     """Cuts an axis in three, of which the second is left; its neurons keep their numbers."""
     params, results = eqn.params, []
@@ -84,7 +84,7 @@ def slice_(read: Any, eqn: Any, operands: Any) -> Any:
     return [tuple(results)]
 
 
-@rule("pad")
+@rule("pad", zeros="all")
 def pad(read: Any, eqn: Any, operands: Any) -> Any:
     """Segments before and behind, which can't be pruned."""
     results: list[Expr] = []
@@ -103,7 +103,7 @@ def _new_slice_sizes(step: Any, keep: Any) -> dict[str, Any]:
     return {"slice_sizes": keep.shape(step.outputs[0])}
 
 
-@rule("dynamic_slice", resize=_new_slice_sizes)
+@rule("dynamic_slice", resize=_new_slice_sizes, zeros="first")
 def dynamic_slice(read: Any, eqn: Any, operands: Any) -> Any:
     """Axes of which all is taken pass; where a part is, which one is not known."""
     results = []
@@ -115,9 +115,9 @@ def dynamic_slice(read: Any, eqn: Any, operands: Any) -> Any:
     return [tuple(results)]
 
 
-@rule("dynamic_update_slice")
+@rule("dynamic_update_slice", zeros="each")
 def dynamic_update_slice(read: Any, eqn: Any, operands: Any) -> Any:
-    """Axes that are written to as a whole are the same; a cache's, along its length, are not."""
+    """An axis that is written to in full is the same; the length of a cache is not."""
     for axis, part in zip(operands[0], operands[1], strict=True):
         if size(axis) == size(part):
             read.unify(axis, part)

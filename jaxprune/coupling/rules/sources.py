@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxprune.coupling.rules.registry import rule
+from jaxprune.programs.primitives import rule
 
 
 def _new_shape(step: Any, keep: Any) -> dict[str, Any]:

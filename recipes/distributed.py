@@ -113,11 +113,7 @@ def train(config: Config) -> dict[str, Any]:
     """Trains as one of the processes; returns what summary.json holds. All of them call it."""
     mesh = mesh_of(config)
     dataset = data.load("digits")
-    digits = dataset.train
-    if config.batch_size > len(digits.labels):
-        raise RecipeError(
-            f"--batch-size {config.batch_size} is more than all {len(digits.labels):,} examples"
-        )
+    settings.check_batch(config.batch_size, len(dataset.train.labels))
     like, init, step = program(config, mesh)
     _begin(config)
     saves = checkpoints.manager(config.out / folder.CHECKPOINT, config.keep)
@@ -132,7 +128,7 @@ def train(config: Config) -> dict[str, Any]:
         else:
             first, state = 0, init(jax.random.key(config.seed))
         for now in range(first, config.steps):
-            state, loss = step(state, *batch_at(digits, config, now, mesh))
+            state, loss = step(state, *batch_at(dataset.train, config, now, mesh))
             if jax.default_backend() == "cpu":  # its devices share threads: steps that overlap,
                 loss.block_until_ready()  # each waiting for another process, can wait for ever
             done = now + 1

@@ -205,7 +205,6 @@ def lanes_of_children(config: Config, s: Study, phase: int) -> tuple[Lane, int]:
         for peak, n in zip(peaks, steps, strict=True)
     ]
     decay = jnp.asarray(config.weight_decay * factors["weight_decay"], jnp.float32)
-
     child = jnp.arange(m) * (config.vary == "order")
     of_phase = data.folded(s.keys, Key.STUDY + phase)
     order = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(child))(of_phase)
@@ -228,8 +227,8 @@ class Ensemble(NamedTuple):
 
 
 def _record(phase: int, sparsity: float, began: float) -> dict[str, Any]:
-    seconds = round(time.perf_counter() - began, 2)
-    return {"phase": phase, "sparsity": sparsity, "seconds": seconds}
+    took = round(time.perf_counter() - began, 2)
+    return {"phase": phase, "sparsity": sparsity, "seconds": took}
 
 
 # --- what all phases share ------------------------------------------------------------------------
@@ -259,9 +258,8 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     train, validation = data.hold_out(dataset.train, held)
     plan = settings.plan_of(config, len(train.labels))
     module = settings.module_of(config, dataset.classes)
-    program = lanes.program(
-        module, optimizer_of(config), train, config.batch_size, plan.chunk_steps
-    )
+    tx = optimizer_of(config)
+    program = lanes.program(module, tx, train, config.batch_size, plan.chunk_steps)
     retrain = max(round(config.retrain * plan.steps), 1)
 
     variables = jax.eval_shape(module.init, jax.random.key(0), train.images[:1])

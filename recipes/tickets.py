@@ -120,8 +120,8 @@ class Config(settings.Settings):
 def tickets(config: Config) -> dict[str, Any]:
     """Trains, prunes, writes the folder `config.out`; returns what summary.json holds."""
     dataset = settings.dataset_of(config)
-    held = config.validation
-    held = round(HELD_OUT * len(dataset.train.labels)) if held is None else held
+    tenth = round(HELD_OUT * len(dataset.train.labels))
+    held = tenth if config.validation is None else config.validation
     train, validation = data.hold_out(dataset.train, held)
     study = study_of(config, dataset._replace(train=train), validation)
     began = time.perf_counter()
@@ -286,9 +286,8 @@ def one_phase(
     """Trains dense networks, of which the early ones are stored; later prunes and trains again."""
     if phase == 0:
         lane = lanes.alike(s.keys, lanes.table(s.schedule, s.steps))
-        looks = sorted(
-            {*best.looks_at(s.steps, s.program.chunk_steps, s.evaluations), s.rewind} - {0}
-        )
+        looks = best.looks_at(s.steps, s.program.chunk_steps, s.evaluations)
+        looks = sorted({*looks, s.rewind} - {0})
         start = {"dense": (settled.early, lane)}
         ends, early = train(s, start, looks, "dense", journal, store=s.rewind)
         settled = Settled(early, dict.fromkeys(s.arms, ends["dense"]))

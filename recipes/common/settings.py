@@ -119,12 +119,15 @@ class Plan(NamedTuple):
     evaluations: int  # how often test accuracy is measured, evenly spread
 
 
+def check_batch(batch_size: int, examples: int) -> None:
+    """Raises `RecipeError` if a batch has more than all examples."""
+    if batch_size > examples:
+        raise RecipeError(f"--batch-size {batch_size} is more than all {examples:,} examples")
+
+
 def plan_of(settings: Settings, examples: int) -> Plan:
     """The plan for so many examples. At least 2 steps: one to train, one to prune."""
-    if settings.batch_size > examples:
-        raise RecipeError(
-            f"--batch-size {settings.batch_size} is more than all {examples:,} examples"
-        )
+    check_batch(settings.batch_size, examples)
     epochs = EPOCHS[settings.dataset] if settings.epochs is None else settings.epochs
     in_epochs = int(epochs * (examples // settings.batch_size))
     steps = in_epochs if settings.steps is None else settings.steps

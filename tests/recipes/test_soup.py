@@ -200,7 +200,7 @@ def test_a_lineage_goes_on_from_the_average_that_is_asked_for(study, monkeypatch
     s = s._replace(average=lambda children: of(1.0), greedy=lambda children: greedy)
     nothing = {"error": np.zeros((2, 3, 3)), "loss": np.zeros((2, 3, 3))}
     monkeypatch.setattr(soup, "retrain", lambda *_: (None, of(3.0), of(4.0)))
-    monkeypatch.setattr(soup, "judge", lambda *_: {})
+    monkeypatch.setattr(soup.report, "judge", lambda *_: {})
     monkeypatch.setattr(measures, "between_siblings", lambda *_: nothing)
     lineages, _ = soup.one_phase(
         replace(config, average=average), s, None, 1, soup.Lineages(first, first, first)

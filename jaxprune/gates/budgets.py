@@ -93,7 +93,7 @@ def _kept(
             f"{what}: nothing that is gated by {quoted(free)} costs anything, and no budget could "
             "close it. Count with these params: count_flops(apply_fn, params, x)."
         )
-    fractions = {path: _mean(gate) for path, gate in gates.items()}
+    fractions: dict[str, Any] = {path: _mean(gate) for path, gate in gates.items()}
     shares = [cost / total * fractions.get(path, 1.0) for path, cost in costs.items()]
     return sum(shares, jnp.float32(always / total))
 

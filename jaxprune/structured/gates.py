@@ -99,7 +99,8 @@ def per_example(structure: Structure, gates: GroupGates) -> Callable[..., Any]:
       A method interceptor, as `flax.linen.intercept_methods` takes it.
     """
     along = jax.vmap(lambda gates: axis_gates(structure, gates, at_readers=True))(gates)
-    read, made = {}, {}
+    read: dict[str, jax.Array] = {}
+    made: dict[str, jax.Array] = {}
     for (path, axis), gate in along.items():
         reads = axis == len(structure.axes[path]) - 2
         (read if reads else made)[path.rpartition("/")[0]] = gate

@@ -12,7 +12,6 @@ bias, whose zeros close a neuron for all that reads it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -278,8 +277,12 @@ def _contracted(step: Step, product: tuple[Side, Side]) -> tuple[Axes, Axes, Axe
 
 def _twice(axes: Axes) -> Atoms:
     """The atoms on two of these axes: x[i] + y[j] is not zero where x[i] is."""
-    count = Counter(atom for e in axes for atom in frozenset(atoms(e)))
-    return frozenset(atom for atom, n in count.items() if n > 1)
+    once, twice = set[Atom](), set[Atom]()
+    for e in axes:
+        here = set(atoms(e))
+        twice |= once & here
+        once |= here
+    return frozenset(twice)
 
 
 def _of_constant(x: Any, atom: Any) -> _Value:

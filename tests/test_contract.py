@@ -1,10 +1,11 @@
 """The laws of design: every mask transform with every optimizer, dtype and way to run.
 
-Pairs, not the full product: the first test takes every transform with every optimizer, the others
-every transform with two optimizers.
+The quick tests take every transform with Adam and one transform with every optimizer. The `full`
+tests of the first law take every pair, those of the other laws every transform with two optimizers.
 """
 
 import functools
+import itertools
 import math
 import re
 
@@ -20,6 +21,7 @@ from optax import contrib
 
 import jaxprune as jp
 from jaxprune.trees import named_leaves
+from tests.quick import pairs
 from tests.transforms import STEPS, TRANSFORMS, loss, tiny_params
 
 OPTIMIZERS = {
@@ -46,8 +48,9 @@ OPTIMIZERS = {
     ),
 }
 TWO = ("sgd_momentum", "adam")
-transform_names = pytest.mark.parametrize("transform", list(TRANSFORMS))
-two_optimizers = pytest.mark.parametrize("optimizer", TWO)
+two_optimizers = pytest.mark.parametrize(
+    ("transform", "optimizer"), pairs(TRANSFORMS, TWO, "gradual_global", "adam")
+)
 
 
 def spy():
@@ -124,21 +127,27 @@ def reference(transform, optimizer):
 # --- law 1: one invariant ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@transform_names
+@pytest.mark.parametrize(
+    ("transform", "optimizer"), pairs(TRANSFORMS, OPTIMIZERS, "gradual_global", "adam")
+)
 def test_pruned_weights_gradients_and_moments_are_exactly_zero(transform, optimizer):
     _, _, (outside, sparsity) = reference(transform, optimizer)
     np.testing.assert_array_equal(outside, 0)
     assert sparsity[-1] > 0.4  # the law is not kept by pruning nothing
 
 
-LOW = [
-    (t, o) for t in TRANSFORMS for o in OPTIMIZERS if o in TWO or t in ("gradual_global", "rigl")
-]
+def low_precision():
+    """Quick: transforms in either precision by turns, optimizers in the one that has fewer bits."""
+    turns = dict(zip(TRANSFORMS, itertools.cycle((jnp.bfloat16, jnp.float16)), strict=False))
+    for t, o in itertools.product(TRANSFORMS, OPTIMIZERS):
+        if o in TWO or t in ("gradual_global", "rigl"):
+            for dtype in (jnp.bfloat16, jnp.float16):
+                by_turns = o == "adam" and dtype == turns[t]
+                is_quick = by_turns or (t == "gradual_global" and dtype == jnp.float16)
+                yield pytest.param(t, o, dtype, marks=() if is_quick else pytest.mark.full)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize(("transform", "optimizer"), LOW)
+@pytest.mark.parametrize(("transform", "optimizer", "dtype"), list(low_precision()))
 def test_low_precision_keeps_exact_zeros_and_dtypes(transform, optimizer, dtype):
     """And makes no nan, though an eps of 1e-8 is zero in float16."""
     params = tiny_params(dtype)
@@ -190,7 +199,6 @@ def test_two_keys_make_two_masks_and_steps_draw_anew():
 
 
 @two_optimizers
-@transform_names
 def test_vmapped_runs_equal_a_loop_of_runs(transform, optimizer):
     params = tiny_params()
     lanes = [jax.tree.map(lambda w, a=a: w * a + (1 - a) / 7, params) for a in (1.0, 0.5, -0.8)]
@@ -225,7 +233,6 @@ def test_a_vmapped_mask_update_is_still_a_branch():
 
 
 @two_optimizers
-@transform_names
 def test_state_keeps_structure_and_compiles_once_with_donation(transform, optimizer):
     params = tiny_params()
     tx = make(transform, optimizer, params)
@@ -304,7 +311,6 @@ def moved(compiled):
 
 
 @two_optimizers
-@transform_names
 def test_eight_devices_make_the_masks_of_one(transform, optimizer):
     """Under automatic and explicit axes; masks lie like their params, from the first on."""
     params, mesh = spread(tiny_params(), AXES[optimizer])

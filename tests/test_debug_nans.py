@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxprune as jp
+from tests.quick import quick
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, tiny_params
 
 pytestmark = [
@@ -35,7 +36,9 @@ def debug_nans():
         yield
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize(
+    "name", quick(TRANSFORMS, "gradual_global", "channels", "sap", "rigl", "set_two_sided")
+)
 def test_transforms_outside_jit(name):
     params = tiny_params()
     transform = TRANSFORMS[name](params)

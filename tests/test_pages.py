@@ -13,6 +13,7 @@ import jaxprune as jp
 from jaxprune import scores
 from tests import test_contract, test_scores, transforms
 from tests.public import PUBLIC, ROOMS
+from tests.quick import quick
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,7 +41,7 @@ def programs():
 PROGRAMS = programs()
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", quick(PROGRAMS, *(n for n in PROGRAMS if n.startswith("README"))))
 def test_python_blocks_give_what_they_say(name):
     """`print(...)  # -> 0.9` prints 0.9, "about 0.9" allows 0.1; the text below has the rest."""
     for package in ("equinox", "keras"):  # the extra `frameworks`; to import Keras sets its backend

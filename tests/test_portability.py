@@ -14,6 +14,7 @@ from recipes import dynamic, gates, gmp, relaxation, soup
 from recipes.common import arms, lanes, models
 from recipes.common.data import Dataset, Split
 from recipes.sharded import decoder
+from tests.quick import quick
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -31,7 +32,9 @@ def lower(f, *args):
     assert "f64>" not in text
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(
+    "transform", quick(TRANSFORMS, "gradual_global", "lamp", "two_of_four", "sap", "rigl")
+)
 def test_a_step_of_every_transform_over_seeds(transform):
     params = tiny_params()
     tx = jp.sparsify(optax.adamw(1e-3), TRANSFORMS[transform](params))
@@ -72,7 +75,7 @@ STEPS = {  # what recipes train, by recipe and arm
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", quick(STEPS))
 def test_a_step_of_a_recipe(name):
     arm, images = STEPS[name], digits().train.images
     keys = lanes.seed_keys(0, 2)

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from tests.quick import quick
 
 SEEDS, STEPS = 8, 12
 X = jax.random.normal(jax.random.key(0), (40, 8))
@@ -24,7 +25,7 @@ METHODS = {
     "rigl": lambda key: jp.every(3, jp.itop(jp.rigl(key, 0.7))),
     "set": lambda key: jp.every(3, jp.set(key, 0.7), stop=9),
 }
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", quick(METHODS))
 
 
 def loss(params):

@@ -25,6 +25,7 @@ def built(tree, made):
     )
 
 
+@pytest.mark.full
 def test_every_public_name_has_its_entry(tmp_path):
     done = built(ROOT, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -35,7 +36,7 @@ def test_every_public_name_has_its_entry(tmp_path):
     assert "jaxprune.coupling.analyze.analyze" in entries  # a module of that name is beside it
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("page", "wrong", "told"),
     [

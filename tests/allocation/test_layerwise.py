@@ -12,6 +12,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.selection.counting import count
 from jaxprune.selection.deferred import defer
+from tests.quick import quick
 
 
 def shapes_as_scores(*shapes):
@@ -256,7 +257,8 @@ def test_python_in_python_out_also_under_jit():
     assert kinds == [float] * 6
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"resnet50"}))  # which compiles long
+# resnet50 compiles long
+@pytest.mark.parametrize("name", quick(sorted(set(NETWORKS) - {"resnet50"})))
 @pytest.mark.parametrize("allocation", [jp.er, jp.erk])
 def test_traced_equals_static(allocation, name):
     scores = shapes_as_scores(*NETWORKS[name])

@@ -15,6 +15,7 @@ from jaxprune.analysis import (
 )
 from jaxprune.analysis.lanczos import _quadrature, lanczos
 from tests.analysis.test_hessian import dense_hessian, of_batch, quadratic, raised
+from tests.quick import quick
 
 KEY = jax.random.key(0)
 EIGENVALUES = [3.618034, 1.381966]  # of [[2, 1], [1, 3]]
@@ -43,7 +44,7 @@ def test_the_eigenvalues_of_the_card():
     np.testing.assert_array_less(pairs.errors, 1e-5)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", quick([True, False]))
 @pytest.mark.parametrize("unroll", [False, True])
 def test_the_largest_of_a_network_equal_numpy(loss, params, masks, masked, unroll):
     given = masks if masked else None
@@ -146,7 +147,7 @@ def test_probes_of_the_card_give_traces_7_and_3():
     assert spectrum.dimension == 2
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", quick([True, False]))
 def test_moments_of_a_network(loss, params, masks, masked):
     given = masks if masked else None
     hessian = dense_hessian(loss, params, given)

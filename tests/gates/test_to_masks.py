@@ -138,6 +138,7 @@ def test_a_layer_whose_gates_all_close_is_named():
 # --- the whole of it: learn which neurons I need, land on 20 % of the FLOPs ----------------------
 
 
+@pytest.mark.full
 def test_learn_which_neurons_i_need_and_land_on_a_fifth_of_the_flops():
     params, x = (
         mlp(jax.random.key(1), (6, 40, 40, 3)),

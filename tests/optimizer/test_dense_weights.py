@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from jaxprune.trees import named_leaves
+from tests.quick import pairs
 from tests.test_contract import OPTIMIZERS
 from tests.transforms import DENSE_WEIGHTS, STEPS, loss, ramp, tiny_params
 
@@ -52,8 +53,7 @@ def reference(method):
     return runner(method)(tiny_params())
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("method", FROZEN)
+@pytest.mark.parametrize(("method", "optimizer"), pairs(FROZEN, OPTIMIZERS, "freeze_fixed", "adam"))
 def test_what_is_frozen_keeps_its_value_and_moments_to_the_bit(method, optimizer):
     params = tiny_params()
     tx = make(method, optimizer)

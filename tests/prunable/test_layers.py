@@ -18,6 +18,7 @@ from jaxprune.prunable.layers import folded, split_like, visible_stacks
 from jaxprune.prunable.layout import Layout, axes_of, matrix_shape
 from jaxprune.trees import map_named, named_leaves
 from recipes.sharded import collectives
+from tests.quick import pairs, quick
 from tests.transforms import DENSE_WEIGHTS, TRANSFORMS
 
 N = 3
@@ -64,7 +65,7 @@ EVERY = {
 del EVERY["neurons"]  # of a network of its own
 
 
-@pytest.mark.parametrize("transform", EVERY)
+@pytest.mark.parametrize("transform", quick(EVERY, "gradual_global", "rigl", "lamp", "dpf"))
 def test_a_scanned_network_gets_the_masks_of_the_unrolled_one(transform):
     make = EVERY[transform]
     wanted, found = run(make, LIST, lambda p: p), run(make, SCAN, as_list)
@@ -72,8 +73,18 @@ def test_a_scanned_network_gets_the_masks_of_the_unrolled_one(transform):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@pytest.mark.parametrize("allocation", [jp.uniform, jp.er, jp.erk, jp.global_threshold])
-@pytest.mark.parametrize("score", [jp.magnitude, jp.lamp(), jp.random(jax.random.key(1))])
+LAMP = jp.lamp()
+
+
+@pytest.mark.parametrize(
+    ("score", "allocation"),
+    pairs(
+        [jp.magnitude, LAMP, jp.random(jax.random.key(1))],
+        [jp.uniform, jp.er, jp.erk, jp.global_threshold],
+        LAMP,
+        jp.global_threshold,
+    ),
+)
 def test_one_call_prunes_layers_one_by_one(score, allocation):
     wanted = jp.select(score(jp.kernels(LIST)), allocation, 0.5)
     masks = jp.select(score(jp.kernels(SCAN)), allocation, 0.5)
@@ -176,7 +187,7 @@ def compiled(transform, layers, width=128):
     return step.lower(jax.eval_shape(transform.init, params), params, params).compile()
 
 
-@pytest.mark.parametrize("name", BIG)
+@pytest.mark.parametrize("name", quick(BIG, "global", "rigl", "dpf"))
 def test_no_copy_is_made_of_a_stack(name):
     weights = 4 * 128 * 128
     # bytes a weight: none, or where weights are dropped first, the masks between
@@ -192,7 +203,7 @@ def test_a_program_is_as_long_for_many_layers_as_for_few(name):
     assert count(many) < 1.5 * count(few)
 
 
-@pytest.mark.parametrize("name", ["global", "erk", "rigl"])
+@pytest.mark.parametrize("name", quick(["rigl", "global", "erk"]))
 def test_layers_that_lie_on_other_devices_stay_there(name):
     mesh = jax.make_mesh((8,), ("layers",), axis_types=(AxisType.Auto,))
     tree = {

@@ -4,32 +4,77 @@ import itertools
 import json
 import os
 import signal
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import yaml
 
-from recipes.common import checkpoints, data, folder, lanes, models
-from recipes.common.journal import Journal
-
-SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "4", "--evaluations", "3"]
-SHORT += ["--train-examples", "256"]
+from recipes.common import checkpoints, cli, data, folder, lanes, models
+from tests.campaign import without_clocks
+from tests.recipes.cases import CASES, Case
 
 
-def with_program(recipe, out, argv):
-    """The folder of a run, and the program that trained its networks."""
-    made, make = [], lanes.program
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            lanes, "program", lambda *args, **how: made.append(make(*args, **how)) or made[-1]
-        )
-        recipe.main([*argv, "--out", str(out)])
-    (program,) = made
-    return out, program
+class Run(NamedTuple):
+    """A finished short run."""
+
+    case: Case
+    out: Any  # its folder
+    programs: list[int]  # how many training programs were compiled up to each line it logged
+
+    @property
+    def summary(self):
+        return json.loads((self.out / folder.SUMMARY).read_text())
+
+    @property
+    def records(self):
+        return records(self.out)
+
+    @property
+    def config(self):
+        return cli.from_yaml(self.case.module.Config, self.out / folder.CONFIG)
+
+    def model(self, name=""):
+        """(params, batch_stats, masks), each a stack over seeds."""
+        return checkpoints.load_model(self.out / folder.MODEL / name)
+
+
+def records(out):
+    """The lines that a run logged, without its clocks."""
+    return without_clocks(folder.read_lines(out / folder.METRICS))
+
+
+def made(case, flags, out):
+    """A run of a case in `out`, with these flags too; JAX reports what is compiled."""
+    compiled, counts, append = [], [], folder.append
+
+    def count(event, duration, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration" and fun_name == "jit(steps)":
+            compiled.append(fun_name)
+
+    def append_and_count(path, record):
+        append(path, record)
+        counts.append(len(compiled))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(folder, "append", append_and_count)
+            case.module.main([*case.flags.split(), *flags.split(), "--out", str(out)])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    return Run(case, out, counts)
+
+
+def varied(name, flags, out):
+    """A short run of a recipe with other flags."""
+    return made(CASES[name], flags, out)
 
 
 def exit_code(recipe, *argv):
-    """That of a command which does not end well."""
+    """The exit code of a command that does not end well."""
     with pytest.raises(SystemExit) as stop:
         recipe.main(argv)
     return stop.value.code
@@ -45,42 +90,35 @@ def mistake(recipe, capsys, out, argv):
     return said
 
 
-def metrics(out):
-    """What a run logged, without its clock."""
-    records = folder.read_lines(out / folder.METRICS)
-    for record in records:
-        for arm in record.values():
-            if isinstance(arm, dict):
-                del arm["seconds"]
-    return records
+def interrupted(recipe, argv, when=None, call=None):
+    """The exit code of a run in which Ctrl-C is pressed.
 
-
-def interrupted(recipe, monkeypatch, argv, step=None, key="step", call=None):
-    """Presses Ctrl-C when this step, or anything, is logged, or at a call of the device.
-
-    The exit code. Calls are counted from 1, in this process.
+    Args:
+      when: at the first line it logs that has these items; {} for the first line.
+      call: after this call of the device, counted from 1.
     """
-    append, offer = folder.append, Journal._offer
-    calls = itertools.count(1)
+    append, advance, calls = folder.append, lanes.advance, itertools.count(1)
+    press = lambda: os.kill(os.getpid(), signal.SIGINT)
 
-    def append_and_interrupt(path, record):
+    def append_and_press(path, record):
         append(path, record)
-        if call is None and (step is None or record[key] == step):
-            os.kill(os.getpid(), signal.SIGINT)
+        if when is not None and when.items() <= record.items():
+            press()
 
-    def interrupt_and_offer(*args):
-        if next(calls) == call:
-            os.kill(os.getpid(), signal.SIGINT)
-        offer(*args)
+    def advance_and_press(*args, **how):
+        for point in advance(*args, **how):
+            if next(calls) == call:
+                press()
+            yield point
 
-    with monkeypatch.context() as patch:
-        patch.setattr(folder, "append", append_and_interrupt)
-        patch.setattr(Journal, "_offer", interrupt_and_offer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "append", append_and_press)
+        patch.setattr(lanes, "advance", advance_and_press)
         return exit_code(recipe, *argv)
 
 
 def test_accuracies(out, model=""):
-    """Those (seeds,) of the networks that a run has saved, computed here, without its code."""
+    """The accuracies (seeds,) of the networks that a run saved, computed without its code."""
     config = yaml.safe_load((out / folder.CONFIG).read_text())
     dataset = data.load(config["dataset"], train_examples=config["train_examples"])
     width = config.get("width", 1.0)
@@ -93,32 +131,19 @@ def test_accuracies(out, model=""):
             module.apply(variables, dataset.test.images).argmax(-1) == dataset.test.labels
         ).mean()
 
-    found = jax.vmap(accuracy)(params, batch_stats).tolist()
-    return pytest.approx(found, abs=1e-4)  # one example more is 1/360
+    accuracies = jax.vmap(accuracy)(params, batch_stats).tolist()
+    return pytest.approx(accuracies, abs=1e-4)  # one example more is 1/360
 
 
-def wrote_everything(out, *pictures):
-    """Whether the folder of a finished run has all its files and these plots; its report.
+def saved_models(out):
+    """{path: arrays} of all models in the folder of a run."""
+    paths = [path.parent for path in (out / folder.MODEL).rglob("_CHECKPOINT_METADATA")]
+    return {str(p.relative_to(out)): ocp.StandardCheckpointer().restore(p) for p in paths}
 
-    Accuracies are on test data: those of the networks that were saved.
-    """
-    arms = json.loads((out / "summary.json").read_text()).get("arms", {})
-    for arm in (own.name for own in (out / folder.MODEL).iterdir() if own.name in arms):
-        numbers = arms[arm]
-        if isinstance(numbers, list):  # of phases; the last is saved, at its end
-            assert numbers[-1]["end_test_accuracy"]["per_seed"] == test_accuracies(out, arm), arm
-        else:
-            assert numbers["test_accuracy"]["per_seed"] == test_accuracies(out, arm), arm
-    if "sparse" in arms:
-        assert arms["sparse"]["test_accuracy"]["per_seed"] == test_accuracies(out)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "config.yaml",
-        "metrics.jsonl",
-        "model",
-        "plots",
-        "report.md",
-        "summary.json",
-    ]
-    for picture in pictures:
-        assert (out / "plots" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
-    return (out / "report.md").read_text()
+
+def same_models(out, other):
+    """Whether the models in `out`, at least one, have the same bits as those of `other`."""
+    ours, theirs = saved_models(out), saved_models(other)
+    assert ours and set(ours) <= set(theirs)
+    for path, arrays in ours.items():
+        jax.tree.map(np.testing.assert_array_equal, arrays, theirs[path])

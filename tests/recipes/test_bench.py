@@ -237,6 +237,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.full
 def test_it_writes_everything(finished):
     files = ["config.yaml", "plots", "report.md", "summary.json"]
     assert sorted(path.name for path in finished.iterdir()) == files
@@ -247,6 +248,7 @@ def test_it_writes_everything(finished):
     assert f"python -m recipes.bench --config {finished / folder.CONFIG}" in report
 
 
+@pytest.mark.full
 def test_the_summary_has_every_number(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["recipe"] == "bench"
@@ -274,6 +276,7 @@ def test_the_summary_has_every_number(finished):
     assert cells["matrix"]["ratio"].keys() == {"1 x 11 passes"}  # a pair, two seeds
 
 
+@pytest.mark.full
 def test_a_run_is_not_overwritten_unasked(finished, capsys):
     with pytest.raises(SystemExit) as stop:
         bench.main([*TINY, "--out", str(finished)])
@@ -330,6 +333,7 @@ def test_a_part_can_run_alone(tmp_path):
     assert set(json.loads((out / folder.SUMMARY).read_text())["sections"]) == {"masks", "memory"}
 
 
+@pytest.mark.full
 def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / folder.REPORT).read_text()
     assert report.count("\n## ") == 13  # what was asked for, and twelve tables

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_runs_end_as_if_they_had_not_been():
     """Twenty-one kills, in a process that has not started JAX."""
     root = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ def numbers(node):
     return [node] if isinstance(node, int | float) else []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("recipe", STUDIES, ids=lambda recipe: recipe.__name__)
 def test_on_two_devices_are_those_of_one(recipe, tmp_path, monkeypatch):
     found, used = [], set()

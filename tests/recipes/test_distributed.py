@@ -34,7 +34,7 @@ def summary_of(out):
     return yaml.safe_load((out / folder.SUMMARY).read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_processes_go_on_to_the_bits_of_one(tmp_path):
     """Two processes are killed (-9), and resumed; one process trains without a break."""
     two, one = tmp_path / "two", tmp_path / "one"

@@ -1,6 +1,4 @@
-"""Gates end to end, in this process: what the recipe writes, refuses, and survives."""
-
-import json
+"""Gates of neurons and weights: budgets, hardening, and arms by themselves."""
 
 import jax
 import jax.numpy as jnp
@@ -10,31 +8,15 @@ import pytest
 
 import jaxprune as jp
 from recipes import gates
-from recipes.common import arms, checkpoints, data, flags, folder, lanes, models, settings
+from recipes.common import arms, data, flags, lanes, models
 from recipes.reports import gates as report
-from tests.recipes import running
-from tests.recipes.running import metrics
 
-SHORT = [*running.SHORT, "--kept", "0.3", "--every", "3", "--width", "0.25"]
 WEIGHTS = 64 * 64 + 64 * 32 + 32 * 10
 ARMS = ["dense", "neuron", "weight", "gmp"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a short run."""
-    out = tmp_path_factory.mktemp("runs") / "gates"
-    gates.main([*SHORT, "--out", str(out)])
-    return out
-
-
-def test_it_writes_everything(finished):
-    report = running.wrote_everything(finished, "training", "layers", "gates", "histograms")
-    assert all(f"| {arm} |" in report for arm in ARMS)
-
-
 def test_the_budget_is_met(finished):
-    arms = json.loads((finished / "summary.json").read_text())["arms"]
+    arms = finished.summary["arms"]
     assert list(arms) == ARMS
     kept = round(0.3 * WEIGHTS)
     assert arms["gmp"]["kept_weights"] == [WEIGHTS - round(0.7 * WEIGHTS)] * 2
@@ -48,7 +30,7 @@ def test_the_budget_is_met(finished):
 
 
 def test_gates_close_before_they_become_masks(finished):
-    records = folder.read_lines(finished / folder.METRICS)
+    records = finished.records
     assert [record["step"] for record in records] == [4, 8, 12]
     for arm in ("neuron", "weight"):
         expected = np.asarray([record[arm]["expected"] for record in records])
@@ -60,25 +42,14 @@ def test_gates_close_before_they_become_masks(finished):
 
 def test_the_models_are_networks_without_gates(finished):
     for arm in ("neuron", "weight", "gmp"):
-        params, _, masks = checkpoints.load_model(finished / folder.MODEL / arm)
+        params, _, masks = finished.model(arm)
         assert sorted(params) == ["Dense_0", "Dense_1", "Dense_2"]
         for layer in params:
             assert not params[layer]["kernel"][~masks[layer]["kernel"]].any()
-    _, _, masks = checkpoints.load_model(finished / folder.MODEL / "neuron")
+    _, _, masks = finished.model("neuron")
     rows = np.asarray(masks["Dense_1"]["kernel"]).any(-1)  # (seeds, neurons)
     columns = np.asarray(masks["Dense_0"]["kernel"]).any(-2)
     np.testing.assert_array_equal(rows, columns)  # a neuron goes whole
-
-
-def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
-    out = tmp_path / "again"
-    argv = [*SHORT, "--out", str(out), "--level", "neuron"]
-    assert running.interrupted(gates, monkeypatch, argv, step=4) == 130
-    gates.main(["--out", str(out), "--resume"])
-    few = ("step", "dense", "neuron", "gmp")
-    assert metrics(out) == [{key: record[key] for key in few} for record in metrics(finished)]
-    models_ = (checkpoints.load_model(path / folder.MODEL / "neuron") for path in (out, finished))
-    jax.tree.map(np.testing.assert_array_equal, *models_)
 
 
 # --- arms, by themselves --------------------------------------------------------------------------
@@ -163,7 +134,7 @@ def test_a_consensus_is_one_network():
     assert maps["kernel"].any()  # what each input wants was learned
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("level", ["neuron", "consensus"])
 def test_flops_of_a_residual_network_under_group_norm(level):
     own = {"model": "resnet20", "norm": "group", "budget": "flops", "kept": (0.3,), "log_every": 1}
@@ -179,7 +150,7 @@ def test_flops_of_a_residual_network_under_group_norm(level):
     assert len(report.architectures(masks)[0].split("-")) == 22
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_fixed_penalty_closes_gates_and_has_no_gmp():
     config = gates.Config(level=("weight",), penalty=100.0, width=0.1, log_every=2)
     digits = data.load("digits", train_examples=256)
@@ -189,38 +160,3 @@ def test_a_fixed_penalty_closes_gates_and_has_no_gmp():
     assert float(measured["expected"][0]) < float(
         jp.gates.hard_concrete().p_open(np.float32(config.open))
     )
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--kept 0", "--kept must be in (0, 1), got 0"),
-        ("--kept 20", "--kept must be in (0, 1), got 20 (a fraction: did you mean 0.2?)"),
-        ("--kept 0.1 0.1", "--kept has 0.1 twice"),
-        ("--level head", "unknown --level 'head'; choose one of neuron, weight, consensus"),
-        ("--gate l0", "unknown --gate 'l0'; choose one of hard_concrete"),
-        ("--harden 1", "--harden must be in (0, 1), got 1"),
-        ("--falls 0.9", "--falls must be in (0, 0.7], got 0.9"),
-        ("--gate-rate 0", "--gate-rate must be in (0, inf), got 0"),
-        ("--penalty 0", "--penalty must be in (0, inf), got 0"),
-        ("--level consensus --penalty 1", "--level consensus needs a budget"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in running.mistake(gates, capsys, tmp_path, argv.split())
-
-
-def test_help_tells_all_flags(capsys):
-    with pytest.raises(SystemExit) as stop:
-        gates.main(["--help"])
-    assert stop.value.code == 0
-    said = capsys.readouterr().out
-    for text in ("{hard_concrete,binary_concrete", "--harden", "--penalty", "Lagrangian"):
-        assert text in said
-
-
-def test_the_defaults_make_sense():
-    flags.check(gates.Config())
-    assert isinstance(gates.Config(), settings.Settings)
-    assert gates.Config().model in models.MODELS

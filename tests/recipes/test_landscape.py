@@ -1,63 +1,20 @@
-"""The recipe end to end, in this process: what it writes, and what it refuses."""
-
-import json
-from functools import partial
+"""Losses around networks: summary, arrays, and which examples they are of."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
 from recipes import landscape
-from recipes.common import data, folder, models
+from recipes.common import data, models
 from recipes.reports.landscape import ARRAYS
-from tests.recipes import running
-
-SHORT = "--steps 6 --train-examples 256 --every 2 --evaluations 2 --examples 100 --points 5 "
-SHORT += "--eigenvalues 3 --lanczos-steps 6 --density-probes 2 --trace-probes 3"
 
 
-exit_code = partial(running.exit_code, landscape)
-
-
-@pytest.fixture(scope="module")
-def measured_on():
-    """The splits that losses were measured on, and on how many examples of each."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, measured_on):
-    """The folder of a short run."""
-    out, losses_on = tmp_path_factory.mktemp("runs") / "landscape", landscape.losses_on
-
-    def watched(module, split, examples):
-        measured_on.append((split, examples))
-        return losses_on(module, split, examples)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(landscape, "losses_on", watched)
-        landscape.main([*SHORT.split(), "--out", str(out)])
-    return out
-
-
-def summary_of(out):
-    return json.loads((out / folder.SUMMARY).read_text())
-
-
-def test_it_writes_everything(finished):
-    names = ["config.yaml", "metrics.jsonl", "model", "plots", "report.md", "summary.json"]
-    assert sorted(path.name for path in finished.iterdir()) == names
-    pictures = ["alignment.png", "around.png", "curvature.png", "seeds.png"]
-    assert sorted(p.name for p in (finished / "plots").glob("*.png")) == pictures
-    report = (finished / "report.md").read_text()
-    for said in ("| largest eigenvalue |", "| loss barrier, after matching |", *pictures):
-        assert said in report
-
-
+@pytest.mark.full
 def test_the_summary(finished):
-    summary = summary_of(finished)
+    summary = finished.summary
     assert summary["seeds"] == 3 and summary["steps"] == 6
     for arm, weights in (("dense", 50_826), ("sparse", 50_826 - round(0.95 * 50_432))):
         own = summary["arms"][arm]
@@ -76,8 +33,9 @@ def test_the_summary(finished):
     assert summary["hessian_vector_product"]["ratio"] > 0
 
 
+@pytest.mark.full
 def test_the_arrays_are_what_the_plots_show(finished):
-    arrays = np.load(finished / ARRAYS)
+    arrays = np.load(finished.out / ARRAYS)
     for arm in ("dense", "sparse"):
         for name in ("seeds", "around", "alignment"):
             assert arrays[f"{arm}/{name}/losses"].shape == (5, 5)
@@ -89,65 +47,15 @@ def test_the_arrays_are_what_the_plots_show(finished):
         assert around[2, 2] == around.min() or around[2, 2] < around.mean()
 
 
-def test_losses_are_those_of_training_data(finished, measured_on):
-    """Of a short run at 95 % the losses on both splits are alike: they can't tell which it was."""
-    ((split, examples),) = measured_on
-    train = data.load("digits", train_examples=256).train
-    assert examples == 100
-    np.testing.assert_array_equal(split.labels, train.labels)
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_goes_on_where_it_was(finished, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "landscape"
-    argv = [*SHORT.split(), "--log-every", "2", "--out", str(out)]
-    assert running.interrupted(landscape, monkeypatch, argv, step=2) == 130
-    assert f"python -m recipes.landscape --out {out} --resume" in capsys.readouterr().err
-    landscape.main(["--out", str(out), "--resume"])
-    for arm in ("dense", "sparse"):
-        a, b = (np.array(summary_of(f)["arms"][arm]["eigenvalues"]) for f in (out, finished))
-        np.testing.assert_allclose(a, b, rtol=1e-3)
-    assert not (out / folder.CHECKPOINT).exists()
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--seeds 2", "--seeds must be at least 3, got 2"),
-        ("--points 4", "--points must be odd, so that the middle is one of them; got 4"),
-        ("--points 1", "--points must be at least 3, got 1"),
-        ("--examples 2000", "--examples 2000 is more than all 1,437 examples"),
-        ("--examples 0", "--examples must be at least 1, got 0"),
-        ("--reach 0", "--reach must be in (0, inf), got 0"),
-        ("--eigenvalues 70", "--lanczos-steps must be at least 70, got 60"),
-        ("--eigenvalues 0", "--eigenvalues must be at least 1, got 0"),
-        ("--trace-probes 1", "--trace-probes must be at least 2, got 1"),
-        ("--density-probes 0", "--density-probes must be at least 1, got 0"),
-        ("--sparsity 0.999 --lanczos-steps 500", "is more than the 444 weights that --sparsity"),
-        ("--sparsity 95", "--sparsity must be in [0, 1), got 95 (a fraction: did you mean 0.95?)"),
-        ("--model conv --norm batch", "--norm batch has running statistics"),
-        ("--model vgg", "unknown --model 'vgg'"),
-        ("--dataset mnist --data-dir /nowhere", "--data-dir '/nowhere' is not a folder"),
-        ("--steps 1", "must be at least 2, got 1"),
-        ("--resume", "config.yaml"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in running.mistake(landscape, capsys, tmp_path, argv.split())
-
-
-def test_a_finished_run_is_kept(finished, capsys):
-    before = (finished / folder.SUMMARY).read_bytes()
-    assert exit_code(*SHORT.split(), "--out", str(finished)) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert (finished / folder.SUMMARY).read_bytes() == before
-
-
-def test_the_help_says_what_each_flag_is(capsys):
-    assert exit_code("--help") == 0
-    said = capsys.readouterr().out
-    assert "--lanczos-steps INT" in said and "Hessian-vector products" in said
+@pytest.mark.full
+def test_losses_are_those_of_training_data(finished):
+    """The middle of the plane around the first seed is its loss on the first 100 examples."""
+    images, labels = (x[:100] for x in data.load("digits", train_examples=256).train)
+    params = jax.tree.map(lambda w: w[0], finished.model()[0])
+    logits = models.model("mlp", 10).apply({"params": params}, images)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    around = np.load(finished.out / ARRAYS)["sparse/around/losses"]
+    assert around[2, 2] == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_the_losses_of_a_convolutional_network_have_second_derivatives():

@@ -1,6 +1,5 @@
-"""Every method end to end, in this process: what it writes, refuses, and survives."""
+"""Pruning at initialization: masks, controls, and collapse."""
 
-import json
 from functools import partial
 
 import jax
@@ -10,64 +9,27 @@ import pytest
 
 import jaxprune as jp
 from recipes import prune_at_init
-from recipes.common import checkpoints, data, folder, lanes, models
+from recipes.common import data, lanes, models
 from recipes.reports import prune_at_init as report
 from tests.recipes import running
-from tests.recipes.running import metrics
 
-SHORT = [*running.SHORT, "--rounds", "3", "--per-class", "5"]
-ALL = [*SHORT, "--sparsity", "0.9", "--method", *prune_at_init.METHODS]
-CONTROLLED = [
-    *SHORT,
-    "--rounds",
-    "30",
-    "--sparsity",
-    "0.9",
-    "0.9999",
-    "--method",
-    "snip",
-    "synflow",
-    "--controls",
-]
 WEIGHTS = 64 * 256 + 256 * 128 + 128 * 10
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a short run of all methods."""
-    out = tmp_path_factory.mktemp("runs") / "all"
-    prune_at_init.main([*ALL, "--out", str(out)])
-    return out
-
-
-@pytest.fixture(scope="module")
 def controlled(tmp_path_factory):
-    """The folder of a short run of two methods at two sparsities, with controls; its programs."""
-    out, made = tmp_path_factory.mktemp("runs") / "controlled", []
-    lower = lanes.chunk
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lanes, "chunk", lambda step, n: made.append(step) or lower(step, n))
-        prune_at_init.main([*CONTROLLED, "--out", str(out)])
-    return out, len(set(made))
+    """A short run of two methods at two sparsities, with controls."""
+    flags = "--rounds 30 --sparsity 0.9 0.9999 --method snip synflow --controls"
+    return running.varied("prune_at_init", flags, tmp_path_factory.mktemp("runs") / "controlled")
 
 
-def arms(out):
-    return json.loads((out / "summary.json").read_text())["arms"]
+def masks_of(run, arm):
+    return run.model(arm.replace(" ", "-"))[2]
 
 
-def masks_of(out, arm):
-    _, _, masks = checkpoints.load_model(out / folder.MODEL / arm.replace(" ", "-"))
-    return masks
-
-
-def test_it_writes_everything(finished):
-    report = running.wrote_everything(finished, "training", "layers", "weights_left")
-    for arm in ("dense", *prune_at_init.METHODS):
-        assert f"| {arm} |" in report
-
-
+@pytest.mark.full
 def test_every_method_keeps_as_many(finished):
-    numbers = arms(finished)
+    numbers = finished.summary["arms"]
     assert list(numbers) == ["dense", *prune_at_init.METHODS]
     kept = WEIGHTS - round(0.9 * WEIGHTS)
     for method in prune_at_init.METHODS:
@@ -78,6 +40,7 @@ def test_every_method_keeps_as_many(finished):
         assert 0 <= max(numbers[method]["on_paths"]) <= kept + 2
 
 
+@pytest.mark.full
 def test_the_methods_differ_and_so_do_the_seeds(finished):
     kernels = [masks_of(finished, method)["Dense_1"]["kernel"] for method in prune_at_init.METHODS]
     for i, a in enumerate(kernels):
@@ -86,15 +49,17 @@ def test_the_methods_differ_and_so_do_the_seeds(finished):
             assert (a != b).any()
 
 
+@pytest.mark.full
 def test_masks_stay_as_they_were_made(finished):
-    for record in folder.read_lines(finished / folder.METRICS):
+    for record in finished.records:
         for method in prune_at_init.METHODS:
             assert record[method]["sparsity"] == pytest.approx([0.9, 0.9], abs=1e-4)
             assert record[method]["overlap_first"] == [1, 1]
-    params, _, masks = checkpoints.load_model(finished / folder.MODEL / "force")
+    params, _, masks = finished.model("force")
     assert not params["Dense_0"]["kernel"][~masks["Dense_0"]["kernel"]].any()
 
 
+@pytest.mark.full
 def test_snip_s_masks_are_those_of_its_score(finished):
     digits = data.load("digits", train_examples=256).train
     module, key = models.model("mlp", 10), lanes.seed_keys(0, 1)[0]
@@ -163,42 +128,43 @@ def test_weights_on_paths_by_hand():
 # --- several sparsities, and controls ------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_arms_are_named_by_sparsity_and_control(controlled):
-    out, _ = controlled
     names = [
         f"{method} {sparsity}{control}"
         for method in ("snip", "synflow")
         for sparsity in ("90%", "99.99%")
         for control in ("", " shuffled", " redrawn")
     ]
-    assert list(arms(out)) == ["dense", *names]
-    assert (out / "plots" / "controls.png").read_bytes().startswith(b"\x89PNG")
-    report = (out / "report.md").read_text()
+    assert list(controlled.summary["arms"]) == ["dense", *names]
+    assert (controlled.out / "plots" / "controls.png").read_bytes().startswith(b"\x89PNG")
+    report = (controlled.out / "report.md").read_text()
     assert "**snip 99.99%**" in report and "**snip 90%**" not in report
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_all_of_them_share_one_program(controlled):
-    assert controlled[1] == 2  # and the dense arm another
+    assert controlled.programs[-1] == 2  # and the dense arm has another
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_controls_keep_what_they_say(controlled):
-    out, _ = controlled
     count = lambda masks: [np.sum(masks[f"Dense_{i}"]["kernel"], (1, 2)).tolist() for i in range(3)]
     for method in ("snip", "synflow"):
         own, shuffled, redrawn = (
-            masks_of(out, f"{method} 90%{control}") for control in ("", " shuffled", " redrawn")
+            masks_of(controlled, f"{method} 90%{control}")
+            for control in ("", " shuffled", " redrawn")
         )
         assert count(own) == count(shuffled)
         jax.tree.map(np.testing.assert_array_equal, own, redrawn)
         assert (own["Dense_0"]["kernel"] != shuffled["Dense_0"]["kernel"]).any()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_collapse_is_told(controlled):
-    snip, synflow = (arms(controlled[0])[f"{method} 99.99%"] for method in ("snip", "synflow"))
+    snip, synflow = (
+        controlled.summary["arms"][f"{method} 99.99%"] for method in ("snip", "synflow")
+    )
     assert snip["kept_weights"] == synflow["kept_weights"] == [5, 5]
     assert synflow["collapsed"] == [False, False] and synflow["test_accuracy"]["empty_layers"] == {}
     assert snip["collapsed"] == [True, True]
@@ -206,45 +172,4 @@ def test_collapse_is_told(controlled):
     assert all(0 < seeds <= 2 for seeds in snip["test_accuracy"]["empty_layers"].values())
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
-    out, few = tmp_path / "few", ("synflow",)  # beside fewer methods, each trains alike
-    argv = [*ALL[: -len(prune_at_init.METHODS)], *few, "--out", str(out)]
-    assert running.interrupted(prune_at_init, monkeypatch, argv, step=4) == 130
-    prune_at_init.main(["--out", str(out), "--resume"])
-    all_ = metrics(finished)
-    assert metrics(out) == [{k: r[k] for k in ("step", "dense", *few)} for r in all_]
-
-
 # --- bad input -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--method snip lottery", "unknown --method 'lottery'; choose one of snip, grasp"),
-        ("--method snip snip", "--method has snip twice"),
-        ("--sparsity", "--sparsity needs at least one value"),
-        ("--sparsity 0.9 0.9", "--sparsity has 0.9 twice"),
-        ("--sparsity 0.9 98", "--sparsity must be in [0, 1), got 98 (a fraction: did you mean"),
-        ("--rounds 0", "--rounds must be at least 1, got 0"),
-        ("--per-class 0", "--per-class must be at least 1, got 0"),
-        ("--width 0", "--width must be in (0, 100], got 0"),
-        (
-            "--per-class 30 --train-examples 256",
-            "snip: a balanced batch needs 30 examples of each of 10 classes; class 0 has",
-        ),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in running.mistake(prune_at_init, capsys, tmp_path, argv.split())
-
-
-def test_help_tells_all_flags(capsys):
-    with pytest.raises(SystemExit) as stop:
-        prune_at_init.main(["--help"])
-    assert stop.value.code == 0
-    said = capsys.readouterr().out
-    for text in ("{snip,grasp,synflow,force,iter_snip,magnitude,random}", "--controls", "--rounds"):
-        assert text in said

@@ -1,6 +1,4 @@
-"""Random pruning end to end, in this process: what it writes and refuses, and equal weights."""
-
-import json
+"""Random pruning: equal weights, ratios of layers, and widths."""
 
 import jax
 import numpy as np
@@ -9,46 +7,26 @@ import pytest
 import jaxprune as jp
 from recipes import random_erk
 from recipes.common import arms as ways
-from recipes.common import checkpoints, data, folder, lanes, models
+from recipes.common import data, lanes, models
 from tests.recipes import running
 
-SHORT = [*running.SHORT, "--sparsity", "0.6", "--allocation", *random_erk.ALLOCATIONS]
-WIDE = [*running.SHORT, "--allocation", "erk", "--widths", "1", "2"]
 WEIGHTS = 64 * 256 + 256 * 128 + 128 * 10
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a short run of all allocations."""
-    out = tmp_path_factory.mktemp("runs") / "random"
-    random_erk.main([*SHORT, "--out", str(out)])
-    return out
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory):
-    """The folder of a short run of two widths."""
-    out = tmp_path_factory.mktemp("runs") / "wide"
-    random_erk.main([*WIDE, "--out", str(out)])
-    return out
-
-
-def arms(out):
-    return json.loads((out / "summary.json").read_text())["arms"]
-
-
+@pytest.mark.full
 def test_all_allocations_keep_as_many_weights(finished):
-    assert list(arms(finished)) == ["dense", *random_erk.ALLOCATIONS]
+    assert list(finished.summary["arms"]) == ["dense", *random_erk.ALLOCATIONS]
     for allocation in random_erk.ALLOCATIONS:
-        kept = arms(finished)[allocation]["kept_weights"]
+        kept = finished.summary["arms"][allocation]["kept_weights"]
         assert kept == pytest.approx([0.4 * WEIGHTS] * 2, abs=2)
-    assert not (finished / "plots" / "widths.png").exists()
+    assert not (finished.out / "plots" / "widths.png").exists()
 
 
+@pytest.mark.full
 def test_each_allocation_has_its_ratios(finished):
     density = {}
     for allocation in random_erk.ALLOCATIONS:
-        _, _, masks = checkpoints.load_model(finished / folder.MODEL / allocation)
+        _, _, masks = finished.model(allocation)
         density[allocation] = [
             np.mean(masks[f"Dense_{i}"]["kernel"], axis=(1, 2)) for i in range(3)
         ]
@@ -60,8 +38,9 @@ def test_each_allocation_has_its_ratios(finished):
     assert (snip[:, 0] != snip[:, 1]).any()  # each seed asks its own weights
 
 
+@pytest.mark.full
 def test_masks_are_there_before_the_first_step_and_stay(finished):
-    for record in folder.read_lines(finished / folder.METRICS):
+    for record in finished.records:
         for allocation in random_erk.ALLOCATIONS:
             assert record[allocation]["sparsity"] == pytest.approx([0.6, 0.6], abs=1e-4)
             assert record[allocation]["overlap_first"] == [1, 1]
@@ -86,20 +65,23 @@ def test_snip_s_ratios_are_those_of_its_criterion():
         assert (at_random != by_score).any()
 
 
-def test_widths_keep_equally_many_weights(wide):
-    numbers = arms(wide)
+def test_widths_keep_equally_many_weights(tmp_path):
+    wide = running.varied(
+        "random_erk", "--allocation erk --widths 1 2 --sparsity 0.95", tmp_path / "wide"
+    )
+    numbers = wide.summary["arms"]
     assert list(numbers) == [f"{arm} x{w}" for w in ("1", "2") for arm in ("dense", "erk")]
     kept = [numbers[f"erk x{width}"]["kept_weights"] for width in ("1", "2")]
     np.testing.assert_allclose(kept, WEIGHTS - round(0.95 * WEIGHTS), atol=2)
     sizes = [numbers[f"erk x{width}"]["prunable_weights"] for width in ("1", "2")]
     assert sizes == [WEIGHTS, 64 * 512 + 512 * 256 + 256 * 10]
-    assert (wide / "plots" / "widths.png").read_bytes().startswith(b"\x89PNG")
+    assert (wide.out / "plots" / "widths.png").read_bytes().startswith(b"\x89PNG")
     for width in ("1", "2"):
         erk, dense = numbers[f"erk x{width}"], numbers[f"dense x{width}"]
         assert erk["accuracy_minus_dense"]["mean"] == pytest.approx(
             erk["test_accuracy"]["mean"] - dense["test_accuracy"]["mean"]
         )
-    params, _, _ = checkpoints.load_model(wide / folder.MODEL / "erk-x2")
+    params, _, _ = wide.model("erk-x2")
     assert params["Dense_0"]["kernel"].shape == (2, 64, 512)
 
 
@@ -112,30 +94,8 @@ def test_widths_of_equal_sparsity():
             assert jp.sparsity(jp.get_masks(state.opt_state)) == pytest.approx(0.95, abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_convolutional_network_with_batch_norm(tmp_path):
-    out = tmp_path / "conv"
-    flags = ["--model", "conv", "--norm", "batch", "--allocation", "snip", "--widths", "1.3"]
-    random_erk.main([*running.SHORT, *flags, "--out", str(out)])
-    _, batch_stats, _ = checkpoints.load_model(out / folder.MODEL / "snip")
+    flags = "--model conv --norm batch --allocation snip --widths 1.3 --sparsity 0.95"
+    _, batch_stats, _ = running.varied("random_erk", flags, tmp_path / "conv").model("snip")
     assert batch_stats["BatchNorm_0"]["mean"].shape == (2, 40)
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--allocation lamp", "unknown --allocation 'lamp'; choose one of uniform, uniform_plus"),
-        ("--allocation erk erk", "--allocation has erk twice"),
-        ("--allocation uniform_plus", "uniform_plus: per_layer: with"),
-        ("--allocation uniform --sparsity 0.9999", "'Dense_2/kernel' would keep 0 of its 1,280"),
-        ("--sparsity 95", "--sparsity must be in [0, 1), got 95 (a fraction: did you mean 0.95?)"),
-        ("--widths 1 -2", "--widths"),
-        ("--widths 1 0", "--widths must be in (0, 100], got 0"),
-        ("--widths 2 2", "--widths has 2.0 twice"),
-        ("--widths 0.01 --sparsity 0.5", "--widths: a network has 205 weights, fewer than"),
-        ("--equal flops", "unknown --equal 'flops'; choose one of weights, sparsity"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in running.mistake(random_erk, capsys, tmp_path, argv.split())

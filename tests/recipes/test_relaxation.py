@@ -1,7 +1,4 @@
-"""The recipe end to end, in this process: what it writes, cuts, refuses, and survives."""
-
-import json
-from functools import partial
+"""Relaxed neurons: budgets, stages, and what a stage computes."""
 
 import jax
 import jax.numpy as jnp
@@ -12,46 +9,16 @@ import pytest
 import jaxprune as jp
 from jaxprune.structured import Removal
 from recipes import relaxation
-from recipes.common import data, folder, lanes, small
+from recipes.common import data, lanes, small
 from recipes.common.lanes import Network
 from recipes.relaxation import GATES, NETWORK
 from recipes.reports import relaxation as report
-from tests.recipes import running
 
-# four stages: 3 + 3 + 3 + 5 steps, in which gates can move
-SHORT = ["--seeds", "2", "--steps", "14", "--log-every", "3", "--evaluations", "2"]
-SHORT += ["--train-examples", "256", "--batch-size", "32", "--width", "0.125", "--timings", "1"]
-SHORT += ["--thresholds", "0.3", "--final-threshold", "0.5", "--gate-rate", "0.5"]
 ARMS = ["dense", "relaxed 50 %", "relaxed 25 %"]
-
-mistake = partial(running.mistake, relaxation)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a short run."""
-    out = tmp_path_factory.mktemp("runs") / "relaxation"
-    _, program = running.with_program(relaxation, out, SHORT)
-    assert len(program.compiled) == 2  # chunks of 3 steps, and of 2: stages share programs
-    return out
-
-
-def records(out):
-    """What a run logged, without its clock."""
-    found = folder.read_lines(out / folder.METRICS)
-    for record in found:
-        del record["seconds"]
-    return found
-
-
-def test_it_writes_everything(finished):
-    report = running.wrote_everything(finished, "stages", "gates", "widths", "flops")
-    assert all(f"| {arm} |" in report for arm in [*ARMS, "A/A"])
-    assert "batch 256" in report and "all networks" in report
 
 
 def test_the_budgets_are_met(finished):
-    networks = json.loads((finished / "summary.json").read_text())["networks"]
+    networks = finished.summary["networks"]
     assert list(networks) == ARMS
     assert networks["dense"]["flops_left"] == [1, 1]
     for arm, share in zip(ARMS[1:], (0.5, 0.25), strict=True):
@@ -60,7 +27,7 @@ def test_the_budgets_are_met(finished):
 
 def test_a_stage_prunes_first_and_then_trains(finished):
     """By the gates of the stage before: a line after the first steps of a stage has its cut."""
-    found = records(finished)
+    found = finished.records
     assert [r["stage"] for r in found] == ["init", "search 0", "search 1", "final", "final"]
     left = np.array([[r[arm]["flops"] for arm in ARMS] for r in found]).mean(2)
     assert (left[:, 0] == 1).all() and (left[:2] == 1).all()
@@ -71,8 +38,8 @@ def test_a_stage_prunes_first_and_then_trains(finished):
 
 
 def test_the_models_are_small_and_load_without_the_large_ones(finished):
-    summary = json.loads((finished / "summary.json").read_text())
-    compacted = small.load(finished / "model" / "relaxed-25")
+    summary = finished.summary
+    compacted = small.load(finished.out / "model" / "relaxed-25")
     widths = summary["networks"][ARMS[2]]["widths"][0]
     assert compacted.params["params"]["Dense_0"]["kernel"].shape == (64, widths["params/Dense_0"])
     digits = data.load("digits", train_examples=256)
@@ -80,16 +47,6 @@ def test_the_models_are_small_and_load_without_the_large_ones(finished):
     accuracy = summary["networks"][ARMS[2]]["test_accuracy"]["per_seed"][0]
     assert right.mean() == pytest.approx(accuracy, abs=1e-6)
     assert summary["masked_and_compacted"][ARMS[2]]["largest_difference"] < 1e-5
-
-
-def test_an_interrupted_run_logs_what_an_uninterrupted_one_does(finished, tmp_path, monkeypatch):
-    out = tmp_path / "again"
-    argv = [*SHORT, "--out", str(out)]
-    assert running.interrupted(relaxation, monkeypatch, argv, step=12) == 130  # within the last
-    relaxation.main(["--out", str(out), "--resume"])
-    assert records(out) == records(finished)
-    models = (small.load(path / "model" / "relaxed-25", 1) for path in (out, finished))
-    jax.tree.map(np.testing.assert_array_equal, *(model.params for model in models))
 
 
 # --- what a stage computes ------------------------------------------------------------------------
@@ -212,22 +169,6 @@ def test_the_ejector_comes_on_half_way_and_the_last_stage_has_none(study):
 
 
 # --- bad input ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--thresholds", "0.2", "0.1"], "--thresholds must rise up to --final-threshold; got 0.2"),
-        (["--flops", "0.5", "1"], "--flops must be in [0, 1)"),
-        (["--flops", "0.001"], "--flops 0.001 can't be met: with one neuron in each layer 0.0"),
-        (["--collapse"], "--collapse needs a model with residual branches"),
-        (["--steps", "9"], "--steps must be at least 16, 2 a stage; got 9"),
-        (["--gate-rate", "0"], "--gate-rate must be in (0, inf)"),
-    ],
-)
-def test_mistakes(argv, said, tmp_path, capsys):
-    out = ["--out", str(tmp_path / "run")]
-    assert said in mistake(capsys, tmp_path, [*argv, *out])
 
 
 def test_with_no_budget_the_thresholds_decide():

@@ -1,8 +1,6 @@
-"""The recipe end to end, in this process: what it writes, refuses, and survives."""
+"""Soups of children: what is chosen, averaged, and pruned."""
 
-import json
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,63 +9,24 @@ import pytest
 
 import jaxprune as jp
 from recipes import soup
-from recipes.common import checkpoints, cli, data, flags, folder, lanes, measures, models
+from recipes.common import data, flags, lanes, measures, models
 from tests.recipes import running
 
-SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--sparsities", "0.5", "0.9"]
-SHORT += ["--train-examples", "300", "--batch-size", "32", "--points", "3", "--width", "0.25"]
-SHORT += ["--log-every", "8"]
 WEIGHTS = 64 * 64 + 64 * 32 + 32 * 10
 ARMS = ["soup", "greedy soup", "best child", "mean child", "ensemble", "IMP", "IMP 3x"]
-
-exit_code = partial(running.exit_code, soup)
 
 
 def digits():
     return data.load("digits", train_examples=300)
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """The folder of a short run, and the program that trained its networks."""
-    return running.with_program(soup, tmp_path_factory.mktemp("runs") / "soup", SHORT)
-
-
-@pytest.fixture(scope="module")
-def finished(watched):
-    """The folder of a short run."""
-    return watched[0]
-
-
-def test_all_phases_run_the_programs_of_the_first(watched):
-    # chunks of 8 steps: of 2 networks, and of 2 * (3 children + 1)
-    assert len(watched[1].compiled) == 2
-
-
-def config_of(out):
-    """The settings of the short run."""
-    return cli.from_yaml(soup.Config, out / folder.CONFIG)
-
-
-def records_of(out):
-    """What it logged, without its clock."""
-    return [
-        {k: v for k, v in r.items() if k != "seconds"}
-        for r in folder.read_lines(out / folder.METRICS)
-    ]
-
-
-def test_it_writes_everything(finished):
-    report = running.wrote_everything(finished, "soups", "barriers", "paths", "layers")
-    assert "| 50 % sparse | 90 % sparse |" in report
-    last = json.loads((finished / "summary.json").read_text())["phases"][-1]
-    assert last["test_accuracy"]["soup"]["per_seed"] == running.test_accuracies(finished)
-    for arm in ARMS:
-        assert f"| {arm} |" in report
+def test_accuracies_of_the_last_phase_are_those_of_the_saved_soup(finished):
+    last = finished.summary["phases"][-1]["test_accuracy"]
+    assert last["soup"]["per_seed"] == running.test_accuracies(finished.out)
 
 
 def test_every_phase_has_every_network_and_every_pair(finished):
-    dense, *after = records_of(finished)
+    dense, *after = finished.records
     assert list(dense["test_accuracy"]) == ["dense"]
     assert [record["phase"] for record in after] == [1, 2]
     for record, kept in zip(after, (WEIGHTS // 2, round(WEIGHTS * 0.1)), strict=True):
@@ -79,7 +38,7 @@ def test_every_phase_has_every_network_and_every_pair(finished):
 
 
 def test_the_best_child_is_chosen_on_validation_data_and_reported_on_test_data(finished):
-    for record in records_of(finished)[1:]:
+    for record in finished.records[1:]:
         chosen_by = np.array(record["children_validation_accuracy"])
         tested = np.array(record["children_test_accuracy"])
         best = chosen_by.argmax(1)
@@ -94,29 +53,16 @@ def test_the_best_child_is_chosen_on_validation_data_and_reported_on_test_data(f
 
 
 def test_the_saved_soup_is_sparse_and_of_the_accuracy_that_is_told(finished):
-    params, _, masks = checkpoints.load_model(finished / folder.MODEL)
+    params, _, masks = finished.model()
     kept = 0
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
         kernel, mask = params[layer]["kernel"], masks[layer]["kernel"]
         assert not kernel[~mask].any()
         kept += mask.reshape(2, -1).sum(1)
     assert kept.tolist() == [round(WEIGHTS * 0.1)] * 2
-    study = soup.study_of(config_of(finished), digits())
-    told = records_of(finished)[-1]["test_accuracy"]["soup"]
+    study = soup.study_of(finished.config, digits())
+    told = finished.records[-1]["test_accuracy"]["soup"]
     assert study.test({"params": params}).tolist() == told
-
-
-def test_an_interrupted_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
-    out = tmp_path / "stopped"
-    argv = [*SHORT, "--out", str(out)]
-    assert running.interrupted(soup, monkeypatch, argv, 1, "phase") == 130
-    assert [record["phase"] for record in records_of(out)] == [0, 1]
-    resume = ["--out", str(out), "--resume"]
-    assert running.interrupted(soup, monkeypatch, resume, call=2) == 130  # within a phase
-    soup.main(["--out", str(out), "--resume"])
-    assert records_of(out) == records_of(finished)
-    loaded = (checkpoints.load_model(path / folder.MODEL) for path in (out, finished))
-    jax.tree.map(np.testing.assert_array_equal, *loaded)
 
 
 # --- the method -----------------------------------------------------------------------------------
@@ -209,38 +155,12 @@ def test_a_lineage_goes_on_from_the_average_that_is_asked_for(study, monkeypatch
     assert [bias(own) for own in lineages] == [1.0 if average == "uniform" else 2.0, 3, 4]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_running_statistics_are_made_anew(tmp_path):
-    argv = [*SHORT, "--model", "conv", "--norm", "batch", "--vary", "learning_rate"]
-    argv += ["--average", "greedy", "--optimizer", "adam", "--learning-rate", "0.01"]
-    soup.main([*argv, "--out", str(tmp_path / "run")])
-    summary = json.loads((tmp_path / "run" / folder.SUMMARY).read_text())
-    assert summary["running_statistics"] == "recalibrated"
-    _, batch_stats, _ = checkpoints.load_model(tmp_path / "run" / folder.MODEL)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(batch_stats))
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--children 1", "--children must be at least 2, got 1"),
-        ("--vary seed", "unknown --vary 'seed'; choose one of order, weight_decay, length"),
-        ("--average best", "unknown --average 'best'; choose one of uniform, greedy"),
-        ("--sparsity 98", "--sparsity must be in [0, 1), got 98 (a fraction: did you mean 0.98?)"),
-        ("--sparsities 0.9 0.5", "--sparsities must rise, for what is pruned stays pruned; got"),
-        ("--sparsities 0.9 1", "--sparsities must be in [0, 1), got 1"),
-        ("--phases 0", "--phases must be at least 1, got 0"),
-        ("--retrain 0", "--retrain must be in (0, 100], got 0"),
-        ("--validation 0", "--validation must be in (0, 1), got 0"),
-        ("--weight-decay -1", "--weight-decay must be in [0, inf), got -1"),
-        ("--vary weight_decay --weight-decay 0", "--vary weight_decay needs a --weight-decay"),
-        ("--train-examples 100 --batch-size 95", "--batch-size 95 is more than all 90 examples"),
-        ("--points 4", "--points must be odd"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in running.mistake(soup, capsys, tmp_path, argv.split())
+    flags = "--model conv --norm batch --vary learning_rate --average greedy --optimizer adam"
+    conv = running.varied("soup", f"{flags} --learning-rate 0.01", tmp_path / "conv")
+    assert conv.summary["running_statistics"] == "recalibrated"
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(conv.model()[1]))
 
 
 def test_the_sparsity_of_each_phase():
@@ -248,10 +168,3 @@ def test_the_sparsity_of_each_phase():
     assert made == pytest.approx([0.7286, 0.9263, 0.98], abs=5e-5)
     assert made[-1] == 0.98
     flags.check(soup.Config())
-
-
-def test_help_tells_all_flags(capsys):
-    assert exit_code("--help") == 0
-    said = capsys.readouterr().out
-    for text in ("{order,weight_decay,length,learning_rate}", "--children", "--sparsities"):
-        assert text in said

@@ -1,64 +1,22 @@
-"""The recipe end to end, in this process: what it writes, refuses, and survives."""
+"""Pruned neurons: budgets, scores, and the compacted networks."""
 
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxprune as jp
 from recipes import structured
-from recipes.common import data, flags, folder, lanes, small
-from tests.recipes import running
+from recipes.common import data, folder, lanes, small
 
-SHORT = ["--seeds", "2", "--steps", "16", "--retrain", "0.5", "--rounds", "1", "--score", "l1"]
-SHORT += ["random", "--train-examples", "300", "--batch-size", "32", "--width", "0.125"]
-SHORT += ["--log-every", "8", "--timings", "1"]
 SCORES = ("l1", "random")
 WIDTHS = {"params/Dense_0": 32, "params/Dense_1": 16}
 WEIGHTS = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory):
-    """The folder of a short run, and the program that trained its networks."""
-    return running.with_program(structured, tmp_path_factory.mktemp("runs") / "structured", SHORT)
-
-
-@pytest.fixture(scope="module")
-def finished(watched):
-    """The folder of a short run."""
-    return watched[0]
-
-
-@pytest.fixture(scope="module")
-def summary(finished):
-    return json.loads((finished / "summary.json").read_text())
-
-
-def records_of(out):
-    """What a run logged, without its clock."""
-    return [
-        {k: v for k, v in r.items() if k != "seconds"}
-        for r in folder.read_lines(out / folder.METRICS)
-    ]
-
-
-def test_all_rounds_run_the_program_of_the_first(watched):
-    # chunks of 8 steps: of 2 networks, and of (2 scores + dense) * 2
-    assert len(watched[1].compiled) == 2
-
-
-def test_it_writes_everything(finished):
-    report = running.wrote_everything(finished, "flops", "widths")
-    for row in ("dense", "dense, as long", "l1 50 %", "random 25 %", "A/A"):
-        assert f"| {row} |" in report
-    assert "group           size  of each neuron  on" in report
-
-
 def test_every_round_has_every_arm(finished):
-    first, *rounds = records_of(finished)
+    first, *rounds = finished.records
     assert list(first) == ["round", "step", "dense"]
     assert [record["flops_asked"] for record in rounds] == [0.5, 0.25]
     assert [record["step"] for record in rounds] == [24, 32]
@@ -69,7 +27,8 @@ def test_every_round_has_every_arm(finished):
         assert record["dense"]["before_training_on"] == before["dense"]["test_accuracy"]
 
 
-def test_budgets_are_met(summary):
+def test_budgets_are_met(finished):
+    summary = finished.summary
     dense = summary["networks"]["dense"]
     assert dense["weights"] == [WEIGHTS] * 2 and dense["widths"] == [WIDTHS] * 2
     for score in SCORES:
@@ -80,19 +39,20 @@ def test_budgets_are_met(summary):
     assert summary["networks"]["dense, as long"]["flops_left"] == [1, 1]
 
 
-def test_removed_networks_are_the_masked_ones(finished, summary):
+def test_removed_networks_are_the_masked_ones(finished):
+    summary = finished.summary
     assert list(summary["masked_and_compacted"]) == list(summary["networks"])[2:]
     for own in summary["masked_and_compacted"].values():
         assert max(own["largest_difference"]) < 1e-5
         assert own["answers_that_differ"] == [0, 0]
-    for record in records_of(finished)[1:]:
+    for record in finished.records[1:]:
         for score in SCORES:
             assert record[score]["compacted_accuracy"] == record[score]["test_accuracy"]
 
 
 def test_what_is_pruned_stays_pruned_and_seeds_differ(finished):
     kept = {
-        share: json.loads((finished / folder.MODEL / f"l1-{share}" / small.KEPT).read_text())
+        share: json.loads((finished.out / folder.MODEL / f"l1-{share}" / small.KEPT).read_text())
         for share in (50, 25)
     }
     for many, few in zip(kept[50]["kept"], kept[25]["kept"], strict=True):
@@ -100,29 +60,17 @@ def test_what_is_pruned_stays_pruned_and_seeds_differ(finished):
     assert kept[25]["kept"][0] != kept[25]["kept"][1]
 
 
-def test_a_saved_network_does_what_the_table_says(finished, summary):
+def test_a_saved_network_does_what_the_table_says(finished):
+    summary = finished.summary
     test = data.load("digits", train_examples=300).test
     for score in SCORES:
         own = summary["networks"][f"{score} 25 %"]
-        compacted = small.load(finished / folder.MODEL / f"{score}-25", seed=1)
+        compacted = small.load(finished.out / folder.MODEL / f"{score}-25", seed=1)
         answers = np.argmax(compacted.fn(compacted.params, test.images), 1)
         assert np.mean(answers == test.labels) == own["test_accuracy"]["per_seed"][1]
         assert compacted.params["params"]["Dense_1"]["kernel"].shape == tuple(
             own["widths"][1].values()
         )
-
-
-def test_an_interrupted_run_goes_on_to_the_same(finished, tmp_path, monkeypatch):
-    out = tmp_path / "again"
-    argv = [*SHORT, "--timings", "0", "--out", str(out)]
-    # two calls of the device for dense training, one more where a round ends, then one in a round
-    assert running.interrupted(structured, monkeypatch, argv, call=4) == 130
-    structured.main(["--out", str(out), "--resume"])
-    assert records_of(out) == records_of(finished)
-    for model in ("l1-50", "random-25"):
-        both = (small.load(path / folder.MODEL / model).params for path in (out, finished))
-        jax.tree.map(np.testing.assert_array_equal, *both)
-    assert "batch 1" not in (out / folder.REPORT).read_text()  # nothing was timed
 
 
 def test_shares_fall_by_the_same_fraction():
@@ -205,36 +153,3 @@ def test_a_scope_for_every_name():
 
 
 # --- mistakes -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--score l1 best", "unknown --score 'best'; choose one of l1, l2, taylor, scale"),
-        ("--score l1 l1", "--score has l1 twice"),
-        ("--score scale", "--score scale: the rule '*/scale' matches no leaf"),
-        ("--scope all", "unknown --scope 'all'; choose one of global, local, isomorphic"),
-        ("--flops 0.25 0.5", "--flops must fall, for what is pruned stays pruned; got 0.25 0.5"),
-        ("--flops 50", "--flops must be in (0, 1), got 50 (a fraction: did you mean 0.5?)"),
-        ("--rounds 0", "--rounds must be at least 1, got 0"),
-        ("--retrain 0", "--retrain must be in (0, 100], got 0"),
-        ("--flops 0.001", "--flops: pick: flops=0.001 can't be met: with one neuron left"),
-        ("--round-to 128 --flops 0.2", "flops=0.2 can't be met: with 128 neurons left in each"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in running.mistake(structured, capsys, tmp_path, argv.split())
-
-
-def test_help_tells_all_flags(capsys):
-    with pytest.raises(SystemExit) as stop:
-        structured.main(["--help"])
-    assert stop.value.code == 0
-    said = capsys.readouterr().out
-    for text in ("{l1,l2,taylor,scale,median,random}", "--scope", "--retrain-rate", "--dataset"):
-        assert text in said
-
-
-def test_the_defaults_make_sense():
-    flags.check(structured.Config())

@@ -1,6 +1,4 @@
-"""The recipe end to end, in this process: what it writes, refuses, and survives."""
-
-import json
+"""Lottery tickets: what each arm begins from, keeps, and tells."""
 
 import jax
 import jax.numpy as jnp
@@ -9,68 +7,13 @@ import pytest
 
 import jaxprune as jp
 from recipes import tickets
-from recipes.common import best, checkpoints, data, folder, lanes
+from recipes.common import best, data, lanes
 from recipes.reports import tickets as report
-from tests.recipes import running
 
 ARMS = (*tickets.METHODS, *tickets.CONTROLS)
-SHORT = ["--seeds", "2", "--steps", "12", "--log-every", "3", "--evaluations", "2"]
-SHORT += ["--train-examples", "256", "--batch-size", "32", "--phases", "3", "--sparsity", "0.9"]
-SHORT += ["--rewind", "3", "--schedule", "drops", "--learning-rate", "0.01"]
-ALL = [*SHORT, "--method", *ARMS]
 LAYERS = ("Dense_0", "Dense_1", "Dense_2")
 SIZES = {"Dense_0": 64 * 256, "Dense_1": 256 * 128, "Dense_2": 128 * 10}
 WEIGHTS = sum(SIZES.values())
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """The compilations so far, counted."""
-    events = []
-
-    def count(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    return events
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, compiled):
-    """The folder of a short run of all arms, and how much was compiled up to each line."""
-    out, counts = tmp_path_factory.mktemp("runs") / "tickets", []
-    append = folder.append
-
-    def counted(path, record):
-        append(path, record)
-        counts.append(len(compiled))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folder, "append", counted)
-        tickets.main([*ALL, "--out", str(out)])
-    return out, counts
-
-
-def records_of(out):
-    """What it logged, without its clock."""
-    records = folder.read_lines(out / folder.METRICS)
-    return [{key: v for key, v in record.items() if key != "seconds"} for record in records]
-
-
-def test_phases_compile_once(finished):
-    _, counts = finished
-    dense, first, *rest = counts
-    assert 0 < dense < first
-    assert rest == [first] * 2
-
-
-def test_it_writes_everything(finished):
-    out, _ = finished
-    report = running.wrote_everything(out, "tickets", "layers")
-    assert sorted(path.name for path in (out / "model").iterdir()) == sorted(ARMS)
-    for arm in (*ARMS, "sap keeps"):  # many arms are rows, few are columns
-        assert f"\n| {arm} | " in report
 
 
 def test_a_phase_prunes_as_published_unless_told():
@@ -80,7 +23,7 @@ def test_a_phase_prunes_as_published_unless_told():
 
 
 def test_every_phase_prunes_as_much_as_it_should(finished):
-    records = records_of(finished[0])
+    records = finished.records
     assert [record["phase"] for record in records] == [0, 1, 2, 3]
     assert records[0]["dense"]["kept_weights"] == [WEIGHTS, WEIGHTS]
     rate = jp.tickets.rate(0.9, 3)
@@ -95,7 +38,7 @@ def test_every_phase_prunes_as_much_as_it_should(finished):
 
 
 def test_early_steps_are_steps_at_which_validation_was_measured(finished):
-    for record in records_of(finished[0])[1:]:
+    for record in finished.records[1:]:
         for arm in ARMS:
             assert set(record[arm]["early_step"]) <= {6, 12}
             for key in ("validation_accuracy", "test_accuracy", "end_test_accuracy"):
@@ -103,8 +46,9 @@ def test_early_steps_are_steps_at_which_validation_was_measured(finished):
 
 
 def test_controls_have_the_tickets_masks_or_counts(finished):
-    load = lambda arm: checkpoints.load_model(finished[0] / folder.MODEL / arm)
-    (params, _, masks), (new, _, same), (_, _, random) = map(load, ("ltr", "reinit", "random"))
+    (params, _, masks), (new, _, same), (_, _, random) = map(
+        finished.model, ("ltr", "reinit", "random")
+    )
     jax.tree.map(np.testing.assert_array_equal, masks, same)
     for layer in LAYERS:
         mask, other = masks[layer]["kernel"], random[layer]["kernel"]
@@ -115,7 +59,7 @@ def test_controls_have_the_tickets_masks_or_counts(finished):
 
 
 def test_the_summary_says_down_to_where_an_arm_keeps_up(finished):
-    summary = json.loads((finished[0] / folder.SUMMARY).read_text())
+    summary = finished.summary
     assert summary["prunable_weights"] == WEIGHTS
     assert summary["phase_steps"] == {
         arm: 9 if arm in ("ltr", "sap", "random") else 12 for arm in ARMS
@@ -127,23 +71,6 @@ def test_the_summary_says_down_to_where_an_arm_keeps_up(finished):
     ]
     assert report.keeps_up_to(found, 0.96) == 0.25
     assert report.keeps_up_to(found, 0.975) == 1.0
-
-
-def test_an_interrupted_study_goes_on_with_the_next_phase(finished, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "tickets"
-    assert running.interrupted(tickets, monkeypatch, [*ALL, "--out", str(out)], step=24) == 130
-    said = capsys.readouterr().err
-    assert f"go on with: python -m recipes.tickets --out {out} --resume" in said
-    assert records_of(out) == records_of(finished[0])[:2]
-    (out / folder.METRICS).unlink()  # the checkpoint has its lines
-    resume = ["--out", str(out), "--resume"]
-    assert running.interrupted(tickets, monkeypatch, resume, call=1) == 130  # within a phase
-    tickets.main(["--out", str(out), "--resume"])
-    assert records_of(out) == records_of(finished[0])
-    for arm in ARMS:
-        both = (checkpoints.load_model(path / folder.MODEL / arm) for path in (out, finished[0]))
-        jax.tree.map(np.testing.assert_array_equal, *both)
-    assert not (out / folder.CHECKPOINT).exists()
 
 
 def starts(network_of, index=1, **changes):
@@ -249,39 +176,3 @@ def test_looks_are_at_whole_chunks_and_the_last_step():
 def test_ten_phases_of_a_fifth():
     config = tickets.Config(rate=0.2, phases=10)
     assert tickets.sparsity_of(config) == pytest.approx(0.8926, abs=5e-5)
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        ("--method lottery", "unknown --method 'lottery'; choose one of ltr, lrr, ft, slr, clr"),
-        ("--method reinit", "--method reinit is a control of ltr: give both"),
-        ("--method lrr random", "--method random is a control of ltr: give both"),
-        ("--sparsity 1", "--sparsity must be in (0, 1), got 1"),
-        ("--rate 20", "--rate must be in (0, 1), got 20 (a fraction: did you mean 0.2?)"),
-        ("--phases 0", "--phases must be at least 1, got 0"),
-        ("--rewind -1", "--rewind must be at least 0, got -1"),
-        ("--steps 50 --rewind 50", "--rewind 50: the first training has 50 steps, and weights are"),
-        ("--retrain-steps 0", "--retrain-steps must be at least 1, got 0"),
-        ("--steps 50 --retrain-steps 60 --method lrr", "--method lrr can't replay the last 60 of"),
-        ("--method ft --schedule cosine", "--method ft trains at the lowest rate of --schedule"),
-        ("--allocation erk", "unknown --allocation 'erk'; choose one of uniform, global"),
-        ("--last-layer dense", "unknown --last-layer 'dense'; choose one of half, exempt, pruned"),
-        ("--last-layer half --allocation global", "--last-layer half is half the rate of the"),
-        ("--sap-norms 1 1", "--sap-norms must be p and q, 0 < p <= 1 <= q, p < q; got 1 1"),
-        ("--sap-scope net", "unknown --sap-scope 'net'; choose one of neuron, layer, global"),
-        ("--validation 5000", "can't hold out 5,000 of 1,437 examples for validation"),
-        ("--tolerance -1", "--tolerance must be in [0, 100], got -1"),
-        ("--resume", "config.yaml"),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    assert message in running.mistake(tickets, capsys, tmp_path, argv.split())
-
-
-def test_help_tells_all_flags(capsys):
-    assert running.exit_code(tickets, "--help") == 0
-    said = capsys.readouterr().out
-    for text in ("{ltr,lrr,ft,slr,clr,llr,allr,sap,reinit,random}", "--rewind INT", "--sap-scope"):
-        assert text in said

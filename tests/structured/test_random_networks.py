@@ -184,7 +184,7 @@ def test_compacted_is_masked(steps, seed, empty):
     check(steps, seed, empty)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @settings(max_examples=100, suppress_health_check=list(HealthCheck), **SAME_EVERY_TIME)
 @given(
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(2, 5)), min_size=3, max_size=8),

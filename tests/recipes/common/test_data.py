@@ -166,7 +166,7 @@ def test_a_folder_whose_records_are_cut_off(tmp_path):
 
 
 @on_disk
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "train", "test", "shape"),
     [("mnist", 60000, 10000, (28, 28, 1)), ("cifar10", 50000, 10000, (32, 32, 3))],

@@ -59,6 +59,7 @@ def test_a_dead_network_is_no_result(tmp_path, capsys):
     assert "% † |" in page
 
 
+@pytest.mark.full
 def test_there_are_no_barriers_at_chance(tmp_path):
     out = tmp_path / "connectivity"
     flags = ["--sparsity", "0.9999", "--points", "3", "--curve-steps", "0", "--evaluations", "1"]

@@ -1,0 +1,146 @@
+"""A short run of each recipe that trains: the contract and the tests of the recipe read it."""
+
+import importlib
+from typing import Any, NamedTuple
+
+from recipes.dynamic import METHODS as DYNAMIC
+from recipes.prune_at_init import METHODS as AT_INIT
+from recipes.random_erk import ALLOCATIONS
+from recipes.tickets import CONTROLS
+from recipes.tickets import METHODS as TICKETS
+
+SHORT = "--seeds 2 --steps 12 --log-every 4 --evaluations 3 --train-examples 256"
+
+
+class Case(NamedTuple):
+    """A short run of a recipe, and what the contract asks of it."""
+
+    recipe: str
+    flags: str
+    pictures: str = ""
+    report: tuple[str, ...] = ()  # texts that the report has
+    stops: tuple[dict[str, Any], ...] = ({"when": {}},)  # when Ctrl-C is pressed, see `interrupted`
+    again: str = ""  # flags that the interrupted run changes
+    arms: tuple[str, ...] = ()  # the only arms that the interrupted run has; () for all
+
+    @property
+    def module(self) -> Any:
+        return importlib.import_module(f"recipes.{self.recipe}")
+
+
+AT_STEP_4 = ({"when": {"step": 4}},)
+INIT = f"{SHORT} --rounds 3 --per-class 5"
+
+CASES = {
+    case.recipe: case
+    for case in (
+        Case(
+            "gmp",
+            f"{SHORT} --every 2",
+            "training layers",
+            ("| test accuracy |",),
+            AT_STEP_4,
+        ),
+        Case(
+            "dynamic",
+            f"{SHORT} --every 3 --sparsity 0.9 --method {' '.join(DYNAMIC)}",
+            "training layers churn",
+            ("| dense |", *(f"| {arm} |" for arm in DYNAMIC)),
+            AT_STEP_4,
+            "--method set top_kast",  # beside fewer methods, each trains alike
+            ("set", "top_kast"),
+        ),
+        Case(
+            "random_erk",
+            f"{SHORT} --sparsity 0.6 --allocation {' '.join(ALLOCATIONS)}",
+            "training layers",
+            ("| dense |", *(f"| {arm} |" for arm in ALLOCATIONS)),
+            AT_STEP_4,
+            "--allocation erk",
+            ("erk",),
+        ),
+        Case(
+            "prune_at_init",
+            f"{INIT} --sparsity 0.9 --method {' '.join(AT_INIT)}",
+            "training layers weights_left",
+            ("| dense |", *(f"| {arm} |" for arm in AT_INIT)),
+            AT_STEP_4,
+            "--method synflow",
+            ("synflow",),
+        ),
+        Case(
+            "gates",
+            f"{SHORT} --kept 0.3 --every 3 --width 0.25",
+            "training layers gates histograms",
+            ("| dense |", "| neuron |", "| weight |", "| gmp |"),
+            AT_STEP_4,
+            "--level neuron",
+            ("neuron", "gmp"),
+        ),
+        Case(
+            "connectivity",
+            "--seeds 3 --steps 40 --every 2 --evaluations 2 --points 5 --train-examples 512"
+            " --test-examples 100 --curve-steps 5 --sparsity 0.5",  # at 95 % it ends at chance
+            "matrices paths",
+            ("| error barrier |", "3 pairs x 5 points"),
+        ),
+        Case(
+            "landscape",
+            "--steps 6 --train-examples 256 --every 2 --evaluations 2 --examples 100 --points 5"
+            " --eigenvalues 3 --lanczos-steps 6 --density-probes 2 --trace-probes 3 --log-every 2",
+            "alignment around curvature seeds",
+            ("| largest eigenvalue |", "| loss barrier, after matching |", "curvature.png"),
+            ({"when": {"step": 2}},),
+        ),
+        Case(
+            "stability",
+            "--seeds 2 --children 3 --steps 24 --forks 0 12 24 --points 3 --train-examples 512"
+            " --test-examples 100",
+            "stability",
+            ("| 12, sparse |",),
+            ({"when": {}}, {"call": 1}),  # after a fork, and within one
+        ),
+        Case(
+            "soup",
+            "--seeds 2 --steps 16 --retrain 0.5 --sparsities 0.5 0.9 --train-examples 300"
+            " --batch-size 32 --points 3 --width 0.25 --log-every 8",
+            "soups barriers paths layers",
+            (
+                "| 50 % sparse | 90 % sparse |",
+                *(f"| {arm} |" for arm in ("soup", "greedy soup", "best child", "ensemble")),
+            ),
+            ({"when": {"phase": 1}}, {"call": 2}),
+        ),
+        Case(
+            "tickets",
+            "--seeds 2 --steps 12 --log-every 3 --evaluations 2 --train-examples 256"
+            " --batch-size 32 --phases 3 --sparsity 0.9 --rewind 3 --schedule drops"
+            f" --learning-rate 0.01 --method {' '.join((*TICKETS, *CONTROLS))}",
+            "tickets layers",
+            tuple(f"\n| {arm} | " for arm in (*TICKETS, *CONTROLS, "sap keeps")),
+            ({"when": {"step": 24}}, {"call": 1}),
+        ),
+        Case(
+            "structured",
+            "--seeds 2 --steps 16 --retrain 0.5 --rounds 1 --score l1 random --train-examples 300"
+            " --batch-size 32 --width 0.125 --log-every 8 --timings 1",
+            "flops widths",
+            (
+                *(f"| {arm} |" for arm in ("dense", "dense, as long", "l1 50 %", "random 25 %")),
+                "| A/A |",
+                "group           size  of each neuron  on",
+            ),
+            ({"call": 3},),
+            "--timings 0",
+        ),
+        Case(
+            "relaxation",  # four stages: 3 + 3 + 3 + 5 steps, in which gates can move
+            "--seeds 2 --steps 14 --log-every 3 --evaluations 2 --train-examples 256"
+            " --batch-size 32 --width 0.125 --timings 1 --thresholds 0.3 --final-threshold 0.5"
+            " --gate-rate 0.5",
+            "stages gates widths flops",
+            ("| dense |", "| relaxed 50 % |", "| relaxed 25 % |", "| A/A |", "batch 256"),
+            ({"when": {"step": 12}},),
+        ),
+    )
+}

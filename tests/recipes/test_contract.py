@@ -1,0 +1,124 @@
+"""What every recipe that trains promises: what it writes, keeps, survives, and says."""
+
+import re
+import shutil
+from typing import get_args, get_type_hints
+
+import pytest
+
+from recipes.__main__ import studies
+from recipes.common import flags, folder
+from tests.quick import quick
+from tests.recipes import running
+from tests.recipes.cases import CASES, Case
+
+FILES = ["config.yaml", "metrics.jsonl", "model", "plots", "report.md", "summary.json"]
+
+# These compile in seconds; the arms of the others take longer, and run the engine of gmp.
+SOON = ("gmp", "gates", "stability", "soup", "tickets", "structured", "relaxation")
+
+every_recipe = pytest.mark.parametrize("name", quick(CASES, *SOON))
+
+
+@every_recipe
+def test_it_writes_everything(name, run):
+    case, out = CASES[name], run(name).out
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    for picture in case.pictures.split():
+        assert (out / "plots" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+    report = (out / folder.REPORT).read_text()
+    for text in case.report:
+        assert text in report
+
+
+@every_recipe
+def test_accuracies_are_those_of_the_saved_networks_on_test_data(name, run):
+    arms = run(name).summary.get("arms", {})
+    for arm in (path.name for path in (run(name).out / folder.MODEL).iterdir()):
+        numbers = arms.get(arm, {})
+        if isinstance(numbers, list):  # of phases; the last is saved, at its end
+            told = numbers[-1]["end_test_accuracy"]["per_seed"]
+        else:
+            told = numbers.get("test_accuracy", {}).get("per_seed")
+        if told is not None:
+            assert told == running.test_accuracies(run(name).out, arm), arm
+    if "sparse" in arms and name != "landscape":
+        told = arms["sparse"]["test_accuracy"]["per_seed"]
+        assert told == running.test_accuracies(run(name).out)
+
+
+@every_recipe
+def test_a_finished_run_is_kept(name, run, capsys):
+    before = (run(name).out / folder.SUMMARY).read_bytes()
+    argv = [*CASES[name].flags.split(), "--out", str(run(name).out)]
+    assert running.exit_code(CASES[name].module, *argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --out") and "--overwrite" in said and said.count("\n") == 1
+    assert (run(name).out / folder.SUMMARY).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", quick(CASES, "gmp", "soup", "tickets"))
+def test_an_interrupted_run_of_its_configuration_goes_on_to_the_same_bits(
+    name, run, tmp_path, capsys
+):
+    case, finished, out = CASES[name], run(name).out, tmp_path / "again"
+    argv = ["--config", str(finished / folder.CONFIG), "--out", str(out), *case.again.split()]
+    go_on = ["--out", str(out), "--resume"]
+
+    def wanted():
+        keys = {"step", "dense", *case.arms}
+        if not case.arms:
+            return running.records(finished)
+        return [{k: r[k] for k in r if k in keys} for r in running.records(finished)]
+
+    for i, stop in enumerate(case.stops):
+        assert running.interrupted(case.module, go_on if i else argv, **stop) == 130
+        last_line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert re.search(
+            rf"stopped after \d+ steps; the checkpoint is in {out}/checkpoint/", last_line
+        )
+        assert last_line.endswith(f"go on with: python -m recipes.{name} --out {out} --resume")
+        logged = running.records(out)
+        assert logged == wanted()[: len(logged)] and len(logged) < len(wanted())
+        assert not (out / folder.SUMMARY).exists()
+    shutil.copytree(out, tmp_path / "copy")
+    others = ["--out", str(tmp_path / "copy"), "--resume", "--seeds", "4"]
+    assert running.exit_code(case.module, *others) == 2
+    assert "with other settings than those of the run: --seeds" in capsys.readouterr().err
+
+    (out / folder.METRICS).unlink()  # the checkpoint has its lines
+    case.module.main(go_on)
+    assert running.records(out) == wanted()
+    running.same_models(out, finished)
+    assert sorted(path.name for path in out.iterdir()) == FILES
+
+
+# name -> training programs that were compiled up to each line of metrics.jsonl
+PROGRAMS = {
+    "gmp": [2, 2, 2],
+    "dynamic": [8, 8, 8],
+    "random_erk": [7, 7, 7],
+    "prune_at_init": [2, 2, 2],  # methods that differ in their start share one
+    "gates": [4, 4, 4],
+    "connectivity": [2, 2],
+    "stability": [3, 4, 4],
+    "soup": [1, 2, 2],
+    "tickets": [1, 2, 2, 2],
+    "structured": [1, 2, 2],
+    "relaxation": [1, 1, 1, 1, 2],  # the last stage ends with a shorter chunk
+}
+
+
+@pytest.mark.parametrize("name", quick(PROGRAMS, *SOON))
+def test_each_training_program_is_compiled_once_for_all_phases(name, run):
+    assert run(name).programs == PROGRAMS[name]
+
+
+@pytest.mark.parametrize("name", studies())
+def test_help_tells_every_flag(name, capsys):
+    module = Case(name, "").module
+    assert running.exit_code(module, "--help") == 0
+    said = capsys.readouterr().out
+    for field, hint in get_type_hints(module.Config, include_extras=True).items():
+        if flags.HIDDEN not in get_args(hint):
+            assert f"--{field.replace('_', '-')}" in said

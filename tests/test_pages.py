@@ -7,11 +7,12 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import jaxprune as jp
 from jaxprune import scores
-from tests import test_contract, test_scores, transforms
+from tests import test_score_contract, test_scores
 from tests.public import PUBLIC, ROOMS
 from tests.quick import quick
 
@@ -107,22 +108,24 @@ def test_what_a_block_says_is_compared(block):
 
 
 def test_the_worked_example_of_contributing_keeps_the_laws(monkeypatch):
-    """Its lines enter where they say: in scores.py, in the table of transforms, in a test."""
+    """Its lines enter where they say: in scores.py, in the contract of scores, in a test."""
     file, contract, numbers = (
         block for block, _ in BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text())
     )
     inside = dict(vars(scores))
     exec(file, inside)
-    monkeypatch.setattr(jp, "magnitude_increase", inside["magnitude_increase"], raising=False)
-    entry = eval("{" + contract + "}", dict(vars(transforms)))
-    monkeypatch.setitem(transforms.TRANSFORMS, *entry.popitem())
-    test_contract.test_pruned_weights_gradients_and_moments_are_exactly_zero(
-        "magnitude_increase", "adam"
-    )
-    test_contract.test_vmapped_runs_equal_a_loop_of_runs("magnitude_increase", "adam")
+    monkeypatch.setattr(jp, "movement", inside["movement"], raising=False)
+    ((name, score),) = eval("{" + contract + "}", dict(vars(test_score_contract))).items()
+    monkeypatch.setitem(test_score_contract.SCORES, name, score)
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        test_score_contract.test_scores_are_finite_floats_like_the_params_and_none_where_never_pruned(
+            name, dtype
+        )
+    test_score_contract.test_under_vmap_they_are_those_of_a_loop(name)
+    test_score_contract.test_half_precision_ranks_as_float32_does(name)
     inside = dict(vars(test_scores))
     exec(numbers, inside)
-    inside["test_magnitude_increase_of_three_weights"]()
+    inside["test_movement_of_three_weights"]()
 
 
 def test_nothing_is_said_where_nobody_reads_it():

@@ -160,20 +160,21 @@ def is_count(sparsity: Any) -> bool:
     return isinstance(sparsity, int) or (dtype is not None and jnp.issubdtype(dtype, jnp.integer))
 
 
-def check_sparsity(sparsity: Any, size: int | None = None) -> Any:
+def check_sparsity(sparsity: Any, size: int | None = None, of: str = "weights") -> Any:
     """`sparsity` itself, or ValueError where it is known and neither a fraction nor a count.
 
     Args:
       size: how many weights there are; a count must leave one of them. None where not known.
+      of: what is counted.
     """
     if not is_count(sparsity) or not is_known(sparsity) or np.ndim(sparsity):
         return check_fraction(sparsity)
     n = int(sparsity)
     if n < 0 or (size is not None and n >= max(size, 1)):
-        of = "" if size is None else f" of {size:,}"
+        total = "" if size is None else f" of {size:,}"
         hint = f" For {n}% write {n / 100:g}." if 1 < n < 100 else ""
         raise ValueError(
-            f"an integer sparsity is how many weights{of} are pruned, and leaves some; a float is "
+            f"an integer sparsity is how many {of}{total} are pruned, and leaves some; a float is "
             f"the fraction pruned, in [0, 1); got {n:,}.{hint}"
         )
     return sparsity

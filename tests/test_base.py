@@ -135,6 +135,7 @@ NOT_CALLED = {
     "random(key)": lambda: jp.prune(jp.random, jp.uniform, 0.5),
     "lamp: score is": lambda: jp.lamp(jp.random),
     "soups.phase: score is": lambda: jp.soups.phase(keep, PARAMS, 0.5, KEY[None], score=jp.lamp),
+    "structured.prune: score is": lambda: jp.structured.prune(None, jp.structured.per_group),
     "prune: prunable is": lambda: jp.prune(jp.magnitude, jp.uniform, 0.5, prunable=jp.matching),
     "prunable is": lambda: jp.set(KEY, 0.5, prunable=jp.matching).init(PARAMS),
     "allocation is": lambda: jp.prune(jp.magnitude, jp.per_layer, 0.5),

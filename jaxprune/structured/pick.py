@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.allocation.layerwise import global_threshold
-from jaxprune.base import Allocation, Scores, Sparsity, check_fraction, is_known, widened
+from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity, is_known, widened
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.selection.counting import count
@@ -46,7 +46,8 @@ def pick(
       structure: of `analyze`.
       scores: {group: (size,)}, as `per_group` gives them. Groups score alike only after
         `normalized` or `lamp`.
-      sparsity: the fraction of neurons pruned, in [0, 1); may be traced.
+      sparsity: the fraction of neurons pruned, in [0, 1), or, as an integer, how many; may be
+        traced.
       allocation: how many of each group: `global_threshold`, `uniform` (each group alone),
         `isomorphic(structure)` (groups of a kind together), `per_layer({group: sparsity})`, ...
       weights, flops: in place of a sparsity: the fraction of the dense network's weights or FLOPs
@@ -81,7 +82,8 @@ def pick(
         )
     neurons: dict[str, Any]
     if given == ["sparsity"]:
-        neurons = choose(scores, allocation, check_fraction(sparsity), round_to)
+        check_sparsity(sparsity, sum(s.size for s in scores.values()), "neurons")
+        neurons = choose(scores, allocation, sparsity, round_to)
     elif measure is not None and at_most is not None:
         neurons = _within_measured(scores, allocation, measure, at_most, round_to)
     else:

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.allocation.layerwise import global_threshold
-from jaxprune.base import Allocation, Masks, MaskState, MaskTransform, Params, Score, check_fraction
+from jaxprune.base import (
+    Allocation,
+    Masks,
+    MaskState,
+    MaskTransform,
+    Params,
+    Score,
+    check_allocation,
+    check_score,
+    check_sparsity,
+)
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import merged
@@ -43,17 +53,20 @@ def prune(
         such as Flax's params without their `batch_stats`.
       score: of groups, such as `per_group(structure)`.
       allocation: how many of each group; see `pick`.
-      sparsity: the fraction of all neurons that is pruned, in [0, 1), or a function of the step.
+      sparsity: the fraction of all neurons pruned, in [0, 1), or a function of the step; an integer
+        is how many neurons.
       round_to, groups: see `pick`.
 
     Raises:
       ValueError: if the sparsity, or a schedule of it at some step, is outside [0, 1); (in init) if
         these are not the params that were analyzed.
     """
+    check_score("structured.prune: score", score)
+    check_allocation(allocation)
     if callable(sparsity):
         check_schedule(sparsity)
     else:
-        check_fraction(sparsity)
+        check_sparsity(sparsity, of="neurons")
     if not structure.groups:
         raise ValueError(
             "structured.prune: there is no group to prune; print the structure to see what freezes "

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, Score, Scores, widened
+from jaxprune.base import Params, Score, Scores, call_first, widened
 from jaxprune.coupling.structure import Member, Structure
 from jaxprune.coupling.uses import Uses
 from jaxprune.keys import key_first
@@ -54,6 +54,7 @@ def distances(x: jax.Array) -> jax.Array:
     return jnp.where(finite, jnp.sqrt(apart).sum(1), jnp.inf)
 
 
+@call_first("jp.structured.per_group(structure)")
 def per_group(
     structure: Structure,
     score: Score = magnitude,
@@ -133,6 +134,7 @@ def taylor(params: Params, *, grads: Params = None, **_: Any) -> Scores:
     return map_scored(lambda w, g: (widened(w) * widened(g)).real, params, grads)
 
 
+@call_first("jp.structured.geometric_median(structure)")
 def geometric_median(structure: Structure, prunable: Callable[[Params], Params] = kernels) -> Score:
     """How far each neuron's filter is from those of its neighbors: `params -> {group: (size,)}`.
 
@@ -208,6 +210,7 @@ def random(key: jax.Array, structure: Structure) -> Score:
     return lambda params, *, step=0, **_: draw(sizes, step=step)
 
 
+@call_first("jp.structured.normalized(jp.structured.per_group(structure))")
 def normalized(score: Score, by: Callable[[jax.Array], jax.Array] = jnp.mean) -> Score:
     """A score of a score: s / by(s) in each group, so that one threshold serves all of them.
 

@@ -29,6 +29,12 @@ def test_counts_are_exact(sparsity):
     jax.tree.map(np.testing.assert_array_equal, under_jit, kept)
 
 
+def test_an_integer_is_how_many_neurons_are_pruned():
+    assert sum(counts(jp.pick(STRUCTURE, SCORES, 30))) == 72 - 30
+    said = raised(lambda: jp.pick(STRUCTURE, SCORES, 72))
+    assert "an integer sparsity is how many neurons of 72 are pruned" in said
+
+
 def test_globally_the_lowest_go_but_one_of_each_group_stays():
     kept = jp.pick(STRUCTURE, SCORES, 0.5)
     assert kept["a"].tolist() == [False] * 7 + [True]

@@ -306,7 +306,9 @@ def test_a_layer_that_would_be_empty(method, jitted):
 @pytest.mark.parametrize("method", [jp.static, jp.set, jp.rigl])
 def test_a_sparsity_out_of_range(method):
     with pytest.raises(ValueError, match=r"in \[0, 1\); got 95. For 95% write 0.95"):
-        method(KEY, 95)
+        method(KEY, 95.0)
+    with pytest.raises(ValueError, match=r"how many weights of 20 are .* For 95% write 0.95"):
+        method(KEY, 95).init({"kernel": jnp.ones((4, 5))})  # an integer is a number of weights
 
 
 @pytest.mark.parametrize("method", [jp.static, jp.set, jp.rigl])

@@ -7,7 +7,7 @@ import jaxprune as jp
 ROOMS = {
     name: getattr(jp, name)
     for name in (
-        *("allocation", "dynamic", "at_init", "tickets", "soups", "gates", "reparam"),
+        *("allocation", "dynamic", "at_init", "tickets", "soups", "distill", "gates", "reparam"),
         *("structured", "analysis", "export", "plots"),
     )
 }

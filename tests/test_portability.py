@@ -57,7 +57,7 @@ def test_a_step_of_every_transform_whose_weights_stay_dense(method):
 def digits():
     images = np.zeros((8, 8, 8, 1), np.float32)
     split = Split(images, np.zeros(8, np.int32))
-    return Dataset(split, split, 10)
+    return Dataset(split, split, 10, np.zeros(1), np.ones(1))
 
 
 def of_models():

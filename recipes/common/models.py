@@ -69,6 +69,30 @@ def init(module: nn.Module, keys: jax.Array, image: jax.Array) -> Any:
     return jax.vmap(lambda key: module.init(jax.random.fold_in(key, Key.WEIGHTS), image))(keys)
 
 
+def features(module: nn.Module, params: Any, images: jax.Array) -> jax.Array:
+    """What the last norm of a network gives after relu, flattened (n, d); without a norm, what the
+    last layer reads.
+    """
+    seen: list[jax.Array] = []
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        if context.method_name == "__call__" and isinstance(
+            context.module, (nn.GroupNorm, nn.BatchNorm)
+        ):
+            seen.append(nn.relu(out))
+        elif (
+            context.method_name == "__call__" and isinstance(context.module, nn.Dense) and not norms
+        ):
+            seen.append(args[0])
+        return out
+
+    norms = any("Norm" in name for name in params)
+    with nn.intercept_methods(watch):
+        module.apply({"params": params}, images, train=True, mutable=["batch_stats"])
+    return seen[-1].reshape(len(images), -1)
+
+
 def classification(module: nn.Module, temperature: float = 1.0) -> LossFn:
     """Cross-entropy of a classifier, its logits divided first, with its accuracy on the batch."""
 

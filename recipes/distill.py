@@ -1,0 +1,400 @@
+"""A few synthetic images that train a network like the real ones: `python -m recipes.distill -h`.
+
+Distills several sets at once, one a seed. Then fresh networks train on each set, beside as many
+real images by chance, and as many by herding, and on all real images. Writes the sets, a picture of
+the images over time, and a table.
+
+References: Zhao and Bilen, 2023, Dataset Condensation with Distribution Matching; Zhao et al.,
+2021, Dataset Condensation with Gradient Matching; Kim et al., 2022, Dataset Condensation via
+Efficient Synthetic-Data Parameterization.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune as jp
+from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
+from recipes.common.data import Dataset, Split
+from recipes.common.folder import RecipeError
+from recipes.common.journal import At, Journal, journal
+from recipes.common.lanes import Program, State
+from recipes.reports import distill as report
+
+METHODS = ("distribution", "gradient", "idc")
+RATES = {"distribution": 1.0, "gradient": 0.1, "idc": 5e-3}  # the papers'
+
+SNAPSHOTS = 6  # columns of the picture, the first and the last set included
+NETWORK_RATE = 0.01  # of the networks whose gradients are matched
+
+
+@dataclass(frozen=True)
+class Config(settings.Settings):
+    """Distilled data: a few synthetic images a class, and what networks learn from them."""
+
+    out: Path = Path("runs/distill")
+    method: Annotated[str, flags.choice(METHODS)] = "distribution"
+    """What is matched: mean features (distribution), gradients by their cosine (gradient), or
+    gradients by their differences, of several images in the numbers of one (idc)."""
+    images_per_class: Annotated[int, flags.at_least(1)] = 10
+    """Stored images of each class."""
+    factor: Annotated[int | None, flags.at_least(1), flags.default("idc 2, others 1")] = None
+    """Each stored image holds factor x factor smaller ones."""
+    iterations: Annotated[int, flags.at_least(2)] = 400
+    """Steps of the images."""
+    image_rate: Annotated[
+        float | None,
+        flags.within("(0, inf)"),
+        flags.default("distribution 1, gradient 0.1, idc 0.005 a stored image of ten"),
+    ] = None
+    """The learning rate of the images (SGD, momentum 0.5)."""
+    real_batch: Annotated[int, flags.at_least(1)] = 64
+    """Real images of each class in a step."""
+    network_steps: Annotated[int, flags.at_least(1)] = 10
+    """Steps of a network between two steps of the images, of those whose gradients are matched."""
+    network_lives: Annotated[int, flags.at_least(1)] = 10
+    """Steps of the images before that network begins anew."""
+    augment: bool = True
+    """Augment real and synthetic images alike (DSA), and what the fresh networks train on."""
+    flip: bool = False
+    """Let the augmentation mirror images; not for digits."""
+
+    model: Annotated[str, flags.choice(models.MODELS)] = "conv"
+    """The network; lenet is LeNet-300-100."""
+    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    """The number of sets, each with networks of its own."""
+    steps: Annotated[int, flags.at_least(2)] = 400
+    """Steps of each fresh network."""
+    epochs: Annotated[float | None, flags.HIDDEN] = None
+    evaluations: Annotated[int, flags.HIDDEN] = 1
+    keep_best: Annotated[bool, flags.HIDDEN] = False
+
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        if self.flip and self.dataset in ("digits", "mnist"):
+            yield f"--flip makes other symbols of the digits of {self.dataset}; leave it out"
+
+
+def distill(config: Config) -> dict[str, Any]:
+    """Distills, trains on the sets, writes `config.out`; returns what summary.json holds."""
+    folder.check_out(config.out, config.overwrite, config.resume)
+    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    study = study_of(config, dataset)
+    began = time.perf_counter()
+    with journal(config) as log:
+        # phase 0 distills; phase 1 tests, of which nothing is left but the record
+        phase = lambda i, made: one_phase(config, study, log, i, made)
+        made = lanes.phases(log, 2, untouched(config, study), phase)
+        losses, tested = log.records[:-1], log.records[-1]
+    seconds = time.perf_counter() - began
+    chance = dead.chance(dataset.test.labels)
+    return report.write(config, dataset, made, study.factor, losses, tested, seconds, chance)
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+
+class Study(NamedTuple):
+    """What both phases share."""
+
+    program: Program  # which trains images; its examples have one image of each class
+    module: Any
+    dataset: Dataset
+    keys: jax.Array  # (seeds,)
+    by_class: np.ndarray  # real images (classes, examples, h, w, c), as many of each
+    factor: int
+
+
+class Seed(NamedTuple):
+    """How the set of a seed is distilled: a lane."""
+
+    order: jax.Array  # key: the order of the real images
+    key: jax.Array  # of networks and augmentation
+
+
+class Made(NamedTuple):
+    """Stored sets (seeds, classes, n, h, w, c): the last, and those along the way."""
+
+    images: jax.Array
+    along: dict[str, jax.Array]  # by the step
+
+
+def study_of(config: Config, dataset: Dataset) -> Study:
+    """What both phases share; raises `RecipeError` where the data are too few."""
+    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    by_class = data.by_class(dataset.train, dataset.classes)
+    available = by_class.shape[1]
+    for flag, number in (
+        ("--images-per-class", config.images_per_class),
+        ("--real-batch", config.real_batch),
+    ):
+        if number > available:
+            raise RecipeError(
+                f"{flag} {number} is more than the {available} examples that the smallest class "
+                f"of {config.dataset} has; take fewer, or more --train-examples"
+            )
+    factor = config.factor or (2 if config.method == "idc" else 1)
+    rate = config.image_rate or RATES[config.method]
+    if config.method == "idc" and config.image_rate is None:
+        rate *= config.images_per_class / 10
+    program = lanes.program(
+        module,
+        lambda lane: optax.sgd(rate, momentum=0.5),
+        Split(by_class.swapaxes(0, 1), np.zeros(available, np.int32)),
+        config.real_batch,
+        config.log_every or 20,
+        loss=matching_loss(config, module, factor),
+    )
+    keys = lanes.seed_keys(config.seed, config.seeds)
+    return Study(program, module, dataset, keys, by_class, factor)
+
+
+def matching_loss(config: Config, module: Any, factor: int) -> lanes.Loss:
+    """The loss of stored images (classes, n, h, w, c) beside real ones (m, classes, h, w, c).
+
+    In place of running statistics the state has the step, and the network whose gradients are
+    matched.
+    """
+    augment = augmentation(config)
+    loss_fn = models.classification(module)
+
+    def task(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return loss_fn(params, {}, images, labels)[0]
+
+    def loss(stored: jax.Array, state: State, real: jax.Array, _: Any, lane: Seed) -> Any:
+        step, network = state.batch_stats["step"], state.batch_stats["network"]
+        keys = jax.random.split(jax.random.fold_in(lane.key, step), 3)
+        fresh = module.init(keys[0], real[0, :1])["params"]
+        synthetic, real = jp.distill.multi_formation(stored, factor), real.swapaxes(0, 1)
+        how = {"augment": augment, "key": keys[1] if augment else None}
+
+        if config.method == "distribution":
+            features = lambda images: models.features(module, fresh, images)
+            value = jp.distill.distribution_matching(features, synthetic, real, **how)
+            return value, (jnp.float32(0), {"step": step + 1, "network": network})
+
+        begins = step % config.network_lives == 0
+        network = jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, network)
+        how |= {"distance": jp.distill.cosine}
+        if config.method == "idc":
+            how |= {
+                "distance": jp.distill.squared
+                if config.dataset == "cifar10"
+                else jp.distill.absolute,
+                "prunable": jp.matching(exclude=models.FIRST_LAST[config.model][1]),
+            }
+        value = jp.distill.gradient_matching(task, network, synthetic, real, **how)
+        # IDC's networks learn from real images, those of the others from the synthetic ones
+        lessons = real if config.method == "idc" else jax.lax.stop_gradient(synthetic)
+        network = taught(task, network, lessons, augment, keys[2], config.network_steps)
+        return value, (jnp.float32(0), {"step": step + 1, "network": network})
+
+    return loss
+
+
+def taught(
+    task: Any, params: Any, images: jax.Array, augment: Any, key: jax.Array, steps: int
+) -> Any:
+    """The network after some steps of SGD on images (classes, n, ...)."""
+    labels = jnp.repeat(jnp.arange(len(images)), images.shape[1])
+    images = images.reshape(-1, *images.shape[2:])
+
+    def step(params: Any, key: jax.Array) -> tuple[Any, None]:
+        seen = augment(key, images) if augment else images
+        slopes = jax.grad(task)(params, seen, labels)
+        return jax.tree.map(lambda w, g: w - NETWORK_RATE * g, params, slopes), None
+
+    return jax.lax.scan(step, params, jax.random.split(key, steps))[0]
+
+
+def augmentation(config: Config) -> Any:
+    """`(key, images) -> images`, or None."""
+    if not config.augment:
+        return None
+    of = jp.distill
+    mirrored = (of.flip(),) if config.flip else ()
+    return of.siamese(of.color(), of.crop(), of.cutout(), of.scale(), of.rotate(), *mirrored)
+
+
+# --- the phases -----------------------------------------------------------------------------------
+
+
+def untouched(config: Config, s: Study) -> Made:
+    """Real images of each class, other ones for each seed: where distillation begins."""
+    available = s.by_class.shape[1]
+    order = jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, 5), available))
+    rows = np.asarray(order(s.keys))[:, : config.images_per_class]
+    first = jnp.asarray(s.by_class[:, rows].swapaxes(0, 1))
+    return Made(first, {str(step): first for step in snapshots(config)})
+
+
+def snapshots(config: Config) -> list[int]:
+    """The steps whose images the picture shows."""
+    return sorted({round(x) for x in np.linspace(0, config.iterations, SNAPSHOTS)})
+
+
+def one_phase(
+    config: Config, s: Study, journal: Journal, i: int, made: Made
+) -> tuple[Made, dict[str, Any] | None]:
+    """Distills, and logs on the way; then trains networks on the sets, which is one record."""
+    if i == 0:
+        return distilled(config, s, journal), None
+    return made, tested(config, s, journal, made)
+
+
+def distilled(config: Config, s: Study, journal: Journal) -> Made:
+    """The sets after all steps."""
+    made, lane = (
+        untouched(config, s),
+        Seed(s.keys, jax.vmap(lambda k: jax.random.fold_in(k, 6))(s.keys)),
+    )
+
+    def train(course: Any, start: int, at: At) -> Any:
+        state, along = course
+        for stop in snapshots(config):
+            if stop <= start and stop > 0:
+                continue
+            for point in lanes.advance(s.program, state, lane, stop, start):
+                state, start = point.state, point.step
+                loss = np.asarray(point.metrics["loss"])
+                if not np.isfinite(loss).all():
+                    raise RecipeError(
+                        f"the images of {(~np.isfinite(loss)).sum()} of {len(loss)} sets have "
+                        f"diverged at step {start}; lower --image-rate"
+                    )
+                record = {"step": start, "loss": loss.tolist(), "seconds": journal.seconds()}
+                if start < stop:
+                    journal.log(record)
+                    at(start, (state, along))
+            along = {**along, str(stop): lanes.copied(state.params)}
+            if stop > 0:
+                journal.log(record)
+                at(stop, (state, along))
+        return state, along
+
+    network = models.init(s.module, s.keys, jnp.asarray(s.by_class[0, :1]))["params"]
+    extra = {"step": jnp.zeros(config.seeds, jnp.int32), "network": network}
+    state = lanes.copied(State(made.images, extra, s.program.init(lane, made.images)))
+    words = f"{config.seeds} sets of {len(s.by_class) * config.images_per_class} images"
+    state, along = journal.once("distill", config.iterations, (state, made.along), train, words)
+    return Made(state.params, along)
+
+
+# --- what networks learn from the sets ------------------------------------------------------------
+
+
+class Pupil(NamedTuple):
+    """What a fresh network trains on: a lane."""
+
+    order: jax.Array
+    key: jax.Array  # of augmentation
+    images: jax.Array  # (examples, h, w, c), of one set
+    labels: jax.Array
+
+
+def tested(config: Config, s: Study, journal: Journal, made: Made) -> dict[str, Any]:
+    """Test accuracy of fresh networks trained on each set, and on as many real images."""
+    sets = {
+        "distilled": jp.distill.multi_formation(made.images, s.factor),
+        "random real": untouched(config, s).images,
+        "herding": by_herding(config, s),
+    }
+    accuracy = measures.accuracy(s.module, s.dataset.test)
+    record: dict[str, Any] = {"step": config.iterations, "phase": "test"}
+    schools = {name: school(config, s, images) for name, images in sets.items()}
+    for name, (program, lane) in (schools | {"all real": everything(config, s)}).items():
+        end = trained(config, s, journal, name, program, lane)
+        record[name] = accuracy({"params": end.params, "batch_stats": end.batch_stats}).tolist()
+    return record | {"seconds": journal.seconds()}
+
+
+def trained(
+    config: Config, s: Study, journal: Journal, name: str, program: Program, lane: Any
+) -> State:
+    """Fresh networks, others than those that distilled, after all steps."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(s.keys)
+    variables = models.init(s.module, keys, jnp.asarray(s.by_class[0, :1]))
+    network = lanes.Network(variables["params"], variables.get("batch_stats", {}), None)
+
+    def to_the_end(state: State, start: int, at: At) -> State:
+        return lanes.train(program, state, lane, config.steps, at, start)
+
+    first, words = lanes.begin(program, network, lane), f"{config.seeds} networks"
+    return journal.once(name, config.steps, first, to_the_end, words)
+
+
+def everything(config: Config, s: Study) -> tuple[Program, lanes.Lane]:
+    """The program that trains networks on all real images, and its lanes."""
+    program = lanes.program(
+        s.module,
+        lambda lane: settings.optimizer(config, config.steps),
+        s.dataset.train,
+        min(config.batch_size, len(s.dataset.train.labels)),
+        s.program.chunk_steps,
+    )
+    return program, lanes.Lane(s.keys)
+
+
+def school(config: Config, s: Study, images: jax.Array) -> tuple[Program, Pupil]:
+    """The program that trains one network on each set (seeds, classes, n, ...), and its lanes."""
+    seeds, classes, n = images.shape[:3]
+    loss_fn, augment = models.classification(s.module), augmentation(config)
+
+    def loss(params: Any, state: State, rows: jax.Array, _: Any, lane: Pupil) -> Any:
+        seen = lane.images[rows]
+        if augment:
+            seen = augment(jax.random.fold_in(lane.key, steps_of(state)), seen)
+        return loss_fn(params, state.batch_stats, seen, lane.labels[rows])
+
+    # the examples of this data set are places in the set of a lane
+    places = np.arange(classes * n, dtype=np.int32)
+    program = lanes.program(
+        s.module,
+        lambda lane: settings.optimizer(config, config.steps),
+        Split(places, places),
+        min(config.batch_size, classes * n),
+        s.program.chunk_steps,
+        loss,
+    )
+    labels = jnp.tile(jnp.repeat(jnp.arange(classes), n), (seeds, 1))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 8))(s.keys)
+    return program, Pupil(
+        s.keys, keys, images.reshape(seeds, classes * n, *images.shape[3:]), labels
+    )
+
+
+def steps_of(state: State) -> jax.Array:
+    """How many steps the optimizer has made."""
+    return optax.tree.get_all_with_path(state.opt_state, "count")[0][1]
+
+
+def by_herding(config: Config, s: Study) -> jax.Array:
+    """Real images (seeds, classes, n, h, w, c) whose mean features are those of their classes."""
+
+    @jax.jit
+    @jax.vmap
+    def chosen(key: jax.Array) -> jax.Array:
+        params = s.module.init(jax.random.fold_in(key, 9), s.by_class[0, :1])["params"]
+        of_class = lambda images: jp.distill.herding(
+            models.features(s.module, params, images), config.images_per_class
+        )
+        return jax.lax.map(of_class, jnp.asarray(s.by_class))
+
+    rows = np.asarray(chosen(s.keys))  # (seeds, classes, n)
+    return jnp.asarray(np.stack([s.by_class[np.arange(len(r))[:, None], r] for r in rows]))
+
+
+main = cli.command(Config, distill)
+
+if __name__ == "__main__":
+    main()

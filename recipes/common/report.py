@@ -214,7 +214,10 @@ def to_markdown(
         f"![{picture.caption}]({path})\n\n{picture.caption}"
         for path, picture in writeup.pictures.items()
     )
-    layers = "\n\n".join(f"**{arm}**\n\n```\n{text}\n```" for arm, text in writeup.layers.items())
+    layers = [f"**{arm}**\n\n```\n{text}\n```" for arm, text in writeup.layers.items()]
+    if layers:
+        layers = [f"{writeup.of_layers}:", *layers, ""]
+    joined = "\n\n".join(layers)
     models = ", ".join(f"`{path}`" for path in writeup.models)
     return f"""# {writeup.title}
 
@@ -226,11 +229,7 @@ Run it again: `{command}`
 
 {pictures}
 
-{writeup.of_layers}:
-
-{layers}
-
-{writeup.saved.format(models=models)}
+{joined}{writeup.saved.format(models=models)}
 Every logged point is a line of `{METRICS}`; all numbers of this page are in `{SUMMARY}`.
 
 {last}. {in_words(environment)}.

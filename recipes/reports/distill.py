@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, folder, report
+from recipes.common import folder, report
 from recipes.common.data import Dataset
 from recipes.common.figures import images as pictures
-from recipes.common.report import Writeup, finish
+from recipes.common.report import Picture, Writeup
 
 if TYPE_CHECKING:
     from recipes.distill import Config, Made
@@ -34,47 +34,35 @@ def write(
     """Writes the folder of the run; returns what summary.json holds."""
     sets = np.asarray(jp.distill.multi_formation(made.images, factor))
     folder.write(config.out / SETS, npz(config, dataset, sets))
-    summary = {
-        "recipe": "distill",
-        "studies": "test accuracy of fresh networks trained on a few images a class",
-        "dataset": config.dataset,
-        "model": config.model,
-        "method": config.method,
-        "seeds": config.seeds,
-        "images_per_class": config.images_per_class,
-        "factor": factor,
-        "iterations": config.iterations,
-        "steps": config.steps,
-        "augment": config.augment,
-        "loss": {
-            "first": report.over_seeds(losses[0]["loss"]),
-            "last": report.over_seeds(losses[-1]["loss"]),
-        },
-        "arms": {
+    of_set = sets.shape[1] * sets.shape[2]
+    stored = sets.shape[1] * config.images_per_class
+    images = dict.fromkeys(ARMS, stored) | {
+        "distilled": of_set,
+        "all real": len(dataset.train.labels),
+    }
+    summary = report.summary(
+        config,
+        "test accuracy of fresh networks trained on a few images a class",
+        method=config.method,
+        images_per_class=config.images_per_class,
+        factor=factor,
+        iterations=config.iterations,
+        steps=config.steps,
+        augment=config.augment,
+        first_loss=report.over_seeds(losses[0]["loss"]),
+        last_loss=report.over_seeds(losses[-1]["loss"]),
+        arms={
             arm: {
-                "training_images": len(dataset.train.labels)
-                if arm == "all real"
-                else sets.shape[1]
-                * config.images_per_class
-                * (factor**2 if arm == "distilled" else 1),
+                "training_images": images[arm],
                 "test_accuracy": report.accuracy(tested[arm], chance),
             }
             for arm in ARMS
         },
-        "seconds_to_distill": losses[-1]["seconds"],
-        "seconds": round(seconds, 2),
-        "chance": chance,
-        "peak_memory_bytes": report.peak_memory_bytes(),
-        "environment": folder.environment(),
-    }
-    steps = [record["step"] for record in losses]
-    along = {int(step): np.asarray(images)[0] for step, images in made.along.items()}
-    figures = {
-        IMAGES: pictures.over_time(along, dataset.mean, dataset.std),
-        LOSS: pictures.loss(steps, np.array([record["loss"] for record in losses])),
-    }
-    finish(config.out, write_up(config, summary), summary, figures)
-    return summary
+        seconds_to_distill=losses[-1]["seconds"],
+        seconds=round(seconds, 2),
+        chance=chance,
+    )
+    return report.finish(config, write_up(config, dataset, made, losses, summary), summary)
 
 
 def npz(config: Config, dataset: Dataset, sets: np.ndarray) -> bytes:
@@ -93,10 +81,16 @@ def npz(config: Config, dataset: Dataset, sets: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_up(config: Config, summary: dict[str, Any]) -> Writeup:
-    """The result, for people."""
-    arms = summary["arms"]
-    peak = summary["peak_memory_bytes"] / 1e9
+def write_up(
+    config: Config,
+    dataset: Dataset,
+    made: Made,
+    losses: list[dict[str, Any]],
+    summary: dict[str, Any],
+) -> Writeup:
+    """The result, for people: a row for each kind of set."""
+    along = {int(step): np.asarray(images)[0] for step, images in made.along.items()}
+    steps = [record["step"] for record in losses]
     return Writeup(
         title="Distilled data",
         headline=(
@@ -107,22 +101,22 @@ def write_up(config: Config, summary: dict[str, Any]) -> Writeup:
         columns=("training images", "test accuracy"),
         rows=[
             (arm, f"{of['training_images']:,}", report.percent(of["test_accuracy"]))
-            for arm, of in arms.items()
+            for arm, of in summary["arms"].items()
         ],
-        footline=(
-            f"{summary['seconds_to_distill']:.0f} s to distill, {summary['seconds']:.0f} s in all, "
-            f"peak memory {peak:.2f} GB"
-        ),
-        command=cli.again(config),
         pictures={
-            IMAGES: "The first image of each class, from the real image that it begins with to the "
-            "end; on the right all images of the first set.",
-            LOSS: "The loss of the images: the mean over seeds, and the range from the lowest to "
-            "the highest.",
+            IMAGES: Picture(
+                pictures.over_time(along, dataset.mean, dataset.std),
+                "The first image of each class over the steps, from the real image that it begins "
+                "with; on the right the last images. Of the first seed.",
+            ),
+            LOSS: Picture(
+                pictures.loss(steps, np.array([record["loss"] for record in losses])),
+                "The loss of the images: the mean over seeds, and the range.",
+            ),
         },
         layers={},
         models=[SETS],
-        environment=summary["environment"],
+        notes=f"{summary['seconds_to_distill']:.0f} s to distill",
         saved=(
             "The images (seeds, classes * n, height, width, channels), normalized, their labels, "
             "and the mean and the deviation that they were normalized by are in {models}."

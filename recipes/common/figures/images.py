@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from recipes.common.figures.style import COLORS, STYLE, png
+from recipes.common.figures.style import COLORS, canvas
 
 
 def over_time(sets: Mapping[int, np.ndarray], mean: np.ndarray, std: np.ndarray) -> bytes:
@@ -26,36 +24,35 @@ def over_time(sets: Mapping[int, np.ndarray], mean: np.ndarray, std: np.ndarray)
     low, high = np.percentile(raw, [0.5, 99.5])
     raw = np.clip((raw - low) / (high - low), 0, 1)
     gap = len(steps)
-    with rc_context({**STYLE, "axes.grid": False}):
-        width = 0.52 * (len(columns) + 0.6)
-        figure = Figure(figsize=(width, 0.52 * classes + 0.4), layout="compressed")
+    inches = 0.52 * (len(columns) + 0.9), 0.52 * classes + 0.4
+    with canvas(*inches, layout="compressed", grid=False) as figure:
         ratios = [1] * gap + [0.4] + [1] * (len(columns) - gap)
         axes = figure.subplots(
             classes, len(ratios), gridspec_kw={"width_ratios": ratios}, squeeze=False
         )
         for row in range(classes):
             for column, cell in enumerate(axes[row]):
-                cell.axis("off")
+                cell.set(xticks=[], yticks=[], frame_on=False)
                 if column == gap:
                     continue
                 image = raw[row, column - (column > gap)]
                 cell.imshow(
                     image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1
                 )
+            axes[row, 0].set_ylabel(row, rotation=0, va="center", ha="right", fontsize=8)
         for column, step in enumerate(steps):
             axes[0, column].set_title(f"{step:,}", fontsize=7, fontweight="normal", loc="center")
-        axes[0, gap + 1].set_title("all", fontsize=7, loc="left")
-        return png(figure)
+        axes[0, gap + 1].set_title(f"step {steps[-1]:,}, all of a class", fontsize=7, loc="left")
+    return figure.png
 
 
 def loss(steps: Sequence[int], values: np.ndarray) -> bytes:
     """PNG of a loss over steps, values (points, seeds)."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.0, 2.6), layout="constrained")
+    with canvas(5.0, 2.6) as figure:
         axes = figure.subplots()
         axes.plot(steps, values.mean(1), color=COLORS[1])
         axes.fill_between(steps, values.min(1), values.max(1), color=COLORS[1], alpha=0.2, lw=0)
         axes.set(title="Loss of the images", xlabel="Step")
         if (values > 0).all():
             axes.set_yscale("log")
-        return png(figure)
+    return figure.png

@@ -24,7 +24,7 @@ import optax
 
 import jaxprune as jp
 from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
-from recipes.common.data import Dataset, Split
+from recipes.common.data import Dataset, Key, Split
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Program, State
@@ -34,6 +34,8 @@ METHODS = ("distribution", "gradient", "idc")
 RATES = {"distribution": 1.0, "gradient": 0.1, "idc": 5e-3}  # the papers'
 
 SNAPSHOTS = 6  # columns of the picture, the first and the last set included
+# the purposes of a seed's key
+BEGIN, NETWORKS, FRESH, AUGMENT, HERD = range(Key.STUDY, Key.STUDY + 5)
 NETWORK_RATE = 0.01  # of the networks whose gradients are matched
 
 
@@ -232,8 +234,8 @@ def augmentation(config: Config) -> Any:
 def untouched(config: Config, s: Study) -> Made:
     """Real images of each class, other ones for each seed: where distillation begins."""
     available = s.by_class.shape[1]
-    order = jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, 5), available))
-    rows = np.asarray(order(s.keys))[:, : config.images_per_class]
+    order = jax.vmap(lambda key: jax.random.permutation(key, available))
+    rows = np.asarray(order(data.folded(s.keys, BEGIN)))[:, : config.images_per_class]
     first = jnp.asarray(s.by_class[:, rows].swapaxes(0, 1))
     return Made(first, {str(step): first for step in snapshots(config)})
 
@@ -256,7 +258,7 @@ def distilled(config: Config, s: Study, journal: Journal) -> Made:
     """The sets after all steps."""
     made, lane = (
         untouched(config, s),
-        Seed(s.keys, jax.vmap(lambda k: jax.random.fold_in(k, 6))(s.keys)),
+        Seed(s.keys, data.folded(s.keys, NETWORKS)),
     )
 
     def train(course: Any, start: int, at: At) -> Any:
@@ -322,8 +324,7 @@ def trained(
     config: Config, s: Study, journal: Journal, name: str, program: Program, lane: Any
 ) -> State:
     """Fresh networks, others than those that distilled, after all steps."""
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(s.keys)
-    variables = models.init(s.module, keys, jnp.asarray(s.by_class[0, :1]))
+    variables = models.init(s.module, data.folded(s.keys, FRESH), jnp.asarray(s.by_class[0, :1]))
     network = lanes.Network(variables["params"], variables.get("batch_stats", {}), None)
 
     def to_the_end(state: State, start: int, at: At) -> State:
@@ -367,7 +368,7 @@ def school(config: Config, s: Study, images: jax.Array) -> tuple[Program, Pupil]
         loss,
     )
     labels = jnp.tile(jnp.repeat(jnp.arange(classes), n), (seeds, 1))
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, 8))(s.keys)
+    keys = data.folded(s.keys, AUGMENT)
     return program, Pupil(
         s.keys, keys, images.reshape(seeds, classes * n, *images.shape[3:]), labels
     )
@@ -384,7 +385,7 @@ def by_herding(config: Config, s: Study) -> jax.Array:
     @jax.jit
     @jax.vmap
     def chosen(key: jax.Array) -> jax.Array:
-        params = s.module.init(jax.random.fold_in(key, 9), s.by_class[0, :1])["params"]
+        params = s.module.init(jax.random.fold_in(key, HERD), s.by_class[0, :1])["params"]
         of_class = lambda images: jp.distill.herding(
             models.features(s.module, params, images), config.images_per_class
         )

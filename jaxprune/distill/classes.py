@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +37,15 @@ def check_classes(what: str, synthetic: jax.Array, real: jax.Array) -> None:
         )
 
 
-def class_keys(what: str, augment: Augment | None, key: jax.Array | None, classes: int):
-    """One key for each class (classes,), or None where nothing is augmented."""
+def keys_of(what: str, augment: Augment | None, key: Any, n: int) -> jax.Array | None:
+    """`n` keys of one, or None where nothing is augmented; ValueError if the key is missing."""
     if augment is None:
         return None
     if key is None:
         raise ValueError(f"{what}: augment draws at random; give key=..., a new one at each step.")
-    return jax.random.split(key, classes)
+    return jax.random.split(key, n)
 
 
 def augmented(augment: Augment | None, key: jax.Array | None, images: jax.Array) -> jax.Array:
-    """`images` augmented by `key`; unchanged where `augment` is None."""
-    return images if augment is None else augment(key, images)
+    """`images` augmented by `key`; unchanged where there is no augmentation, or no key."""
+    return images if augment is None or key is None else augment(key, images)

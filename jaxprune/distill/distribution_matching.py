@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import widened
-from jaxprune.distill.classes import Augment, augmented, check_classes, class_keys
+from jaxprune.distill.classes import Augment, augmented, check_classes, keys_of
 
 
 def distribution_matching(
@@ -50,7 +50,7 @@ def distribution_matching(
     """
     what = "distribution_matching"
     check_classes(what, synthetic, real)
-    keys = class_keys(what, augment, key, len(real))
+    keys = keys_of(what, augment, key, len(real))
 
     def mean(key: jax.Array | None, images: jax.Array) -> jax.Array:
         return jnp.mean(widened(features(augmented(augment, key, images))), axis=0)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Params, widened
-from jaxprune.distill.classes import Augment, augmented, check_classes, class_keys
+from jaxprune.distill.classes import Augment, augmented, check_classes, keys_of
 from jaxprune.prunable.layout import as_matrix
-from jaxprune.prunable.rules import kernels, layouts_of, named_leaves
+from jaxprune.prunable.rules import kernels, layouts_of
+from jaxprune.trees import named_leaves
 
 Distance = Callable[[Params, Params], jax.Array]
 
@@ -115,7 +116,7 @@ def gradient_matching(
     """
     what = "gradient_matching"
     check_classes(what, synthetic, real)
-    keys = class_keys(what, augment, key, len(real))
+    keys = keys_of(what, augment, key, len(real))
     if not jax.tree.leaves(prunable(params)):
         raise ValueError(
             f"{what}: no gradient counts: prunable gives None for every leaf of the params. Choose "

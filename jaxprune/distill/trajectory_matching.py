@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.base import Params, widened
-from jaxprune.distill.classes import Augment, augmented
+from jaxprune.distill.classes import Augment, augmented, keys_of
+from jaxprune.trees import check_like
 
 
 def trajectory_matching(
@@ -68,16 +69,8 @@ def trajectory_matching(
         )
     if 0 in images.shape[:2]:
         raise ValueError(f"{what}: at least one step of one image; images have {images.shape}.")
-    if jax.tree.structure(start) != jax.tree.structure(target):
-        raise ValueError(
-            f"{what}: start and target are params of one expert; their trees differ: "
-            f"{jax.tree.structure(start)} and {jax.tree.structure(target)}."
-        )
-    keys = None
-    if augment is not None:
-        if key is None:
-            raise ValueError(f"{what}: augment draws at random; give key=..., a new one each time.")
-        keys = jax.random.split(key, len(images))
+    check_like(f"{what}: target", target, start)
+    keys = keys_of(what, augment, key, len(images))
 
     @jax.checkpoint
     def step(params: Params, batch: Any) -> tuple[Params, None]:

@@ -40,7 +40,8 @@ def test_what_lies_between_networks_is_measured_on_test_data(model):
         own = measures.recalibration(module, train, 16)(variables)
     answers = np.array(module.apply(own, images).argmax(-1), np.int32)
     answers[20:] = (answers[20:] + 1) % 10  # beyond the examples that are asked for all are wrong
-    measure = measures.measure_of(config, module, Dataset(train, Split(images, answers), 10, np.zeros(1), np.ones(1)))
+    dataset = Dataset(train, Split(images, answers), 10, np.zeros(1), np.ones(1))
+    measure = measures.measure_of(config, module, dataset)
     assert float(jax.jit(measure)(variables)["error"]) == 0
 
 

@@ -23,7 +23,18 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, flags, folder, lanes, measures, models, settings
+from recipes.common import (
+    checkpoints,
+    cli,
+    data,
+    dead,
+    flags,
+    folder,
+    lanes,
+    measures,
+    models,
+    settings,
+)
 from recipes.common.data import Dataset, Key, Split
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
@@ -65,7 +76,7 @@ class Config(settings.Settings):
     """Steps of a network between two steps of the images, of those whose gradients are matched."""
     network_lives: Annotated[int, flags.at_least(1)] = 10
     """Steps of the images before that network begins anew."""
-    augment: bool = True
+    augment: Annotated[str, flags.choice(("siamese", "none"))] = "siamese"
     """Augment real and synthetic images alike (DSA), and what the fresh networks train on."""
     flip: bool = False
     """Let the augmentation mirror images; not for digits."""
@@ -221,7 +232,7 @@ def taught(
 
 def augmentation(config: Config) -> Any:
     """`(key, images) -> images`, or None."""
-    if not config.augment:
+    if config.augment == "none":
         return None
     of = jp.distill
     mirrored = (of.flip(),) if config.flip else ()
@@ -316,6 +327,11 @@ def tested(config: Config, s: Study, journal: Journal, made: Made) -> dict[str, 
     schools = {name: school(config, s, images) for name, images in sets.items()}
     for name, (program, lane) in (schools | {"all real": everything(config, s)}).items():
         end = trained(config, s, journal, name, program, lane)
+        if name == "distilled":
+            masks = lanes.keep_all(end.params)
+            checkpoints.save_model(
+                config.out / folder.MODEL / name, end.params, end.batch_stats, masks
+            )
         record[name] = accuracy({"params": end.params, "batch_stats": end.batch_stats}).tolist()
     return record | {"seconds": journal.seconds()}
 

@@ -115,11 +115,12 @@ def write_up(
             ),
         },
         layers={},
-        models=[SETS],
+        models=[SETS, f"{folder.MODEL}/distilled"],
         notes=f"{summary['seconds_to_distill']:.0f} s to distill",
         saved=(
             "The images (seeds, classes * n, height, width, channels), normalized, their labels, "
-            "and the mean and the deviation that they were normalized by are in {models}."
+            "the mean and the deviation that normalized them, and the networks that learned from "
+            "them are in {models}."
         ),
         of_layers="",
     )

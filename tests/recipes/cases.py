@@ -20,6 +20,7 @@ class Case(NamedTuple):
     pictures: str = ""
     report: tuple[str, ...] = ()  # texts that the report has
     stops: tuple[dict[str, Any], ...] = ({"when": {}},)  # when Ctrl-C is pressed, see `interrupted`
+    files: tuple[str, ...] = ()  # beside those of every run
     again: str = ""  # flags that the interrupted run changes
     arms: tuple[str, ...] = ()  # the only arms that the interrupted run has; () for all
 
@@ -110,6 +111,15 @@ CASES = {
                 *(f"| {arm} |" for arm in ("soup", "greedy soup", "best child", "ensemble")),
             ),
             ({"when": {"phase": 1}}, {"call": 2}),
+        ),
+        Case(
+            "distill",
+            "--seeds 2 --iterations 12 --log-every 4 --steps 8 --real-batch 16 --width 0.25"
+            " --images-per-class 2 --network-steps 2",
+            "images loss",
+            ("| distilled | 20 |", "| all real | 1,437 |"),
+            ({"call": 1}, {"call": 4}),  # while it distills, and while networks learn
+            files=("distilled.npz",),
         ),
         Case(
             "tickets",

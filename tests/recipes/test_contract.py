@@ -23,7 +23,7 @@ every_recipe = pytest.mark.parametrize("name", quick(CASES, *SOON))
 @every_recipe
 def test_it_writes_everything(name, run):
     case, out = CASES[name], run(name).out
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, *case.files])
     for picture in case.pictures.split():
         assert (out / "plots" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     report = (out / folder.REPORT).read_text()
@@ -90,7 +90,7 @@ def test_an_interrupted_run_of_its_configuration_goes_on_to_the_same_bits(
     case.module.main(go_on)
     assert running.records(out) == wanted()
     running.same_models(out, finished)
-    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, *case.files])
 
 
 # name -> training programs that were compiled up to each line of metrics.jsonl

@@ -44,6 +44,7 @@ from recipes.reports import distill as report
 METHODS = ("distribution", "gradient", "idc")
 RATES = {"distribution": 1.0, "gradient": 0.1, "idc": 5e-3}  # the papers'
 
+DISTANCES = {"cifar10": jp.distill.squared}  # of IDC; of other data the absolute one
 SNAPSHOTS = 6  # columns of the picture, the first and the last set included
 # the purposes of a seed's key
 BEGIN, NETWORKS, FRESH, AUGMENT, HERD = range(Key.STUDY, Key.STUDY + 5)
@@ -105,7 +106,6 @@ def distill(config: Config) -> dict[str, Any]:
     study = study_of(config, dataset)
     began = time.perf_counter()
     with journal(config) as log:
-        # phase 0 distills; phase 1 tests, of which nothing is left but the record
         phase = lambda i, made: one_phase(config, study, log, i, made)
         made = lanes.phases(log, 2, untouched(config, study), phase)
         losses, tested = log.records[:-1], log.records[-1]
@@ -201,9 +201,7 @@ def matching_loss(config: Config, module: Any, factor: int) -> lanes.Loss:
         how |= {"distance": jp.distill.cosine}
         if config.method == "idc":
             how |= {
-                "distance": jp.distill.squared
-                if config.dataset == "cifar10"
-                else jp.distill.absolute,
+                "distance": DISTANCES.get(config.dataset, jp.distill.absolute),
                 "prunable": jp.matching(exclude=models.FIRST_LAST[config.model][1]),
             }
         value = jp.distill.gradient_matching(task, network, synthetic, real, **how)
@@ -267,16 +265,11 @@ def one_phase(
 
 def distilled(config: Config, s: Study, journal: Journal) -> Made:
     """The sets after all steps."""
-    made, lane = (
-        untouched(config, s),
-        Seed(s.keys, data.folded(s.keys, NETWORKS)),
-    )
+    made, lane = untouched(config, s), Seed(s.keys, data.folded(s.keys, NETWORKS))
 
     def train(course: Any, start: int, at: At) -> Any:
         state, along = course
-        for stop in snapshots(config):
-            if stop <= start and stop > 0:
-                continue
+        for stop in [step for step in snapshots(config) if step > start]:
             for point in lanes.advance(s.program, state, lane, stop, start):
                 state, start = point.state, point.step
                 loss = np.asarray(point.metrics["loss"])
@@ -285,14 +278,10 @@ def distilled(config: Config, s: Study, journal: Journal) -> Made:
                         f"the images of {(~np.isfinite(loss)).sum()} of {len(loss)} sets have "
                         f"diverged at step {start}; lower --image-rate"
                     )
-                record = {"step": start, "loss": loss.tolist(), "seconds": journal.seconds()}
-                if start < stop:
-                    journal.log(record)
-                    at(start, (state, along))
-            along = {**along, str(stop): lanes.copied(state.params)}
-            if stop > 0:
-                journal.log(record)
-                at(stop, (state, along))
+                if start == stop:
+                    along = {**along, str(stop): lanes.copied(state.params)}
+                journal.log({"step": start, "loss": loss.tolist(), "seconds": journal.seconds()})
+                at(start, (state, along))
         return state, along
 
     network = models.init(s.module, s.keys, jnp.asarray(s.by_class[0, :1]))["params"]
@@ -311,35 +300,57 @@ class Pupil(NamedTuple):
 
     order: jax.Array
     key: jax.Array  # of augmentation
-    images: jax.Array  # (examples, h, w, c), of one set
-    labels: jax.Array
+    images: Any = ()  # (examples, h, w, c), of one set; () for all real images
+    labels: Any = ()
 
 
 def tested(config: Config, s: Study, journal: Journal, made: Made) -> dict[str, Any]:
-    """Test accuracy of fresh networks trained on each set, and on as many real images."""
+    """Test accuracy of fresh networks trained on each set, and on all real images."""
     sets = {
         "distilled": jp.distill.multi_formation(made.images, s.factor),
         "random real": untouched(config, s).images,
         "herding": by_herding(config, s),
+        "all real": None,
     }
     accuracy = measures.accuracy(s.module, s.dataset.test)
     record: dict[str, Any] = {"step": config.iterations, "phase": "test"}
-    schools = {name: school(config, s, images) for name, images in sets.items()}
-    for name, (program, lane) in (schools | {"all real": everything(config, s)}).items():
-        end = trained(config, s, journal, name, program, lane)
+    for name, images in sets.items():
+        end = taught_by(config, s, journal, name, images)
         if name == "distilled":
-            masks = lanes.keep_all(end.params)
-            checkpoints.save_model(
-                config.out / folder.MODEL / name, end.params, end.batch_stats, masks
-            )
+            network = end.params, end.batch_stats, lanes.keep_all(end.params)
+            checkpoints.save_model(config.out / folder.MODEL / name, *network)
         record[name] = accuracy({"params": end.params, "batch_stats": end.batch_stats}).tolist()
     return record | {"seconds": journal.seconds()}
 
 
-def trained(
-    config: Config, s: Study, journal: Journal, name: str, program: Program, lane: Any
+def taught_by(
+    config: Config, s: Study, journal: Journal, name: str, images: jax.Array | None
 ) -> State:
-    """Fresh networks, others than those that distilled, after all steps."""
+    """Fresh networks after all steps, each on its set (seeds, classes, n, ...); None: all real."""
+    loss_fn, augment = models.classification(s.module), augmentation(config)
+    lane, examples = Pupil(s.keys, data.folded(s.keys, AUGMENT)), s.dataset.train
+    if images is not None:  # the examples of the program are places in the set of a lane
+        places = np.arange(images.shape[1] * images.shape[2], dtype=np.int32)
+        labels = jnp.repeat(jnp.arange(images.shape[1]), images.shape[2])
+        flat = images.reshape(config.seeds, len(places), *images.shape[3:])
+        lane = lane._replace(images=flat, labels=jnp.tile(labels, (config.seeds, 1)))
+        examples = Split(places, places)
+
+    def loss(params: Any, state: State, seen: jax.Array, labels: jax.Array, lane: Pupil) -> Any:
+        if images is not None:
+            seen, labels = lane.images[seen], lane.labels[labels]
+        if augment:
+            seen = augment(jax.random.fold_in(lane.key, steps_of(state)), seen)
+        return loss_fn(params, state.batch_stats, seen, labels)
+
+    program = lanes.program(
+        s.module,
+        lambda lane: settings.optimizer(config, config.steps),
+        examples,
+        min(config.batch_size, len(examples.labels)),
+        s.program.chunk_steps,
+        loss,
+    )
     variables = models.init(s.module, data.folded(s.keys, FRESH), jnp.asarray(s.by_class[0, :1]))
     network = lanes.Network(variables["params"], variables.get("batch_stats", {}), None)
 
@@ -348,46 +359,6 @@ def trained(
 
     first, words = lanes.begin(program, network, lane), f"{config.seeds} networks"
     return journal.once(name, config.steps, first, to_the_end, words)
-
-
-def everything(config: Config, s: Study) -> tuple[Program, lanes.Lane]:
-    """The program that trains networks on all real images, and its lanes."""
-    program = lanes.program(
-        s.module,
-        lambda lane: settings.optimizer(config, config.steps),
-        s.dataset.train,
-        min(config.batch_size, len(s.dataset.train.labels)),
-        s.program.chunk_steps,
-    )
-    return program, lanes.Lane(s.keys)
-
-
-def school(config: Config, s: Study, images: jax.Array) -> tuple[Program, Pupil]:
-    """The program that trains one network on each set (seeds, classes, n, ...), and its lanes."""
-    seeds, classes, n = images.shape[:3]
-    loss_fn, augment = models.classification(s.module), augmentation(config)
-
-    def loss(params: Any, state: State, rows: jax.Array, _: Any, lane: Pupil) -> Any:
-        seen = lane.images[rows]
-        if augment:
-            seen = augment(jax.random.fold_in(lane.key, steps_of(state)), seen)
-        return loss_fn(params, state.batch_stats, seen, lane.labels[rows])
-
-    # the examples of this data set are places in the set of a lane
-    places = np.arange(classes * n, dtype=np.int32)
-    program = lanes.program(
-        s.module,
-        lambda lane: settings.optimizer(config, config.steps),
-        Split(places, places),
-        min(config.batch_size, classes * n),
-        s.program.chunk_steps,
-        loss,
-    )
-    labels = jnp.tile(jnp.repeat(jnp.arange(classes), n), (seeds, 1))
-    keys = data.folded(s.keys, AUGMENT)
-    return program, Pupil(
-        s.keys, keys, images.reshape(seeds, classes * n, *images.shape[3:]), labels
-    )
 
 
 def steps_of(state: State) -> jax.Array:

@@ -20,9 +20,9 @@ class Case(NamedTuple):
     pictures: str = ""
     report: tuple[str, ...] = ()  # texts that the report has
     stops: tuple[dict[str, Any], ...] = ({"when": {}},)  # when Ctrl-C is pressed, see `interrupted`
-    files: tuple[str, ...] = ()  # beside those of every run
     again: str = ""  # flags that the interrupted run changes
     arms: tuple[str, ...] = ()  # the only arms that the interrupted run has; () for all
+    files: tuple[str, ...] = ()  # beside those of every run
 
     @property
     def module(self) -> Any:

@@ -43,7 +43,7 @@ def texts():
     """What is written of public names: code, pages, and the sources of notebooks."""
     for folder in ("jaxprune", "recipes", "tests", ".docs", ".ci"):
         for path in (TREE / folder).rglob("*"):
-            if path.suffix in (".py", ".md") and "venv" not in path.parts:
+            if path.suffix in (".py", ".md") and not {"venv", "venv312"} & {*path.parts}:
                 yield path, path.read_text()
     for name in ("README.md", "CONTRIBUTING.md"):
         yield TREE / name, (TREE / name).read_text()

@@ -11,7 +11,6 @@ Efficient Synthetic-Data Parameterization.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from recipes.common import (
     checkpoints,
     cli,
     data,
-    dead,
     flags,
     folder,
     lanes,
@@ -59,7 +57,7 @@ class Config(settings.Settings):
     method: Annotated[str, flags.choice(METHODS)] = "distribution"
     """What is matched: mean features (distribution), gradients by their cosine (gradient), or
     gradients by their differences, of several images in the numbers of one (idc)."""
-    images_per_class: Annotated[int, flags.at_least(1)] = 10
+    images_per_class: flags.Count = 10
     """Stored images of each class."""
     factor: Annotated[int | None, flags.at_least(1), flags.default("idc 2, others 1")] = None
     """Each stored image holds factor x factor smaller ones."""
@@ -71,11 +69,11 @@ class Config(settings.Settings):
         flags.default("distribution 1, gradient 0.1, idc 0.005 a stored image of ten"),
     ] = None
     """The learning rate of the images (SGD, momentum 0.5)."""
-    real_batch: Annotated[int, flags.at_least(1)] = 64
+    real_batch: flags.Count = 64
     """Real images of each class in a step."""
-    network_steps: Annotated[int, flags.at_least(1)] = 10
+    network_steps: flags.Count = 10
     """Steps of a network between two steps of the images, of those whose gradients are matched."""
-    network_lives: Annotated[int, flags.at_least(1)] = 10
+    network_lives: flags.Count = 10
     """Steps of the images before that network begins anew."""
     augment: Annotated[str, flags.choice(("siamese", "none"))] = "siamese"
     """Augment real and synthetic images alike (DSA), and what the fresh networks train on."""
@@ -84,7 +82,7 @@ class Config(settings.Settings):
 
     model: Annotated[str, flags.choice(models.MODELS)] = "conv"
     """The network; lenet is LeNet-300-100."""
-    seeds: Annotated[int, flags.at_least(1, settings.MOST_SEEDS)] = 3
+    seeds: settings.Seeds = 3
     """The number of sets, each with networks of its own."""
     steps: Annotated[int, flags.at_least(2)] = 400
     """Steps of each fresh network."""
@@ -101,17 +99,13 @@ class Config(settings.Settings):
 
 def distill(config: Config) -> dict[str, Any]:
     """Distills, trains on the sets, writes `config.out`; returns what summary.json holds."""
-    folder.check_out(config.out, config.overwrite, config.resume)
-    dataset = data.load(config.dataset, config.data_dir, config.train_examples)
+    dataset = settings.dataset_of(config)
     study = study_of(config, dataset)
-    began = time.perf_counter()
     with journal(config) as log:
         phase = lambda i, made: one_phase(config, study, log, i, made)
         made = lanes.phases(log, 2, untouched(config, study), phase)
         losses, tested = log.records[:-1], log.records[-1]
-    seconds = time.perf_counter() - began
-    chance = dead.chance(dataset.test.labels)
-    return report.write(config, dataset, made, study.factor, losses, tested, seconds, chance)
+    return report.write(config, dataset, made, study.factor, losses, tested)
 
 
 # --- the method -----------------------------------------------------------------------------------
@@ -144,7 +138,7 @@ class Made(NamedTuple):
 
 def study_of(config: Config, dataset: Dataset) -> Study:
     """What both phases share; raises `RecipeError` where the data are too few."""
-    module = models.model(config.model, dataset.classes, config.norm, config.width)
+    module = settings.module_of(config, dataset.classes)
     by_class = data.by_class(dataset.train, dataset.classes)
     available = by_class.shape[1]
     for flag, number in (

@@ -122,8 +122,13 @@ class Lane(NamedTuple):
 
 def gates_of(neurons: Neurons, logits: Sequence[jax.Array], lane: Lane) -> dict[str, jax.Array]:
     """The gates of one network: 0 where a neuron was cut, 1 where there are none any more."""
-    kept = {name: mask.astype(jnp.float32) for name, mask in named(neurons, lane.kept).items()}
-    soft = jp.gates.continuous_sparsification(SLOPE, math.inf).deterministic(named(neurons, logits))
+    kept = {
+        name: mask.astype(jnp.float32)
+        for name, mask in small.by_group(neurons.structure, lane.kept).items()
+    }
+    soft = jp.gates.continuous_sparsification(SLOPE, math.inf).deterministic(
+        small.by_group(neurons.structure, logits)
+    )
     soft = jp.gates.keep_strongest(
         {name: soft[name] * kept[name] for name in kept}, only=neurons.held
     )
@@ -172,7 +177,10 @@ def optimizer_of(config: Config) -> Callable[[Any], optax.GradientTransformation
 
 def measured(neurons: Neurons, params: Any, lane: Lane) -> dict[str, jax.Array]:
     """Numbers of one network: relative cost, histogram of gates."""
-    gates, kept = gates_of(neurons, params[GATES], lane), named(neurons, lane.kept)
+    gates, kept = (
+        gates_of(neurons, params[GATES], lane),
+        small.by_group(neurons.structure, lane.kept),
+    )
     values = jnp.concatenate([gates[name] for name in kept])
     left = jnp.concatenate(list(kept.values())).astype(jnp.float32)
     counts = jnp.histogram(values, bins=BINS, range=(0.0, 1.0), weights=left)[0]
@@ -260,7 +268,9 @@ def one_stage(
 def removals(s: Study, settled: Settled) -> list[Removal]:
     """What is left of each lane, without branches that lost all their neurons."""
     return [
-        jp.structured.remove_emptied(s.neurons.structure, named(s.neurons, masks))
+        jp.structured.remove_emptied(
+            s.neurons.structure, small.by_group(s.neurons.structure, masks)
+        )
         for masks in zip(*settled.kept, strict=True)
     ]
 
@@ -275,7 +285,7 @@ def cut(s: Study, settled: Settled, stage: Stage) -> list[Removal]:
         if budget is None
         else jp.structured.cut(
             s.neurons.structure,
-            named(s.neurons, lanes.lane_of(gates, i)),
+            small.by_group(s.neurons.structure, lanes.lane_of(gates, i)),
             stage.threshold,
             one,
             flops=budget or None,
@@ -307,11 +317,6 @@ def lane_of(s: Study, stage: Stage, left: Sequence[Removal]) -> Lane:
         kept=tuple(stack(*(one.kept[name] for one in left)) for name in structure.groups),
         masks=jax.tree.map(stack, *masks),
     )
-
-
-def named(neurons: Neurons, values: Sequence[Any]) -> dict[str, Any]:
-    """By group, what comes in their order: names with slashes are none in checkpoints."""
-    return dict(zip(neurons.structure.groups, values, strict=True))
 
 
 # --- what is asked for ----------------------------------------------------------------------------

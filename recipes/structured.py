@@ -193,7 +193,7 @@ def untrained(s: Study) -> Networks:
     """A network for each seed, with the weights of all recipes."""
     network = lanes.initial(s.program, s.keys)
     kept = [jnp.ones((len(s.keys), group.size), bool) for group in s.structure.groups.values()]
-    return Networks(network._replace(masks=s.masks(named(s, kept))), tuple(kept))
+    return Networks(network._replace(masks=s.masks(small.by_group(s.structure, kept))), tuple(kept))
 
 
 def one_round(
@@ -224,7 +224,7 @@ def one_round(
             "test_accuracy": accuracy[seeds].tolist(),
         }
         if arm != DENSE:
-            kept = [named(s, lanes.lane_of(masks, k)) for k in seeds]
+            kept = [small.by_group(s.structure, lanes.lane_of(masks, k)) for k in seeds]
             record[arm] |= report.sizes(s, kept)
             if share in s.targets:
                 variables = [lanes.lane_of(trained.variables, k) for k in seeds]
@@ -234,7 +234,7 @@ def one_round(
 
 def pruned(s: Study, networks: Networks, share: float, index: int) -> Networks:
     """Each score's networks without their lowest neurons; the first arm, of no score, as it is."""
-    n, before = len(s.keys), named(s, networks.kept)
+    n, before = len(s.keys), small.by_group(s.structure, networks.kept)
     arms = [lanes.part(before, 0, n)]
     keys = data.folded(data.folded(s.keys, Key.STUDY + 1), index)
     for i, score in enumerate(s.scores.values(), 1):
@@ -261,11 +261,6 @@ def removed(
     pairs = zip(masked, compacted, strict=True)
     told = [small.compare(*pair, dataset.test) for pair in pairs]
     return {key: [numbers[key] for numbers in told] for key in told[0]}
-
-
-def named(s: Study, kept: Sequence[Any]) -> dict[str, Any]:
-    """By group, what comes in their order: names with slashes are none in checkpoints."""
-    return dict(zip(s.structure.groups, kept, strict=True))
 
 
 class Study(NamedTuple):

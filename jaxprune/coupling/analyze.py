@@ -16,7 +16,7 @@ from jaxprune.coupling.reader import Reader
 from jaxprune.coupling.structure import Member, Structure
 from jaxprune.coupling.uses import Uses
 from jaxprune.prunable.rules import check_all_match, matches
-from jaxprune.trees import named_leaves, quoted, shape_only
+from jaxprune.trees import named_leaves, present_leaves, quoted, shape_only
 
 
 def analyze(
@@ -96,7 +96,7 @@ def read(
             if (path, i) not in sliceable:
                 freeze(axis, f"an axis of input {path}")
     if freeze_outputs:
-        paths = [path for path, x in named_leaves(results) if x is not None]
+        paths = [path for path, _ in present_leaves(results)]
         for path, axes in zip(paths, program.out_axes, strict=True):
             for axis in axes:
                 freeze(axis, f"an axis of output {path or '0'}")
@@ -133,8 +133,8 @@ def read(
 
 def _fresh(tree: Any) -> dict[str, Axes]:
     """An atom for each axis of each leaf, by path."""
-    leaves = [(path, leaf) for path, leaf in named_leaves(tree) if leaf is not None]
-    return {path: tuple(Atom(n) for n in getattr(leaf, "shape", ())) for path, leaf in leaves}
+    shape = lambda leaf: getattr(leaf, "shape", ())
+    return {path: tuple(map(Atom, shape(leaf))) for path, leaf in present_leaves(tree)}
 
 
 def _freeze_asked(

@@ -19,7 +19,7 @@ divisibility (`is_less`), which are answered for those too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +62,13 @@ Axes = tuple[Expr, ...]  # of a value: one expression an axis
 ONE = Prod(())
 
 
-def size(e: Expr) -> int:
-    """How many entries the axis has."""
+def size(e: Expr, of_atom: Callable[[Atom], Any] | None = None) -> Any:
+    """How many entries the axis has, or has left: `of_atom` says how many of each atom."""
     if isinstance(e, Atom):
-        return e.size
-    if isinstance(e, Prod):
-        return math.prod(map(size, e.factors))
-    return sum(map(size, e.parts))
+        return e.size if of_atom is None else of_atom(e)
+    inner = e.factors if isinstance(e, Prod) else e.parts
+    sizes = [size(each, of_atom) for each in inner]
+    return math.prod(sizes) if isinstance(e, Prod) else sum(sizes)
 
 
 def is_less(a: Any, b: Any) -> bool:

@@ -99,6 +99,12 @@ class Reader:
         why = why or f"{kind} of two axes of {expressions.size(a)} that are cut differently"
         expressions.unify(a, b, self.here(why))
 
+    def unify_all(self, first: Axes, *others: Axes) -> None:
+        """The axes of these values are the same, place by place."""
+        for axes in others:
+            for axis, other in zip(first, axes, strict=True):
+                self.unify(axis, other)
+
     def inner(self, jaxpr: Any, operands: Sequence[Axes]) -> list[Axes]:
         """Reads a jaxpr that the equation holds; the axes of its results."""
         program = self.read(jaxpr, operands)

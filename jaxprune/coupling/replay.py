@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import is_known
-from jaxprune.coupling.expressions import Atom, Axes, Expr, Prod, kept_entries, resolved, size
+from jaxprune.coupling.expressions import Atom, Axes, Expr, kept_entries, resolved, size
 from jaxprune.coupling.reader import Program, Step, axes_rule
 from jaxprune.programs.interpret import bind, walk
 from jaxprune.programs.primitives import Rule
@@ -33,12 +32,8 @@ class Keep:
 
     def size(self, axis: Expr) -> Any:
         """How many entries are left: an int, or symbolic where the size of the axis is."""
-        e = resolved(axis)
-        if isinstance(e, Atom):
-            return int(self.kept[e].sum()) if e in self.kept else e.size
-        if isinstance(e, Prod):
-            return math.prod(map(self.size, e.factors))
-        return sum(map(self.size, e.parts))
+        left = lambda atom: int(self.kept[atom].sum()) if atom in self.kept else atom.size
+        return size(resolved(axis), left)
 
     def before(self, axis: Expr, at: Any) -> Any:
         """How many of the first `at` entries are left."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxprune.base import Params, widened
 from jaxprune.distill.classes import Augment, augmented, check_classes, keys_of
@@ -44,7 +45,8 @@ def cosine(real: Params, synthetic: Params) -> jax.Array:
 
     def of_leaf(leaf_name: str, a: jax.Array, b: jax.Array) -> jax.Array:
         a, b = rows(leaf_name, a), rows(leaf_name, b)
-        lengths = _length(a) * _length(b)
+        # torch's norm has slope 0 at 0, and so has this one
+        lengths = optax.safe_norm(a, 0.0, axis=1) * optax.safe_norm(b, 0.0, axis=1)
         return jnp.sum(1 - jnp.sum(a * b, axis=1) / (lengths + 1e-6))
 
     return _over_leaves(of_leaf, real, synthetic, least=2)
@@ -143,9 +145,3 @@ def _over_leaves(
     pairs = zip(named_leaves(real), named_leaves(synthetic), strict=True)
     counted = [(name, a, b) for (name, a), (_, b) in pairs if a is not None and a.ndim >= least]
     return sum((of_leaf(*leaf) for leaf in counted), jnp.float32(0))
-
-
-def _length(rows: jax.Array) -> jax.Array:
-    """The length of each row (n,); its gradient is 0 where the row is."""
-    squares = jnp.sum(rows**2, axis=1)
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

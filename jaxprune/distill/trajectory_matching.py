@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxprune.base import Params, widened
 from jaxprune.distill.classes import Augment, augmented, keys_of
@@ -85,5 +86,5 @@ def trajectory_matching(
 
 def _squared_distance(a: Params, b: Params) -> jax.Array:
     """float32 scalar."""
-    squares = lambda x, y: jnp.sum((widened(jnp.asarray(x)) - widened(jnp.asarray(y))) ** 2)
-    return sum(jax.tree.leaves(jax.tree.map(squares, a, b)), jnp.float32(0))
+    difference = lambda x, y: widened(jnp.asarray(x)) - widened(jnp.asarray(y))
+    return optax.tree.norm(jax.tree.map(difference, a, b), squared=True)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune.base import Params, is_known, is_mask, shown
 from jaxprune.programs.flops import Flops
 from jaxprune.selection.counting import n_true
-from jaxprune.trees import fitted, named_leaves, quoted
+from jaxprune.trees import fitted, present_leaves, quoted
 
 
 def kept_weights(p_open: Any, params: Params) -> jax.Array:
@@ -35,7 +35,7 @@ def kept_weights(p_open: Any, params: Params) -> jax.Array:
     >>> float(jp.gates.kept_weights(p_open, {'a': jnp.ones((2, 3)), 'b': jnp.ones((1, 2))}))
     0.4375
     """
-    sizes = {path: math.prod(w.shape) for path, w in named_leaves(params) if w is not None}
+    sizes = {path: math.prod(w.shape) for path, w in present_leaves(params)}
     return _kept("kept_weights", p_open, sizes, params)
 
 

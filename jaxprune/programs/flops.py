@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxprune.base import Params
 from jaxprune.programs.interpret import enter, held, programs, walk
 from jaxprune.programs.primitives import rule_of, sides
-from jaxprune.trees import named_leaves, shape_only
+from jaxprune.trees import present_leaves, shape_only
 
 Origin = dict[Any, Fraction] | None
 _OPAQUE = {"ffi_call", "pure_callback", "io_callback"}
@@ -73,7 +73,7 @@ def count_flops(
             f"model.apply({{'params': params}}, x); got {type(apply_fn).__name__}."
         )
     closed = jax.make_jaxpr(apply_fn)(*jax.tree.map(shape_only, (params, *inputs)))
-    sizes = {path: math.prod(jnp.shape(w)) for path, w in named_leaves(params) if w is not None}
+    sizes = {path: math.prod(jnp.shape(w)) for path, w in present_leaves(params)}
     origins: list[Origin] = [{path: Fraction(1)} for path in sizes]
     origins += [None] * (len(closed.jaxpr.invars) - len(sizes))
     reader = _Reader({path: (path in prunable, size) for path, size in sizes.items()})

@@ -19,7 +19,7 @@ from jaxprune.base import Params
 from jaxprune.programs.interpret import enter, programs, walk
 from jaxprune.programs.primitives import is_zero, rule_of, sides, zero_like
 from jaxprune.prunable.layout import Layout
-from jaxprune.trees import named_leaves, shape_only
+from jaxprune.trees import present_leaves, shape_only
 
 Axes = tuple[int, ...]
 
@@ -67,7 +67,7 @@ def layouts(fn: Callable[..., Any], params: Params, *args: Any) -> dict[str, Lay
             f"{type(fn).__name__}."
         )
     closed = jax.make_jaxpr(fn)(*jax.tree.map(shape_only, (params, *args)))
-    names = [name for name, leaf in named_leaves(params) if leaf is not None]
+    names = [name for name, _ in present_leaves(params)]
     inputs, reader = closed.jaxpr.invars, _Reader(names)
     views: list[_View | None] = [
         _View(name, tuple((axis,) for axis in range(var.aval.ndim)))

@@ -96,6 +96,7 @@ def _count(products: list, keep: Keep) -> int:
 
 
 def collect(program: Program, factor: int = 1) -> list:
+    """The products of a program, each times its turns; of a cond (turns, products by branch)."""
     found: list = []
     for step in program.steps:
         if costs(step.eqn):

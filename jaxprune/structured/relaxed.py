@@ -10,12 +10,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxprune.base import Params
-from jaxprune.coupling.expressions import Atom, Expr, Prod, resolved
+from jaxprune.coupling.expressions import Expr, resolved, size
 from jaxprune.coupling.structure import Structure
 from jaxprune.prunable.layers import folded
-from jaxprune.prunable.rules import named_leaves
 from jaxprune.structured.cost import Cost, Product, collect
 from jaxprune.structured.gates import GroupGates, check_gates
+from jaxprune.trees import present_leaves
 
 
 def relaxed_cost(
@@ -55,20 +55,15 @@ def relaxed_cost(
     gates = check_gates(structure, gates)
     sums = {structure.atoms[name]: jnp.sum(gate) for name, gate in gates.items()}
 
-    def size(e: Expr) -> Any:
-        e = resolved(e)
-        if isinstance(e, Atom):
-            return sums.get(e, e.size)
-        if isinstance(e, Prod):
-            return math.prod(map(size, e.factors))
-        return sum(map(size, e.parts))
+    def relaxed(e: Expr) -> Any:
+        return size(resolved(e), lambda atom: sums.get(atom, atom.size))
 
     def flops(products: list) -> Any:
         total = jnp.float32(0)
         for item in products:
             if isinstance(item, Product):
                 share = float(item.factor) / item.divisor
-                total += functools.reduce(lambda n, e: n * size(e), item.axes, share)
+                total += functools.reduce(lambda n, e: n * relaxed(e), item.axes, share)
             else:
                 factor, branches = item
                 total += float(factor) * functools.reduce(jnp.maximum, map(flops, branches))
@@ -76,8 +71,8 @@ def relaxed_cost(
 
     frozen = sum(g.size for name, g in structure.groups.items() if name not in gates)
     neurons = sum((jnp.sum(gate) for gate in gates.values()), jnp.float32(frozen))
-    counted = named_leaves(folded(prunable(structure.shapes)))
-    leaves = [structure.axes[path] for path, leaf in counted if leaf is not None]
-    weights = sum((math.prod(map(size, axes)) for axes in leaves), jnp.float32(0))
+    counted = present_leaves(folded(prunable(structure.shapes)))
+    leaves = [structure.axes[path] for path, _ in counted]
+    weights = sum((math.prod(map(relaxed, axes)) for axes in leaves), jnp.float32(0))
     numbers: tuple[Any, ...] = (neurons, weights, flops(collect(structure.program)))
     return Cost._make(jnp.asarray(x, jnp.float32) for x in numbers)

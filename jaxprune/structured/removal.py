@@ -14,7 +14,7 @@ from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.kept import Kept, KeptLike, Removal, check_kept
 from jaxprune.structured.reduced import Reduced, reduced
-from jaxprune.trees import named_leaves
+from jaxprune.trees import named_leaves, present_leaves
 
 
 def collapse_emptied(structure: Structure, kept: KeptLike) -> Removal:
@@ -202,7 +202,7 @@ def _removal(left: Kept, blocks: Sequence[str] = ()) -> Removal:
     structure, neurons = left.structure, dict(left.neurons)
     before = _reduced(Kept(structure, {}), Simplify({}))
     after = _reduced(left, Simplify(left.atoms))
-    outputs = [path or "0" for path, x in named_leaves(structure.outputs) if x is not None]
+    outputs = [path or "0" for path, _ in present_leaves(structure.outputs)]
     for path, then, now in zip(outputs, before.depends, after.depends, strict=True):
         if then and not now:
             emptied = [f"group '{name}'" for name, mask in neurons.items() if not mask.any()]

@@ -18,7 +18,7 @@ from jaxprune.coupling.simplify import Simplify
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.kept import KeptLike, check_kept
 from jaxprune.structured.reduced import reduced
-from jaxprune.trees import is_none, named_leaves, quoted, shape_only, with_leaves
+from jaxprune.trees import is_none, named_leaves, present_leaves, quoted, shape_only, with_leaves
 
 
 def replay(
@@ -85,7 +85,7 @@ def _without(
     """The function of the leaves of params and inputs, without the parts that were removed."""
     small = dict(named_leaves(params))
     leaves = [None if path in gone else shape_only(small[path]) for path in structure.axes]
-    paths = [path for path, x in named_leaves(outputs) if x is not None]
+    paths = [path for path, _ in present_leaves(outputs)]
     wanted = [not any(f"/{path}".endswith(f"/{leaf}") for leaf in gone) for path in paths]
     left = reduced(program, Simplify(keep.kept), leaves, jax.tree.leaves(inputs), wanted)
     run, treedef = jaxpr_as_fun(left.jaxpr), jax.tree.structure(outputs)

@@ -46,6 +46,11 @@ def shapes_of(module: nn.Module, image: Sequence[int]) -> tuple[Any, jax.ShapeDt
     return jax.eval_shape(module.init, jax.random.key(0), one), one
 
 
+def by_group(structure: Structure, values: Sequence[Any]) -> dict[str, Any]:
+    """Values by group, from their order: a name in a checkpoint has no slash."""
+    return dict(zip(structure.groups, values, strict=True))
+
+
 def save(
     path: Path,
     network: Mapping[str, Any],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import folder, report
+from recipes.common import dead, folder, report
 from recipes.common.data import Dataset
 from recipes.common.figures import images as pictures
 from recipes.common.report import Picture, Writeup
@@ -28,10 +28,9 @@ def write(
     factor: int,
     losses: list[dict[str, Any]],
     tested: dict[str, Any],
-    seconds: float,
-    chance: float,
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
+    chance = dead.chance(dataset.test.labels)
     sets = np.asarray(jp.distill.multi_formation(made.images, factor))
     folder.write(config.out / SETS, npz(config, dataset, sets))
     of_set = sets.shape[1] * sets.shape[2]
@@ -59,7 +58,7 @@ def write(
             for arm in ARMS
         },
         seconds_to_distill=losses[-1]["seconds"],
-        seconds=round(seconds, 2),
+        seconds=tested["seconds"],
         chance=chance,
     )
     return report.finish(config, write_up(config, dataset, made, losses, summary), summary)

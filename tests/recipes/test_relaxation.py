@@ -89,7 +89,7 @@ def test_gates_and_masks_are_a_smaller_network(study):
     )
     lane = lane_of(s, whole, left)
     own = lanes.lane_of(s.variables(params, batch_stats, lane), 1)
-    gates = relaxation.named(s.neurons, [gate[1] for gate in s.gates(params, lane)])
+    gates = small.by_group(s.neurons.structure, [gate[1] for gate in s.gates(params, lane)])
     for name, gate in gates.items():
         assert not gate[~left.kept[name]].any() and gate.max() == 1  # of those that are left
     variables = {"params": lanes.lane_of(params[NETWORK], 1)}

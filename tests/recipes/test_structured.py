@@ -109,7 +109,7 @@ def study(**changes):
 def test_every_score_has_the_mean_one_over_what_is_kept():
     of = study(model="conv", score=[n for n in structured.SCORES if n != "taylor"])
     networks = structured.untrained(of)
-    kept = structured.named(of, [own.at[:, 0].set(False) for own in networks.kept])
+    kept = small.by_group(of.structure, [own.at[:, 0].set(False) for own in networks.kept])
     for name, score in of.scores.items():
         for own in score(networks.network.variables, kept, of.keys).values():
             assert own.shape == (2, 8) and (own[:, 0] == -jnp.inf).all()
@@ -141,7 +141,7 @@ def test_scores_see_no_test_data():
     config = structured.Config(width=1 / 32, batch_size=16, seeds=2, steps=2, score=("taylor",))
     of = structured.study_of(config, digits._replace(test=unseen))
     networks = structured.untrained(of)
-    kept = structured.named(of, networks.kept)
+    kept = small.by_group(of.structure, networks.kept)
     for own in of.scores["taylor"](networks.network.variables, kept, of.keys).values():
         assert np.isfinite(own).all()
 

@@ -267,3 +267,24 @@ def test_bad_input():
     assert "{group: (size,)}" in raised(lambda: apply(jnp.ones(4)), TypeError)
     with pytest.raises(ValueError, match="Conv_0/bias"):
         jp.structured.apply_gates(structure, {"a": x}, {"params/Conv_0": jnp.ones(4)})
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_a_loop_may_take_no_turn(turns):
+    """What the carry begins with is closed too: h alone would leave y open where no turn is."""
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    params = {"h": draw(0, 4, 3), "y": draw(1, 4, 3), "out": draw(2, 3, 2)}
+    x = draw(3, 5, 4)
+
+    def fn(p, x, turns):
+        h, y = x @ p["h"], x @ p["y"]
+        z = jax.lax.while_loop(lambda c: c[0] < turns, lambda c: (c[0] + 1, h), (0, y))[1]
+        return z @ p["out"]
+
+    structure = jp.analyze(fn, params, x, 0)
+    (name,) = structure.groups
+    assert at(structure, name) == ["h[1]", "y[1]"]
+    gates = {name: jnp.array([0.0, 1.0, 1.0])}
+    small = jp.compact(structure, params, {name: gates[name] > 0})
+    folded = jp.structured.apply_gates(structure, params, gates)
+    np.testing.assert_allclose(fn(folded, x, turns), small.fn(small.params, x, turns), rtol=1e-5)

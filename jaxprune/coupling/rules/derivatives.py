@@ -53,8 +53,7 @@ def _read(read: Any, eqn: Any, operands: Any, derivative: Any) -> Any:
 
 def _unify(read: Any, values: Any, others: Any) -> None:
     for pair in zip(values, others, strict=True):
-        for axis, other in zip(*pair, strict=True):
-            read.unify(axis, other)
+        read.unify_all(*pair)
 
 
 def _replay_jvp(step: Any, keep: Any, operands: Any) -> Any:
@@ -73,6 +72,8 @@ def _replay_jvp(step: Any, keep: Any, operands: Any) -> Any:
 
 @rule("custom_jvp_call", replay=_replay_jvp)
 def custom_jvp_call(read: Any, eqn: Any, operands: Any) -> Any:
+    """The derivative reads the operands, and the tangents of those that are real."""
+
     def derivative(results: Any) -> None:
         real, function = _real(eqn), _function(eqn)
 

@@ -16,12 +16,14 @@ WINDOW = "a window moves over it"
 
 @rule(*OVER_AXES, zeros="all")
 def reduce(read: Any, eqn: Any, operands: Any) -> Any:
+    """The axes that are reduced go; the others stay."""
     gone = eqn.params["axes"]
     return [tuple(axis for i, axis in enumerate(operands[0]) if i not in gone)]
 
 
 @rule("argmax", "argmin")
 def argument(read: Any, eqn: Any, operands: Any) -> Any:
+    """A result is a place on the axis, so that no entry before it may go."""
     for i in eqn.params["axes"]:
         read.freeze(operands[0][i], "what argmax or argmin finds is a place on it")
     return reduce(read, eqn, operands)
@@ -46,6 +48,7 @@ rule("cumprod", "cummax", "cummin", zeros="all")(cumulative)
 
 @rule("rev", zeros="each")
 def reverse(read: Any, eqn: Any, operands: Any) -> Any:
+    """An axis that is reversed has its entries in another order, and is frozen."""
     _freeze_along(read, operands, eqn.params["dimensions"], "reversed")
     return operands
 
@@ -54,14 +57,13 @@ def reverse(read: Any, eqn: Any, operands: Any) -> Any:
 def sort(read: Any, eqn: Any, operands: Any) -> Any:
     """Operands that are sorted together by the first have the same axes."""
     _freeze_along(read, operands, [eqn.params["dimension"]], "sorted")
-    for axes in operands[1:]:
-        for axis, other in zip(operands[0], axes, strict=True):
-            read.unify(axis, other)
+    read.unify_all(*operands)
     return operands
 
 
 @rule("top_k")
 def top_k(read: Any, eqn: Any, operands: Any) -> Any:
+    """Values and places of the largest entries; no entry of the ranked axis may go."""
     along = eqn.params.get("axis", len(operands[0]) - 1) % len(operands[0])
     _freeze_along(read, operands, [along], "ranked by top_k")
     n = eqn.outvars[0].aval.shape[along]
@@ -95,8 +97,7 @@ def reduce_window(read: Any, eqn: Any, operands: Any) -> Any:
     passes = [w == (1, 1, (0, 0), 1) for w in ((a, b, tuple(c), d) for a, b, c, d in windows)]
     results: list[tuple[Expr, ...]] = []
     for axes, var in zip(arrays, eqn.outvars, strict=True):
-        for axis, other in zip(arrays[0], axes, strict=True):
-            read.unify(axis, other)
+        read.unify_all(arrays[0], axes)
         _freeze_along(read, [axes], [i for i in range(rank) if not passes[i]], WINDOW)
         triples = zip(axes, passes, var.aval.shape, strict=True)
         results.append(tuple(a if ok else read.frozen(n, WINDOW) for a, ok, n in triples))

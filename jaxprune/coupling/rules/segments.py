@@ -10,6 +10,7 @@ from jaxprune.programs.primitives import rule
 
 @rule("concatenate", zeros="each")
 def concatenate(read: Any, eqn: Any, operands: Any) -> Any:
+    """The joined axis has the neurons of its segments, one segment after another."""
     along = eqn.params["dimension"]
     first, *others = operands
     for axes in others:
@@ -23,16 +24,15 @@ def concatenate(read: Any, eqn: Any, operands: Any) -> Any:
 @rule("stack", zeros="each")
 def stack(read: Any, eqn: Any, operands: Any) -> Any:
     """A new axis, of one entry an operand."""
-    first, *others = operands
-    for axes in others:
-        for axis, other in zip(first, axes, strict=True):
-            read.unify(axis, other)
+    read.unify_all(*operands)
+    first = operands[0]
     along, new = eqn.params["axis"], Sum((ONE,) * len(operands))
     return [(*first[:along], new, *first[along:])]
 
 
 @rule("unstack", zeros="each")
 def unstack(read: Any, eqn: Any, operands: Any) -> Any:
+    """One result for each entry of the axis, which is frozen."""
     (axes,), along = operands, eqn.params["axis"]
     read.freeze(axes[along], "taken apart by unstack")
     return [(*axes[:along], *axes[along + 1 :])] * len(eqn.outvars)

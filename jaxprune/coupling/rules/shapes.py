@@ -11,11 +11,13 @@ from jaxprune.programs.primitives import rule
 
 @rule("transpose", zeros="each")
 def transpose(read: Any, eqn: Any, operands: Any) -> Any:
+    """The same axes in another order."""
     return [tuple(operands[0][i] for i in eqn.params["permutation"])]
 
 
 @rule("squeeze", zeros="each")
 def squeeze(read: Any, eqn: Any, operands: Any) -> Any:
+    """Axes of one entry go; the others stay."""
     gone = eqn.params["dimensions"]
     return [tuple(axis for i, axis in enumerate(operands[0]) if i not in gone)]
 
@@ -48,6 +50,7 @@ def tile(read: Any, eqn: Any, operands: Any) -> Any:
 
 @rule("reshape", resize=_new_shape("new_sizes"), zeros="each")
 def reshape(read: Any, eqn: Any, operands: Any) -> Any:
+    """Axes are merged or cut: see `regrouped`."""
     shape, order = eqn.params["new_sizes"], eqn.params.get("dimensions")
     if 0 in shape:
         return read.freeze_all(eqn, operands[:1], "reshaped, and empty")

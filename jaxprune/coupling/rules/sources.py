@@ -14,6 +14,7 @@ def _new_shape(step: Any, keep: Any) -> dict[str, Any]:
 
 @rule("iota", resize=_new_shape)
 def iota(read: Any, eqn: Any, operands: Any) -> Any:
+    """Positions along one axis, which can't be pruned; nothing is known of the others."""
     along, shape = eqn.params["dimension"], eqn.params["shape"]
     for axes in operands:  # dynamic shapes
         for axis in axes:
@@ -70,4 +71,5 @@ def dim_as_value(read: Any, eqn: Any, operands: Any) -> Any:
 @rule("random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in",
       "random_clone", "threefry2x32")  # fmt: skip
 def keys(read: Any, eqn: Any, operands: Any) -> Any:
+    """Keys of random numbers can't be pruned."""
     return read.freeze_all(eqn, operands, "keys of random numbers")

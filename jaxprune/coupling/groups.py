@@ -98,9 +98,11 @@ def _members(leaves: dict[str, Axes]) -> dict[Atom, dict[Member, int]]:
 def _roles(members: Mapping[Atom, int], uses: Uses) -> dict[Atom, str]:
     """Of attention: heads, the queries that share one, and the dimensions of queries and keys.
 
-    Heads are on queries and on keys; queries that share a head are on fewer leaves than heads.
+    Heads are on queries and on keys; queries that share a head are on fewer leaves than heads, or
+    are left by both products.
     """
     roles = {atom: "dims" for atom in uses.dims if atom in members}
+    roles |= {atom: "queries" for atom in uses.queries if atom in members}
     for product in uses.heads:
         n_axes = {atom: members[atom] for atom in product if atom in members}
         most = max(n_axes.values(), default=0)

@@ -24,6 +24,8 @@ class Uses:
       heads: for each product of two values that are both computed from inputs (queries and keys,
         attention and values) the atoms along which it is taken side by side.
       dims: atoms over which such a product sums: the dimensions of queries and keys.
+      queries: atoms that two or more such products leave as they are: queries that share a head of
+        keys, where the program repeats no keys.
     """
 
     def __init__(self, program: Program, paths: Sequence[str]):
@@ -31,6 +33,8 @@ class Uses:
         self.summed: set[Any] = set()
         self.heads: list[tuple[Atom, ...]] = []
         self.dims: dict[Atom, None] = {}
+        self.queries: dict[Atom, None] = {}
+        self._left_once: set[Atom] = set()
         leaves: list[Origin] = [frozenset({path}) for path in paths]
         self._run(program, [*leaves, *[None] * (len(program.in_axes) - len(leaves))])
 
@@ -47,7 +51,7 @@ class Uses:
             return enter(step.eqn, step.inner, operands, self._run, _joined)
         product = sides(step.eqn)
         if product is not None:
-            self._attention(step, operands, product[0])
+            self._attention(step, operands, product)
             for leaves, axes, side in zip(operands, step.inputs, product, strict=False):
                 used = (*side.contracted, *side.batch, *side.window)
                 left = tuple(axis for i, axis in enumerate(axes) if i not in used)
@@ -62,12 +66,22 @@ class Uses:
             found.update(id(part) for e in axes for part in _parts(e))
             found.update((path, atom) for path in leaves or () for e in axes for atom in atoms(e))
 
-    def _attention(self, step: Step, operands: list[Origin], side: Side) -> None:
-        """Notes the batch and the contracted axes of a product of two values that read inputs."""
-        if operands == [None, None] and not side.window:
-            on = lambda axes: tuple(a for i in axes for a in atoms(step.inputs[0][i]))
-            self.heads.append(on(side.batch))
-            self.dims |= dict.fromkeys(on(side.contracted))
+    def _attention(self, step: Step, operands: list[Origin], product: Sequence[Side]) -> None:
+        """Notes the axes of a product of two values that read inputs."""
+        if operands != [None, None] or product[0].window:
+            return
+        on = lambda axes: tuple(a for i in axes for a in atoms(step.inputs[0][i]))
+        self.heads.append(on(product[0].batch))
+        self.dims |= dict.fromkeys(on(product[0].contracted))
+        left = {
+            atom
+            for axes, side in zip(step.inputs, product, strict=False)
+            for i, axis in enumerate(axes)
+            if i not in (*side.batch, *side.contracted)
+            for atom in atoms(axis)
+        }
+        self.queries |= dict.fromkeys(left & self._left_once)
+        self._left_once |= left
 
 
 def _parts(e: Expr) -> Iterator[Expr]:

@@ -430,6 +430,25 @@ def test_fused_heads_are_called_heads():
     assert sizes == {"params/Dense_0.heads": 2, "params/Dense_0.dims": 4, "params/Dense_0": 4}
 
 
+@pytest.mark.parametrize("keys,roles", [(2, {"heads": 2, "queries": 2}), (1, {"queries": 4})])
+def test_queries_are_called_queries_where_no_keys_are_repeated(keys, roles):
+    """One flat kernel for queries, keys and values, and the product that reads each key once."""
+    ends = 4 * 3, (4 + keys) * 3
+    sizes = {"first": (4, 5), "qkv": (5, (4 + 2 * keys) * 3), "out": (4 * 3, 5), "last": (5, 2)}
+
+    def fn(p, x):
+        heads = lambda y: y.reshape(*y.shape[:2], -1, 3)
+        q, k, v = map(heads, jnp.split(x @ p["first"] @ p["qkv"], ends, -1))
+        return (
+            jax.nn.dot_product_attention(q, k, v).reshape(*x.shape[:2], -1) @ p["out"] @ p["last"]
+        )
+
+    structure = jp.analyze(fn, weights(**sizes), jnp.ones((2, 6, 4)))
+    found = {name: group.size for name, group in structure.groups.items()}
+    wanted = {f"qkv.{role}": n for role, n in roles.items()}
+    assert found == {"first": 5, **wanted, "qkv.dims": 3, "qkv": 3, "out": 5}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_printed_names_are_rules(name):
     """Of groups, and of axes; no name is a glob that means something else."""

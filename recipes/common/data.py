@@ -141,11 +141,20 @@ def _digits() -> tuple[Split, Split]:
 
 
 def _tfds(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Split]:
+    folder = tfds_folder(name, data_dir, "digits")
+    return _read(name, "train", folder), _read(name, "test", folder)
+
+
+def tfds_folder(name: str, data_dir: str | os.PathLike[str] | None, embedded: str) -> Path:
+    """The TFDS folder that holds `name`: `data_dir`, or that of the environment.
+
+    Raises `RecipeError` without one; it names the data set `embedded`, which needs no folder.
+    """
     folder = data_dir or os.environ.get("TFDS_DATA_DIR")
     if not folder:
         raise RecipeError(
             f"{name} is read from disk: say where with --data-dir DIR (or TFDS_DATA_DIR), "
-            "a TensorFlow Datasets folder; --dataset digits needs none"
+            f"a TensorFlow Datasets folder; --dataset {embedded} needs none"
         )
     if not Path(folder).is_dir():
         raise RecipeError(f"--data-dir '{folder}' is not a folder")
@@ -154,7 +163,7 @@ def _tfds(name: str, data_dir: str | os.PathLike[str] | None) -> tuple[Split, Sp
         first = ", ".join(held[:SHOWN]) or "no folder"
         more = f" and {len(held) - SHOWN:,} folders more" if len(held) > SHOWN else ""
         raise RecipeError(f"--data-dir '{folder}' has no '{name}'; it holds {first}{more}")
-    return _read(name, "train", folder), _read(name, "test", folder)
+    return Path(folder)
 
 
 def _read(name: str, split: str, folder: str | os.PathLike[str]) -> Split:

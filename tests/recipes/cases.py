@@ -122,6 +122,15 @@ CASES = {
             files=("distilled.npz",),
         ),
         Case(
+            "language",
+            "--seeds 2 --steps 12 --log-every 4 --evaluations 3 --batch-size 8 --context 16"
+            " --characters 20",
+            "learning",
+            ("| train | 320,023 |", "| test | 16,834 |", "**sample 3**"),
+            ({"when": {"step": 4}}, {"call": 1}),
+            files=("samples.txt",),
+        ),
+        Case(
             "tickets",
             "--seeds 2 --steps 12 --log-every 3 --evaluations 2 --train-examples 256"
             " --batch-size 32 --phases 3 --sparsity 0.9 --rewind 3 --schedule drops"

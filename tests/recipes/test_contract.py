@@ -101,6 +101,7 @@ PROGRAMS = {
     "prune_at_init": [2, 2, 2],  # methods that differ in their start share one
     "gates": [4, 4, 4],
     "connectivity": [2, 2],
+    "language": [1, 1, 1],
     "stability": [3, 4, 4],
     "soup": [1, 2, 2],
     "tickets": [1, 2, 2, 2],

@@ -145,6 +145,17 @@ MISTAKES = {
         "--train-examples 100 --batch-size 95": "--batch-size 95 is more than all 90 examples",
         "--points 4": "--points must be odd",
     },
+    "language": {
+        "--dataset digits": "unknown --dataset 'digits'; choose one of names, tiny_shakespeare",
+        "--dataset tiny_shakespeare --data-dir /nowhere": "--data-dir '/nowhere' is not a folder",
+        "--text /nowhere": "cannot read --text '/nowhere' as UTF-8: No such file",
+        "--model mlp": "unknown --model 'mlp'; choose one of tiny, small, medium",
+        "--context 20000": "--context 20000 needs a text of 20,001 characters in each part; one",
+        "--prompt a": "the data have no character 'a', so no model can read it",
+        "--temperature 0": "--temperature must be in (0, inf), got 0",
+        "--batch-size 50000": "--batch-size 50000 is more than all 39,995 examples",
+        "--steps 1": "--steps must be at least 2, got 1",
+    },
     "tickets": {
         "--method lottery": "unknown --method 'lottery'; choose one of ltr, lrr, ft, slr, clr",
         "--method reinit": "--method reinit is a control of ltr: give both",

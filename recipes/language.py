@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from recipes.common import checkpoints, cli, flags, folder, lanes, models, settings, text
-from recipes.common.data import Key
+from recipes.common.data import Key, Split
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
 from recipes.common.lanes import Lane, State
@@ -100,6 +100,7 @@ class Study(NamedTuple):
     program: lanes.Program  # its examples are windows of the text
     lane: Lane  # an order of the windows for each seed
     bits: dict[str, text.Bits]  # by the part of the text
+    validation: Split  # windows that do not overlap
     start: np.ndarray  # tokens (t,) that samples begin with
 
     @property
@@ -133,6 +134,7 @@ def study_of(config: Config) -> Study:
         program,
         Lane(lanes.seed_keys(config.seed, config.seeds)),
         {part: text.bits(module.apply, split) for part, split in apart.items()},
+        apart["validation"],
         start_of(config, read),
     )
 

@@ -37,7 +37,7 @@ RUNS = {
     "dynamic": (dynamic, f"{PAIR} --method rigl"),
     "soup": (soup, f"{TINY} {SOUP}"),
 }
-CLOCKS = ("seconds", "phase_seconds", "training_seconds", "peak_memory_bytes")
+CLOCKS = ("seconds", "phase_seconds", "training_seconds", "pruning_seconds", "peak_memory_bytes")
 FORK = multiprocessing.get_context("fork")
 
 

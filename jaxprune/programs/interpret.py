@@ -41,10 +41,30 @@ def walk(
     def value(atom: Any) -> Any:
         return constant(atom.val, atom) if isinstance(atom, Literal) else values[atom]
 
-    for eqn, step in zip(jaxpr.eqns, jaxpr.eqns if steps is None else steps, strict=True):
+    last = _last_reads(jaxpr)
+    steps = jaxpr.eqns if steps is None else steps
+    for place, (eqn, step) in enumerate(zip(jaxpr.eqns, steps, strict=True)):
         results = equation(step, [value(atom) for atom in eqn.invars])
         values.update(zip(eqn.outvars, results, strict=True))
+        for var in last.get(place, ()):  # arrays may be large
+            values.pop(var, None)
     return [value(atom) for atom in jaxpr.outvars]
+
+
+def _last_reads(jaxpr: Any) -> dict[int, list[Any]]:
+    """By the place of an equation the variables that nothing reads after it."""
+    place_of = {
+        atom: place
+        for place, eqn in enumerate(jaxpr.eqns)
+        for atom in eqn.invars
+        if not isinstance(atom, Literal)
+    }
+    results = {id(atom) for atom in jaxpr.outvars}
+    last: dict[int, list[Any]] = {}
+    for var, place in place_of.items():
+        if id(var) not in results:
+            last.setdefault(place, []).append(var)
+    return last
 
 
 def enter(

@@ -122,6 +122,11 @@ def default(words: str) -> Rule:
     return Rule(default=words)
 
 
+def metavar(word: str) -> Rule:
+    """What --help shows for a value."""
+    return Rule(metavar=word)
+
+
 def flag_of(name: str) -> str:
     """The flag of a field."""
     return f"--{name.replace('_', '-')}"

@@ -97,8 +97,8 @@ def write_up(
         models=[folder.MODEL],
         notes="Perplexity is of one character",
         saved=(
-            "The samples are in `" + SAMPLES + "`, and the weights of all seeds in {models}: read "
-            "them with `recipes.common.checkpoints.load_model`."
+            "The samples are in `" + SAMPLES + "`, and the weights of all seeds in {models}: "
+            "`python -m recipes.one_shot --trained " + str(config.out) + "` prunes them."
         ),
         of_layers="Samples of the first seed, and its layers",
     )

@@ -131,6 +131,15 @@ CASES = {
             files=("samples.txt",),
         ),
         Case(
+            "one_shot",
+            "--seeds 2 --steps 8 --log-every 4 --evaluations 2 --batch-size 8 --context 16"
+            " --characters 20 --sparsity 0.5 2:4 --calibration 8 --calibrations 2",
+            "perplexity errors",
+            ("| dense |", "| wanda 50 % |", "| sparsegpt 2:4 |", "**magnitude 2:4**"),
+            ({"when": {"step": 4}}, {"when": {"method": "wanda"}}),
+            files=("samples.txt",),
+        ),
+        Case(
             "tickets",
             "--seeds 2 --steps 12 --log-every 3 --evaluations 2 --train-examples 256"
             " --batch-size 32 --phases 3 --sparsity 0.9 --rewind 3 --schedule drops"

@@ -156,6 +156,16 @@ MISTAKES = {
         "--batch-size 50000": "--batch-size 50000 is more than all 39,995 examples",
         "--steps 1": "--steps must be at least 2, got 1",
     },
+    "one_shot": {
+        "--trained /nowhere": "--trained: there is no finished run of recipes.language in",
+        "--method obs": "unknown --method 'obs'; choose one of magnitude, wanda, sparsegpt",
+        "--method wanda wanda": "--method has wanda twice",
+        "--sparsity 50": "--sparsity is a fraction in (0, 1), such as 0.5, or N:M, such as 2:4",
+        "--sparsity 4:2": "or N:M, such as 2:4; got 4:2",
+        "--sparsity 0.5 3:7": "--sparsity 3:7: prune_in_order: 'block_0/",
+        "--calibration 90000": "--calibration 90000 is more than all 39,995 windows",
+        "--calibrations 0": "--calibrations must be at least 1, got 0",
+    },
     "tickets": {
         "--method lottery": "unknown --method 'lottery'; choose one of ltr, lrr, ft, slr, clr",
         "--method reinit": "--method reinit is a control of ltr: give both",

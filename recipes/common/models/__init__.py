@@ -7,6 +7,7 @@ from recipes.common.models.images import GROUPS as GROUPS
 from recipes.common.models.images import MLP as MLP
 from recipes.common.models.images import MODELS as MODELS
 from recipes.common.models.images import NORMS as NORMS
+from recipes.common.models.images import Conv as Conv
 from recipes.common.models.images import ConvNet as ConvNet
 from recipes.common.models.images import LossFn as LossFn
 from recipes.common.models.images import ResNet as ResNet

@@ -1,0 +1,17 @@
+"""Pruning of trained networks with a few batches, without training.
+
+    fn, params, batches -> prune_in_order(method) -> params, masks
+
+A calibrated method sees one weight matrix and its `Inputs`, and gives the pruned matrix and its
+mask: a `Method`. `magnitude` reads the weights only, `wanda` also the norms of the inputs,
+`sparsegpt` also their products, by which the weights that stay make up for the others.
+`prune_in_order` takes any of them through any function of params: each product is pruned with what
+the pruned products before it give.
+"""
+
+from jaxprune.calibration.in_order import prune_in_order as prune_in_order
+from jaxprune.calibration.magnitude import magnitude as magnitude
+from jaxprune.calibration.method import Inputs as Inputs
+from jaxprune.calibration.method import Method as Method
+from jaxprune.calibration.sparsegpt import sparsegpt as sparsegpt
+from jaxprune.calibration.wanda import wanda as wanda

@@ -1,0 +1,124 @@
+"""What `recipes.one_shot` tells: its numbers, its report, its pictures, and samples of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.common import folder, report
+from recipes.common.figures import text as pictures
+from recipes.common.report import Picture, Writeup
+from recipes.reports.language import SAMPLES, checksum, number
+
+if TYPE_CHECKING:
+    from recipes.language import Study
+    from recipes.one_shot import Config
+
+PERPLEXITY, ERRORS = "plots/perplexity.png", "plots/errors.png"
+Record = dict[str, Any]
+
+
+def write(
+    config: Config, s: Study, models: int, records: list[Record], seconds: float
+) -> dict[str, Any]:
+    """Writes the folder of the run; returns what summary.json holds."""
+    summary = report.summary(
+        config,
+        "perplexity of a decoder that is pruned in one shot",
+        models=models,
+        calibrations=config.calibrations,
+        calibration_windows=config.calibration,
+        text_sha256=checksum(s),
+        results=[result(record) for record in records],
+        seconds=seconds,
+    )
+    told = {name_of(r["method"], r["sparsity"]): r["sample"] for r in records}
+    content = "\n\n".join(f"--- {name}\n{sample}" for name, sample in told.items())
+    folder.write(config.out / SAMPLES, f"{content}\n")
+    return report.finish(config, write_up(config, records, summary), summary)
+
+
+def result(record: Record) -> dict[str, Any]:
+    """The numbers of one method at one sparsity, over models and calibrations."""
+    bits = np.array(record["test_bits"])
+    numbers = {
+        "method": record["method"],
+        "sparsity": record["sparsity"],
+        "kept_weights": record["kept_weights"],
+        "test_bits": report.over_seeds(bits),
+        "test_perplexity": report.over_seeds(2**bits),
+        "errors": {name: report.over_seeds(x) for name, x in record["errors"].items()},
+        "sample": record["sample"],
+    }
+    if "pruning_seconds" in record:
+        numbers["pruning_seconds"] = report.over_seeds(record["pruning_seconds"])
+    return numbers
+
+
+def shown(sparsity: str) -> str:
+    """A sparsity in words: "50 %", or "2:4" as it is."""
+    return sparsity if ":" in sparsity else f"{100 * float(sparsity):g} %"
+
+
+def name_of(method: str, sparsity: str) -> str:
+    """A row of the table."""
+    return method if method == "dense" else f"{method} {shown(sparsity)}"
+
+
+def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any]) -> Writeup:
+    """The result, for people: a row for each method at each sparsity."""
+    dense, *others = records
+    last = config.sparsity[len(config.sparsity) // 2]
+    at = [r for r in others if r["sparsity"] == last]
+    models, times = summary["models"], summary["calibrations"]
+    of = lambda n, word: f"1 {word}" if n == 1 else f"{n} {word}s"
+    source = config.text or config.dataset
+    by_method: dict[str, dict[str, np.ndarray]] = {}
+    for r in others:
+        by_method.setdefault(r["method"], {})[shown(r["sparsity"])] = 2 ** np.array(r["test_bits"])
+    return Writeup(
+        title="A trained decoder pruned in one shot",
+        headline=(
+            f"{config.model} decoder on {source}, {of(models, 'model')}, each pruned with "
+            f"{config.calibration} windows of {config.context} characters, "
+            f"{of(times, 'time')}; on test data"
+        ),
+        columns=("kept", "bits", "perplexity", "error", "seconds"),
+        rows=[row(one) for one in summary["results"]],
+        pictures={
+            PERPLEXITY: Picture(
+                pictures.over_sparsity(by_method, 2 ** np.array(dense["test_bits"])),
+                "Perplexity of a character on test data: means over models and windows, and the "
+                "range. The grey line is the dense model.",
+            ),
+            ERRORS: Picture(
+                pictures.down_the_layers(
+                    {r["method"]: {n: np.array(x) for n, x in r["errors"].items()} for r in at}
+                ),
+                f"At {shown(last)}: the squared error of each layer's output over the squared "
+                "output of the dense model. It has the errors of all layers before.",
+            ),
+        },
+        layers={name_of(r["method"], r["sparsity"]): r["sample"] for r in (dense, *at)},
+        models=[f"{folder.MODEL}/METHOD-SPARSITY"],
+        notes="Bits a character. Error: of the last layer's output. Seconds: for one model",
+        saved=(
+            "All samples are in `" + SAMPLES + "`. The pruned weights and the masks, a stack over "
+            "models, are in {models}: read them with `recipes.common.checkpoints.load_model`."
+        ),
+        of_layers="Samples of the first model, all from the same random numbers",
+    )
+
+
+def row(one: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one method at one sparsity."""
+    name = name_of(one["method"], one["sparsity"])
+    bits, perplexity = f"{one['test_bits']['mean']:.3f}", number(one["test_perplexity"])
+    kept = f"{round(float(np.mean(one['kept_weights']))):,}"
+    if one["method"] == "dense":
+        return name, kept, bits, perplexity, "", ""
+    last = list(one["errors"].values())[-1]
+    error, seconds = (numbers["mean"] for numbers in (last, one["pruning_seconds"]))
+    return name, kept, bits, perplexity, f"{error:.3f}", f"{seconds:.1f}"

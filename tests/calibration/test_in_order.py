@@ -1,0 +1,187 @@
+"""`prune_in_order`: each product is pruned with what the pruned products before it give."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+
+WANDA = jp.calibration.wanda(0.5)
+INPUTS = jp.calibration.Inputs
+
+
+def weights(**shapes):
+    rng = np.random.default_rng(0)
+    return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
+
+
+def batches(*shape, n=3):
+    rng = np.random.default_rng(1)
+    return [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(n)]
+
+
+def every_leaf(params):
+    return params
+
+
+def by_hand(weight, xs, method=WANDA):
+    """A matrix pruned with some inputs, of any leading axes."""
+    return method(weight, INPUTS(tuple(x.reshape(-1, x.shape[-1]) for x in xs)))
+
+
+@pytest.mark.parametrize("method", [WANDA, jp.calibration.sparsegpt((2, 4))], ids=["wanda", "gpt"])
+def test_two_layers_as_by_hand(method):
+    params, xs = weights(a=(8, 24), b=(24, 10)), batches(5, 8)
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    pruned, masks = jp.calibration.prune_in_order(fn, params, xs, method, every_leaf)
+    a, mask_a = by_hand(params["a"], xs, method)
+    b, mask_b = by_hand(params["b"], [jnp.tanh(x @ a) for x in xs], method)
+    np.testing.assert_array_equal(masks["a"], mask_a)
+    np.testing.assert_array_equal(masks["b"], mask_b)
+    np.testing.assert_allclose(pruned["a"], a, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pruned["b"], b, rtol=1e-4, atol=1e-5)
+    assert np.any(
+        by_hand(params["b"], [jnp.tanh(x @ params["a"]) for x in xs], method)[1] != mask_b
+    )
+
+
+def test_heads_transposes_and_slices_find_their_place():
+    """A kernel with heads, one that is read transposed, and a fused one that is split first."""
+    params = weights(heads=(8, 2, 3), out=(2, 3, 8), wide=(5, 8), fused=(5, 12))
+    xs = batches(4, 8)
+
+    def fn(p, x):
+        y = jnp.einsum("nhd,hdo->no", jnp.einsum("ni,ihd->nhd", x, p["heads"]), p["out"])
+        y = jnp.tanh(y @ p["wide"].T)
+        a, b = jnp.split(p["fused"], [4], axis=1)
+        return (y @ a), (jnp.sin(y) @ b)
+
+    pruned, masks = jp.calibration.prune_in_order(fn, params, xs, WANDA, every_leaf)
+    matrix, mask = by_hand(params["heads"].reshape(8, 6), xs)
+    np.testing.assert_array_equal(masks["heads"], mask.reshape(8, 2, 3))
+    ys = [x @ matrix for x in xs]
+    matrix, mask = by_hand(params["out"].reshape(6, 8), ys)
+    np.testing.assert_array_equal(masks["out"], mask.reshape(2, 3, 8))
+    ys = [y @ matrix for y in ys]
+    matrix, mask = by_hand(params["wide"].T, ys)
+    np.testing.assert_array_equal(masks["wide"], mask.T)
+    ys = [jnp.tanh(y @ matrix) for y in ys]
+    np.testing.assert_array_equal(masks["fused"][:, :4], by_hand(params["fused"][:, :4], ys)[1])
+    ys = [jnp.sin(y) for y in ys]
+    np.testing.assert_array_equal(masks["fused"][:, 4:], by_hand(params["fused"][:, 4:], ys)[1])
+    same = jax.tree.map(
+        lambda w, p, m: bool((jnp.where(m, w, 0) == p).all()), params, pruned, masks
+    )
+    assert all(same.values())
+
+
+def test_layers_of_a_scan_come_one_after_the_other():
+    params, xs = weights(stack=(3, 6, 6)), batches(4, 6)
+    loop = lambda p, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), h.sum()), x, p["stack"])
+    line = lambda p, x: jax.lax.fori_loop(0, 0, lambda i, h: h, _unrolled(p["stack"], x))
+    scanned, masks = jp.calibration.prune_in_order(loop, params, xs, WANDA, every_leaf)
+    plain, masks_too = jp.calibration.prune_in_order(line, params, xs, WANDA, every_leaf)
+    np.testing.assert_array_equal(masks["stack"], masks_too["stack"])
+    np.testing.assert_allclose(scanned["stack"], plain["stack"])
+    assert (~masks["stack"]).sum((0, 1)).tolist() == [9] * 6
+    backwards = lambda p, x: jax.lax.scan(
+        lambda h, w: (jnp.tanh(h @ w), None), x, p["stack"], reverse=True
+    )
+    _, masks_back = jp.calibration.prune_in_order(backwards, params, xs, WANDA, every_leaf)
+    np.testing.assert_array_equal(masks_back["stack"][2], by_hand(params["stack"][2], xs)[1])
+
+
+def _unrolled(stack, x):
+    for layer in range(3):
+        x = jnp.tanh(x @ stack[layer])
+    return x
+
+
+def test_experts_are_pruned_side_by_side():
+    params, xs = weights(experts=(2, 4, 6)), batches(2, 5, 4)
+    fn = lambda p, x: jnp.einsum("eni,eio->eno", x, p["experts"])
+    _, masks = jp.calibration.prune_in_order(fn, params, xs, WANDA, every_leaf)
+    for e in range(2):
+        mask = by_hand(params["experts"][e], [x[e] for x in xs])[1]
+        np.testing.assert_array_equal(masks["experts"][e], mask)
+
+
+def test_a_shared_leaf_is_pruned_once_and_read_pruned():
+    params, xs = weights(a=(6, 6)), batches(4, 6)
+    seen = []
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["a"]
+
+    def method(weight, inputs):
+        seen.append(inputs)
+        return WANDA(weight, inputs)
+
+    jp.calibration.prune_in_order(fn, params, xs, method, every_leaf)
+    assert len(seen) == 1 and [x.shape for x in seen[0].batches] == [(4, 6)] * 3
+
+
+class Network(nn.Module):
+    """A convolution, a tied table, remat."""
+
+    conv: bool = False
+
+    @nn.compact
+    def __call__(self, tokens):
+        table = nn.Embed(7, 8)
+        x = table(tokens)
+        if self.conv:
+            x = nn.Conv(8, (3,))(x)
+        x = nn.remat(nn.Dense)(12)(x)
+        return table.attend(nn.Dense(8)(nn.silu(x)))
+
+
+TOKENS = [jnp.arange(10).reshape(2, 5) % 7]
+
+
+def test_a_module_by_its_kernels():
+    """Biases and the table stay; the structure and the dtypes too; also under jit."""
+    module = Network()
+    params = module.init(jax.random.key(0), TOKENS[0])["params"]
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    fn = lambda p, tokens: module.apply({"params": p}, tokens)
+    prune = lambda p: jp.calibration.prune_in_order(fn, p, TOKENS, WANDA)
+    pruned, masks = prune(params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), pruned) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), params
+    )
+    assert jp.sparsity(masks) == pytest.approx(0.5)
+    np.testing.assert_array_equal(pruned["Embed_0"]["embedding"], params["Embed_0"]["embedding"])
+    assert masks["Embed_0"]["embedding"] is None and masks["Dense_0"]["bias"] is None
+    again = jax.jit(prune)(params)
+    np.testing.assert_array_equal(again[1]["Dense_0"]["kernel"], masks["Dense_0"]["kernel"])
+
+
+def raised(fn, params, xs, prunable=every_leaf, method=WANDA):
+    with pytest.raises(ValueError) as error:
+        jp.calibration.prune_in_order(fn, params, xs, method, prunable)
+    return str(error.value)
+
+
+def test_clear_errors():
+    params, xs = weights(a=(6, 5), lost=(2, 2)), batches(4, 6)
+    fn = lambda p, x: x @ p["a"]
+    assert "reaches no product of 'lost'" in raised(fn, params, xs)
+    params = {"a": params["a"]}
+    assert "batches is empty" in raised(fn, params, [])
+    assert "batch 1 is float32 (3, 6), and batch 0 is float32 (4, 6)" in raised(
+        fn, params, [xs[0], xs[0][:3]]
+    )
+    assert "'a' have nan or inf in batch 1" in raised(
+        fn, params, [xs[0], xs[0].at[0, 0].set(jnp.nan)]
+    )
+    gpt = jp.calibration.sparsegpt((2, 4))
+    assert "'a': nm(2, 4) needs" in raised(fn, params, xs, method=gpt)
+    with pytest.raises(TypeError) as error:
+        jp.calibration.prune_in_order(fn, params, [jnp.ones((3, 2))], WANDA)
+    assert "does not take these params and this batch" in "".join(error.value.__notes__)
+    module = Network(conv=True)
+    variables = module.init(jax.random.key(0), TOKENS[0])
+    assert "Conv_0/kernel', a convolution" in raised(module.apply, variables, TOKENS, jp.kernels)
+    branch = lambda p, x: jax.lax.cond(x.sum() > 0, lambda: x @ p["a"], lambda: 0 * x[:, :5])
+    assert "reads them within cond" in raised(branch, params, xs)

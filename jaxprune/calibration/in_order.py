@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune.base import Masks, Params, is_known
+from jaxprune.calibration.matrices import kernel_matrix, matrices_of, patches, rows_of
 from jaxprune.calibration.method import Inputs, Method
 from jaxprune.programs.interpret import bind, programs, scan_parts, walk
 from jaxprune.programs.primitives import Side, sides
@@ -60,8 +59,8 @@ def prune_in_order(
 
     Raises:
       ValueError: without a batch, for batches of several shapes, if a leaf is in no product that is
-        reached (as within `while_loop` and `cond`) or in a convolution, if inputs of a product are
-        nan or inf (where that is known: not under `jit`), and what the method raises.
+        reached (as within `while_loop` and `cond`) or in a convolution of groups, if inputs of a
+        product are nan or inf (where that is known: not under `jit`), and what the method raises.
 
     >>> import jax, jax.numpy as jnp, jaxprune as jp
     >>> params = {'kernel': jnp.array([[3., -1.], [1., 2.], [-2., .5], [.1, 1.]])}
@@ -195,15 +194,20 @@ class _Pass:
         leaf: Any = operands[place].leaf
         if (leaf.name, leaf.part) in self.done:
             return
-        mine, other = product[place], product[1 - place]
-        if mine.window:
-            raise ValueError(
-                f"prune_in_order can't prune '{leaf.name}', a convolution. Exclude it with "
-                "prunable=jp.matching(exclude=[...])."
-            )
-        weight = leaf.get(self.now[leaf.name])
-        matrices, back = _matrices(weight, mine)
-        batches = [_rows(x, other) for x in self.read(operands[1 - place])]
+        weight, others = leaf.get(self.now[leaf.name]), self.read(operands[1 - place])
+        if product[place].window:
+            if place != 1 or any(
+                eqn.params[f"{of}_group_count"] > 1 for of in ("feature", "batch")
+            ):
+                raise ValueError(
+                    f"prune_in_order can't prune '{leaf.name}', a convolution of groups. Exclude it "
+                    "with prunable=jp.matching(exclude=[...])."
+                )
+            matrices, back = kernel_matrix(weight, eqn)
+            batches = [patches(x, eqn) for x in others]
+        else:
+            matrices, back = matrices_of(weight, product[place])
+            batches = [rows_of(x, product[1 - place]) for x in others]
         found = []
         for i, matrix in enumerate(matrices):
             inputs = Inputs(tuple(x[i] for x in batches))
@@ -234,25 +238,6 @@ def _moved(eqn: Any, leaf: Any) -> list[_Value]:
         part = (*leaf.part, i, str(eqn.params.get("start_indices"))) if cut else leaf.part
         values.append(_Value((), _Leaf(leaf.name, part, get, put)))
     return values
-
-
-def _matrices(weight: jax.Array, side: Side) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """The operand of a product as (n, inputs, outputs), n those side by side; and the way back."""
-    rest = [i for i in range(weight.ndim) if i not in (*side.batch, *side.contracted)]
-    order = (*side.batch, *side.contracted, *rest)
-    moved = weight.transpose(order)
-    a, b = len(side.batch), len(side.batch) + len(side.contracted)
-    sizes = tuple(map(math.prod, (moved.shape[:a], moved.shape[a:b], moved.shape[b:])))
-    back = lambda x: x.reshape(moved.shape).transpose(np.argsort(order).tolist())
-    return moved.reshape(sizes), back
-
-
-def _rows(x: jax.Array, side: Side) -> jax.Array:
-    """The other operand as (n, rows, inputs)."""
-    rest = [i for i in range(x.ndim) if i not in (*side.batch, *side.contracted)]
-    moved = x.transpose((*side.batch, *rest, *side.contracted))
-    n, inputs = (math.prod(x.shape[i] for i in axes) for axes in (side.batch, side.contracted))
-    return moved.reshape(n, -1, inputs)
 
 
 def _check_alike(inputs: list[Any]) -> None:

@@ -121,6 +121,36 @@ def test_a_shared_leaf_is_pruned_once_and_read_pruned():
     assert len(seen) == 1 and [x.shape for x in seen[0].batches] == [(4, 6)] * 3
 
 
+CONVOLUTIONS = {
+    "same": {"strides": 1, "padding": "SAME"},
+    "strided": {"strides": (2, 1), "padding": "VALID"},
+    "dilated": {"strides": 1, "padding": [(2, 1), (0, 3)], "kernel_dilation": (2, 1)},
+    "fast": {"strides": 2, "padding": "SAME", "conv_general_dilated": jp.conv_general_dilated},
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_is_a_product_of_patches(name):
+    """The method sees matrices whose product is the convolution, and N:M along the channels."""
+    module = nn.Conv(5, (3, 2), use_bias=False, **CONVOLUTIONS[name])
+    xs = batches(2, 7, 6, 4, n=2)
+    variables, seen = module.init(jax.random.key(0), xs[0]), []
+
+    def method(weight, inputs):
+        seen.append((weight, inputs))
+        return jp.calibration.wanda((2, 4))(weight, inputs)
+
+    pruned, masks = jp.calibration.prune_in_order(module.apply, variables, xs, method)
+    ((weight, inputs),) = seen
+    for x, rows in zip(xs, inputs.batches, strict=True):
+        y = module.apply(variables, x)
+        np.testing.assert_allclose((rows @ weight).reshape(y.shape), y, rtol=1e-4, atol=1e-5)
+    mask = np.asarray(masks["params"]["kernel"])
+    assert mask.shape == (3, 2, 4, 5) and (mask.sum(2) == 2).all()
+    kernel = variables["params"]["kernel"]
+    np.testing.assert_array_equal(pruned["params"]["kernel"], jnp.where(mask, kernel, 0))
+
+
 class Network(nn.Module):
     """A convolution, a tied table, remat."""
 
@@ -131,7 +161,7 @@ class Network(nn.Module):
         table = nn.Embed(7, 8)
         x = table(tokens)
         if self.conv:
-            x = nn.Conv(8, (3,))(x)
+            x = nn.Conv(8, (3,), feature_group_count=2)(x)
         x = nn.remat(nn.Dense)(12)(x)
         return table.attend(nn.Dense(8)(nn.silu(x)))
 
@@ -182,6 +212,8 @@ def test_clear_errors():
     assert "does not take these params and this batch" in "".join(error.value.__notes__)
     module = Network(conv=True)
     variables = module.init(jax.random.key(0), TOKENS[0])
-    assert "Conv_0/kernel', a convolution" in raised(module.apply, variables, TOKENS, jp.kernels)
+    assert "Conv_0/kernel', a convolution of groups" in raised(
+        module.apply, variables, TOKENS, jp.kernels
+    )
     branch = lambda p, x: jax.lax.cond(x.sum() > 0, lambda: x @ p["a"], lambda: 0 * x[:, :5])
     assert "reads them within cond" in raised(branch, params, xs)

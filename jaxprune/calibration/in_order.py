@@ -196,12 +196,11 @@ class _Pass:
             return
         weight, others = leaf.get(self.now[leaf.name]), self.read(operands[1 - place])
         if product[place].window:
-            if place != 1 or any(
-                eqn.params[f"{of}_group_count"] > 1 for of in ("feature", "batch")
-            ):
+            groups = [eqn.params[f"{of}_group_count"] for of in ("feature", "batch")]
+            if place != 1 or groups != [1, 1]:
                 raise ValueError(
-                    f"prune_in_order can't prune '{leaf.name}', a convolution of groups. Exclude it "
-                    "with prunable=jp.matching(exclude=[...])."
+                    f"prune_in_order can't prune '{leaf.name}', a convolution of groups. Exclude "
+                    "it with prunable=jp.matching(exclude=[...])."
                 )
             matrices, back = kernel_matrix(weight, eqn)
             batches = [patches(x, eqn) for x in others]

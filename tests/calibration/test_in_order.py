@@ -212,8 +212,7 @@ def test_clear_errors():
     assert "does not take these params and this batch" in "".join(error.value.__notes__)
     module = Network(conv=True)
     variables = module.init(jax.random.key(0), TOKENS[0])
-    assert "Conv_0/kernel', a convolution of groups" in raised(
-        module.apply, variables, TOKENS, jp.kernels
-    )
+    said = raised(module.apply, variables, TOKENS, jp.kernels)
+    assert "Conv_0/kernel', a convolution of groups" in said
     branch = lambda p, x: jax.lax.cond(x.sum() > 0, lambda: x @ p["a"], lambda: 0 * x[:, :5])
     assert "reads them within cond" in raised(branch, params, xs)

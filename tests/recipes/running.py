@@ -119,11 +119,16 @@ def interrupted(recipe, argv, when=None, call=None):
 
 def test_accuracies(out, model=""):
     """The accuracies (seeds,) of the networks that a run saved, computed without its code."""
+    params, batch_stats, _ = checkpoints.load_model(out / folder.MODEL / model)
+    return accuracies(out, params, batch_stats)
+
+
+def accuracies(out, params, batch_stats):
+    """The accuracies (seeds,) of networks on the test data of a run, computed without its code."""
     config = yaml.safe_load((out / folder.CONFIG).read_text())
     dataset = data.load(config["dataset"], train_examples=config["train_examples"])
     width = config.get("width", 1.0)
     module = models.model(config["model"], dataset.classes, config["norm"], width)
-    params, batch_stats, _ = checkpoints.load_model(out / folder.MODEL / model)
 
     def accuracy(params, batch_stats):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -131,8 +136,8 @@ def test_accuracies(out, model=""):
             module.apply(variables, dataset.test.images).argmax(-1) == dataset.test.labels
         ).mean()
 
-    accuracies = jax.vmap(accuracy)(params, batch_stats).tolist()
-    return pytest.approx(accuracies, abs=1e-4)  # one example more is 1/360
+    found = jax.vmap(accuracy)(params, batch_stats).tolist()
+    return pytest.approx(found, abs=1e-4)  # one example more is 1/360
 
 
 def saved_models(out):

@@ -7,7 +7,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import gmp
-from recipes.common import arms, data, lanes
+from recipes.common import arms, checkpoints, data, folder, lanes
 from tests.recipes import running
 
 
@@ -45,10 +45,16 @@ def test_the_model_loads_and_is_sparse(finished):
     assert sum(int(mask[0].sum()) for mask in jax.tree.leaves(masks)) == summary["kept_weights"][0]
 
 
-def test_seeds_on_two_devices_are_those_of_one(finished, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The short run on two devices; it keeps the best."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "devices_for", lambda seeds: 2)
+        return running.varied("gmp", "--keep-best", tmp_path_factory.mktemp("two") / "run")
+
+
+def test_seeds_on_two_devices_are_those_of_one(finished, two):
     """To float tolerance."""
-    monkeypatch.setattr(lanes, "devices_for", lambda seeds: 2)
-    two = running.varied("gmp", "", tmp_path / "run")
     for own, theirs in zip(two.records, finished.records, strict=True):
         for arm in ("dense", "sparse"):
             np.testing.assert_allclose(own[arm]["loss"], theirs[arm]["loss"], rtol=1e-5)
@@ -56,6 +62,32 @@ def test_seeds_on_two_devices_are_those_of_one(finished, tmp_path, monkeypatch):
     *_, masks = two.model()
     *_, same = finished.model()
     assert min(jax.tree.leaves(jax.tree.map(lambda a, b: np.mean(a == b), masks, same))) > 0.99
+
+
+@pytest.mark.full
+def test_a_run_stopped_on_two_devices_goes_on_to_the_same_bits(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "devices_for", lambda seeds: 2)
+    out = tmp_path / "again"
+    argv = [*two.case.flags.split(), "--keep-best", "--out", str(out)]
+    assert running.interrupted(gmp, argv, when={"step": 4}) == 130
+    gmp.main(["--out", str(out), "--resume"])
+    assert running.records(out) == two.records
+    running.same_models(out, two.out)
+    (kept,), (first,) = ((run / folder.BEST).iterdir() for run in (out, two.out))
+    assert kept.name == first.name
+
+
+def test_the_best_is_the_most_accurate_of_the_sparsest(two):
+    best = max(two.records, key=lambda record: worth(record["sparse"]))
+    (kept,) = (two.out / folder.BEST).iterdir()
+    assert int(kept.name) == best["step"]
+    params = checkpoints.read(kept).tree["settled"]["sparse"]["params"]
+    assert best["sparse"]["test_accuracy"] == running.accuracies(two.out, params, {})
+
+
+def worth(arm):
+    """The sparsest is best; of equally sparse ones, the most accurate on test data."""
+    return round(np.mean(arm["sparsity"]), 4), np.mean(arm["test_accuracy"])
 
 
 def test_progress_says_that_accuracy_is_that_of_training():

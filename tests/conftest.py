@@ -34,15 +34,31 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_collection_finish():
+    """What is imported stays to the end: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def crowded():
+    """Whether this process has mapped many pieces of memory, or it is unknown how many.
+
+    Linux maps at most 65,530 (vm.max_map_count); past that XLA crashes.
+    """
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            return sum(1 for _ in maps) > 6_000
+    except OSError:  # not Linux
+        return True
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees what a file compiled: a process has room for some thousands of programs only.
-
-    Linux maps at most 65,530 pieces of memory (vm.max_map_count); past that XLA crashes.
-    """
+    """Frees compiled programs after a file if they are many; files share programs until then."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if crowded():
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

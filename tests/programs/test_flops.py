@@ -68,6 +68,15 @@ def test_a_transposed_convolution_is_what_xla_counts_but_for_its_border():
     assert expected == pytest.approx(xla_flops(f, w, x), rel=0.05)
 
 
+def test_a_fraction_of_a_flop_is_dropped():
+    layout = ("NHWC", "HWIO", "NHWC")
+    f = lambda w, x: lax.conv_general_dilated(
+        x, w, (1, 1), [(1, 1)] * 2, lhs_dilation=(2, 2), dimension_numbers=layout
+    )
+    w, x = jnp.ones((3, 3, 1, 1)), jnp.ones((1, 3, 3, 1))
+    assert of(f, w, x) == ({"": 2 * 5 * 5 * 9 // 4}, 0)
+
+
 def test_it_is_traced_and_never_run():
     def apply_fn(w, x):
         jax.debug.callback(lambda: pytest.fail("it ran"))

@@ -45,12 +45,15 @@ def test_the_model_loads_and_is_sparse(finished):
     assert sum(int(mask[0].sum()) for mask in jax.tree.leaves(masks)) == summary["kept_weights"][0]
 
 
+BEST = "--keep-best --evaluations 2"
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The short run on two devices; it keeps the best."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lanes, "devices_for", lambda seeds: 2)
-        return running.varied("gmp", "--keep-best", tmp_path_factory.mktemp("two") / "run")
+        return running.varied("gmp", BEST, tmp_path_factory.mktemp("two") / "run")
 
 
 def test_seeds_on_two_devices_are_those_of_one(finished, two):
@@ -68,7 +71,7 @@ def test_seeds_on_two_devices_are_those_of_one(finished, two):
 def test_a_run_stopped_on_two_devices_goes_on_to_the_same_bits(two, tmp_path, monkeypatch):
     monkeypatch.setattr(lanes, "devices_for", lambda seeds: 2)
     out = tmp_path / "again"
-    argv = [*two.case.flags.split(), "--keep-best", "--out", str(out)]
+    argv = [*two.case.flags.split(), *BEST.split(), "--out", str(out)]
     assert running.interrupted(gmp, argv, when={"step": 4}) == 130
     gmp.main(["--out", str(out), "--resume"])
     assert running.records(out) == two.records
@@ -78,7 +81,9 @@ def test_a_run_stopped_on_two_devices_goes_on_to_the_same_bits(two, tmp_path, mo
 
 
 def test_the_best_is_the_most_accurate_of_the_sparsest(two):
-    best = max(two.records, key=lambda record: worth(record["sparse"]))
+    tested = [record for record in two.records if "test_accuracy" in record["sparse"]]
+    assert [record["step"] for record in tested] == [8, 12]  # evaluations, evenly spread
+    best = max(tested, key=lambda record: worth(record["sparse"]))
     (kept,) = (two.out / folder.BEST).iterdir()
     assert int(kept.name) == best["step"]
     params = checkpoints.read(kept).tree["settled"]["sparse"]["params"]

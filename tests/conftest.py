@@ -40,25 +40,15 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def crowded():
-    """Whether this process has mapped many pieces of memory, or it is unknown how many.
-
-    Linux maps at most 65,530 (vm.max_map_count); past that XLA crashes.
-    """
-    try:
-        with open("/proc/self/maps", "rb") as maps:
-            return sum(1 for _ in maps) > 6_000
-    except OSError:  # not Linux
-        return True
-
-
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees compiled programs after a file if they are many; files share programs until then."""
+    """Frees what a file compiled: a process has room for some thousands of programs only.
+
+    Linux maps at most 65,530 pieces of memory (vm.max_map_count); past that XLA crashes.
+    """
     yield
-    if crowded():
-        jax.clear_caches()
-        gc.collect()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,7 +157,7 @@ def optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
     )
 
 
-def next_token(module: models.Decoder) -> lanes.Loss:
+def next_token(module: nn.Module) -> lanes.Loss:
     """The cross-entropy of the next token, over all places of the windows."""
 
     def loss(params: Any, state: State, seen: jax.Array, tokens: jax.Array, lane: Lane) -> Any:

@@ -2,16 +2,19 @@
 
 Prunes the models of `recipes.language`, or one that it trains first, with a few windows of training
 text and no training: by magnitude, by Wanda, by SparseGPT. Each goes through the network in the
-order of its products, so that a layer is pruned with what the pruned layers before it give. Writes
-perplexity over sparsity, the error down the layers, and samples of text before and after.
+order of its products, so that a layer is pruned with what the pruned layers before it give. Then
+repairs it, if asked. Writes perplexity over sparsity, the error down the layers, and samples of
+text before and after.
 
 References: Sun et al., 2024, A Simple and Effective Pruning Approach for Large Language Models;
-Frantar and Alistarh, 2023, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot.
+Frantar and Alistarh, 2023, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot;
+Zimmer et al., 2023, PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs (the norms).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,8 +23,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxprune as jp
+from jaxprune.trees import map_named
 from recipes import language
 from recipes.common import checkpoints, cli, flags, folder, lanes
 from recipes.common.data import Key
@@ -35,6 +40,7 @@ METHODS = {
     "wanda": jp.calibration.wanda,
     "sparsegpt": jp.calibration.sparsegpt,
 }
+REPAIRS = ("norms", "retrain")
 OF_RUN = ("dataset", "data_dir", "text", "context", "model")  # what a trained model decides
 CALIBRATION = Key.STUDY + 1  # the purpose of a key: the windows that methods see
 BATCH = 64  # windows that a method sees at once, at most
@@ -72,6 +78,13 @@ class Config(language.Config):
     """Windows of training text that a method sees."""
     calibrations: flags.Count = 1
     """How often each model is pruned, each time with other windows."""
+    repair: Annotated[tuple[str, ...], flags.choice(REPAIRS), flags.default("none")] = ()
+    """What trains after pruning, under the masks: the scales of the norms, or all weights that are
+    left (retrain)."""
+    repair_steps: flags.Count = 200
+    """Steps of a repair."""
+    repair_rate: flags.Positive = 2e-3
+    """The highest rate of a repair; the schedule is that of the training."""
 
 
 def one_shot(config: Config) -> dict[str, Any]:
@@ -82,7 +95,8 @@ def one_shot(config: Config) -> dict[str, Any]:
     check(config, s)
     cells = [(method, sparsity) for sparsity in config.sparsity for method in config.method]
     with journal(config) as log:
-        phase = lambda i, dense: one_phase(config, s, log, cells[i - 1] if i else None, dense)
+        shared = config, s, log, repairs_of(config, s)
+        phase = lambda i, dense: one_phase(*shared, cells[i - 1] if i else None, dense)
         lanes.phases(log, 1 + len(cells), shapes(s, models_of(config)), phase)
         records = [record for record in log.records if "method" in record]
         return report.write(config, s, models_of(config), records, log.seconds())
@@ -190,7 +204,12 @@ class Pruned(NamedTuple):
 
 
 def one_phase(
-    config: Config, s: Study, log: Journal, cell: Cell | None, dense: Any
+    config: Config,
+    s: Study,
+    log: Journal,
+    repairs: Mapping[str, lanes.Program],
+    cell: Cell | None,
+    dense: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """First the trained models, then each method at each sparsity; what it gives is a record."""
     if cell is None:
@@ -217,7 +236,47 @@ def one_phase(
     save(config, cell, jax.tree.map(lambda x: x[::times], done.params))
     record = told(config, s, done.params, lanes.repeat(dense, times))
     record |= {"method": method, "sparsity": sparsity, "pruning_seconds": done.seconds.tolist()}
+    record["repairs"] = {
+        name: repaired(config, s, log, f"{name} {method} {sparsity}", repair, done.params)
+        for name, repair in repairs.items()
+    }
     return dense, record | {"seconds": log.seconds()}
+
+
+def repaired(
+    config: Config, s: Study, log: Journal, name: str, repair: lanes.Program, params: Any
+) -> dict[str, Any]:
+    """What is measured of pruned models after a repair: pruned weights stay zero."""
+    masks = jax.tree.map(lambda w: w != 0, jax.vmap(jp.kernels)(params))
+    count = len(jax.tree.leaves(params)[0])
+    lane = lanes.Lane(lanes.seed_keys(config.seed, count))
+    network = lanes.Network(params, {}, masks)
+    end = lanes.trained(log, name.replace(":", " of "), repair, network, lane, config.repair_steps)
+    sample = language.written(config, s, lanes.lane_of(end.params, 0), 1)[0]
+    return {"test_bits": s.bits["test"](end.params).tolist(), "sample": sample}
+
+
+def repairs_of(config: Config, s: Study) -> dict[str, lanes.Program]:
+    """The program of each repair: an optimizer of a part of the weights, under masks."""
+    trains = {"norms": lambda name: name.endswith("/scale"), "retrain": lambda name: True}
+
+    def program(chosen: Any) -> lanes.Program:
+        label = lambda name, w: "trained" if chosen(name) else "fixed"
+        parts = {
+            "trained": language.optimizer(config.repair_rate, config.repair_steps),
+            "fixed": optax.set_to_zero(),
+        }
+        inner = optax.partition(parts, lambda params: map_named(label, params))
+        return lanes.program(
+            s.program.module,
+            lambda lane: jp.sparsify(inner, jp.fixed(lanes.keep_all)),
+            s.program.data,
+            config.batch_size,
+            s.program.chunk_steps,
+            loss=language.next_token(s.program.module),
+        )
+
+    return {name: program(trains[name]) for name in config.repair}
 
 
 def loaded(config: Config) -> Any:

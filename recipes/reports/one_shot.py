@@ -34,7 +34,11 @@ def write(
         results=[result(record) for record in records],
         seconds=seconds,
     )
-    told = {name_of(r["method"], r["sparsity"]): r["sample"] for r in records}
+    told = {}
+    for r in records:
+        name = name_of(r["method"], r["sparsity"])
+        told[name] = r["sample"]
+        told |= {f"{name}, {k}": of["sample"] for k, of in r.get("repairs", {}).items()}
     content = "\n\n".join(f"--- {name}\n{sample}" for name, sample in told.items())
     folder.write(config.out / SAMPLES, f"{content}\n")
     return report.finish(config, write_up(config, records, summary), summary)
@@ -51,6 +55,14 @@ def result(record: Record) -> dict[str, Any]:
         "test_perplexity": report.over_seeds(2**bits),
         "errors": {name: report.over_seeds(x) for name, x in record["errors"].items()},
         "sample": record["sample"],
+        "repairs": {
+            name: {
+                "test_bits": report.over_seeds(of["test_bits"]),
+                "test_perplexity": report.over_seeds(2 ** np.array(of["test_bits"])),
+                "sample": of["sample"],
+            }
+            for name, of in record.get("repairs", {}).items()
+        },
     }
     if "pruning_seconds" in record:
         numbers["pruning_seconds"] = report.over_seeds(record["pruning_seconds"])
@@ -86,7 +98,7 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
             f"{of(times, 'time')}; on test data"
         ),
         columns=("kept", "bits", "perplexity", "error", "seconds"),
-        rows=[row(one) for one in summary["results"]],
+        rows=[each for one in summary["results"] for each in rows(one)],
         pictures={
             PERPLEXITY: Picture(
                 pictures.over_sparsity(by_method, 2 ** np.array(dense["test_bits"])),
@@ -110,6 +122,15 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
         ),
         of_layers="Samples of the first model, all from the same random numbers",
     )
+
+
+def rows(one: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of one method at one sparsity: before and after each repair."""
+    after = [
+        (f"+ {name}", "", f"{of['test_bits']['mean']:.3f}", number(of["test_perplexity"]), "", "")
+        for name, of in one["repairs"].items()
+    ]
+    return [row(one), *after]
 
 
 def row(one: dict[str, Any]) -> tuple[str, ...]:

@@ -133,9 +133,10 @@ CASES = {
         Case(
             "one_shot",
             "--seeds 2 --steps 8 --log-every 4 --evaluations 2 --batch-size 8 --context 16"
-            " --characters 20 --sparsity 0.5 2:4 --calibration 8 --calibrations 2",
+            " --characters 20 --sparsity 0.5 2:4 --calibration 8 --calibrations 2"
+            " --repair norms retrain --repair-steps 4",
             "perplexity errors",
-            ("| dense |", "| wanda 50 % |", "| sparsegpt 2:4 |", "**magnitude 2:4**"),
+            ("| dense |", "| sparsegpt 2:4 |", "**magnitude 2:4**", "| + norms |"),
             ({"when": {"step": 4}}, {"when": {"method": "wanda"}}),
             files=("samples.txt",),
         ),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recipes import language, one_shot
-from recipes.common import checkpoints, cli, folder
+from recipes.common import checkpoints, cli, folder, lanes
 from recipes.common.folder import RecipeError
 
 pytestmark = pytest.mark.full
@@ -57,6 +57,21 @@ def test_errors_follow_the_order_of_data(finished):
     ]
     assert len(names) == 14
     assert all(e["mean"] < 1e-10 for e in results(finished)["dense", "0"]["errors"].values())
+
+
+@pytest.mark.parametrize("repair", one_shot.REPAIRS)
+def test_a_repair_trains_its_part_and_pruned_weights_stay_zero(finished, repair, tmp_path):
+    config = replace(finished.config, out=tmp_path, repair=(repair,))
+    program = one_shot.repairs_of(config, language.study_of(config))[repair]
+    params, _, masks = finished.model("wanda-0.5")
+    lane = lanes.Lane(lanes.seed_keys(0, 2))
+    state = lanes.begin(program, lanes.Network(params, {}, masks), lane)
+    after = lanes.train(program, state, lane, 4, lambda step, state: None).params
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after, params)
+    for path, changed in jax.tree_util.tree_leaves_with_path(moved):
+        assert changed == (repair == "retrain" or path[-1].key == "scale"), path
+    kernel = lambda tree: np.asarray(tree["block_1"]["mlp"]["down"]["kernel"])
+    assert (kernel(after)[~kernel(masks)] == 0).all() and (~kernel(masks)).any()
 
 
 def test_models_of_finished_runs(finished, run, tmp_path):

@@ -70,7 +70,8 @@ def over_sparsity(methods: Mapping[str, Mapping[str, np.ndarray]], dense: np.nda
 def plain_log_axis(axes: Axes, values: Sequence[np.ndarray]) -> None:
     """Numbers as 2, 5, 10 in place of powers of ten."""
     many = max(map(np.max, values)) > 30 * min(map(np.min, values))
-    axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0,) if many else (1.0, 1.5, 2, 3, 5, 7)))
+    subs = (1.0, 3.0) if many else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axes.yaxis.set_major_locator(LogLocator(10, subs=subs))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
@@ -88,9 +89,7 @@ def down_the_layers(methods: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
         names = [name.replace("attention ", "").replace("mlp ", "") for name in names]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set(title="Relative error of each layer's output", yscale="log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.minorticks_off()
+        plain_log_axis(axes, [value for by in methods.values() for value in by.values()])
         axes.set_xlabel("Block and layer, in the order of data")
         figure.key(axes)
     return figure.png

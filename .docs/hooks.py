@@ -53,18 +53,19 @@ def sections() -> dict[str, dict[str, str]]:
             value = getattr(jaxprune, name)
             if isinstance(value, ModuleType):
                 found[f"jp.{name}"] = {
-                    f"{name}.{each}": defined(item)
+                    f"{name}.{each}": defined(item) or f"jaxprune.{name}.{each}"
                     for each, item in vars(value).items()
                     if not each.startswith("_") and not isinstance(item, ModuleType)
                 }
             else:
-                found[list(found)[-1]][name] = defined(value)
+                found[list(found)[-1]][name] = defined(value) or f"jaxprune.{name}"
     return {heading: names for heading, names in found.items() if names}
 
 
 def defined(value: Any) -> str:
-    """The path of a function or a class."""
-    return f"{value.__module__}.{value.__qualname__}"
+    """The path of a function or a class of ours; empty for a name of a type, which has none."""
+    ours = value.__module__.startswith("jaxprune")
+    return f"{value.__module__}.{value.__qualname__}" if ours else ""
 
 
 SECTIONS = sections()

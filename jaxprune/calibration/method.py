@@ -40,8 +40,12 @@ class Inputs(NamedTuple):
         return sum(products, jnp.float32(0))
 
 
-# (weight float32 (inputs, outputs), its inputs) -> (the pruned weight, its mask: True = kept)
 Method = Callable[[jax.Array, Inputs], tuple[jax.Array, jax.Array]]
+"""`(weight, inputs) -> (pruned weight, mask)`.
+
+The weight and the pruned weight are float32 (inputs, outputs), the mask is bool (inputs, outputs),
+True where the weight stays.
+"""
 
 
 def check_target(method: str, sparsity: Target) -> None:

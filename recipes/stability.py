@@ -9,6 +9,7 @@ Reference: Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, flags, lanes, measures, settings
+from recipes.common import checkpoints, cli, data, dead, flags, lanes, measures, settings
 from recipes.common.data import Key
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
@@ -29,8 +30,10 @@ from recipes.common.lanes import Lane, Network, State
 from recipes.common.measures import PathSettings
 from recipes.reports import stability as report
 from recipes.reports.stability import ARMS
+from recipes.tickets import pruned
 
-MASKS = ("magnitude", "random")
+MASKS = ("magnitude", "random", "imp")  # or a folder
+RATE = 0.2  # about what a round of iterative magnitude pruning prunes of the weights left
 FORKS = (0.0, 0.02, 0.1, 0.4)  # unless given: these fractions of the steps
 
 
@@ -46,9 +49,15 @@ class Config(PathSettings):
     forks: Annotated[tuple[int, ...], flags.default("0, 2, 10 and 40 % of the steps")] = ()
     """The steps at which to fork."""
     sparsity: flags.Fraction = 0.8
-    """The fraction of weights that are pruned in the sparse children."""
-    mask: Annotated[str, flags.choice(MASKS)] = "magnitude"
-    """The mask of sparse children: the largest weights of the finished trunk, or random (ERK)."""
+    """The fraction of weights that are pruned in the sparse children; unused with a folder."""
+    mask: Annotated[str, flags.choice(MASKS, "the folder of a saved run or model")] = "magnitude"
+    """The masks of sparse children: the largest weights of the finished trunk (magnitude), random
+    ones (ERK), those of iterative magnitude pruning from the first weights (imp), or the folder of
+    a saved run or model, whose network i gives the masks of trunk i."""
+    rounds: Annotated[
+        int | None, flags.at_least(1), flags.default("each prunes about 20 % of the weights left")
+    ] = None
+    """Rounds of --mask imp; each trains from the first weights to the end."""
     evaluations: Annotated[int, flags.HIDDEN] = 1  # children are tested at the end
 
     def conflicts(self) -> Iterator[str]:
@@ -57,6 +66,8 @@ class Config(PathSettings):
         if list(self.forks) != sorted(set(self.forks)) or min(self.forks, default=0) < 0:
             seen = " ".join(map(str, self.forks))
             yield f"--forks must rise, from 0 or more; got {seen}"
+        if self.rounds and self.mask != "imp":
+            yield f"--rounds belongs to --mask imp; got --mask {self.mask}"
 
 
 def stability(config: Config) -> dict[str, Any]:
@@ -84,6 +95,7 @@ class Study(NamedTuple):
     forks: list[int]
     steps: int
     measure: measures.Measure  # of what lies between children
+    saved: Any  # the masks of a folder (seeds, ...), or None
 
 
 class Trunks(NamedTuple):
@@ -99,14 +111,19 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     module = settings.module_of(config, dataset.classes)
     # dense networks train under masks that keep all: then all children are lanes of one program
     tx = jp.sparsify(settings.optimizer(config, plan.steps), jp.fixed(lanes.keep_all))
+    program = lanes.program(
+        module, lambda lane: tx, dataset.train, config.batch_size, plan.chunk_steps
+    )
+    keys, saved = lanes.seed_keys(config.seed, config.seeds), None
+    if config.mask not in MASKS:
+        saved = checkpoints.load_masks(Path(config.mask), lanes.initial(program, keys).masks)
     return Study(
-        program=lanes.program(
-            module, lambda lane: tx, dataset.train, config.batch_size, plan.chunk_steps
-        ),
-        keys=lanes.seed_keys(config.seed, config.seeds),
+        program=program,
+        keys=keys,
         forks=forks_of(config, plan.steps),
         steps=plan.steps,
         measure=measures.measure_of(config, module, dataset),
+        saved=saved,
     )
 
 
@@ -144,12 +161,15 @@ def grow(config: Config, s: Study, journal: Journal) -> Trunks:
     stored, network = untrained(s)
     course = lanes.begin(s.program, network, Lane(s.keys)), stored
     state, stored = journal.once("trunks", s.steps, course, train, f"{config.seeds} networks")
-    masks = sparse_masks(config, s.keys, state.params)
-    return Trunks(stored, state.network._replace(masks=masks))
+    return Trunks(stored, state.network._replace(masks=sparse_masks(config, s, journal, state)))
 
 
-def sparse_masks(config: Config, keys: jax.Array, params: Any) -> Any:
-    """The masks of each trunk's sparse children: its largest trained weights, or random ones."""
+def sparse_masks(config: Config, s: Study, journal: Journal, trained: State) -> Any:
+    """The masks of each trunk's sparse children."""
+    if s.saved is not None:
+        return s.saved
+    if config.mask == "imp":
+        return by_rounds(config, s, journal, trained)
 
     @jax.jit
     @jax.vmap
@@ -160,7 +180,28 @@ def sparse_masks(config: Config, keys: jax.Array, params: Any) -> Any:
         scores = jp.random(jax.random.fold_in(key, Key.METHOD))(kernels)
         return jp.select(scores, jp.erk, config.sparsity)
 
-    return masks(keys, params)
+    return masks(s.keys, trained.params)
+
+
+def by_rounds(config: Config, s: Study, journal: Journal, trained: State) -> Any:
+    """The masks of iterative magnitude pruning: prune, rewind to the first weights, train again.
+
+    The trunk is the first training; nothing trains after the last prune.
+    """
+    rounds = config.rounds or max(round(math.log(1 - config.sparsity) / math.log(1 - RATE)), 1)
+    by_round = jp.tickets.schedule(config.sparsity, rounds)
+    transform = jp.prune(jp.magnitude, jp.global_threshold, by_round)
+
+    network = first = lanes.initial(s.program, s.keys)
+    params = trained.params
+    for number in range(rounds):
+        phase = pruned(transform, params, network.masks, jnp.int32(number), first.params)
+        network = first._replace(params=phase.params, masks=phase.masks)
+        if number < rounds - 1:
+            name = f"round {number + 1} of {rounds}"
+            end = lanes.trained(journal, name, s.program, network, Lane(s.keys), s.steps)
+            params = end.params
+    return network.masks
 
 
 def fork(s: Study, state: State, masks: Any, children: int) -> tuple[State, Lane]:

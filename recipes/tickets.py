@@ -193,7 +193,7 @@ def starts_of(s: Study, settled: Settled, index: int) -> dict[str, Start]:
     for method in (arm for arm in s.arms if arm in METHODS):
         network, rewinds = settled.ends[method].network, method in REWINDING
         back = early.params if rewinds else None
-        phase = _pruned(s.transforms[method], network.params, network.masks, jnp.int32(index), back)
+        phase = pruned(s.transforms[method], network.params, network.masks, jnp.int32(index), back)
         stats = early.batch_stats if rewinds else network.batch_stats
         # a ticket sees the same examples from the rewind step on; others have new orders
         keys = s.keys if rewinds else of_phase
@@ -211,10 +211,10 @@ def starts_of(s: Study, settled: Settled, index: int) -> dict[str, Start]:
 
 
 @partial(jax.jit, static_argnums=0)
-def _pruned(
+def pruned(
     transform: jp.MaskTransform, params: Any, masks: Any, index: Any, rewind_to: Any
 ) -> jp.tickets.Phase:
-    """The next phase of every replicate; one program for all phases."""
+    """The next phase of every network; one program for all phases."""
 
     @jax.vmap
     def of_one(params: Any, masks: Any, rewind_to: Any) -> jp.tickets.Phase:

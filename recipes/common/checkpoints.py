@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 import jaxprune as jp
-from recipes.common.folder import RecipeError, reason, writing
+from recipes.common.folder import CONFIG, MODEL, RecipeError, reason, writing
 
 
 def pack(tree: Any) -> Any:
@@ -84,11 +84,52 @@ def save_model(path: Path, params: Any, batch_stats: Any, masks: Any) -> None:
 
 def load_model(path: Path) -> tuple[Any, Any, Any]:
     """(params, batch_stats, masks) of `save_model`; a mask has the shape of its parameter."""
-    if not path.is_dir():
+    if not (path / "_METADATA").is_file():
         raise RecipeError(f"there is no model in '{path}'")
     with ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.restore(path.absolute())
     return saved["params"], saved["batch_stats"], jp.export.unpack(saved["masks"], saved["params"])
+
+
+def load_masks(path: Path, like: Any) -> Any:
+    """The masks of a saved model, or of a run that saved one model with masks.
+
+    `like` are masks (networks, ...), whose leaves are None where a param is never pruned. A model
+    of one network gives its masks to all. Raises `RecipeError`, which names the path, where there
+    are no masks, or masks of another network or of another number of networks.
+    """
+    masks = load_model(_only_model(path))[2]
+    saved, wanted = _by_name(masks), _by_name(like)
+    if not saved:
+        raise RecipeError(f"the model in '{path}' is dense: it has no masks")
+    networks = len(next(iter(wanted.values())))
+    one = all(len(mask) == 1 for mask in saved.values())
+    shapes = {name: jax.ShapeDtypeStruct(x.shape[1:], bool) for name, x in saved.items()}
+    here = {name: jax.ShapeDtypeStruct(x.shape[1:], bool) for name, x in wanted.items()}
+    if different := _first_difference(shapes, here):
+        raise RecipeError(f"the masks in '{path}' are of another network: {different}")
+    numbers = {len(mask) for mask in saved.values()}
+    if not one and numbers != {networks}:
+        raise RecipeError(
+            f"'{path}' has masks of {max(numbers)} networks, and this run has {networks}; take "
+            f"--seeds {max(numbers)}"
+        )
+    each = [jnp.repeat(saved[name], networks if one else 1, axis=0) for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(like), each)
+
+
+def _only_model(path: Path) -> Path:
+    """The folder of a model, given it or a run; of several models in a run, the one with masks."""
+    if not (path / CONFIG).is_file():
+        return path
+    folder = path / MODEL
+    inside = sorted(p for p in folder.glob("*") if (p / "_METADATA").is_file())
+    models = [folder] if (folder / "_METADATA").is_file() else inside
+    sparse = [p for p in models if _by_name(load_model(p)[2])] if len(models) > 1 else models
+    if len(sparse) != 1:
+        seen = ", ".join(f"'{p}'" for p in sparse) or "none"
+        raise RecipeError(f"the run '{path}' has not one model with masks but {seen}; name one")
+    return sparse[0]
 
 
 KEPT = 2  # where the last can't be read, the one before it can

@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -85,16 +86,18 @@ def odd(low: int) -> Rule:
     return Rule(mistake, f"odd, at least {low}")
 
 
-def choice(names: Iterable[str]) -> Rule:
-    """One of `names`."""
+def choice(names: Iterable[str], folder: str = "") -> Rule:
+    """One of `names`; or a folder, where `folder` says of what."""
     names = tuple(names)
+    shown = (*names, *(["DIR"] if folder else []))
+    others = f", or {folder}, which is no folder here" if folder else ""
 
     def mistake(flag: str, value: str, config: Any) -> str:
         hint = f"; {close(value, names)}" if close(value, names) else ""
-        known = f"unknown {flag} '{value}'; choose one of {', '.join(names)}{hint}"
-        return "" if value in names else known
+        known = f"unknown {flag} '{value}'; choose one of {', '.join(names)}{others}{hint}"
+        return "" if value in names or (folder and Path(value).is_dir()) else known
 
-    return Rule(mistake, metavar="{" + ",".join(names) + "}")
+    return Rule(mistake, metavar="{" + ",".join(shown) + "}")
 
 
 def _not_distinct(flag: str, values: Sequence[Any], config: Any) -> str:

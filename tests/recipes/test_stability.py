@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +97,7 @@ def trunk(study):
 @pytest.fixture(scope="module")
 def masks(study, trunk):
     config, s = study
-    return stability.sparse_masks(config, s.keys, trunk.params)
+    return stability.sparse_masks(config, s, None, trunk)
 
 
 def kernels_of(children):
@@ -161,10 +162,67 @@ def test_what_each_child_comes_to_is_at_the_ends_of_its_paths():
 def test_random_masks_differ_from_trunk_to_trunk(study, trunk):
     config, s = study
     config = replace(config, mask="random", sparsity=0.8)
-    masks = stability.sparse_masks(config, s.keys, trunk.params)
+    masks = stability.sparse_masks(config, s, None, trunk)
     assert masks["Dense_0"]["bias"] is None
     assert jax.vmap(jp.sparsity)(masks) == pytest.approx([0.8, 0.8], abs=2e-3)
     assert float(jp.pairwise(jp.overlap, masks)[0, 1]) < 0.5
+
+
+class Straight:
+    """A journal that trains at once."""
+
+    def __init__(self):
+        self.names = []
+
+    def once(self, name, steps, state, train, words):
+        self.names.append(name)
+        return train(state, 0, lambda step, state: None)
+
+
+def test_one_round_gives_the_largest_weights_of_the_trunk_and_more_rounds_others(study):
+    config, s = study
+    end, journal = trunk_at(study, STEPS), Straight()
+    magnitude = stability.sparse_masks(config, s, None, end)
+    imp = lambda rounds: stability.sparse_masks(
+        replace(config, mask="imp", rounds=rounds), s, journal, end
+    )
+    chex.assert_trees_all_equal(imp(1), magnitude)
+    assert not journal.names
+    two = imp(2)
+    assert journal.names == ["round 1 of 2"]
+    assert jax.vmap(jp.sparsity)(two).tolist() == jax.vmap(jp.sparsity)(magnitude).tolist()
+    # what both rounds prune: the first by the trunk, the second by the ticket of the first
+    first = stability.sparse_masks(replace(config, sparsity=1 - 0.5**0.5), s, None, end)
+    inside = jax.tree.map(lambda inner, outer: bool((inner <= outer).all()), two, first)
+    assert all(jax.tree.leaves(inside))
+    assert (jax.vmap(jp.overlap)(two, magnitude) < 1).all()
+
+
+def test_the_masks_of_a_saved_run(finished, tmp_path):
+    again = running.varied("stability", f"--forks 24 --mask {finished.out}", tmp_path / "again")
+    chex.assert_trees_all_equal(again.model()[2], finished.model()[2])
+    assert again.records[0]["sparse"] == finished.records[-1]["sparse"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--mask imps", "did you mean 'imp'"),
+        ("--mask nowhere/model", "or the folder of a saved run or model, which is no folder here"),
+        ("--rounds 3", "--rounds belongs to --mask imp; got --mask magnitude"),
+        ("--mask {out} --seeds 3", "masks of 2 networks, and this run has 3; take --seeds 2"),
+        (
+            "--mask {out} --model lenet",
+            "'Dense_0/kernel' is bool (64, 256) there and bool (64, 300",
+        ),
+        ("--mask {out}/plots", "there is no model in"),
+    ],
+)
+def test_masks_that_do_not_fit(finished, tmp_path, capsys, flags, said):
+    with pytest.raises(SystemExit):
+        running.varied("stability", flags.format(out=finished.out), tmp_path / "refused")
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
 
 
 # --- what is asked for ----------------------------------------------------------------------------

@@ -26,7 +26,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import cli, data, flags, measures, settings, study, timing
+from recipes.common import (
+    checkpoints,
+    cli,
+    data,
+    flags,
+    lanes,
+    measures,
+    models,
+    settings,
+    study,
+    timing,
+)
 from recipes.common.arms import Arm, Weights
 from recipes.common.figures.planes import Line, Mark, Panel, square
 from recipes.common.folder import RecipeError
@@ -53,6 +64,9 @@ class Config(settings.Settings):
     """The number of seeds that train at once; the plane goes through the first three."""
     sparsity: flags.Fraction = 0.95
     """The fraction of weights that are pruned in the sparse twins."""
+    masks: Annotated[Path | None, flags.default("gradual magnitude pruning")] = None
+    """The folder of a saved run or model: the sparse twins train under its masks from their first
+    weights, twin i under those of network i; --sparsity and --every are unused then."""
     every: flags.Count = 10
     """Steps between updates of the masks, from 10 % to 70 % of the steps."""
 
@@ -85,18 +99,32 @@ class Config(settings.Settings):
 
 
 def arms(config: Config, dataset: data.Dataset, steps: int) -> dict[str, Arm]:
-    """Dense, and gradual magnitude pruning by a global threshold.
+    """Dense, and gradual magnitude pruning by a global threshold or the masks of a folder.
 
-    Raises `RecipeError` for more examples than there are, or more steps of Lanczos than weights.
+    Raises `RecipeError` for more examples than there are, or more steps of Lanczos than weights,
+    and for masks of other networks.
     """
     module = settings.module_of(config, dataset.classes)
-    check_examples(config, module, dataset)
     dense = settings.optimizer(config, steps)
-    sparse = gradual(dense, steps, config.sparsity, config.every)
-    return {"dense": Arm(module, dense), "sparse": Arm(module, sparse, Weights.SPARSE)}
+    if config.masks:
+        first = models.init(
+            module, lanes.seed_keys(config.seed, config.seeds), dataset.train.images[:1]
+        )
+        masks = checkpoints.load_masks(config.masks, jax.vmap(lanes.keep_all)(first["params"]))
+        fixed = jp.sparsify(dense, jp.fixed(lanes.keep_all))
+        start = lambda keys, params: (params, masks)
+        sparse = Arm(module, fixed, Weights.SPARSE, start)
+        sparsity = float(jax.vmap(jp.sparsity)(masks).max())
+    else:
+        by_magnitude = gradual(dense, steps, config.sparsity, config.every)
+        sparse, sparsity = Arm(module, by_magnitude, Weights.SPARSE), config.sparsity
+    check_examples(config, module, dataset, sparsity)
+    return {"dense": Arm(module, dense), "sparse": sparse}
 
 
-def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> None:
+def check_examples(
+    config: Config, module: nn.Module, dataset: data.Dataset, sparsity: float
+) -> None:
     """Raises `RecipeError` for more examples than there are, or more steps than kept weights."""
     most = len(dataset.train.labels)
     if config.examples > most:
@@ -104,11 +132,11 @@ def check_examples(config: Config, module: nn.Module, dataset: data.Dataset) -> 
     shapes = jax.eval_shape(module.init, jax.random.key(0), dataset.train.images[:1])["params"]
     prunable = sum(leaf.size for leaf in jax.tree.leaves(jp.kernels(shapes)))
     every = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    kept = every - round(config.sparsity * prunable)
+    kept = every - round(sparsity * prunable)
     if config.lanczos_steps > kept:
         raise RecipeError(
             f"--lanczos-steps {config.lanczos_steps} is more than the {kept:,} weights that "
-            f"--sparsity {config.sparsity:g} keeps"
+            f"the sparsity {sparsity:g} keeps"
         )
 
 

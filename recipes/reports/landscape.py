@@ -170,12 +170,14 @@ def write_up(
             overlap = number(arms[1][f"mask_overlap_{when}_matching"])
             rows.append((f"mask overlap, {when} matching", "", overlap))
     timed = summary["hessian_vector_product"]
+    sparsity = f"{100 * summary['arms']['sparse']['sparsity']:.4g} %"
+    masks = f" (the masks of {config.masks})" if config.masks else ""
     return Writeup(
         title="The loss landscape",
         headline=(
             f"{config.model} on {config.dataset}, {config.seeds} seeds, {summary['steps']:,} "
-            f"steps, sparsity {100 * config.sparsity:g} %, measured on {config.examples:,} "
-            "training examples: mean ± standard deviation over seeds (barriers and overlaps: over "
+            f"steps, sparsity {sparsity}{masks}, measured on {config.examples:,} training "
+            "examples: mean ± standard deviation over seeds (barriers and overlaps: over "
             "pairs of seeds)"
         ),
         columns=("dense", "sparse"),

@@ -1,5 +1,8 @@
 """Losses around networks: summary, arrays, and which examples they are of."""
 
+from dataclasses import replace
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 
 import jaxprune as jp
 from recipes import landscape
-from recipes.common import data, models
+from recipes.common import arms, checkpoints, data, lanes, models
+from recipes.common.folder import RecipeError
 from recipes.reports.landscape import ARRAYS
 
 
@@ -56,6 +60,26 @@ def test_losses_are_those_of_training_data(finished):
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     around = np.load(finished.out / ARRAYS)["sparse/around/losses"]
     assert around[2, 2] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_the_sparse_twins_train_under_the_masks_of_a_folder(tmp_path):
+    digits = data.load("digits", train_examples=64)
+    module, keys = models.model("mlp", 10, width=0.1), lanes.seed_keys(0, 3)
+    params = models.init(module, keys, digits.train.images[:1])["params"]
+    by_seed = jax.vmap(lambda key: jp.select(jp.random(key)(jp.kernels(first)), jp.erk, 0.8))
+    first = lanes.lane_of(params, 0)
+    masks = by_seed(keys)
+    checkpoints.save_model(tmp_path / "model", params, {}, masks)
+
+    config = landscape.Config(
+        width=0.1, masks=tmp_path / "model", examples=64, lanczos_steps=6, eigenvalues=3
+    )
+    arm = landscape.arms(config, digits, 10)["sparse"]
+    state = arms.begin(arm, keys, digits.train.images)
+    chex.assert_trees_all_equal(jp.get_masks(state.opt_state), masks)
+    chex.assert_trees_all_equal(state.params, jp.apply_masks(params, masks))
+    with pytest.raises(RecipeError, match=r"the masks in .* are of another network"):
+        landscape.arms(replace(config, width=0.2), digits, 10)
 
 
 def test_the_losses_of_a_convolutional_network_have_second_derivatives():

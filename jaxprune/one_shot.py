@@ -23,7 +23,7 @@ from jaxprune.base import (
     is_mask,
     widened,
 )
-from jaxprune.pattern import ON_MATRICES, unstructured
+from jaxprune.pattern import OF_MATRIX, ON_MATRICES, unstructured
 from jaxprune.prunable.layers import unclear_stacks
 from jaxprune.prunable.layout import as_matrix, from_matrix
 from jaxprune.prunable.rules import layouts_of, unsaid
@@ -110,6 +110,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
 
     what = getattr(pattern, ON_MATRICES, None)
     layouts = {} if what is None else layouts_of(what, tree)
+    of_matrix = getattr(pattern, OF_MATRIX, pattern)
 
     def of_leaf(leaf_name: str, leaf: jax.Array, sparsity: Sparsity) -> jax.Array:
         layout = layouts.get(leaf_name)
@@ -117,7 +118,7 @@ def _masks(scores: Scores, allocation: Allocation, sparsity: Sparsity, pattern: 
         def run(leaf: jax.Array, sparsity: Sparsity) -> jax.Array:
             if layout is None:
                 return pattern(leaf, sparsity)
-            return from_matrix(pattern(as_matrix(leaf, layout), sparsity), layout, leaf.shape)
+            return from_matrix(of_matrix(as_matrix(leaf, layout), sparsity), layout, leaf.shape)
 
         try:
             mask = automatic(run, leaf)(leaf, sparsity)

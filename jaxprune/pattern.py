@@ -34,11 +34,12 @@ def nm(n: int, m: int, axis: int | None = None) -> Pattern:
     Args:
       n, m: 1 <= n <= m. The sparsity is 1 - n / m; there is no other.
       axis: another axis of each leaf as it is; -1 is the outputs of a matrix. None: the inputs,
-        or -2 where you call the pattern yourself, on (spatial..., inputs, outputs).
+        or -2 where you call the pattern yourself, on a matrix or a convolution's kernel.
 
     Raises:
       ValueError: (when used) if `m` does not divide the axis, the sparsity is not 1 - n / m, or
-        the axes of the inputs can't be known.
+        the axes of the inputs can't be known: of an array of three axes that you give to the
+        pattern yourself, -2 may be the heads of attention.
 
     Reference: Mishra et al., 2021, Accelerating Sparse Deep Neural Networks.
     """
@@ -59,7 +60,20 @@ def nm(n: int, m: int, axis: int | None = None) -> Pattern:
             rank += before
         return jnp.moveaxis((rank < n).reshape(last.shape), -1, along)
 
-    return _on_matrices(pattern, f"nm({n}, {m})") if axis is None else pattern
+    def where_inputs_are_known(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
+        if scores.ndim == 3:
+            raise ValueError(
+                f"nm({n}, {m}) groups along the inputs, and an array of shape {scores.shape} may "
+                f"have heads or a window. Name the axis: nm({n}, {m}, axis=0) for query, key and "
+                "value of attention, axis=-2 for a convolution; or call select, which knows them "
+                "by the name of the leaf or asks."
+            )
+        return pattern(scores, sparsity)
+
+    if axis is not None:
+        return pattern
+    setattr(where_inputs_are_known, OF_MATRIX, pattern)
+    return _on_matrices(where_inputs_are_known, f"nm({n}, {m})")
 
 
 @call_first("jp.block(4, 4)")
@@ -140,6 +154,7 @@ def channel(axis: int | None = None) -> Pattern:
 
 
 ON_MATRICES = "on_matrices"
+OF_MATRIX = "of_matrix"  # the pattern without the question which axes are inputs
 
 
 def _on_matrices(pattern: Pattern, what: str) -> Pattern:

@@ -89,6 +89,15 @@ def test_nm_keeps_the_n_largest_of_every_m_along_any_axis(n, m):
         np.testing.assert_array_equal(groups, rank < n)
 
 
+def test_nm_never_groups_across_heads():
+    heads = jnp.ones((8, 4, 2))  # of flax: (inputs, heads, features)
+    with pytest.raises(ValueError, match=r"shape \(8, 4, 2\) may have heads.*nm\(2, 4, axis=0\)"):
+        jp.nm(2, 4)(heads, 0.5)
+    mask = jp.select({"query": {"kernel": heads}}, jp.uniform, 0.5, jp.nm(2, 4))
+    along_inputs = jp.nm(2, 4, axis=0)(heads, 0.5)
+    np.testing.assert_array_equal(mask["query"]["kernel"], along_inputs)
+
+
 def test_nm_among_equals_the_lower_index_is_kept():
     assert kept(masked(jp.nm(2, 4), jnp.zeros((8, 1)), 0.5)) == [[1], [1], [0], [0]] * 2
     assert kept(masked(jp.nm(1, 2, -1), jnp.full((1, 4), -INF), 0.5)) == [[1, 0, 1, 0]]

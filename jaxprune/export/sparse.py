@@ -1,4 +1,4 @@
-"""Trees of JAX's own sparse arrays: BCOO for any kernel, BCSR for matrices."""
+"""Trees of JAX's own sparse arrays: BCOO for any kernel, transposed BCSR for matrices."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def to_bcoo(params: Params, masks: Masks) -> Any:
 
 
 def to_bcsr(params: Params, masks: Masks) -> Any:
-    """`params` with a `BCSR` in place of every matrix that has a mask; other leaves as they are.
+    """`params` with a `TransposedBCSR` in place of every matrix (in, out) that has a mask.
 
-    A kernel of another rank stays dense, with zeros where it is masked. BCSR of JAX has no product
-    with a dense array on its left, as flax writes it: these kernels have it, `x @ kernel`, and
-    `sparse_matmul(x, kernel)` takes any kernel.
+    `x @ kernel` and `sparse_matmul(x, kernel)` multiply, as flax writes it. Other leaves stay as
+    they are; a kernel of another rank stays dense, with zeros where it is masked.
+
+    It pays on a CPU for batches of 32 or more, from a sparsity of 90 to 95 %. A batch of one is
+    slower than the dense product.
 
     Raises:
       ValueError: if masks and params do not fit, or under `jit`.
@@ -40,9 +42,10 @@ def to_bcsr(params: Params, masks: Masks) -> Any:
 
 
 def sparse_matmul(x: jax.Array, kernel: Any) -> jax.Array:
-    """`x @ kernel`, dense (..., out), of a kernel that is dense or sparse: BCSR or BCOO.
+    """`x @ kernel`, dense (..., out), of a kernel that is dense or sparse.
 
-    It jits and vmaps, and is differentiable in `x` and in the kernel's values.
+    A sparse kernel is of `to_bcsr` or `to_bcoo`, or a BCSR or BCOO of JAX. The product jits and
+    vmaps. It is differentiable in `x` and in the kernel's values.
 
     Args:
       x: dense (..., in).
@@ -66,21 +69,57 @@ def sparse_matmul(x: jax.Array, kernel: Any) -> jax.Array:
     rows = jnp.reshape(x, (-1, shape[0]))
     if not len(rows):  # jax 0.10 multiplies one row there
         return jnp.zeros((*jnp.shape(x)[:-1], shape[1]), jnp.result_type(x, kernel.dtype))
-    product = rows @ (kernel.to_bcoo() if isinstance(kernel, BCSR) else kernel)
+    if isinstance(kernel, TransposedBCSR):
+        product = (kernel.T @ rows.T).T
+    else:  # JAX has no product with a BCSR on the right
+        product = rows @ (kernel.to_bcoo() if isinstance(kernel, BCSR) else kernel)
     return product.reshape(*jnp.shape(x)[:-1], shape[1])
 
 
 @jax.tree_util.register_pytree_node_class
-class _Kernel(BCSR):
-    """A BCSR that can stand on the right of a product."""
+class TransposedBCSR:
+    """A sparse kernel (in, out) that is stored by its outputs: its transpose is a BCSR of JAX.
+
+    JAX multiplies a BCSR on the left only. `x @ kernel` is the transpose of `kernel.T @ x.T`.
+
+    Attributes:
+      T: BCSR (out, in).
+      shape, dtype: of the kernel.
+      data: the stored weights, output after output.
+      nse: the number of stored weights.
+    """
+
+    __array_ufunc__ = None  # a numpy array on the left leaves the product to `__rmatmul__`
+
+    def __init__(self, transposed: BCSR):
+        self.T = transposed
+
+    shape = property(lambda self: self.T.shape[::-1])
+    dtype = property(lambda self: self.T.dtype)
+    data = property(lambda self: self.T.data)
+    nse = property(lambda self: self.T.nse)
+
+    def todense(self) -> jax.Array:
+        """The kernel (in, out), with zeros."""
+        return self.T.todense().T
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         return sparse_matmul(x, self)
 
+    def __repr__(self) -> str:
+        return f"TransposedBCSR({self.dtype}{list(self.shape)}, nse={self.nse})"
+
+    def tree_flatten(self) -> tuple[tuple[BCSR], None]:
+        return (self.T,), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: tuple[BCSR]) -> TransposedBCSR:
+        return cls(*children)
+
 
 def to_dense(tree: Any) -> Params:
-    """The tree with every BCOO and BCSR made dense."""
-    is_sparse = lambda x: isinstance(x, (BCOO, BCSR))
+    """The tree with every sparse array made dense."""
+    is_sparse = lambda x: isinstance(x, (BCOO, BCSR, TransposedBCSR))
     return jax.tree.map(lambda x: x.todense() if is_sparse(x) else x, tree, is_leaf=is_sparse)
 
 
@@ -108,8 +147,10 @@ def _bcoo(w: jax.Array, mask: np.ndarray) -> BCOO:
 def _bcsr(w: jax.Array, mask: np.ndarray) -> Any:
     if np.ndim(w) != 2:
         return jnp.where(mask, w, jnp.zeros((), w.dtype))
-    rows, columns = np.nonzero(mask)
-    starts = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int32)
-    values = jnp.asarray(w)[rows, columns]
-    parts = values, jnp.asarray(columns.astype(np.int32)), jnp.asarray(starts)
-    return _Kernel(parts, shape=w.shape, indices_sorted=True, unique_indices=True)
+    outputs, inputs = np.nonzero(mask.T)
+    starts = np.concatenate([[0], np.cumsum(mask.sum(0))]).astype(np.int32)
+    values = jnp.asarray(w)[inputs, outputs]
+    parts = values, jnp.asarray(inputs.astype(np.int32)), jnp.asarray(starts)
+    return TransposedBCSR(
+        BCSR(parts, shape=w.shape[::-1], indices_sorted=True, unique_indices=True)
+    )

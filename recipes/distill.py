@@ -31,6 +31,7 @@ from recipes.common import (
     lanes,
     measures,
     models,
+    sets,
     settings,
 )
 from recipes.common.data import Dataset, Key, Split
@@ -172,7 +173,7 @@ def matching_loss(config: Config, module: Any, factor: int) -> lanes.Loss:
     In place of running statistics the state has the step, and the network whose gradients are
     matched.
     """
-    augment = augmentation(config)
+    augment = augmentation(config.augment, config.flip)
     loss_fn = models.classification(module)
 
     def task(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -222,12 +223,12 @@ def taught(
     return jax.lax.scan(step, params, jax.random.split(key, steps))[0]
 
 
-def augmentation(config: Config) -> Any:
+def augmentation(augment: str, flip: bool) -> Any:
     """`(key, images) -> images`, or None."""
-    if config.augment == "none":
+    if augment == "none":
         return None
     of = jp.distill
-    mirrored = (of.flip(),) if config.flip else ()
+    mirrored = (of.flip(),) if flip else ()
     return of.siamese(of.color(), of.crop(), of.cutout(), of.scale(), of.rotate(), *mirrored)
 
 
@@ -257,8 +258,8 @@ def one_phase(
     return made, tested(config, s, journal, made)
 
 
-def distilled(config: Config, s: Study, journal: Journal) -> Made:
-    """The sets after all steps."""
+def distilled(config: Config, s: Study, journal: Journal, name: str = "distill") -> Made:
+    """The sets after all steps; a study that distills several times names each."""
     made, lane = untouched(config, s), Seed(s.keys, data.folded(s.keys, NETWORKS))
 
     def train(course: Any, start: int, at: At) -> Any:
@@ -274,7 +275,8 @@ def distilled(config: Config, s: Study, journal: Journal) -> Made:
                     )
                 if start == stop:
                     along = {**along, str(stop): lanes.copied(state.params)}
-                journal.log({"step": start, "loss": loss.tolist(), "seconds": journal.seconds()})
+                record = {"step": start, "loss": loss.tolist(), "seconds": journal.seconds()}
+                journal.log(record if name == "distill" else {"training": name, **record})
                 at(start, (state, along))
         return state, along
 
@@ -282,25 +284,16 @@ def distilled(config: Config, s: Study, journal: Journal) -> Made:
     extra = {"step": jnp.zeros(config.seeds, jnp.int32), "network": network}
     state = lanes.copied(State(made.images, extra, s.program.init(lane, made.images)))
     words = f"{config.seeds} sets of {len(s.by_class) * config.images_per_class} images"
-    state, along = journal.once("distill", config.iterations, (state, made.along), train, words)
+    state, along = journal.once(name, config.iterations, (state, made.along), train, words)
     return Made(state.params, along)
 
 
 # --- what networks learn from the sets ------------------------------------------------------------
 
 
-class Pupil(NamedTuple):
-    """What a fresh network trains on: a lane."""
-
-    order: jax.Array
-    key: jax.Array  # of augmentation
-    images: Any = ()  # (examples, h, w, c), of one set; () for all real images
-    labels: Any = ()
-
-
 def tested(config: Config, s: Study, journal: Journal, made: Made) -> dict[str, Any]:
     """Test accuracy of fresh networks trained on each set, and on all real images."""
-    sets = {
+    by_name = {
         "distilled": jp.distill.multi_formation(made.images, s.factor),
         "random real": untouched(config, s).images,
         "herding": by_herding(config, s),
@@ -308,7 +301,7 @@ def tested(config: Config, s: Study, journal: Journal, made: Made) -> dict[str, 
     }
     accuracy = measures.accuracy(s.module, s.dataset.test)
     record: dict[str, Any] = {"step": config.iterations, "phase": "test"}
-    for name, images in sets.items():
+    for name, images in by_name.items():
         end = taught_by(config, s, journal, name, images)
         if name == "distilled":
             network = end.params, end.batch_stats, lanes.keep_all(end.params)
@@ -321,29 +314,18 @@ def taught_by(
     config: Config, s: Study, journal: Journal, name: str, images: jax.Array | None
 ) -> State:
     """Fresh networks after all steps, each on its set (seeds, classes, n, ...); None: all real."""
-    loss_fn, augment = models.classification(s.module), augmentation(config)
-    lane, examples = Pupil(s.keys, data.folded(s.keys, AUGMENT)), s.dataset.train
-    if images is not None:  # the examples of the program are places in the set of a lane
-        places = np.arange(images.shape[1] * images.shape[2], dtype=np.int32)
-        labels = jnp.repeat(jnp.arange(images.shape[1]), images.shape[2])
-        flat = images.reshape(config.seeds, len(places), *images.shape[3:])
-        lane = lane._replace(images=flat, labels=jnp.tile(labels, (config.seeds, 1)))
-        examples = Split(places, places)
-
-    def loss(params: Any, state: State, seen: jax.Array, labels: jax.Array, lane: Pupil) -> Any:
-        if images is not None:
-            seen, labels = lane.images[seen], lane.labels[labels]
-        if augment:
-            seen = augment(jax.random.fold_in(lane.key, steps_of(state)), seen)
-        return loss_fn(params, state.batch_stats, seen, labels)
-
-    program = lanes.program(
+    lane = sets.Pupil(s.keys, key=data.folded(s.keys, AUGMENT))
+    examples: Split | int = s.dataset.train
+    if images is not None:
+        of_seeds = sets.of_classes(images)
+        lane, examples = lane._replace(**of_seeds._asdict()), of_seeds.examples
+    program = sets.program(
         s.module,
         lambda lane: settings.optimizer(config, config.steps),
         examples,
-        min(config.batch_size, len(examples.labels)),
+        config.batch_size,
         s.program.chunk_steps,
-        loss,
+        augmentation(config.augment, config.flip),
     )
     variables = models.init(s.module, data.folded(s.keys, FRESH), jnp.asarray(s.by_class[0, :1]))
     network = lanes.Network(variables["params"], variables.get("batch_stats", {}), None)
@@ -353,11 +335,6 @@ def taught_by(
 
     first, words = lanes.begin(program, network, lane), f"{config.seeds} networks"
     return journal.once(name, config.steps, first, to_the_end, words)
-
-
-def steps_of(state: State) -> jax.Array:
-    """How many steps the optimizer has made."""
-    return optax.tree.get_all_with_path(state.opt_state, "count")[0][1]
 
 
 def by_herding(config: Config, s: Study) -> jax.Array:

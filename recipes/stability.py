@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoints, cli, data, dead, flags, lanes, measures, settings
+from recipes.common import checkpoints, cli, data, dead, flags, lanes, measures, sets, settings
 from recipes.common.data import Key
 from recipes.common.folder import RecipeError
 from recipes.common.journal import At, Journal, journal
@@ -32,7 +32,7 @@ from recipes.reports import stability as report
 from recipes.reports.stability import ARMS
 from recipes.tickets import pruned
 
-MASKS = ("magnitude", "random", "imp")  # or a folder
+MASKS = ("magnitude", "random", "imp", "distilled")  # or a folder
 RATE = 0.2  # about what a round of iterative magnitude pruning prunes of the weights left
 FORKS = (0.0, 0.02, 0.1, 0.4)  # unless given: these fractions of the steps
 
@@ -52,12 +52,15 @@ class Config(PathSettings):
     """The fraction of weights that are pruned in the sparse children; unused with a folder."""
     mask: Annotated[str, flags.choice(MASKS, "the folder of a saved run or model")] = "magnitude"
     """The masks of sparse children: the largest weights of the finished trunk (magnitude), random
-    ones (ERK), those of iterative magnitude pruning from the first weights (imp), or the folder of
-    a saved run or model, whose network i gives the masks of trunk i."""
+    ones (ERK), those of iterative magnitude pruning from the first weights (imp), the same with
+    trainings on distilled images (distilled), or the folder of a saved run or model, whose network
+    i gives the masks of trunk i."""
+    distilled: Annotated[Path | None, flags.default("no folder")] = None
+    """--mask distilled: the folder of recipes.distill, whose set i gives the masks of trunk i."""
     rounds: Annotated[
         int | None, flags.at_least(1), flags.default("each prunes about 20 % of the weights left")
     ] = None
-    """Rounds of --mask imp; each trains from the first weights to the end."""
+    """Rounds of --mask imp or distilled; each trains from the first weights to the end."""
     evaluations: Annotated[int, flags.HIDDEN] = 1  # children are tested at the end
 
     def conflicts(self) -> Iterator[str]:
@@ -66,8 +69,13 @@ class Config(PathSettings):
         if list(self.forks) != sorted(set(self.forks)) or min(self.forks, default=0) < 0:
             seen = " ".join(map(str, self.forks))
             yield f"--forks must rise, from 0 or more; got {seen}"
-        if self.rounds and self.mask != "imp":
-            yield f"--rounds belongs to --mask imp; got --mask {self.mask}"
+        if self.rounds and self.mask not in ("imp", "distilled"):
+            yield f"--rounds belongs to --mask imp or distilled; got --mask {self.mask}"
+        if (self.mask == "distilled") != bool(self.distilled):
+            yield (
+                "--mask distilled and --distilled DIR belong together: DIR is the folder of a run "
+                "of python -m recipes.distill"
+            )
 
 
 def stability(config: Config) -> dict[str, Any]:
@@ -96,6 +104,7 @@ class Study(NamedTuple):
     steps: int
     measure: measures.Measure  # of what lies between children
     saved: Any  # the masks of a folder (seeds, ...), or None
+    on_sets: tuple[lanes.Program, sets.Pupil] | None  # how rounds train on distilled images
 
 
 class Trunks(NamedTuple):
@@ -114,7 +123,12 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
     program = lanes.program(
         module, lambda lane: tx, dataset.train, config.batch_size, plan.chunk_steps
     )
-    keys, saved = lanes.seed_keys(config.seed, config.seeds), None
+    keys, saved, on_sets = lanes.seed_keys(config.seed, config.seeds), None, None
+    if config.distilled:
+        loaded = sets.load(config.distilled, config.dataset, dataset, config.seeds)
+        pupil = sets.Pupil(keys, images=loaded.images, labels=loaded.labels)
+        sizes = loaded.examples, plan.batch_size, plan.chunk_steps
+        on_sets = sets.program(module, lambda lane: tx, *sizes), pupil
     if config.mask not in MASKS:
         saved = checkpoints.load_masks(Path(config.mask), lanes.initial(program, keys).masks)
     return Study(
@@ -124,6 +138,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
         steps=plan.steps,
         measure=measures.measure_of(config, module, dataset),
         saved=saved,
+        on_sets=on_sets,
     )
 
 
@@ -168,7 +183,7 @@ def sparse_masks(config: Config, s: Study, journal: Journal, trained: State) -> 
     """The masks of each trunk's sparse children."""
     if s.saved is not None:
         return s.saved
-    if config.mask == "imp":
+    if config.mask in ("imp", "distilled"):
         return by_rounds(config, s, journal, trained)
 
     @jax.jit
@@ -186,21 +201,21 @@ def sparse_masks(config: Config, s: Study, journal: Journal, trained: State) -> 
 def by_rounds(config: Config, s: Study, journal: Journal, trained: State) -> Any:
     """The masks of iterative magnitude pruning: prune, rewind to the first weights, train again.
 
-    The trunk is the first training; nothing trains after the last prune.
+    Of imp the trunk is the first training. Nothing trains after the last prune.
     """
     rounds = config.rounds or max(round(math.log(1 - config.sparsity) / math.log(1 - RATE)), 1)
     by_round = jp.tickets.schedule(config.sparsity, rounds)
     transform = jp.prune(jp.magnitude, jp.global_threshold, by_round)
+    program, lane = s.on_sets or (s.program, Lane(s.keys))
 
     network = first = lanes.initial(s.program, s.keys)
     params = trained.params
     for number in range(rounds):
+        if number or s.on_sets:
+            name = f"round {number + 1} of {rounds}"
+            params = lanes.trained(journal, name, program, network, lane, s.steps).params
         phase = pruned(transform, params, network.masks, jnp.int32(number), first.params)
         network = first._replace(params=phase.params, masks=phase.masks)
-        if number < rounds - 1:
-            name = f"round {number + 1} of {rounds}"
-            end = lanes.trained(journal, name, s.program, network, Lane(s.keys), s.steps)
-            params = end.params
     return network.masks
 
 

@@ -242,9 +242,12 @@ def to_yaml(config: Any) -> str:
 
 def plain(config: Any) -> dict[str, Any]:
     """The configuration as YAML and JSON know it: text, numbers and lists by name."""
+    as_text = lambda value: str(value) if isinstance(value, Path) else value
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in NOT_SAVED}
-    as_text = {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in as_text.items()}
+    return {
+        key: [as_text(each) for each in v] if isinstance(v, tuple) else as_text(v)
+        for key, v in values.items()
+    }
 
 
 def _typed(file: Path, key: str, value: Any, hint: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import dead, folder, report
+from recipes.common import dead, folder, report, sets
 from recipes.common.data import Dataset
 from recipes.common.figures import images as pictures
 from recipes.common.report import Picture, Writeup
@@ -16,7 +16,6 @@ from recipes.common.report import Picture, Writeup
 if TYPE_CHECKING:
     from recipes.distill import Config, Made
 
-SETS = "distilled.npz"
 IMAGES, LOSS = "plots/images.png", "plots/loss.png"
 ARMS = ("distilled", "random real", "herding", "all real")
 
@@ -31,11 +30,11 @@ def write(
 ) -> dict[str, Any]:
     """Writes the folder of the run; returns what summary.json holds."""
     chance = dead.chance(dataset.test.labels)
-    sets = np.asarray(jp.distill.multi_formation(made.images, factor))
-    folder.write(config.out / SETS, npz(config, dataset, sets))
-    of_set = sets.shape[1] * sets.shape[2]
-    stored = sets.shape[1] * config.images_per_class
-    images = dict.fromkeys(ARMS, stored) | {
+    images = np.asarray(jp.distill.multi_formation(made.images, factor))
+    folder.write(config.out / sets.FILE, npz(config, dataset, images))
+    of_set = images.shape[1] * images.shape[2]
+    stored = images.shape[1] * config.images_per_class
+    of_arm = dict.fromkeys(ARMS, stored) | {
         "distilled": of_set,
         "all real": len(dataset.train.labels),
     }
@@ -52,7 +51,7 @@ def write(
         last_loss=report.over_seeds(losses[-1]["loss"]),
         arms={
             arm: {
-                "training_images": images[arm],
+                "training_images": of_arm[arm],
                 "test_accuracy": report.accuracy(tested[arm], chance),
             }
             for arm in ARMS
@@ -64,13 +63,13 @@ def write(
     return report.finish(config, write_up(config, dataset, made, losses, summary), summary)
 
 
-def npz(config: Config, dataset: Dataset, sets: np.ndarray) -> bytes:
+def npz(config: Config, dataset: Dataset, made: np.ndarray) -> bytes:
     """The sets, and what a reader needs to use them."""
-    seeds, classes, n = sets.shape[:3]
+    seeds, classes, n = made.shape[:3]
     file = io.BytesIO()
     np.savez_compressed(
         file,
-        images=sets.reshape(seeds, classes * n, *sets.shape[3:]),
+        images=made.reshape(seeds, classes * n, *made.shape[3:]),
         labels=np.repeat(np.arange(classes, dtype=np.int32), n),
         mean=dataset.mean,
         std=dataset.std,
@@ -114,7 +113,7 @@ def write_up(
             ),
         },
         layers={},
-        models=[SETS, f"{folder.MODEL}/distilled"],
+        models=[sets.FILE, f"{folder.MODEL}/distilled"],
         notes=f"{summary['seconds_to_distill']:.0f} s to distill",
         saved=(
             "The images (seeds, classes * n, height, width, channels), normalized, their labels, "

@@ -122,6 +122,15 @@ CASES = {
             files=("distilled.npz",),
         ),
         Case(
+            "distilled_pruning",
+            "--seeds 2 --steps 8 --log-every 4 --set-steps 6 --iterations 4 --real-batch 8"
+            " --images-per-class 2 --train-examples 256 --sparsities 0.5 0.8 --rate 0.4 --rewind 3"
+            " --stable-rounds 2 --points 3 --plane 3 --probes 2 --examples 64",
+            "curves paths planes diagonals",
+            ("| dense |", "| distilled 2 |", "| erk |", "images seen"),
+            ({"when": {"phase": 1}}, {"call": 5}),
+        ),
+        Case(
             "language",
             "--seeds 2 --steps 12 --log-every 4 --evaluations 3 --batch-size 8 --context 16"
             " --characters 20",

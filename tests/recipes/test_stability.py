@@ -10,7 +10,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import stability
-from recipes.common import data, lanes, models
+from recipes.common import data, lanes, models, sets, settings
 from recipes.common.lanes import Lane
 from tests.recipes import running
 
@@ -189,7 +189,7 @@ def test_one_round_gives_the_largest_weights_of_the_trunk_and_more_rounds_others
     chex.assert_trees_all_equal(imp(1), magnitude)
     assert not journal.names
     two = imp(2)
-    assert journal.names == ["round 1 of 2"]
+    assert journal.names == ["round 2 of 2"]  # the trunks are the first
     assert jax.vmap(jp.sparsity)(two).tolist() == jax.vmap(jp.sparsity)(magnitude).tolist()
     # what both rounds prune: the first by the trunk, the second by the ticket of the first
     first = stability.sparse_masks(replace(config, sparsity=1 - 0.5**0.5), s, None, end)
@@ -209,7 +209,7 @@ def test_the_masks_of_a_saved_run(finished, tmp_path):
     [
         ("--mask imps", "did you mean 'imp'"),
         ("--mask nowhere/model", "or the folder of a saved run or model, which is no folder here"),
-        ("--rounds 3", "--rounds belongs to --mask imp; got --mask magnitude"),
+        ("--rounds 3", "--rounds belongs to --mask imp or distilled; got --mask magnitude"),
         ("--mask {out} --seeds 3", "masks of 2 networks, and this run has 3; take --seeds 2"),
         (
             "--mask {out} --model lenet",
@@ -231,3 +231,20 @@ def test_masks_that_do_not_fit(finished, tmp_path, capsys, flags, said):
 def test_forks_unless_given():
     assert stability.forks_of(stability.Config(), 1000) == [0, 20, 100, 400]
     assert stability.forks_of(stability.Config(), 4) == [0, 2]
+
+
+def test_rounds_on_the_training_set_itself_give_the_masks_of_imp(study):
+    # every set holds all examples, in their order: the trainings are those of imp, to the bit
+    config, s = study
+    examples = s.program.data
+    alike = lambda x: jnp.tile(jnp.asarray(x), (SEEDS, *[1] * x.ndim))
+    pupil = sets.Pupil(s.keys, images=alike(examples.images), labels=alike(examples.labels))
+    tx = lambda lane: jp.sparsify(settings.optimizer(config, s.steps), jp.fixed(lanes.keep_all))
+    program = sets.program(s.program.module, tx, len(examples.labels), 16, 2)
+    end, journal = trunk_at(study, STEPS), Straight()
+    masks = lambda how, study: stability.sparse_masks(
+        replace(config, mask=how, rounds=2), study, journal, end
+    )
+    distilled = masks("distilled", s._replace(on_sets=(program, pupil)))
+    chex.assert_trees_all_equal(distilled, masks("imp", s))
+    assert journal.names == ["round 1 of 2", "round 2 of 2", "round 2 of 2"]

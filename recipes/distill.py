@@ -1,4 +1,4 @@
-"""Synthetic images that teach networks as real ones do: `python -m recipes.distill --help`.
+"""A few images that teach as many real ones do: `python -m recipes.distill --help`.
 
 Distills several sets at once, one a seed. Then fresh networks train on each set, beside as many
 real images by chance, and as many by herding, and on all real images. Writes the sets, a picture of

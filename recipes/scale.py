@@ -1,4 +1,4 @@
-"""A 7B decoder on 64 and 256 devices, compiled and never run: `python -m recipes.scale --help`.
+"""A 7B decoder compiled for 64 and 256 devices: `python -m recipes.scale --help`.
 
 Compiles the sharded training step from shapes, dense and with gradual pruning by one threshold over
 all layers, and reports the memory of a device and the communication between devices. The devices

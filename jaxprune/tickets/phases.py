@@ -177,6 +177,15 @@ def iterative(
     Without `rewind_to` the schedule in `train` decides: learning-rate rewinding (`lrr`),
     fine-tuning (`ft`) or a restart (`slr`, `clr`, `llr`, `allr`).
 
+    Tickets from distilled data have another `train`, which sees the distilled images, and
+    `rewind_to` the initial weights. Chained masks are two calls: the masks of four phases on
+    distilled images begin the phases on real ones.
+
+        trained = train_distilled(...)
+        _, stable, _ = iterative(distilled, trained, prune(...), 4, rewind_to=initial)
+        further = prune(magnitude, global_threshold, schedule(0.95, 10, start=0.59))
+        iterative(real, train_real(stable), chain(fixed(stable), further), 10, rewind_to=initial)
+
     Args:
       train: `phase -> (params, out)`: trains `phase.params` under `phase.masks` with a new
         optimizer, such as `sparsify(adam(1e-3), fixed(phase.masks))`: no optimizer state survives
@@ -196,7 +205,10 @@ def iterative(
 
     References: Frankle and Carbin, 2019, The Lottery Ticket Hypothesis: Finding Sparse, Trainable
     Neural Networks; Frankle et al., 2020, Linear Mode Connectivity and the Lottery Ticket
-    Hypothesis; Renda et al., 2020, Comparing Rewinding and Fine-tuning in Neural Network Pruning.
+    Hypothesis; Renda et al., 2020, Comparing Rewinding and Fine-tuning in Neural Network Pruning;
+    McDermott and Cummings, 2023, Distilled Pruning: Using Synthetic Data to Win the Lottery;
+    McDermott and Parhi, 2025, Finding Stable Subnetworks at Initialization with Dataset
+    Distillation.
     """
     _check_phases("iterative", phases)
     if not isinstance(transform, MaskTransform):

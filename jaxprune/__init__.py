@@ -98,6 +98,7 @@ from jaxprune import gates as gates
 from jaxprune import reparam as reparam
 from jaxprune import structured as structured
 from jaxprune import analysis as analysis
+from jaxprune import fast as fast
 from jaxprune import export as export
 from jaxprune import plots as plots
 

@@ -287,7 +287,8 @@ def test_a_checkpoint_resumes_to_the_same_bits(transform, tmp_path):
 # --- law 7: sharding is invisible ----------------------------------------------------------------
 
 
-GATHER = {"lamp", "blocks"}  # it sorts; these straddle devices, as no other patterns do here
+# it sorts; blocks straddle devices, as no other patterns do here
+GATHER = {"lamp", "blocks", "balanced_blocks", "rigl_in_blocks"}
 
 # the axis types of a mesh, by optimizer: pairs again
 AXES = {"sgd_momentum": AxisType.Auto, "adam": AxisType.Explicit}

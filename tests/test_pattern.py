@@ -382,6 +382,28 @@ def test_a_kernel_whose_inputs_can_not_be_known_is_named(pattern, leaf):
     assert float(jp.sparsity(jp.select(prunable(scores), jp.uniform, 0.5, pattern))) == 0.5
 
 
+def test_balanced_blocks_are_as_many_for_each_block_of_outputs():
+    # blocks of 1 x 2: two inputs of four stay for each pair of outputs
+    scores = jnp.array([[9.0, 0, 1, 1], [8, 0, 2, 0], [7, 0, 0, 3], [6, 0, 4, 0]])
+    mask = kept(masked(jp.block(1, 2, balanced=True), scores, 0.5))
+    assert mask == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    # 4 of 8 blocks by one threshold: all four of the first outputs
+    mask = kept(masked(jp.block(1, 2), scores, 0.5))
+    assert mask == [[1, 1, 0, 0]] * 4
+
+
+@pytest.mark.parametrize("sparsity", [0.9, 58])  # 58 of 64 weights
+def test_balanced_blocks_of_a_convolution_and_over_the_edge(sparsity):
+    scores = jax.random.normal(jax.random.key(0), (2, 2, 4, 4))
+    mask = np.asarray(jp.block(2, 2, balanced=True)(scores, sparsity))
+    blocks = mask.reshape(2, 2, 2, 2, 2, 2).any((3, 5))
+    np.testing.assert_array_equal(blocks.sum((0, 1, 2)), 1)  # 1 of 8: 0.9 of them is 7.2
+    odd = np.asarray(jp.block(4, 4, balanced=True)(scores[0, 0], 0.0))
+    assert odd.all()
+    with pytest.raises(ValueError, match="balanced='yes'"):
+        jp.block(2, 2, balanced="yes")
+
+
 # --- select --------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,14 @@ TRANSFORMS = {
         2, jp.prune(jp.magnitude, jp.uniform, 0.5, jp.nm(2, 4)), start=2
     ),
     "blocks": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.block(3, 4))),
+    "balanced_blocks": lambda p: jp.every(
+        2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.block(4, 4, balanced=True))
+    ),
+    "rigl_in_blocks": lambda p: jp.fast.in_blocks(
+        4,
+        4,
+        jp.every(2, jp.rigl(jax.random.key(6), 0.7, fading(), jp.uniform, jp.fast.by_outputs)),
+    ),
     "channels": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp(), jp.channel())),
     "neurons": lambda p: jp.every(
         2, jp.structured.prune(neurons(p), jp.structured.per_group(neurons(p)), sparsity=ramp())

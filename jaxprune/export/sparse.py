@@ -45,7 +45,8 @@ def sparse_matmul(x: jax.Array, kernel: Any) -> jax.Array:
     """`x @ kernel`, dense (..., out), of a kernel that is dense or sparse.
 
     A sparse kernel is of `to_bcsr` or `to_bcoo`, or a BCSR or BCOO of JAX. The product jits and
-    vmaps. It is differentiable in `x` and in the kernel's values.
+    vmaps. It is differentiable in `x` and in the kernel's values. `jax.export` has to be told
+    that the product of a BCSR calls a function of JAX: `DisabledSafetyCheck.custom_call`.
 
     Args:
       x: dense (..., in).

@@ -56,7 +56,7 @@ def every(
         state: Any, params: Params, *, step: Any, at_end: Any = False, **context: Any
     ) -> Any:
         due, time = now(step, at_end)
-        return _where_due(due, lambda: transform.update(state, params, **time, **context), state)
+        return where_due(due, lambda: transform.update(state, params, **time, **context), state)
 
     def due(state: Any, *, step: Any, at_end: Any = False) -> Any:
         due, time = now(step, at_end)
@@ -96,7 +96,7 @@ def once(transform: MaskTransform) -> MaskTransform:
             new = transform.update(rest, params, **time, **context)
             return OnceState(new.masks, jnp.ones((), bool), without_masks(new))
 
-        return _where_due(due(state, **time), first, state)
+        return where_due(due(state, **time), first, state)
 
     def due(state: OnceState, **time: Any) -> Any:
         if transform.due is None:
@@ -211,7 +211,7 @@ def _(axis_size, in_batched, due):
     return _in_any_lane(due.any() if in_batched[0] else due), False
 
 
-def _where_due(due: jax.Array, update: Callable[[], Any], state: Any) -> Any:
+def where_due(due: jax.Array, update: Callable[[], Any], state: Any) -> Any:
     """`update()` where `due`, else `state`; computed only if some lane of a `vmap` is due.
 
     Under `vmap` a `lax.cond` on a batched predicate becomes a select that computes both sides at

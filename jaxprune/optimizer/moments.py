@@ -23,7 +23,7 @@ def zero_pruned(opt_state: optax.OptState, masks: Masks, params: Params) -> opta
     and columns) have other shapes and stay.
     """
     leaves, treedef = jax.tree.flatten(opt_state)
-    of_leaves = _leaf_masks(opt_state, masks, params)
+    of_leaves = leaf_masks(opt_state, masks, params)
     return jax.tree.unflatten(treedef, map(_zero_where_pruned, leaves, of_leaves))
 
 
@@ -44,7 +44,7 @@ def sparse_update(
     """
     rested = zero_pruned(opt_state, masks, params)
     given = (apply_masks(grads, masks), rested, params if dense else apply_masks(params, masks))
-    of_params, of_state = _masks_of_leaves(masks, params), _leaf_masks(rested, masks, params)
+    of_params, of_state = _masks_of_leaves(masks, params), leaf_masks(rested, masks, params)
     leaf_of = {id(mask): leaf for leaf, mask in enumerate(of_params) if mask is not None}
     known = [*of_params, *of_state, *([None] * len(of_params) if dense else of_params)]
     flow = follow(
@@ -58,7 +58,7 @@ def sparse_update(
     )
 
     leaves, treedef = jax.tree.flatten(inner_state)
-    of_leaves = _leaf_masks(inner_state, masks, params)
+    of_leaves = leaf_masks(inner_state, masks, params)
     zero = flow.zero[len(flow.zero) - len(leaves) :]
     masked = [
         leaf if mask is None or leaf_of[id(mask)] == at else _zero_where_pruned(leaf, mask)
@@ -72,7 +72,7 @@ def where_kept(
 ) -> optax.OptState:
     """`new` where a mask is True or there is none, `old` where it is False."""
     leaves, treedef = jax.tree.flatten(new)
-    rows = zip(leaves, jax.tree.leaves(old), _leaf_masks(old, masks, params), strict=True)
+    rows = zip(leaves, jax.tree.leaves(old), leaf_masks(old, masks, params), strict=True)
     return jax.tree.unflatten(
         treedef, [a if mask is None else jnp.where(mask, a, b) for a, b, mask in rows]
     )
@@ -82,7 +82,7 @@ def _zero_where_pruned(leaf: Any, mask: Any) -> Any:
     return leaf if mask is None else jnp.where(mask, leaf, jnp.zeros((), leaf.dtype))
 
 
-def _leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list[Any]:
+def leaf_masks(opt_state: optax.OptState, masks: Masks, params: Params) -> list[Any]:
     """For every leaf of `opt_state` its mask, or None if it is not like a leaf of the params."""
 
     def structure(tree: Any) -> Any:

@@ -1,0 +1,181 @@
+"""`in_blocks`: a mask transform of single weights, made one of blocks of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import Masks, MaskTransform, Params, copied
+from jaxprune.fast.block_product.blocks import split
+from jaxprune.methods.combine import check_transform, where_due, with_masks, without_masks
+from jaxprune.prunable.rules import check_any, kernels, matching
+from jaxprune.sharding import automatic, explicit_sharding, sharded_like
+from jaxprune.trees import map_named, named_leaves, present_leaves
+
+BlockMasks = dict[str, jax.Array]  # bool (blocks of outputs, blocks of inputs), by leaf
+
+
+class InBlocksState(NamedTuple):
+    """State of `in_blocks`: the masks of the weights, and the rest of its transform's state."""
+
+    masks: Masks
+    rest: Any
+
+
+def by_outputs(params: Params) -> Params:
+    """The `prunable` of a transform that `in_blocks` takes: balanced over blocks of outputs.
+
+    Each row of blocks, those that make one block of outputs, is a layer. With `uniform` all of them
+    keep the same number of blocks.
+    """
+    return matching("*", stacked={"*": 0})(params)
+
+
+def in_blocks(
+    h: int,
+    w: int,
+    transform: MaskTransform,
+    prunable: Callable[[Params], Params] = kernels,
+) -> MaskTransform:
+    """A mask transform of blocks of `h` inputs x `w` outputs, from any transform of weights.
+
+    The transform sees, in place of each kernel (in, out), an array (blocks of outputs, blocks of
+    inputs): the largest |w| of each block, and in place of the gradient its largest |g|. So GMP,
+    SET, RigL and static masks need no second version:
+
+        rigl = jp.rigl(key, 0.9, allocation=jp.uniform, prunable=jp.fast.by_outputs)
+        masks = jp.fast.in_blocks(32, 32, jp.every(100, rigl))
+        tx = jp.sparsify(optax.adam(1e-3), masks)
+
+    With `by_outputs` and `uniform` the pattern is balanced, as `block(h, w, balanced=True)`.
+    `block_training` trains the kept blocks alone, with the same masks. Put `in_blocks` around
+    `every`, not inside: then `block_training` knows the cadence.
+
+    Args:
+      h, w: positive integers. Where they do not divide an axis, the last blocks are smaller.
+      transform: its `prunable` chooses among the arrays of blocks: `by_outputs`, or
+        `matching('*')` for blocks that are not balanced.
+      prunable: `params -> params` with None in place of what is never pruned.
+
+    Raises:
+      ValueError: if h or w is no positive integer; (in init) if a prunable leaf is no matrix.
+      TypeError: if `transform` is no mask transform.
+
+    Reference: Narang et al., 2017, Block-Sparse Recurrent Neural Networks.
+    """
+    if not (isinstance(h, int) and isinstance(w, int) and h >= 1 and w >= 1):
+        raise ValueError(f"in_blocks(h, w, ...) needs positive integers; got {h!r} and {w!r}.")
+    check_transform("in_blocks", transform)
+    init = _Init(h, w, transform, prunable)
+
+    def update(state: InBlocksState, params: Params, *, step: Any, **context: Any) -> Any:
+        def updated() -> InBlocksState:
+            pooled = dict(context)
+            if pooled.get("grads") is not None:
+                pooled["grads"] = init.pooled(state.masks, pooled["grads"])
+            inner = with_masks(state.rest, init.block_masks(state.masks))
+            weights = init.pooled(state.masks, params)
+            new = transform.update(inner, weights, step=step, **pooled)
+            return init.state(new, state.masks)
+
+        if transform.due is None:
+            return updated()
+        time = {"step": step, "at_end": context.get("at_end", False)}
+        inner = with_masks(state.rest, init.block_masks(state.masks))
+        return where_due(transform.due(inner, **time), updated, state)
+
+    def due(state: InBlocksState, **time: Any) -> Any:
+        inner = with_masks(state.rest, init.block_masks(state.masks))
+        return transform.due(inner, **time)  # type: ignore[misc]
+
+    made = MaskTransform(init, update, None if transform.due is None else due)
+    init.update = update
+    return made
+
+
+class _Init:
+    """The `init` of `in_blocks`; `block_training` finds the blocks and the transform here."""
+
+    update: Any = None
+
+    def __init__(self, h: int, w: int, transform: MaskTransform, prunable: Any):
+        self.h, self.w, self.transform, self.prunable = h, w, transform, prunable
+
+    def __call__(self, params: Params) -> InBlocksState:
+        chosen = self.chosen(params)
+        first = self.transform.init(self.pooled(chosen, params))
+        return copied(self.state(first, chosen))
+
+    def chosen(self, params: Params) -> Params:
+        """The prunable kernels; ValueError if one of them is no matrix."""
+        chosen = self.prunable(params)
+        check_any(chosen, params)
+        for leaf_name, leaf in present_leaves(chosen):
+            if leaf.ndim != 2:
+                raise ValueError(
+                    f"in_blocks takes matrices (in, out); '{leaf_name}' has shape {leaf.shape}. "
+                    "Leave it out: prunable=jp.matching(exclude=...)."
+                )
+        return chosen
+
+    def pooled(self, masks: Masks, params: Params) -> dict[str, jax.Array]:
+        """The largest |w| of each block of the kernels that have a mask."""
+        wanted = {name for name, mask in present_leaves(masks)}
+        return {
+            name: _on_all_devices(lambda x: largest(x, self.h, self.w), leaf)
+            for name, leaf in named_leaves(params)
+            if name in wanted
+        }
+
+    def block_masks(self, masks: Masks) -> BlockMasks:
+        """The blocks that masks of weights keep."""
+        corners = lambda mask: mask[:: self.h, :: self.w].T
+        return {name: _on_all_devices(corners, mask) for name, mask in present_leaves(masks)}
+
+    def state(self, inner: Any, leaves: Any) -> InBlocksState:
+        """The state of the weights, like `leaves`, from the state of the blocks."""
+
+        def of_weights(name: str, leaf: Any) -> jax.Array:
+            mask = lambda blocks: of_blocks(blocks, self.h, self.w, leaf.shape)
+            return sharded_like(automatic(mask, leaf)(inner.masks[name]), leaf)
+
+        return InBlocksState(map_named(of_weights, leaves), without_masks(inner))
+
+
+def _on_all_devices(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`f(x)`, whole on every device where axes are explicit: few operations split such an axis."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return f(x)
+    whole = jax.NamedSharding(sharding.mesh, jax.P())
+    return jax.sharding.auto_axes(f, out_sharding=whole)(x)
+
+
+def largest(x: jax.Array, h: int, w: int) -> jax.Array:
+    """The largest |x| of each block of a kernel: (blocks of outputs, blocks of inputs)."""
+    return jnp.abs(split(x, h, w)).max((1, 3)).T
+
+
+def of_blocks(mask: jax.Array, h: int, w: int, shape: tuple[int, ...]) -> jax.Array:
+    """The mask (in, out) of a mask of blocks."""
+    return jnp.repeat(jnp.repeat(mask.T, h, 0), w, 1)[: shape[0], : shape[1]]
+
+
+def made_by_in_blocks(what: str, transform: MaskTransform) -> _Init:
+    """The blocks of a transform of `in_blocks`; ValueError for any other."""
+    init = transform.init
+    if not isinstance(init, _Init) or init.update is not transform.update:
+        raise ValueError(
+            f"{what} takes a transform of in_blocks, with every inside: "
+            "jp.fast.in_blocks(32, 32, jp.every(100, transform))."
+        )
+    return init
+
+
+def n_blocks(size: int, of: int) -> int:
+    """The number of blocks along an axis, the last one smaller if need be."""
+    return math.ceil(size / of)

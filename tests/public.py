@@ -8,7 +8,7 @@ ROOMS = {
     name: getattr(jp, name)
     for name in (
         *("allocation", "dynamic", "at_init", "tickets", "soups", "distill", "gates", "reparam"),
-        *("calibration", "structured", "analysis", "export", "plots"),
+        *("calibration", "structured", "analysis", "fast", "export", "plots"),
     )
 }
 

@@ -1,7 +1,7 @@
 """Sparse networks that are faster: products with blocks of weights, in training and after it.
 
 Masks of blocks: `in_blocks`, `by_outputs`, and the pattern `block(32, 32, balanced=True)`.
-Training: `block_training` (a `BlockTraining` with a `BlockState`), `slots_of`. One product:
+Training: `block_training` (a `BlockTraining`, which has a `BlockState`), `slots_of`. One product:
 `to_blocks` (`Blocks`), `to_kernel`, and the forms `by_rows`, `by_columns` and `unrolled`.
 """
 

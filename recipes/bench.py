@@ -1,8 +1,8 @@
 """The cost of masks: `python -m recipes.bench --help`.
 
 Times optimizer steps, selection, compilation, many seeds and their barriers beside dense twins,
-sorting, single runs and forward passes, compacted networks, distilled images, and checkpoints;
-counts bytes. Nothing is learned and no data is read.
+sorting, single runs and forward passes, compacted networks, networks in blocks, distilled images,
+and checkpoints; counts bytes. Nothing is learned and no data is read.
 Run it on a quiet machine.
 """
 
@@ -22,6 +22,7 @@ from recipes.benchmarks.barriers import barriers
 from recipes.benchmarks.checkpoints import checkpoints
 from recipes.benchmarks.compact import forward_passes
 from recipes.benchmarks.distilling import distilling
+from recipes.benchmarks.fast import faster
 from recipes.benchmarks.memory import bytes_a_weight
 from recipes.benchmarks.section import Plan, Section
 from recipes.benchmarks.seeds import many_seeds
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
     "seeds": many_seeds,
     "barriers": barriers,
     "compact": forward_passes,
+    "fast": faster,
     "distill": distilling,
 }
 

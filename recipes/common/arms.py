@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import lanes, measures
+from recipes.common import in_blocks, lanes, measures
 from recipes.common.data import Dataset, Key, Split, folded
+from recipes.common.in_blocks import InBlocks
 from recipes.common.journal import Journal
 from recipes.common.lanes import Network, State
 from recipes.common.settings import Plan
@@ -55,6 +56,9 @@ class Arm(NamedTuple):
     # (keys, first params) -> (params, masks), stacks over seeds
     start: Callable[[jax.Array, Any], tuple[Any, Any]] | None = None
     learned: Learned | None = None
+    blocks: InBlocks | None = (
+        None  # it trains the kept blocks alone, by an `optimizer` without masks
+    )
 
 
 class ArmKey(IntEnum):
@@ -79,6 +83,9 @@ def seeds_of(keys: jax.Array) -> Seeds:
 
 def program_of(arm: Arm, train: Split, batch_size: int, chunk_steps: int) -> lanes.Program:
     """The program of an arm. Where the network uses masked weights, the gradient is taken there."""
+    if arm.blocks:
+        how = train, batch_size, chunk_steps
+        return in_blocks.program(arm.module, arm.optimizer, arm.blocks, *how)
     make = arm.optimizer if callable(arm.optimizer) else lambda key: arm.optimizer
     return lanes.program(
         arm.module,
@@ -109,6 +116,8 @@ def begin(arm: Arm, keys: jax.Array, images: np.ndarray) -> State:
         return lanes.begin(p, Network(params, first.batch_stats, masks), seeds)
     params = jax.vmap(arm.learned.start)(first.params) if arm.learned else first.params
     state = lanes.begin(p, Network(params, first.batch_stats, None), seeds)
+    if arm.blocks:
+        return in_blocks.split(state.opt_state, state.batch_stats)
     if arm.weights is Weights.SPARSE:  # so that the first forward pass is sparse too
         sparse = jp.apply_masks(state.params, jp.get_masks(state.opt_state))
         state = lanes.copied(state._replace(params=sparse))
@@ -120,9 +129,18 @@ def network(arm: Arm, state: State) -> Any:
     if arm.learned:
         used, step = arm.learned.network, state.opt_state.step
         return jax.jit(jax.vmap(used) if step.ndim else used)(state.params, step)
+    if arm.blocks:
+        return in_blocks.network(arm.module, arm.blocks, state)[0]
     if arm.weights is Weights.DENSE_COPY:
         return jp.apply_masks(state.params, jp.get_masks(state.opt_state))
     return state.params
+
+
+def masks(arm: Arm, state: State) -> Any:
+    """The masks of the weights, bool; of one state or of a stack."""
+    if arm.blocks:
+        return in_blocks.network(arm.module, arm.blocks, state)[1]
+    return jp.get_masks(state.opt_state)
 
 
 # --- side by side ---------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def _numbers(outcome: Outcome, name: str) -> dict[str, Any]:
     weights = sum(x.size for x in jax.tree.leaves(jp.kernels(one)))
     kept, empty = np.full(len(last["loss"]), weights), {}
     if outcome.arms[name].weights is not Weights.DENSE:
-        masks = jp.get_masks(state.opt_state)
+        masks = arms.masks(outcome.arms[name], state)
         (kept, weights), empty = report.kept_weights(masks), dead.empty_layers(masks)
     chance = dead.chance(outcome.dataset.test.labels)
     seen = ("overlap_first", "ever_active")
@@ -102,7 +102,7 @@ def pictures(outcome: Outcome, pruned_between: tuple[int, int] | None = None) ->
     accuracy = {arm: style.curve(outcome.history, arm, "test_accuracy") for arm in outcome.arms}
     sparsity = {arm: style.curve(outcome.history, arm, "sparsity") for arm in masked(outcome)}
     layers = {
-        arm: report.layer_density(jp.get_masks(outcome.states[arm].opt_state))
+        arm: report.layer_density(arms.masks(outcome.arms[arm], outcome.states[arm]))
         for arm in masked(outcome)
     }
     shade = " The masks change in the grey part." if pruned_between else ""
@@ -155,7 +155,7 @@ def save_model(path: Path, outcome: Outcome, name: str) -> None:
     """The masked weights, running statistics and masks of an arm, all seeds."""
     state = outcome.states[name]
     params = arms.network(outcome.arms[name], state)
-    masks = like(jp.get_masks(state.opt_state), params)  # without what else was learned
+    masks = like(arms.masks(outcome.arms[name], state), params)  # without what else was learned
     checkpoints.save_model(path, params, state.batch_stats, masks)
 
 
@@ -177,6 +177,8 @@ def table(arms: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[s
         cells["collapsed"] = lambda n: _out_of(n["collapsed"]) if "collapsed" in n else ""
     else:
         cells["time"] = lambda n: f"{n['training_seconds']:.1f} s"
+        if any("times_as_fast" in numbers for numbers in arms.values()):
+            cells["dense time / time"] = lambda n: f"{n['times_as_fast']:.2f}"
         cells["state"] = lambda n: f"{n['state_bytes'] / 1e6:.1f} MB"
     rows = [[name, *(cell(numbers) for cell in cells.values())] for name, numbers in arms.items()]
     return list(cells), rows
@@ -202,4 +204,5 @@ def layer_report(outcome: Outcome, name: str) -> str:
 
     params = arms.network(outcome.arms[name], first)
     ever = optax.tree.get(first.opt_state, "ever_active", None)
-    return report.layers(params, jp.get_masks(first.opt_state), apply, image, ever_active=ever)
+    masks = arms.masks(outcome.arms[name], first)
+    return report.layers(params, masks, apply, image, ever_active=ever)

@@ -258,6 +258,8 @@ def test_the_summary_has_every_number(finished):
         "checkpoints",
         *("seeds", "seeds_conv", "barriers"),
         *("compact lenet 1", "compact lenet 256"),
+        *("fast step 32", "fast step 128"),
+        *(f"fast product {batch}" for batch in (1, 32, 128, 256)),
     }
     assert {"backend", "device", "cpus", "jax", "jaxlib", "optax"} <= set(summary["environment"])
     update = summary["sections"]["step"]["cells"]["update, global"]

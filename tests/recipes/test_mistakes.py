@@ -51,6 +51,15 @@ MISTAKES = {
         "--sparsity 0.9999 --method top_kast": "top_kast: 'Dense_2/kernel' would keep 0 of its",
         "--allocation er --sparsity 0.99995 --method gmp": "gmp: 'Dense_",
     },
+    "block_training": {
+        "--blocks 32": "--blocks are inputs x outputs, such as 32x32, got '32'",
+        "--blocks 0x8": "--blocks are inputs x outputs, such as 32x32, got '0x8'",
+        "--blocks 8x8 8x8": "--blocks has 8x8 twice",
+        "--method set": "unknown --method 'set'; choose one of static, rigl",
+        "--hidden 0": "--hidden must be at least 1, got 0",
+        "--fraction 2": "--fraction must be in [0, 1], got 2",
+        "--sparsity 90": "--sparsity must be in [0, 1), got 90",
+    },
     "random_erk": {
         "--allocation lamp": "unknown --allocation 'lamp'; choose one of uniform, uniform_plus",
         "--allocation erk erk": "--allocation has erk twice",

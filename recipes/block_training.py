@@ -1,0 +1,170 @@
+"""Sparse training that is faster: blocks beside masks: `python -m recipes.block_training --help`.
+
+Trains the same network dense, under masks of single weights, and in blocks of several sizes, from
+the same weights and on the same batches. In blocks the forward pass, the backward pass and the
+optimizer cost what is kept (`jp.fast.block_training`). The picture is accuracy over seconds. Writes
+a folder that reproduces itself.
+
+References: Narang et al., 2017, Block-Sparse Recurrent Neural Networks; Evci et al., 2020, Rigging
+the Lottery: Making All Tickets Winners.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import optax
+
+import jaxprune as jp
+from jaxprune.trees import present_leaves
+from recipes.common import cli, flags, models, report, settings, study
+from recipes.common.arms import Arm, Weights
+from recipes.common.data import Dataset
+from recipes.common.figures import seconds, style
+from recipes.common.in_blocks import InBlocks
+from recipes.common.report import Picture
+
+SECONDS = "plots/seconds.png"
+METHODS = ("static", "rigl")
+SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+
+
+@dataclass(frozen=True)
+class Config(settings.Settings):
+    """Sparse training in blocks beside dense training and masks of single weights."""
+
+    out: Path = Path("runs/block_training")
+    sparsity: flags.Fraction = 0.9
+    """The fraction of the weights of each hidden layer that are pruned; whole blocks are kept."""
+    blocks: Annotated[tuple[str, ...], flags.DISTINCT] = ("16x16", "32x32", "64x64", "1x64")
+    """Sizes of blocks, inputs x outputs. 1x64: single inputs that 64 outputs share."""
+    method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = METHODS
+    """Random masks that stay (static), or that move by magnitude and gradient (rigl)."""
+    every: flags.Count = 50
+    """rigl: steps between updates of the masks."""
+    fraction: Annotated[float, flags.within("[0, 1]")] = 0.5
+    """rigl: the fraction of kept blocks that the first update rewires; a cosine takes it to 0."""
+    end: Annotated[float, flags.within("(0, 1]")] = 0.75
+    """rigl: when rewiring ends, as a fraction of the steps."""
+    hidden: Annotated[tuple[int, ...], flags.at_least(1)] = (1024, 512, 512)
+    """The sizes of the hidden layers."""
+    model: Annotated[str, flags.HIDDEN] = "mlp"
+    norm: Annotated[str, flags.HIDDEN] = "group"
+    width: Annotated[float, flags.HIDDEN] = 1.0
+    seeds: settings.Seeds = 1
+    """Seeds that train at once, in one program."""
+
+    def conflicts(self) -> Iterator[str]:
+        """The mistakes of several flags together."""
+        yield from super().conflicts()
+        for size in self.blocks:
+            if not SIZE.fullmatch(size):
+                yield f"--blocks are inputs x outputs, such as 32x32, got '{size}'"
+
+
+# --- the method -----------------------------------------------------------------------------------
+
+
+def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
+    """Dense training, masks of single weights, and blocks. The last layer stays dense."""
+    module = models.MLP(config.hidden, dataset.classes)
+    adam = settings.optimizer(config, steps)
+    hidden = jp.matching("*/kernel", exclude=f"Dense_{len(config.hidden)}/*")
+    made = {"dense": Arm(module, adam)}
+    for method in config.method:
+        masks = transforms(config, method, steps)
+
+        def masked(key: jax.Array, masks: Any = masks) -> optax.GradientTransformation:
+            return jp.sparsify(adam, masks(key, hidden, config.sparsity))
+
+        made[f"{method} weights"] = Arm(module, masked, Weights.SPARSE)
+        for size in config.blocks:
+            h, w = map(int, SIZE.fullmatch(size).groups())  # type: ignore[union-attr]
+            blocks = in_blocks(config, masks, h, w, hidden)
+            made[f"{method} {size}"] = Arm(module, adam, Weights.SPARSE, blocks=blocks)
+    return made
+
+
+def transforms(config: Config, method: str, steps: int) -> Callable[..., jp.MaskTransform]:
+    """(key, prunable, sparsity) -> masks of the method; of single weights, and of blocks too."""
+    if method == "static":
+        return lambda key, prunable, sparsity: jp.static(key, sparsity, one_left, prunable)
+    last = max(round(config.end * steps), 1)
+    fraction = optax.cosine_decay_schedule(config.fraction, last)
+
+    def rigl(key: jax.Array, prunable: Any, sparsity: Any) -> jp.MaskTransform:
+        masks = jp.rigl(key, sparsity, fraction, one_left, prunable)
+        return jp.every(config.every, masks, stop=last)
+
+    return rigl
+
+
+def one_left(scores: Any, sparsity: float) -> Any:
+    """The weights to prune in each leaf: uniform, but one stays. Leaves may be rows of blocks."""
+    return jax.tree.map(lambda x: pruned(x.size, sparsity), scores)
+
+
+def pruned(n: int, sparsity: float) -> int:
+    """How many of n are pruned; one stays."""
+    return min(round(sparsity * n), n - 1)
+
+
+def in_blocks(config: Config, masks: Any, h: int, w: int, hidden: Any) -> InBlocks:
+    """Blocks of h x w by these masks: as many for each block of outputs."""
+
+    def slots(params: Any) -> dict[str, int]:
+        kept = lambda n: n - pruned(n, config.sparsity)
+        return {name: kept(-(-x.shape[0] // h)) for name, x in present_leaves(hidden(params))}
+
+    def of(key: jax.Array) -> jp.MaskTransform:
+        rows = masks(key, jp.fast.by_outputs, config.sparsity)
+        return jp.fast.in_blocks(h, w, rows, hidden)
+
+    return InBlocks(of, slots)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def block_training(config: Config) -> dict[str, Any]:
+    """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
+    outcome = study.train(config, partial(arms, config))
+    numbers = study.numbers(outcome)
+    dense = numbers["arms"]["dense"]["training_seconds"]
+    for arm in numbers["arms"].values():
+        arm["times_as_fast"] = dense / arm["training_seconds"]
+    summary = report.summary(
+        config,
+        "accuracy and seconds of sparse training in blocks, beside dense training",
+        **numbers,
+    )
+    pictures = {SECONDS: over_seconds(outcome), **study.pictures(outcome)}
+    title = "Sparse training in blocks"
+    return study.publish(config, outcome, summary, title, pictures, told=())
+
+
+def over_seconds(outcome: study.Outcome) -> Picture:
+    """The picture of accuracy over time."""
+    courses = {}
+    for name in outcome.arms:
+        tested = [line[name] for line in outcome.history if "test_accuracy" in line[name]]
+        clock, values = zip(*((x["seconds"], x["test_accuracy"]) for x in tested), strict=True)
+        courses[name] = seconds.Course(np.asarray(clock), np.asarray(values))
+    return Picture(
+        seconds.accuracy(courses, style.looks(courses)),
+        "Test accuracy over the seconds that an arm has trained, tests and compilation left out; "
+        "the marker is where its training ends. All arms train in turns in one process.",
+    )
+
+
+main = cli.command(Config, block_training)
+
+if __name__ == "__main__":
+    main()

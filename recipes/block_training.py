@@ -157,10 +157,12 @@ def over_seconds(outcome: study.Outcome) -> Picture:
         tested = [line[name] for line in outcome.history if "test_accuracy" in line[name]]
         clock, values = zip(*((x["seconds"], x["test_accuracy"]) for x in tested), strict=True)
         courses[name] = seconds.Course(np.asarray(clock), np.asarray(values))
+    drawn = style.looks(courses)
+    drawn |= {n: drawn[n]._replace(marker="x") for n in courses if n.endswith(" weights")}
     return Picture(
-        seconds.accuracy(courses, style.looks(courses)),
+        seconds.accuracy(courses, drawn),
         "Test accuracy over the seconds that an arm has trained, tests and compilation left out; "
-        "the marker is where its training ends. All arms train in turns in one process.",
+        "the large marker is where its training ends. All arms train in turns in one process.",
     )
 
 

@@ -134,6 +134,7 @@ class Writeup(NamedTuple):
     notes: str = ""  # sentences of the last line, before the time and the memory
     saved: str = STACK  # what {models} hold
     of_layers: str = "The first seed, layer by layer"
+    logged: bool = True  # whether the run has a metrics.jsonl
 
 
 def summary(config: Settings, studies: str, **numbers: Any) -> dict[str, Any]:
@@ -219,6 +220,7 @@ def to_markdown(
         layers = [f"{writeup.of_layers}:", *layers, ""]
     joined = "\n\n".join(layers)
     models = ", ".join(f"`{path}`" for path in writeup.models)
+    logged = f"Every logged point is a line of `{METRICS}`; " if writeup.logged else ""
     return f"""# {writeup.title}
 
 {writeup.headline}.
@@ -230,7 +232,7 @@ Run it again: `{command}`
 {pictures}
 
 {joined}{writeup.saved.format(models=models)}
-Every logged point is a line of `{METRICS}`; all numbers of this page are in `{SUMMARY}`.
+{logged}{"all" if logged else "All"} numbers of this page are in `{SUMMARY}`.
 
 {last}. {in_words(environment)}.
 """

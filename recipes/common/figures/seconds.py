@@ -24,13 +24,21 @@ class Course(NamedTuple):
 
 
 def accuracy(arms: Mapping[str, Course], drawn: Mapping[str, Look]) -> bytes:
-    """PNG: a line for each arm, the mean over seeds, with its marker where training ends."""
+    """PNG: a line for each arm, the mean over seeds, with a large marker where training ends."""
     with canvas(7.4, 3.8) as figure:
         axes = figure.subplots()
         for name, (seconds, values) in arms.items():
             look, mean = drawn[name], values.mean(1)
-            axes.plot(seconds, mean, color=look.color, linestyle=look.line, label=name)
-            axes.plot(seconds[-1:], mean[-1:], color=look.color, marker=look.marker)
+            axes.plot(
+                *(seconds, mean),
+                color=look.color,
+                linestyle=look.line,
+                marker=look.marker,
+                markevery=4,
+                markersize=3,
+                label=name,
+            )
+            axes.plot(seconds[-1:], mean[-1:], color=look.color, marker=look.marker, markersize=7)
         axes.set(title="Test accuracy", xlabel="Seconds of training", xscale="log")
         lowest = min(float(course.accuracy[-1].mean()) for course in arms.values())
         axes.set_ylim(2 * lowest - 1 if lowest > 0.5 else 0, 1)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 import jaxprune as jp
 from jaxprune.structured import Removal
-from recipes import dynamic, gates, gmp, relaxation, soup
+from recipes import block_training, dynamic, gates, gmp, relaxation, soup
 from recipes.common import arms, lanes, models
 from recipes.common.data import Dataset, Split
 from recipes.sharded import decoder
@@ -20,6 +20,7 @@ from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 PLATFORMS = ("cpu", "cuda", "tpu")
 DYNAMIC = dynamic.Config()
 GATES = gates.Config()
+BLOCKS = block_training.Config(hidden=(32,), blocks=("8x8", "1x16"))
 
 
 def lower(f, *args):
@@ -71,11 +72,16 @@ def of_models():
 STEPS = {  # what recipes train, by recipe and arm
     **{f"gmp {name}": arm for name, arm in of_models()},
     **{f"dynamic {name}": arm for name, arm in dynamic.arms(DYNAMIC, digits(), 100).items()},
+    **{
+        f"block_training {name}": arm
+        for name, arm in block_training.arms(BLOCKS, digits(), 100).items()
+        if arm.blocks
+    },
     **{f"gates {name}": arm for name, arm in gates.arms(GATES, digits(), 100).items()},
 }
 
 
-@pytest.mark.parametrize("name", quick(STEPS))
+@pytest.mark.parametrize("name", quick(STEPS, "gmp lenet", "block_training rigl 8x8"))
 def test_a_step_of_a_recipe(name):
     arm, images = STEPS[name], digits().train.images
     keys = lanes.seed_keys(0, 2)

@@ -71,6 +71,25 @@ def test_the_mask_of_the_network_has_every_form():
     assert {own.name for own in made} >= NAMES and words == "blocks of 8 x 8"
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_function_that_is_compiled_and_casts_its_weights(monkeypatch, dtype):
+    """As flax's layers with a dtype do."""
+    params, masks, x = network()
+    favor(monkeypatch, "blocks of 8 x 8, by columns")
+
+    @jax.jit
+    def cast(params, x):
+        return apply(jax.tree.map(lambda w: w.astype(dtype), params), x.astype(dtype))
+
+    net = jp.fast.fast(cast, params, masks, x)
+    assert isinstance(net.params["a"]["kernel"], FORMS)
+    y, wanted = net.fn(net.params, x), cast(jp.apply_masks(params, masks), x)
+    assert y.dtype == wanted.dtype == dtype
+    rtol, atol = (1e-5, 1e-5) if dtype == jnp.float32 else (0.05, 0.2)  # entries are about 10
+    both = (np.asarray(v, np.float32) for v in (y, wanted))
+    np.testing.assert_allclose(*both, rtol=rtol, atol=atol)
+
+
 def test_export_of_a_network_in_blocks(monkeypatch):
     params, masks, x = network()
     favor(monkeypatch, "blocks of 8 x 8, by rows")

@@ -25,8 +25,8 @@ def distilling(plan: Plan) -> list[Section]:
     section = comparison(
         name="distill",
         headline=(
-            f"Conv net, {CLASSES} classes: a step of {PER_CLASS} distilled images a class by {real} "
-            "real ones / both passes of the network over all of them"
+            f"Conv net, {CLASSES} classes: a step of {PER_CLASS} distilled images a class by {real}"
+            " real ones / both passes of the network over all of them"
         ),
         measured=measured,
         baselines=[PASSES],

@@ -1,9 +1,11 @@
 """Data sets: shapes, normalization, and one clear line for what is not there."""
 
 import hashlib
+import itertools
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -182,6 +184,17 @@ def test_tfds(name, train, test, shape):
 
 
 LABELS = np.random.default_rng(0).integers(0, 4, 200)
+
+
+def test_an_epoch_leaves_out_the_last_examples_of_its_order():
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    two_epochs = lambda batch, steps: np.stack(
+        list(itertools.islice(data.order(keys, 10, batch), steps))
+    ).swapaxes(0, 1)
+    whole = two_epochs(5, 4).reshape(2, 2, 10)  # (keys, epochs, examples): none is left out
+    np.testing.assert_array_equal(np.sort(whole), np.broadcast_to(np.arange(10), whole.shape))
+    np.testing.assert_array_equal(two_epochs(4, 4).reshape(2, 2, 8), whole[..., :8])
+    assert (whole[0] != whole[1]).any() and (whole[:, 0] != whole[:, 1]).any()
 
 
 def test_as_many_of_each_and_none_twice():

@@ -449,3 +449,11 @@ def test_score_and_allocation_the_other_way_round(score, allocation):
     said = f"score.*then an allocation.*{score.__name__}, then the function {allocation.__name__}"
     with pytest.raises(TypeError, match=said):
         jp.prune(score, allocation, 0.5)
+
+
+def test_a_number_is_due_once_and_a_schedule_always():
+    number = jp.prune(jp.magnitude, jp.uniform, 0.5)
+    state = number.init(PARAMS)
+    assert number.due(state, step=0)
+    assert not number.due(ask(number, state), step=1)
+    assert jp.prune(jp.magnitude, jp.uniform, cubic()).due is None

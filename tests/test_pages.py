@@ -107,6 +107,7 @@ def test_what_a_block_says_is_compared(block):
     assert differences("print([1,\n 2])", "[1, 2]") == [] != differences("print(1)", "2")
 
 
+@pytest.mark.full
 def test_the_worked_example_of_contributing_keeps_the_laws(monkeypatch):
     """Its lines enter where they say: in scores.py, in the contract of scores, in a test."""
     file, contract, numbers = (

@@ -126,6 +126,7 @@ def test_its_barrier_falls_to_zero():
     np.testing.assert_allclose(outputs(aligned, x), outputs(b, x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_of_a_residual_network():
     variables, _ = noisy(Residual(), 3, 5)
     a = variables["params"]

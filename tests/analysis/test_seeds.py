@@ -91,6 +91,7 @@ def test_the_program_of_the_design(seeds):
     assert (barriers["loss"][off] > 0).all()
 
 
+@pytest.mark.full
 def test_one_basin_or_many(seeds, children):
     # children of one init and one mask are in one basin; different inits are not
     barrier = partial(jp.barrier, test_loss, points=5)

@@ -43,6 +43,7 @@ def test_over_batches_it_is_the_saliency_of_the_mean_gradient():
     )
 
 
+@pytest.mark.full
 def test_the_first_step_of_prune_does_the_same():
     params = toy.mlp_params(jax.random.key(0))
     tx = jp.sparsify(optax.sgd(0.1), jp.prune(jp.saliency, jp.global_threshold, 0.9))

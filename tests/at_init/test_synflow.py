@@ -120,6 +120,7 @@ def deep(params, x):
     return jax.lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x, params["kernel"])[0]
 
 
+@pytest.mark.full
 def test_deep_networks_overflow_nowhere_but_on_the_way_forward():
     # 32 units: each layer makes 32 * E|w| = 6.4 times as much; 6.4^50 = 10^40
     params = {"kernel": 0.25 * jax.random.normal(jax.random.key(0), (50, 32, 32))}

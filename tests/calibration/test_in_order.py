@@ -169,6 +169,7 @@ class Network(nn.Module):
 TOKENS = [jnp.arange(10).reshape(2, 5) % 7]
 
 
+@pytest.mark.full
 def test_a_module_by_its_kernels():
     """Biases and the table stay; the structure and the dtypes too; also under jit."""
     module = Network()

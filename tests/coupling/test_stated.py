@@ -108,6 +108,7 @@ def test_of_dense_layers():
     assert assert_keeps_the_function(net, variables, x, coupling)["h"].size == 8
 
 
+@pytest.mark.full
 def test_of_convolutions_that_are_flattened_channels_last():
     net = Convolutional()
     variables, x = noisy(net, 2, 8, 6, 1)
@@ -131,6 +132,7 @@ def test_of_convolutions_that_are_flattened_channels_first():
     np.testing.assert_allclose(net.apply(moved, x), net.apply(variables, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_of_a_residual_network_written_by_hand():
     net = Residual()
     variables, x = noisy(net, 3, 5)

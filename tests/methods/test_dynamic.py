@@ -21,7 +21,7 @@ METHODS = {
     "itop": lambda key: jp.itop(jp.rigl(key, 0.8, 0.4)),
     "granet_levelled": lambda key: jp.granet(key, optax.constant_schedule(0.8), 0.4),
 }
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", quick(METHODS, "set_two_sided", "granet_levelled"))
 
 
 def kept(masks):

@@ -163,6 +163,7 @@ def test_zero_over_zero_is_zero_where_a_weight_is_pruned(name, dtype):
                 np.testing.assert_array_equal(np.asarray(leaf, np.float32)[~mask], 0)
 
 
+@pytest.mark.full
 def test_zeros_stay_zero_in_every_lane_and_on_every_device():
     tx = jp.sparsify(optax.adafactor(0.1, eps=0.0), jp.prune(jp.magnitude, jp.uniform, 0.5))
     update = lambda w: tx.update({"w": w}, tx.init({"w": w}), {"w": w})

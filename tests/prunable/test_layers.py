@@ -65,7 +65,7 @@ EVERY = {
 del EVERY["neurons"]  # of a network of its own
 
 
-@pytest.mark.parametrize("transform", quick(EVERY, "gradual_global", "rigl", "lamp", "dpf"))
+@pytest.mark.parametrize("transform", quick(EVERY, "gradual_global", "rigl"))
 def test_a_scanned_network_gets_the_masks_of_the_unrolled_one(transform):
     make = EVERY[transform]
     wanted, found = run(make, LIST, lambda p: p), run(make, SCAN, as_list)
@@ -97,6 +97,7 @@ def test_one_call_prunes_layers_one_by_one(score, allocation):
     assert jp.sparsity(masks) == jp.sparsity(wanted)
 
 
+@pytest.mark.full
 def test_fisher_finds_the_moments_of_a_stack():
     """The optimizer's state has stacks where the params that are scored have layers."""
     schedule = optax.polynomial_schedule(0.0, 0.75, 1, 2)
@@ -187,7 +188,7 @@ def compiled(transform, layers, width=128):
     return step.lower(jax.eval_shape(transform.init, params), params, params).compile()
 
 
-@pytest.mark.parametrize("name", quick(BIG, "global", "rigl", "dpf"))
+@pytest.mark.parametrize("name", quick(BIG, "rigl"))
 def test_no_copy_is_made_of_a_stack(name):
     weights = 4 * 128 * 128
     # bytes a weight: none, or where weights are dropped first, the masks between
@@ -203,7 +204,7 @@ def test_a_program_is_as_long_for_many_layers_as_for_few(name):
     assert count(many) < 1.5 * count(few)
 
 
-@pytest.mark.parametrize("name", quick(["rigl", "global", "erk"]))
+@pytest.mark.parametrize("name", quick(["rigl", "global", "erk"], "global"))
 def test_layers_that_lie_on_other_devices_stay_there(name):
     mesh = jax.make_mesh((8,), ("layers",), axis_types=(AxisType.Auto,))
     tree = {
@@ -400,6 +401,7 @@ def test_compressing_attention_asks_for_the_axis_of_the_inputs():
     np.testing.assert_array_equal(jp.export.decompress_nm(small), jnp.where(mask, w, 0))
 
 
+@pytest.mark.full
 def test_complex_weights_are_compressed_and_come_back():
     w = jnp.arange(16.0).reshape(4, 4) * (1 - 2j)
     mask = jp.select({"w": jnp.abs(w)}, jp.uniform, 0.5, jp.nm(2, 4))["w"]

@@ -215,6 +215,7 @@ def test_masks_cost_a_byte_in_memory_and_a_bit_in_a_file():
     assert 125_000 <= sizes["in a file"] < 135_000
 
 
+@pytest.mark.full
 def test_the_networks_of_the_two_convolutions_are_the_same():
     ours, xlas = seeds.conv_nets()
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))

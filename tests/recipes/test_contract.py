@@ -56,7 +56,7 @@ def test_a_finished_run_is_kept(name, run, capsys):
     assert (run(name).out / folder.SUMMARY).read_bytes() == before
 
 
-@pytest.mark.parametrize("name", quick(CASES, "gmp", "soup", "tickets"))
+@pytest.mark.parametrize("name", quick(CASES, "gmp", "soup"))
 def test_an_interrupted_run_of_its_configuration_goes_on_to_the_same_bits(
     name, run, tmp_path, capsys
 ):

@@ -67,6 +67,7 @@ def alone(monkeypatch):
     monkeypatch.setattr(processes, "join", lambda: None)
 
 
+@pytest.mark.full
 def test_a_run_that_is_stopped_ends_with_the_same_bits(alone, tmp_path, monkeypatch, capsys):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     distributed.main([*SHORT, "--out", str(whole)])

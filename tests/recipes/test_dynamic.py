@@ -86,6 +86,7 @@ def test_top_kast_trains_only_what_it_should():
     assert 0.55 < same.mean() < 0.75  # few of the trained have no gradient
 
 
+@pytest.mark.full
 def test_granet_from_sparse_to_sparse():
     states = trained(1, method=("granet",), initial_sparsity=0.5)
     assert jp.sparsity(jp.get_masks(states[0].opt_state)) == pytest.approx(0.5, abs=1e-4)
@@ -93,6 +94,7 @@ def test_granet_from_sparse_to_sparse():
     assert (kernel == 0).mean() > 0.3
 
 
+@pytest.mark.full
 def test_a_fraction_of_zero_rewires_nothing():
     states = trained(2, method=("set",), fraction=0.0, every=1)
     assert jp.overlap(*(jp.get_masks(state.opt_state) for state in states[1:])) == 1

@@ -120,6 +120,7 @@ def test_masks_of_neurons_compute_what_gates_of_0_and_1_do(model, norm):
         assert 0.3 < float(level.kept(open_)) <= 0.5
 
 
+@pytest.mark.full
 def test_a_family_with_a_schedule_learns_and_meets_the_budget():
     config = gates.Config(level=("neuron",), gate="continuous", kept=(0.3,), width=0.1, log_every=2)
     _, state = states(config, 6)
@@ -129,6 +130,7 @@ def test_a_family_with_a_schedule_learns_and_meets_the_budget():
     assert float(np.ptp(state.params["gates"]["Dense_1"])) > 0
 
 
+@pytest.mark.full
 def test_a_consensus_is_one_network():
     config = gates.Config(level=("consensus",), kept=(0.3,), width=0.1, log_every=2)
     arm, state = states(config, 6)

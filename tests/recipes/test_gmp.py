@@ -56,6 +56,7 @@ def two(tmp_path_factory):
         return running.varied("gmp", BEST, tmp_path_factory.mktemp("two") / "run")
 
 
+@pytest.mark.full
 def test_seeds_on_two_devices_are_those_of_one(finished, two):
     """To float tolerance."""
     for own, theirs in zip(two.records, finished.records, strict=True):

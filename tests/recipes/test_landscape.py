@@ -82,6 +82,7 @@ def test_the_sparse_twins_train_under_the_masks_of_a_folder(tmp_path):
         landscape.arms(replace(config, width=0.2), digits, 10)
 
 
+@pytest.mark.full
 def test_the_losses_of_a_convolutional_network_have_second_derivatives():
     module = models.model("conv", 10)
     images = np.asarray(jax.random.normal(jax.random.key(0), (6, 8, 8, 1)))

@@ -46,6 +46,7 @@ def test_masks_are_there_before_the_first_step_and_stay(finished):
             assert record[allocation]["overlap_first"] == [1, 1]
 
 
+@pytest.mark.full
 def test_snip_s_ratios_are_those_of_its_criterion():
     config = random_erk.Config(allocation=("snip",), sparsity=0.9, batch_size=32)
     digits = data.load("digits", train_examples=64)
@@ -65,6 +66,7 @@ def test_snip_s_ratios_are_those_of_its_criterion():
         assert (at_random != by_score).any()
 
 
+@pytest.mark.full
 def test_widths_keep_equally_many_weights(tmp_path):
     wide = running.varied(
         "random_erk", "--allocation erk --widths 1 2 --sparsity 0.95", tmp_path / "wide"
@@ -85,6 +87,7 @@ def test_widths_keep_equally_many_weights(tmp_path):
     assert params["Dense_0"]["kernel"].shape == (2, 64, 512)
 
 
+@pytest.mark.full
 def test_widths_of_equal_sparsity():
     config = random_erk.Config(allocation=("erk",), widths=(1.0, 2.0), equal="sparsity")
     digits = data.load("digits", train_examples=64)

@@ -80,6 +80,7 @@ def both(s):
     return Removal({name: np.ones_like(own) for name, own in left.kept.items()}, ()), left
 
 
+@pytest.mark.full
 def test_gates_and_masks_are_a_smaller_network(study):
     s, digits = study
     whole, left = both(s)

@@ -20,6 +20,7 @@ def found():
     return compiled.compile_all(TINY, devices=8, tokens=32, sparsity=0.5, every=10)
 
 
+@pytest.mark.full
 def test_masks_add_their_bytes_and_no_communication(found):
     dense, sparse = found["dense"], found["sparse"]
     assert sparse.always == dense.always and not dense.in_branches

@@ -103,6 +103,7 @@ def test_every_phase_has_its_own_order(study):
     assert (first != second).all()
 
 
+@pytest.mark.full
 def test_what_is_pruned_stays_pruned_whatever_is_left(study):
     _, s = study
     dense = lanes.initial(s.program, s.keys)

@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxprune as jp
 from recipes import structured
@@ -83,6 +84,7 @@ def test_shares_fall_by_the_same_fraction():
 # --- rounds ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_each_round_draws_its_random_scores_anew():
     of, seen = study(score=("random",)), []
 
@@ -106,6 +108,7 @@ def study(**changes):
     return structured.study_of(config, data.load("digits", train_examples=64))
 
 
+@pytest.mark.full
 def test_every_score_has_the_mean_one_over_what_is_kept():
     of = study(model="conv", score=[n for n in structured.SCORES if n != "taylor"])
     networks = structured.untrained(of)
@@ -118,6 +121,7 @@ def test_every_score_has_the_mean_one_over_what_is_kept():
     assert (drawn[0] != drawn[1])[1:].all()
 
 
+@pytest.mark.full
 def test_taylor_takes_the_gradient_of_the_mean_loss():
     of = study(score=("taylor",))
     variables, module = lanes.initial(of.program, of.keys).variables, of.program.module

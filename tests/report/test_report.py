@@ -481,6 +481,7 @@ def test_the_fraction_that_was_ever_active_is_a_column():
     assert "ever" not in str(jp.report(params, masks)).splitlines()[0]
 
 
+@pytest.mark.full
 def test_what_was_ever_active_of_a_run():
     params = {"kernel": jax.random.normal(jax.random.key(0), (10, 20))}
     tx = jp.sparsify(optax.sgd(0.1), jp.itop(jp.set(jax.random.key(0), 0.8, 0.5)))

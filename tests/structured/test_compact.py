@@ -126,6 +126,7 @@ def residual():
     return Case(fn, structure, variables, x, kept, jp.compact(structure, variables, kept))
 
 
+@pytest.mark.full
 def test_another_batch_size(residual):
     small, x = residual.small, residual.x
     np.testing.assert_allclose(
@@ -153,6 +154,7 @@ def test_a_batch_of_symbolic_size(name):
     )
 
 
+@pytest.mark.full
 def test_training_and_removal_with_a_batch_of_symbolic_size(residual):
     """Statistics of a batch divide by its size, and a branch that goes is gone for any."""
     _, structure, variables, x, kept, small = residual

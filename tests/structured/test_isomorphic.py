@@ -48,6 +48,7 @@ def test_calls_are_looked_through(wrapped):
     assert signatures(structure) == signatures(STRUCTURE)
 
 
+@pytest.mark.full
 def test_every_pool_loses_its_share_wherever_it_is_lowest():
     pruned = jp.structured.isomorphic(STRUCTURE)(SCORES, 0.5)
     # of a and b together round(6.5) = 6, all in a; k and l are alone

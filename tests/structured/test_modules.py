@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import jaxprune as jp
@@ -37,6 +38,7 @@ class Modules(nnx.Module):
         return self.out(self.cell(x))
 
 
+@pytest.mark.full
 def test_a_module_of_nnx_comes_back():
     """Its layers note the small sizes, it runs alone, and in training as a small module does."""
     model, x = Modules(nnx.Rngs(0)), jnp.arange(8).reshape(2, 4) % 7
@@ -66,6 +68,7 @@ def test_a_module_of_nnx_comes_back():
     assert model.attend.num_heads == 4  # the model stays as it is
 
 
+@pytest.mark.full
 def test_heads_of_keys_are_counted_apart_from_those_of_queries():
     """Two heads of queries read one of keys, and go with it."""
     model = nnx.MultiHeadAttention(

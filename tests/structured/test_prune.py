@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jaxprune as jp
 from tests.coupling.networks import NETWORKS, built
@@ -51,6 +52,7 @@ def test_with_a_number_it_prunes_once():
     assert left.tolist() == [[4, 32]] * 3
 
 
+@pytest.mark.full
 def test_of_params_whose_statistics_were_analyzed_too():
     """With batch norm variables are analyzed, and the optimizer holds the params alone."""
     variables, x = built("batch norm")

@@ -178,6 +178,7 @@ SAME_EVERY_TIME = {
 }
 
 
+@pytest.mark.full
 @settings(max_examples=30, **SAME_EVERY_TIME)
 @given(NETWORKS, st.integers(0, 99), WAYS)
 def test_compacted_is_masked(steps, seed, empty):

@@ -249,6 +249,7 @@ def test_two_stages():
     assert kinds(second.fn, second.params, x)["conv_general_dilated"] == 3
 
 
+@pytest.mark.full
 def test_it_trains_on():
     """Another batch size; new running statistics; gradients, and an optimizer's state, shrunk."""
     structure, variables, x = resnet()

@@ -98,6 +98,7 @@ def test_kernels_that_are_reshaped_or_transposed_make_neurons_too():
     }
 
 
+@pytest.mark.full
 def test_of_a_residual_stream_it_is_the_mean_over_layers():
     variables, x = built("batch norm")
     structure = jp.analyze(NETWORKS["batch norm"].module.apply, variables, x)
@@ -107,6 +108,7 @@ def test_of_a_residual_stream_it_is_the_mean_over_layers():
     np.testing.assert_allclose(found, np.mean(each, 0), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_ten_steps_of_the_geometric_median_beside_the_equation():
     """He et al., 2019: the filters nearest to all that are left go, layer by layer."""
     rng = np.random.default_rng(0)

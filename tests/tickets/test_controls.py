@@ -36,6 +36,7 @@ def test_shuffle_keeps_as_many_of_each_leaf():
         assert shuffled[path].shape == MASKS[path].shape and shuffled[path].dtype == bool
 
 
+@pytest.mark.full
 def test_shuffle_jitted_is_shuffle():
     jitted = shuffle(KEY, MASKS)
     jax.tree.map(np.testing.assert_array_equal, jitted, jp.tickets.shuffle(KEY, MASKS))

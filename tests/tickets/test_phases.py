@@ -309,6 +309,7 @@ def classifier():
     return lambda key: model.init(key, x), fit, accuracy
 
 
+@pytest.mark.full
 def test_tickets_win_over_random_masks_in_one_vmapped_program():
     init, fit, accuracy = classifier()
 

@@ -50,6 +50,7 @@ def test_vmapped_seeds_equal_separate_runs(digits):
         assert min(jax.tree.leaves(same)) > 0.99
 
 
+@pytest.mark.full
 def test_seeds_on_four_devices_say_nothing_to_each_other(digits):
     arm = Arm(MLP((16,), 10), lambda key: pruned_adam(), Weights.SPARSE)
     keys, order = lanes.seed_keys(0, 4), np.zeros((3, 4, 8), np.int32)
@@ -129,6 +130,7 @@ def test_evaluate_counts_every_example_once(digits):
         np.testing.assert_allclose(accuracy[i], right / 360)
 
 
+@pytest.mark.full
 def test_running_statistics_are_trained_per_seed(digits):
     module, keys = model("conv", 10, "batch"), lanes.seed_keys(0, 2)
     (_, _, _, state), *_ = run(module, optax.adam(1e-3), digits, keys, chunk_steps=1, steps=1)
@@ -176,6 +178,7 @@ def test_the_first_forward_pass_is_sparse(digits):
         assert kernel[mask].all()
 
 
+@pytest.mark.full
 def test_a_dense_copy_learns_where_the_network_is_sparse(digits):
     """One step by hand: the gradient at the masked weights, for all of them."""
     masks = {"Dense_0": {"kernel": np.arange(640).reshape(64, 10) % 3 == 0, "bias": None}}

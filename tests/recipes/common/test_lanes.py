@@ -180,6 +180,7 @@ def test_a_loss_and_where_its_gradient_is_taken(program):
     np.testing.assert_allclose(moved["Dense_0"]["kernel"][1], 0.25 * (1 + 2), rtol=1e-5)
 
 
+@pytest.mark.full
 def test_lanes_on_four_devices_say_nothing_to_each_other(monkeypatch):
     keys = lanes.seed_keys(0, 4)
     results, texts = [], []

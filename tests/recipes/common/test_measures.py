@@ -45,6 +45,7 @@ def test_what_lies_between_networks_is_measured_on_test_data(model):
     assert float(jax.jit(measure)(variables)["error"]) == 0
 
 
+@pytest.mark.full
 def test_the_two_rules_for_running_statistics_differ():
     module, train = models.model("conv", 10, "batch"), split(64, 1)
     variables = module.init(jax.random.key(0), train.images)

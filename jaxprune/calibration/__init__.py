@@ -6,7 +6,8 @@ A calibrated method sees one weight matrix and its `Inputs`, and gives the prune
 mask: a `Method`. `magnitude` reads the weights only, `wanda` also the norms of the inputs,
 `sparsegpt` also their products, by which the weights that stay make up for the others.
 `prune_in_order` takes any of them through any function of params: each product is pruned with what
-the pruned products before it give.
+the pruned products before it give. `statistics` prunes nothing: it gathers the `Statistics` of what
+each leaf is multiplied with.
 """
 
 from jaxprune.calibration.in_order import prune_in_order as prune_in_order
@@ -14,4 +15,6 @@ from jaxprune.calibration.magnitude import magnitude as magnitude
 from jaxprune.calibration.method import Inputs as Inputs
 from jaxprune.calibration.method import Method as Method
 from jaxprune.calibration.sparsegpt import sparsegpt as sparsegpt
+from jaxprune.calibration.statistics import Statistics as Statistics
+from jaxprune.calibration.statistics import statistics as statistics
 from jaxprune.calibration.wanda import wanda as wanda

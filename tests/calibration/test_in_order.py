@@ -77,6 +77,25 @@ def test_heads_transposes_and_slices_find_their_place():
     assert all(same.values())
 
 
+def test_layers_that_flax_scans_are_kernels_too():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return jnp.tanh(nn.Dense(8)(x)), None
+
+    layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+    xs = batches(5, 8, n=1)
+    fn = lambda params, x: layers.apply({"params": params}, x, None)[0]
+    params = layers.init(jax.random.key(0), xs[0], None)["params"]
+    pruned, masks = jp.calibration.prune_in_order(fn, params, xs, WANDA)
+    assert jp.sparsity(masks) == 0.5
+    first, mask = by_hand(params["Dense_0"]["kernel"][0], xs)
+    np.testing.assert_array_equal(pruned["Dense_0"]["kernel"][0], first)
+    np.testing.assert_array_equal(masks["Dense_0"]["kernel"][0], mask)
+    np.testing.assert_array_equal(jp.apply_masks(pruned, masks)["Dense_0"]["kernel"][0], first)
+    assert masks["Dense_0"]["bias"] is None
+
+
 def test_layers_of_a_scan_come_one_after_the_other():
     params, xs = weights(stack=(3, 6, 6)), batches(4, 6)
     loop = lambda p, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), h.sum()), x, p["stack"])

@@ -8,7 +8,7 @@ text before and after.
 
 References: Sun et al., 2024, A Simple and Effective Pruning Approach for Large Language Models;
 Frantar and Alistarh, 2023, SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot;
-Zimmer et al., 2023, PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs (the norms).
+Zimmer et al., 2023, PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxprune as jp
-from jaxprune.trees import map_named
 from recipes import language
 from recipes.common import checkpoints, cli, flags, folder, lanes
 from recipes.common.data import Key
 from recipes.common.folder import RecipeError
 from recipes.common.journal import Journal, journal
+from recipes.common.repairs import REPAIRS, Repair, repair, repaired
 from recipes.language import Study, study_of
 from recipes.reports import one_shot as report
 
@@ -40,9 +39,9 @@ METHODS = {
     "wanda": jp.calibration.wanda,
     "sparsegpt": jp.calibration.sparsegpt,
 }
-REPAIRS = ("norms", "retrain")
 OF_RUN = ("dataset", "data_dir", "text", "context", "model")  # what a trained model decides
-CALIBRATION = Key.STUDY + 1  # the purpose of a key: the windows that methods see
+CALIBRATION = Key.STUDY + 1  # the purposes of a key: the windows that methods see,
+ADAPT = Key.STUDY + 2  # the first adapters
 BATCH = 64  # windows that a method sees at once, at most
 WINDOWS = 64  # on which errors of layers are measured
 LAYERS = ("query", "key", "value", "qkv", "out", "gate", "up", "down")  # in the order of data
@@ -79,8 +78,11 @@ class Config(language.Config):
     calibrations: flags.Count = 1
     """How often each model is pruned, each time with other windows."""
     repair: Annotated[tuple[str, ...], flags.choice(REPAIRS), flags.default("none")] = ()
-    """What trains after pruning, under the masks: the scales of the norms, or all weights that are
-    left (retrain)."""
+    """What trains after pruning, under the masks: the scales of the norms; beside them low-rank
+    adapters, which are pruned when they are merged (lora), or never touch what is pruned
+    (masked_lora, scaled_lora); or all weights that are left (retrain)."""
+    adapter_rank: flags.Count = 4
+    """The rank of adapters."""
     repair_steps: flags.Count = 200
     """Steps of a repair."""
     repair_rate: flags.Positive = 2e-3
@@ -207,7 +209,7 @@ def one_phase(
     config: Config,
     s: Study,
     log: Journal,
-    repairs: Mapping[str, lanes.Program],
+    repairs: Mapping[str, Repair],
     cell: Cell | None,
     dense: Any,
 ) -> tuple[Any, dict[str, Any]]:
@@ -237,46 +239,28 @@ def one_phase(
     record = told(config, s, done.params, lanes.repeat(dense, times))
     record |= {"method": method, "sparsity": sparsity, "pruning_seconds": done.seconds.tolist()}
     record["repairs"] = {
-        name: repaired(config, s, log, f"{name} {method} {sparsity}", repair, done.params)
-        for name, repair in repairs.items()
+        name: after_repair(config, s, log, f"{name} {method} {sparsity}", how, done.params)
+        for name, how in repairs.items()
     }
     return dense, record | {"seconds": log.seconds()}
 
 
-def repaired(
-    config: Config, s: Study, log: Journal, name: str, repair: lanes.Program, params: Any
+def after_repair(
+    config: Config, s: Study, log: Journal, name: str, how: Repair, params: Any
 ) -> dict[str, Any]:
     """What is measured of pruned models after a repair: pruned weights stay zero."""
-    masks = jax.tree.map(lambda w: w != 0, jax.vmap(jp.kernels)(params))
-    count = len(jax.tree.leaves(params)[0])
-    lane = lanes.Lane(lanes.seed_keys(config.seed, count))
-    network = lanes.Network(params, {}, masks)
-    end = lanes.trained(log, name.replace(":", " of "), repair, network, lane, config.repair_steps)
-    sample = language.written(config, s, lanes.lane_of(end.params, 0), 1)[0]
-    return {"test_bits": s.bits["test"](end.params).tolist(), "sample": sample}
+    lane = lanes.Lane(lanes.seed_keys(config.seed, len(jax.tree.leaves(params)[0])))
+    end = repaired(log, name.replace(":", " of "), how, params, lane, config.repair_steps)
+    sample = language.written(config, s, lanes.lane_of(end, 0), 1)[0]
+    return {"test_bits": s.bits["test"](end).tolist(), "sample": sample}
 
 
-def repairs_of(config: Config, s: Study) -> dict[str, lanes.Program]:
-    """The program of each repair: an optimizer of a part of the weights, under masks."""
-    trains = {"norms": lambda name: name.endswith("/scale"), "retrain": lambda name: True}
-
-    def program(chosen: Any) -> lanes.Program:
-        label = lambda name, w: "trained" if chosen(name) else "fixed"
-        parts = {
-            "trained": language.optimizer(config.repair_rate, config.repair_steps),
-            "fixed": optax.set_to_zero(),
-        }
-        inner = optax.partition(parts, lambda params: map_named(label, params))
-        return lanes.program(
-            s.program.module,
-            lambda lane: jp.sparsify(inner, jp.fixed(lanes.keep_all)),
-            s.program.data,
-            config.batch_size,
-            s.program.chunk_steps,
-            loss=language.next_token(s.program.module),
-        )
-
-    return {name: program(trains[name]) for name in config.repair}
+def repairs_of(config: Config, s: Study) -> dict[str, Repair]:
+    """How each repair trains."""
+    optimizer = language.optimizer(config.repair_rate, config.repair_steps)
+    loss, key = language.next_token(s.program.module), jax.random.key(config.seed)
+    shared = s.program, optimizer, loss, jax.random.fold_in(key, ADAPT), config.adapter_rank
+    return {name: repair(name, *shared) for name in config.repair}
 
 
 def loaded(config: Config) -> Any:

@@ -6,7 +6,8 @@ Paths: `lerp`, `loss_along`, `instability`, `bezier`, `fit_curve`. Copies traine
 `random_direction`, `line`, `plane`, `plane_through`, `coordinates`. Curvature: `hvp`,
 `hessian_trace`, `hessian_diagonal`, `hessian_eigenvalues`, `hessian_spectrum` (a `Spectrum`),
 `spectral_density`. The mean of a loss over batches: `over_batches`. Alignment: `match_weights` and
-`permute`, by the coupling that `jp.analyze(fn, params, x).coupling()` finds.
+`permute`, by the coupling that `jp.analyze(fn, params, x).coupling()` finds. Curves over sparsity:
+`drop_point` (a `DropPoint`).
 """
 
 from jaxprune.analysis.alignment import match_weights as match_weights
@@ -18,6 +19,8 @@ from jaxprune.analysis.connectivity import loss_along as loss_along
 from jaxprune.analysis.curves import bezier as bezier
 from jaxprune.analysis.curves import fit_curve as fit_curve
 from jaxprune.analysis.directions import random_direction as random_direction
+from jaxprune.analysis.drops import DropPoint as DropPoint
+from jaxprune.analysis.drops import drop_point as drop_point
 from jaxprune.analysis.hessian import hessian_diagonal as hessian_diagonal
 from jaxprune.analysis.hessian import hessian_trace as hessian_trace
 from jaxprune.analysis.hessian import hvp as hvp

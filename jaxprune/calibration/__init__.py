@@ -7,9 +7,13 @@ mask: a `Method`. `magnitude` reads the weights only, `wanda` also the norms of 
 `sparsegpt` also their products, by which the weights that stay make up for the others.
 `prune_in_order` takes any of them through any function of params: each product is pruned with what
 the pruned products before it give. `statistics` prunes nothing: it gathers the `Statistics` of what
-each leaf is multiplied with.
+each leaf is multiplied with. `distortion_curves` measures what pruning each leaf alone does to the
+outputs. `dare` drops most of what fine-tuning changed; `dare_rescale` chooses its divisor.
 """
 
+from jaxprune.calibration.dare import dare as dare
+from jaxprune.calibration.dare import dare_rescale as dare_rescale
+from jaxprune.calibration.distortion import distortion_curves as distortion_curves
 from jaxprune.calibration.in_order import prune_in_order as prune_in_order
 from jaxprune.calibration.magnitude import magnitude as magnitude
 from jaxprune.calibration.method import Inputs as Inputs

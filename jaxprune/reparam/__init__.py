@@ -5,12 +5,18 @@
 optax transforms gradients, a mask transform transforms masks, and a `Reparameterization` transforms
 params. It is a pair of pure functions, `init` and `apply`. `size_of` counts what is learned, in
 numbers and in bits: a `Size`. `soft_threshold` learns a threshold for each layer beside the weights
-(a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`).
+(a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`). `lora`,
+`masked_lora` and `scaled_lora` learn low-rank `Adapters` of kernels that do not move; the latter
+two keep the zeros of pruned params.
 """
 
+from jaxprune.reparam.adapters import Adapters as Adapters
+from jaxprune.reparam.lora import lora as lora
+from jaxprune.reparam.masked_lora import masked_lora as masked_lora
 from jaxprune.reparam.reparameterization import Reparameterization as Reparameterization
 from jaxprune.reparam.reparameterization import Size as Size
 from jaxprune.reparam.reparameterization import size_of as size_of
+from jaxprune.reparam.scaled_lora import scaled_lora as scaled_lora
 from jaxprune.reparam.soft_threshold import SoftThreshold as SoftThreshold
 from jaxprune.reparam.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.reparam.weight_gates import WeightGates as WeightGates

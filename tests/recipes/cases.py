@@ -152,7 +152,7 @@ CASES = {
             "one_shot",
             "--seeds 2 --steps 8 --log-every 4 --evaluations 2 --batch-size 8 --context 16"
             " --characters 20 --sparsity 0.5 2:4 --calibration 8 --calibrations 2"
-            " --repair norms retrain --repair-steps 4",
+            " --repair norms masked_lora --repair-steps 4",
             "perplexity errors",
             ("| dense |", "| sparsegpt 2:4 |", "**magnitude 2:4**", "| + norms |"),
             ({"when": {"step": 4}}, {"when": {"method": "wanda"}}),

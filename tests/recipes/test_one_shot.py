@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from recipes import language, one_shot
-from recipes.common import checkpoints, cli, folder, lanes
+from recipes.common import checkpoints, cli, folder, lanes, repairs
 from recipes.common.folder import RecipeError
+from tests.recipes import running
 
 pytestmark = pytest.mark.full
 
@@ -59,17 +60,17 @@ def test_errors_follow_the_order_of_data(finished):
     assert all(e["mean"] < 1e-10 for e in results(finished)["dense", "0"]["errors"].values())
 
 
-@pytest.mark.parametrize("repair", one_shot.REPAIRS)
-def test_a_repair_trains_its_part_and_pruned_weights_stay_zero(finished, repair, tmp_path):
-    config = replace(finished.config, out=tmp_path, repair=(repair,))
-    program = one_shot.repairs_of(config, language.study_of(config))[repair]
+@pytest.mark.parametrize("name", one_shot.REPAIRS)
+def test_a_repair_trains_its_part_and_pruned_weights_stay_zero(finished, name, tmp_path):
+    config = replace(finished.config, out=tmp_path, repair=(name,), repair_steps=4)
+    how = one_shot.repairs_of(config, language.study_of(config))[name]
     params, _, masks = finished.model("wanda-0.5")
     lane = lanes.Lane(lanes.seed_keys(0, 2))
-    state = lanes.begin(program, lanes.Network(params, {}, masks), lane)
-    after = lanes.train(program, state, lane, 4, lambda step, state: None).params
+    after = repairs.repaired(running.Straight(), name, how, params, lane, 4)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after, params)
     for path, changed in jax.tree_util.tree_leaves_with_path(moved):
-        assert changed == (repair == "retrain" or path[-1].key == "scale"), path
+        is_norm, is_kernel = (path[-1].key == end for end in ("scale", "kernel"))
+        assert changed == (name == "retrain" or is_norm or ("lora" in name and is_kernel)), path
     kernel = lambda tree: np.asarray(tree["block_1"]["mlp"]["down"]["kernel"])
     assert (kernel(after)[~kernel(masks)] == 0).all() and (~kernel(masks)).any()
 

@@ -168,20 +168,9 @@ def test_random_masks_differ_from_trunk_to_trunk(study, trunk):
     assert float(jp.pairwise(jp.overlap, masks)[0, 1]) < 0.5
 
 
-class Straight:
-    """A journal that trains at once."""
-
-    def __init__(self):
-        self.names = []
-
-    def once(self, name, steps, state, train, words):
-        self.names.append(name)
-        return train(state, 0, lambda step, state: None)
-
-
 def test_one_round_gives_the_largest_weights_of_the_trunk_and_more_rounds_others(study):
     config, s = study
-    end, journal = trunk_at(study, STEPS), Straight()
+    end, journal = trunk_at(study, STEPS), running.Straight()
     magnitude = stability.sparse_masks(config, s, None, end)
     imp = lambda rounds: stability.sparse_masks(
         replace(config, mask="imp", rounds=rounds), s, journal, end
@@ -241,7 +230,7 @@ def test_rounds_on_the_training_set_itself_give_the_masks_of_imp(study):
     pupil = sets.Pupil(s.keys, images=alike(examples.images), labels=alike(examples.labels))
     tx = lambda lane: jp.sparsify(settings.optimizer(config, s.steps), jp.fixed(lanes.keep_all))
     program = sets.program(s.program.module, tx, len(examples.labels), 16, 2)
-    end, journal = trunk_at(study, STEPS), Straight()
+    end, journal = trunk_at(study, STEPS), running.Straight()
     masks = lambda how, study: stability.sparse_masks(
         replace(config, mask=how, rounds=2), study, journal, end
     )

@@ -29,17 +29,27 @@ REPARAMETERIZATIONS = {
         lambda step: jp.gates.continuous_sparsification(1.0 + step, 0.05),
         logit=0.05,
     ),
+    "lora": partial(jp.reparam.lora, jax.random.key(3), 2, 4.0),
+    "masked_lora": partial(jp.reparam.masked_lora, jax.random.key(3), 2, 4.0),
+    "scaled_lora": partial(jp.reparam.scaled_lora, 2),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
     *("soft_threshold", "hard_concrete_tested", "straight_through", "continuous_sparsification"),
+    *("lora", "masked_lora", "scaled_lora"),
 )
 NEEDS_KEY = ("hard_concrete", "bernoulli_of_inputs")
 NEEDS_STEP = ("continuous_sparsification",)
-WITHOUT_SLOPE_AT_FIRST = ("soft_threshold", "hard_concrete_tested")  # only decay moves the logits
+# the parts of what is learned whose slope is zero at first: only decay moves the logits
+WITHOUT_SLOPE_AT_FIRST = {
+    **dict.fromkeys(("soft_threshold", "hard_concrete_tested"), ("logits",)),
+    **dict.fromkeys(("lora", "masked_lora"), ("down",)),
+}
+ADAPTERS = ("lora", "masked_lora", "scaled_lora")  # kernels do not move
+DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)
-NOT_LEARNED = jp.matching(exclude="logits/*")  # `kernels` of the weights
+NOT_LEARNED = jp.matching(exclude=lambda name, w: not name.startswith("weights/"))
 EXTRAS = {"key": KEY, "step": 0}
 Pair = namedtuple("Pair", "first second")
 TREES = {
@@ -166,14 +176,16 @@ def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
 
 
 @every_method
-def test_weights_and_logits_may_have_rates_of_their_own(name):
+def test_parts_may_have_rates_of_their_own(name):
     method = made(name)
     learned = method.init(tiny_params())
-    rates = {"weights": optax.sgd(1.0), "logits": optax.sgd(0.0)}
-    tx = optax.partition(rates, type(learned)("weights", "logits"))
+    parts = type(learned)._fields
+    rates = {part: optax.sgd(1.0 if part == "weights" else 0.0) for part in parts}
+    tx = optax.partition(rates, type(learned)(*parts))
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, learned), tx.init(learned), learned)
-    assert {float(u.max()) for u in jax.tree.leaves(updates.weights)} == {-1}
-    assert {float(u.max()) for u in jax.tree.leaves(updates.logits)} == {0}
+    for part in parts:
+        moved = {float(u.max()) for u in jax.tree.leaves(getattr(updates, part))}
+        assert moved == {-1 if part == "weights" else 0}
 
 
 @every_method
@@ -181,8 +193,14 @@ def test_gradients_reach_all_that_is_learned(name):
     method = made(name)
     learned = method.init(tiny_params())
     slopes = jax.grad(lambda learned: loss(method.apply(learned, **EXTRAS)))(learned)
-    for slope in jax.tree.leaves(slopes.weights if name in WITHOUT_SLOPE_AT_FIRST else slopes):
-        assert np.isfinite(slope).all() and (slope != 0).any()
+    still = jax.tree.leaves(jp.kernels(slopes.weights)) if name in ADAPTERS else []
+    for part in WITHOUT_SLOPE_AT_FIRST.get(name, ()):
+        still += jax.tree.leaves(getattr(slopes, part))
+    assert all((slope == 0).all() for slope in still)
+    for slope in jax.tree.leaves(slopes):
+        assert np.isfinite(slope).all()
+    moves = [slope for slope in jax.tree.leaves(slopes) if not any(slope is x for x in still)]
+    assert moves and all((slope != 0).any() for slope in moves)
 
 
 @every_method
@@ -192,18 +210,21 @@ def test_sparsify_prunes_weights_and_so_the_network(name):
     masks = jp.select(jp.magnitude(NOT_LEARNED(start)), jp.erk, 0.75)
     learned, state, _ = trained(method, jp.sparsify(optax.adam(0.03), jp.fixed(masks)), start, 4)
     masks = jp.get_masks(state)
-    assert jax.tree.leaves(masks.logits) == []
+    assert [part for part in masks._fields if jax.tree.leaves(getattr(masks, part))] == ["weights"]
     assert float(jp.sparsity(masks.weights)) == pytest.approx(0.75, abs=1e-3)
     used = method.apply(learned, **EXTRAS)
+    if name in DENSE:
+        used = learned.weights
     assert_same(used, jp.apply_masks(used, masks.weights))
 
 
 @every_method
 def test_what_init_did_not_make_is_refused(name):
-    what = "soft_threshold" if name.startswith("soft") else "weight_gates"
+    what = name if name in ADAPTERS else "weight_gates"
+    what = "soft_threshold" if name.startswith("soft") else what
     with pytest.raises(TypeError, match=rf"{what}.apply needs what {what}.init.* makes.*got dict"):
         made(name).apply(tiny_params(), **EXTRAS)
-    with pytest.raises(ValueError, match="nothing to gate"):
+    with pytest.raises(ValueError, match=r"nothing to (gate|adapt)"):
         made(name).init({"bias": jnp.ones(3)})
 
 

@@ -97,7 +97,7 @@ def _network(plan: Plan, batch: int) -> tuple[Any, jax.Array, jax.Array]:
 
 def _loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     for layer in LAYERS:
-        x = x @ params[layer]["kernel"] + params[layer]["bias"]
+        x = x @ params[layer]["kernel"] + params[layer]["bias"][None]
         x = x if layer == LAYERS[-1] else jax.nn.relu(x)
     return ((x - y) ** 2).mean()
 

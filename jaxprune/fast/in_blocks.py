@@ -52,7 +52,8 @@ def in_blocks(
         tx = jp.sparsify(optax.adam(1e-3), masks)
 
     With `by_outputs` and `uniform` the pattern is balanced, as `block(h, w, balanced=True)`.
-    `block_training` trains the kept blocks alone, with the same masks. Put `in_blocks` around
+    Methods that move masks move `floor(fraction * kept)` blocks of each row: none where a row keeps
+    fewer than 1 / fraction. `block_training` trains the kept blocks alone, with the same masks. Put `in_blocks` around
     `every`, not inside: then `block_training` knows the cadence.
 
     Args:

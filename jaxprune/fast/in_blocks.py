@@ -47,14 +47,14 @@ def in_blocks(
     inputs): the largest |w| of each block, and in place of the gradient its largest |g|. So GMP,
     SET, RigL and static masks need no second version:
 
-        rigl = jp.rigl(key, 0.9, allocation=jp.uniform, prunable=jp.fast.by_outputs)
+        rigl = jp.rigl(key, 0.9, 0.5, jp.uniform, jp.fast.by_outputs)
         masks = jp.fast.in_blocks(32, 32, jp.every(100, rigl))
         tx = jp.sparsify(optax.adam(1e-3), masks)
 
     With `by_outputs` and `uniform` the pattern is balanced, as `block(h, w, balanced=True)`.
     Methods that move masks move `floor(fraction * kept)` blocks of each row: none where a row keeps
-    fewer than 1 / fraction. `block_training` trains the kept blocks alone, with the same masks. Put `in_blocks` around
-    `every`, not inside: then `block_training` knows the cadence.
+    fewer than 1 / fraction. `block_training` trains the kept blocks alone, with the same masks. Put
+    `in_blocks` around `every`, not inside: then `block_training` knows the cadence.
 
     Args:
       h, w: positive integers. Where they do not divide an axis, the last blocks are smaller.

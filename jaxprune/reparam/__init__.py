@@ -7,10 +7,12 @@ params. It is a pair of pure functions, `init` and `apply`. `size_of` counts wha
 numbers and in bits: a `Size`. `soft_threshold` learns a threshold for each layer beside the weights
 (a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`). `lora`,
 `masked_lora` and `scaled_lora` learn low-rank `Adapters` of kernels that do not move; the latter
-two keep the zeros of pruned params.
+two keep the zeros of pruned params. `sr_ste` and `decayed_flow` use N of M of `DenseWeights`, which
+all learn.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
+from jaxprune.reparam.decayed_flow import decayed_flow as decayed_flow
 from jaxprune.reparam.lora import lora as lora
 from jaxprune.reparam.masked_lora import masked_lora as masked_lora
 from jaxprune.reparam.reparameterization import Reparameterization as Reparameterization
@@ -19,5 +21,7 @@ from jaxprune.reparam.reparameterization import size_of as size_of
 from jaxprune.reparam.scaled_lora import scaled_lora as scaled_lora
 from jaxprune.reparam.soft_threshold import SoftThreshold as SoftThreshold
 from jaxprune.reparam.soft_threshold import soft_threshold as soft_threshold
+from jaxprune.reparam.sr_ste import DenseWeights as DenseWeights
+from jaxprune.reparam.sr_ste import sr_ste as sr_ste
 from jaxprune.reparam.weight_gates import WeightGates as WeightGates
 from jaxprune.reparam.weight_gates import weight_gates as weight_gates

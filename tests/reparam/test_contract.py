@@ -32,14 +32,16 @@ REPARAMETERIZATIONS = {
     "lora": partial(jp.reparam.lora, jax.random.key(3), 2, 4.0),
     "masked_lora": partial(jp.reparam.masked_lora, jax.random.key(3), 2, 4.0),
     "scaled_lora": partial(jp.reparam.scaled_lora, 2),
+    "sr_ste": partial(jp.reparam.sr_ste, 2, 4, 1e-3),
+    "decayed_flow": partial(jp.reparam.decayed_flow, 1, 4, lambda step: jnp.exp(-0.1 * step)),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
     *("soft_threshold", "hard_concrete_tested", "straight_through", "continuous_sparsification"),
-    *("lora", "masked_lora", "scaled_lora"),
+    *("lora", "masked_lora", "scaled_lora", "decayed_flow"),
 )
 NEEDS_KEY = ("hard_concrete", "bernoulli_of_inputs")
-NEEDS_STEP = ("continuous_sparsification",)
+NEEDS_STEP = ("continuous_sparsification", "decayed_flow")
 # the parts of what is learned whose slope is zero at first: only decay moves the logits
 WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("soft_threshold", "hard_concrete_tested"), ("logits",)),
@@ -49,18 +51,24 @@ ADAPTERS = ("lora", "masked_lora", "scaled_lora")  # kernels do not move
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)
-NOT_LEARNED = jp.matching(exclude=lambda name, w: not name.startswith("weights/"))
 EXTRAS = {"key": KEY, "step": 0}
 Pair = namedtuple("Pair", "first second")
 TREES = {
     "dict": tiny_params(),
     "array": tiny_params()["Dense_0"]["kernel"],
     "list": [tiny_params()["Dense_0"]["kernel"], None, {"w": tiny_params()["Dense_1"]["kernel"]}],
-    "nnx_state": nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(0))),
+    "nnx_state": nnx.state(nnx.Linear(4, 3, rngs=nnx.Rngs(0))),
     "named_tuple": Pair(tiny_params()["Dense_0"], (tiny_params()["Dense_1"],)),
 }
 
 every_method = pytest.mark.parametrize("name", REPARAMETERIZATIONS)
+
+
+def kernels_of_weights(learned):
+    """The kernels, and None for all that is learned beside the weights."""
+    rest = [part for part in learned._fields if part != "weights"]
+    none = jax.tree.map(lambda _: None, learned)
+    return jp.kernels(learned._replace(**{part: getattr(none, part) for part in rest}))
 
 
 def made(name, prunable=jp.kernels):
@@ -207,7 +215,7 @@ def test_gradients_reach_all_that_is_learned(name):
 def test_sparsify_prunes_weights_and_so_the_network(name):
     method = made(name)
     start = method.init(tiny_params())
-    masks = jp.select(jp.magnitude(NOT_LEARNED(start)), jp.erk, 0.75)
+    masks = jp.select(jp.magnitude(kernels_of_weights(start)), jp.erk, 0.75)
     learned, state, _ = trained(method, jp.sparsify(optax.adam(0.03), jp.fixed(masks)), start, 4)
     masks = jp.get_masks(state)
     assert [part for part in masks._fields if jax.tree.leaves(getattr(masks, part))] == ["weights"]
@@ -220,11 +228,11 @@ def test_sparsify_prunes_weights_and_so_the_network(name):
 
 @every_method
 def test_what_init_did_not_make_is_refused(name):
-    what = name if name in ADAPTERS else "weight_gates"
+    what = name if name in (*ADAPTERS, "sr_ste", "decayed_flow") else "weight_gates"
     what = "soft_threshold" if name.startswith("soft") else what
     with pytest.raises(TypeError, match=rf"{what}.apply needs what {what}.init.* makes.*got dict"):
         made(name).apply(tiny_params(), **EXTRAS)
-    with pytest.raises(ValueError, match=r"nothing to (gate|adapt)"):
+    with pytest.raises(ValueError, match=r"nothing to (gate|adapt|prune)"):
         made(name).init({"bias": jnp.ones(3)})
 
 

@@ -63,7 +63,8 @@ def in_blocks(
       prunable: `params -> params` with None in place of what is never pruned.
 
     Raises:
-      ValueError: if h or w is no positive integer; (in init) if a prunable leaf is no matrix.
+      ValueError: if h or w is no positive integer; (in init) if a prunable leaf is no matrix, or a
+        layer of a stack.
       TypeError: if `transform` is no mask transform.
 
     Reference: Narang et al., 2017, Block-Sparse Recurrent Neural Networks.
@@ -115,7 +116,13 @@ class _Init:
         """The prunable kernels; ValueError if one of them is no matrix."""
         chosen = self.prunable(params)
         check_any(chosen, params)
+        alone = {leaf_name for leaf_name, _ in named_leaves(params)}
         for leaf_name, leaf in present_leaves(chosen):
+            if leaf_name not in alone:
+                raise ValueError(
+                    f"in_blocks takes matrices (in, out); '{leaf_name}' is a layer of a stack, as "
+                    "nn.scan makes it. Leave the stack out: prunable=jp.matching(exclude=...)."
+                )
             if leaf.ndim != 2:
                 raise ValueError(
                     f"in_blocks takes matrices (in, out); '{leaf_name}' has shape {leaf.shape}. "

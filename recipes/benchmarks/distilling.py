@@ -25,7 +25,7 @@ def distilling(plan: Plan) -> list[Section]:
     section = comparison(
         name="distill",
         headline=(
-            f"Conv net, {CLASSES} classes: a step of {PER_CLASS} distilled images a class by {real}"
+            f"Conv net, {CLASSES} classes: a step of distilled images by {real}"
             " real ones / both passes of the network over all of them"
         ),
         measured=measured,
@@ -39,9 +39,10 @@ def distilling(plan: Plan) -> list[Section]:
 def cells_of(plan: Plan) -> tuple[list[Cell], int]:
     """The cells, and the number of real images of a class."""
     module, of_each = models.model("conv", CLASSES), max(plan.batch_size // 2, 1)
+    made = min(PER_CLASS, of_each)
     keys = jax.random.split(jax.random.key(plan.seed), 3)
     real = jax.random.normal(keys[0], (CLASSES, of_each, *SHAPE))
-    synthetic = jax.random.normal(keys[1], (CLASSES, PER_CLASS, *SHAPE))
+    synthetic = jax.random.normal(keys[1], (CLASSES, made, *SHAPE))
     params = module.init(keys[2], real[0, :1])["params"]
     loss_fn = models.classification(module)
     sgd, adam = optax.sgd(1.0, momentum=0.5), optax.adam(1e-3)

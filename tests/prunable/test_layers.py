@@ -63,6 +63,7 @@ EVERY = {
     "top_kast_erk": lambda p: jp.train_only(optax.sgd(0.02), jp.top_kast(0.8, 0.5, jp.erk)),
 }
 del EVERY["neurons"]  # of a network of its own
+IN_BLOCKS = [EVERY.pop(name) for name in list(EVERY) if name.endswith("in_blocks")]
 
 
 @pytest.mark.parametrize("transform", quick(EVERY, "gradual_global", "rigl"))
@@ -71,6 +72,14 @@ def test_a_scanned_network_gets_the_masks_of_the_unrolled_one(transform):
     wanted, found = run(make, LIST, lambda p: p), run(make, SCAN, as_list)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize("make", IN_BLOCKS)
+def test_blocks_of_a_stack_are_refused(make):
+    with pytest.raises(
+        ValueError, match=r"'layers/0/kernel' is a layer of a stack.*Leave the stack"
+    ):
+        make(SCAN).init(SCAN)
 
 
 LAMP = jp.lamp()

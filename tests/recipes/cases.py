@@ -133,8 +133,8 @@ CASES = {
         Case(
             "distilled_pruning",
             "--seeds 2 --steps 8 --log-every 4 --set-steps 6 --iterations 4 --real-batch 8"
-            " --images-per-class 2 --train-examples 256 --sparsities 0.5 0.8 --rate 0.4 --rewind 3"
-            " --stable-rounds 2 --points 3 --plane 3 --probes 2 --examples 64",
+            " --images-per-class 2 --train-examples 256 --sparsities 0.5 0.75 --rate 0.5 --rewind 3"
+            " --stable-rounds 1 --points 3 --plane 3 --probes 2 --examples 64",
             "curves paths planes diagonals",
             ("| dense |", "| distilled 2 |", "| erk |", "images seen"),
             ({"when": {"phase": 1}}, {"call": 5}),
@@ -152,9 +152,9 @@ CASES = {
             "one_shot",
             "--seeds 2 --steps 8 --log-every 4 --evaluations 2 --batch-size 8 --context 16"
             " --characters 20 --sparsity 0.5 2:4 --calibration 8 --calibrations 2"
-            " --repair norms masked_lora --repair-steps 4",
+            " --repair masked_lora --repair-steps 4",
             "perplexity errors",
-            ("| dense |", "| sparsegpt 2:4 |", "**magnitude 2:4**", "| + norms |"),
+            ("| dense |", "| sparsegpt 2:4 |", "**magnitude 2:4**", "| + masked_lora |"),
             ({"when": {"step": 4}}, {"when": {"method": "wanda"}}),
             files=("samples.txt",),
         ),

@@ -103,7 +103,7 @@ PROGRAMS = {
     "gates": [4, 4, 4],
     "connectivity": [2, 2],
     "language": [1, 1, 1],
-    "one_shot": [1, 1, 1, *[3] * 6],  # two repairs
+    "one_shot": [1, 1, 1, *[2] * 6],  # a repair
     "stability": [3, 4, 4],
     "soup": [1, 2, 2],
     "tickets": [1, 2, 2, 2],

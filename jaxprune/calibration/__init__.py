@@ -8,7 +8,8 @@ mask: a `Method`. `magnitude` reads the weights only, `wanda` also the norms of 
 `prune_in_order` takes any of them through any function of params: each product is pruned with what
 the pruned products before it give. `statistics` prunes nothing: it gathers the `Statistics` of what
 each leaf is multiplied with. `distortion_curves` measures what pruning each leaf alone does to the
-outputs. `dare` drops most of what fine-tuning changed; `dare_rescale` chooses its divisor.
+outputs. `reconstruct` tunes pruned weights so that each product gives what it gave before. `dare`
+drops most of what fine-tuning changed; `dare_rescale` chooses its divisor.
 """
 
 from jaxprune.calibration.dare import dare as dare
@@ -18,6 +19,7 @@ from jaxprune.calibration.in_order import prune_in_order as prune_in_order
 from jaxprune.calibration.magnitude import magnitude as magnitude
 from jaxprune.calibration.method import Inputs as Inputs
 from jaxprune.calibration.method import Method as Method
+from jaxprune.calibration.reconstruct import reconstruct as reconstruct
 from jaxprune.calibration.sparsegpt import sparsegpt as sparsegpt
 from jaxprune.calibration.statistics import Statistics as Statistics
 from jaxprune.calibration.statistics import statistics as statistics

@@ -60,7 +60,7 @@ def prune_in_order(
            [0., 1.]], dtype=float32)
     """
     inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    _check_alike(inputs)
+    check_alike("prune_in_order", inputs)
     run = _Pruning(params, folded(prunable(params)), method)
     run.run(fn, inputs)
     return run.result()
@@ -80,7 +80,7 @@ class _Pruning(Reading):
             return
         weight, pruned = leaf.get(self.now[leaf.name]), []
         for matrix, inputs in zip(product.matrices, product.inputs, strict=True):
-            _check_finite(leaf.name, inputs)
+            check_finite("prune_in_order", leaf.name, inputs, len(inputs.batches))
             try:
                 pruned.append(self.method(matrix.astype(jnp.float32), inputs))
             except ValueError as error:
@@ -106,14 +106,15 @@ class _Pruning(Reading):
         return build(self.now.get), build(keep)
 
 
-def _check_alike(inputs: list[Any]) -> None:
+def check_alike(what: str, inputs: list[Any]) -> None:
+    """Raises ValueError without a batch, and for batches of several shapes or dtypes."""
     if not inputs:
-        raise ValueError("prune_in_order: batches is empty; give it at least one batch of inputs.")
+        raise ValueError(f"{what}: batches is empty; give it at least one batch of inputs.")
     first, *others = (jax.tree.map(shape_only, batch) for batch in inputs)
     for i, other in enumerate(others, 1):
         if other != first:
             raise ValueError(
-                f"prune_in_order: batch {i} is {_in_words(other)}, and batch 0 is "
+                f"{what}: batch {i} is {_in_words(other)}, and batch 0 is "
                 f"{_in_words(first)}; all batches have one shape. Leave out the last, smaller one."
             )
 
@@ -122,10 +123,11 @@ def _in_words(batch: Any) -> str:
     return ", ".join(f"{x.dtype} {x.shape}" for x in jax.tree.leaves(batch))
 
 
-def _check_finite(name: str, inputs: Inputs) -> None:
+def check_finite(what: str, name: str, inputs: Inputs, count: int) -> None:
+    """Raises ValueError if inputs of a leaf, of batches i, i + count, ..., are nan or inf."""
     for i, x in enumerate(inputs.batches):
         if is_known(x) and not bool(jnp.isfinite(x).all()):
             raise ValueError(
-                f"prune_in_order: the inputs of '{name}' have nan or inf in batch {i}. Look at the "
+                f"{what}: the inputs of '{name}' have nan or inf in batch {i % count}. Look at the "
                 "batch, and at the params before this product."
             )

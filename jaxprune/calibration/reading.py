@@ -50,12 +50,14 @@ class Product(NamedTuple):
     Attributes:
       matrices: (n, inputs, outputs), n > 1 for experts.
       back: from matrices to the entries of the leaf.
+      forth: from entries of the leaf, or of an array like it, to matrices.
       inputs: n `Inputs`.
       source: equal for two products of the same inputs.
     """
 
     matrices: jax.Array
     back: Back
+    forth: Back
     inputs: list[Inputs]
     source: Hashable
 
@@ -161,16 +163,18 @@ class Reading:
                     f"{self.what} can't read '{leaf.name}', a convolution of groups. Exclude it "
                     "with prunable=jp.matching(exclude=[...])."
                 )
+            forth: Back = lambda x: kernel_matrix(x, eqn)[0]
             matrices, back = kernel_matrix(weight, eqn)
             batches = [patches(x, eqn) for x in others]
             how: Any = str(eqn.params)
         else:
+            forth = lambda x: matrices_of(x, sides[place])[0]
             matrices, back = matrices_of(weight, sides[place])
             batches = [rows_of(x, sides[1 - place]) for x in others]
             how = sides[1 - place]
         self.alive.append(others)
         inputs = [Inputs(tuple(x[i] for x in batches)) for i in range(len(matrices))]
-        self.met(leaf, Product(matrices, back, inputs, (*map(id, others), how)))
+        self.met(leaf, Product(matrices, back, forth, inputs, (*map(id, others), how)))
 
 
 def _moved(eqn: Any, leaf: Any) -> list[Value]:

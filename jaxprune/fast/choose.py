@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Masks, Params, is_known
-from jaxprune.fast.forms import FORMS, Candidate, candidates
-from jaxprune.fast.program import Held, Read, reads, run
-from jaxprune.fast.timing import times
+from jaxprune.fast.convolution import convolve
+from jaxprune.fast.forms import FORMS, Candidate, candidates, of_window
+from jaxprune.fast.program import Held, Read, in_words, product, reads, run
+from jaxprune.fast.timing import Product, times
 from jaxprune.masks import apply_masks, like
+from jaxprune.programs.interpret import bind
+from jaxprune.prunable.layout import as_matrix
 from jaxprune.trees import named_leaves, present_leaves, shape_only
 
 PAYS = 1.1  # dense time / time that a form must reach: less may be noise
@@ -74,12 +78,17 @@ def fast(
         print(network)
         network.fn(network.params, x)   # = apply(apply_masks(params, masks), x), to rounding
 
-    The program of `fn` is read. Each product x @ kernel with a masked kernel is timed dense and in
-    the forms that its mask allows: blocks, gathered by rows or by columns, or unrolled; single
-    weights by outputs (BCSR); cut to the inputs and outputs in use. A form is taken if it is at
-    least 1.1 times as fast as dense; else the kernel stays dense, and the table says why. The
-    result works under `jit`, `vmap` and `grad`. It takes inputs of other batch sizes, also sharded
-    along the batch by automatic axes.
+    The program of `fn` is read. Each product with a masked kernel is timed dense and in the forms
+    that its mask allows: blocks, gathered by rows or by columns, or unrolled; single weights by
+    outputs (BCSR); cut to the inputs and outputs in use. A form is taken if it is at least 1.1
+    times as fast as dense; else the kernel stays dense, and the table says why. The result works
+    under `jit`, `vmap` and `grad`. It takes inputs of other batch sizes, also sharded along the
+    batch by automatic axes.
+
+    A product is what contracts some axes of the kernel and leaves the others: x @ kernel, x @
+    kernel.T, kernels of attention, 1x1 convolutions. A convolution with a window has other forms:
+    products of blocks with slices of the shifted image, and a smaller convolution. Layers that a
+    `lax.scan` (`nn.scan`) steps over have one form, blocks with as many slots in each layer.
 
     Args:
       fn: `(params, *args) -> Any`.
@@ -144,20 +153,40 @@ class _Replayed:
                 f"{len(self.names)}. Give network.params, or a tree like it."
             )
         leaves = dict(zip(self.names, given, strict=True))
+        for name in self.shapes:
+            if not isinstance(leaves[name], FORMS):
+                raise ValueError(
+                    f"fast: '{name}' is an array, and the network has it in another form. Give "
+                    "network.params, or call the function itself with the dense params."
+                )
         whole = [self.shapes.get(name, leaf) for name, leaf in leaves.items()]
         dense = jax.tree.unflatten(self.treedef, whole)
         jaxpr, shape = jax.make_jaxpr(self.fn, return_shape=True)(dense, *args)
         held = [
-            Held(n, x.dtype) if n in self.shapes else x for n, x in zip(leaves, whole, strict=True)
+            _held(n, x, leaves[n]) if n in self.shapes else x
+            for n, x in zip(leaves, whole, strict=True)
         ]
-
-        def multiply(kernel: Held, x: jax.Array, how: dict[str, Any]) -> jax.Array:
-            form = leaves[kernel.name]
-            cast = lambda x: x.astype(kernel.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x
-            return jax.tree.map(cast, form).multiply(x, **how)
-
-        results = run(jaxpr, [*held, *jax.tree.leaves(args)], multiply)
+        results = run(jaxpr, [*held, *jax.tree.leaves(args)], _multiply)
         return jax.tree.unflatten(jax.tree.structure(shape), results)
+
+
+def _held(name: str, leaf: Any, form: Any = None) -> Held:
+    return Held(name, leaf.dtype, tuple(range(leaf.ndim)), form)
+
+
+def _multiply(read: Read, x: jax.Array) -> jax.Array:
+    """A product with a kernel in another form."""
+    dtype = read.kernel.dtype
+    cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+    form = jax.tree.map(cast, read.kernel.form)
+    if read.eqn.primitive.name == "dot_general":
+        return product(read, x, form.multiply)
+    if hasattr(form, "convolve"):
+        return convolve(read.eqn, x, form.convolve)
+    return convolve(read.eqn, x, lambda image, **how: form.multiply(image.features(), **how))
+
+
+# --- the choice -----------------------------------------------------------------------------------
 
 
 def _reads(
@@ -165,7 +194,7 @@ def _reads(
 ) -> dict[str, list[Read]]:
     """By leaf the equations that read it."""
     jaxpr = jax.make_jaxpr(fn)(jax.tree.map(shape_only, params), *args)
-    held = [Held(n, x.dtype) if n in masks else None for n, x in present_leaves(params)]
+    held = [_held(n, x) if n in masks else None for n, x in present_leaves(params)]
     found: dict[str, list[Read]] = {}
     for read in reads(jaxpr, [*held, *(None for _ in jax.tree.leaves(args))]):
         found.setdefault(read.name, []).append(read)
@@ -179,16 +208,15 @@ def _chosen(
     density = float(mask.mean())
     rows = max((read.rows for read in found), default=0)
     stays = lambda pattern, why: (None, Choice(name, pattern, density, rows, "dense", 1.0, why))
-    if why := next((f"it {read.why}{read.line}" for read in found if read.why), None):
+    if why := _stays(kernel, found):
         return stays("", why)
-    if not found:
-        return stays("", "no product reads it")
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
-        return stays("", f"it is {kernel.dtype}")
-    pattern, made = candidates(kernel, mask)
+    layout: Any = found[0].layout
+    window = found[0].window
+    matrix, of = as_matrix(kernel, layout), np.asarray(as_matrix(mask, layout))
+    pattern, made = of_window(matrix, of, window) if window else candidates(matrix, of)
     if not made:
         return stays(pattern, "too dense for any other form")
-    seconds = times(kernel, made, sorted({read.rows for read in found}), rounds, clock)
+    seconds = times(kernel, made, _products(kernel, found), rounds, clock)
     ratios = {own.name: seconds["dense"] / seconds[own.name] for own in made}
     best: Candidate = max(made, key=lambda own: ratios[own.name])
     told = lambda names: ", ".join(f"{n} {ratios[n]:.2g}" for n in names)
@@ -197,6 +225,50 @@ def _chosen(
     others = told(n for n in ratios if n != best.name)
     row = Choice(name, pattern, density, rows, best.name, ratios[best.name], others)
     return best.form, row
+
+
+def _stays(kernel: jax.Array, found: list[Read]) -> str | None:
+    """Why a leaf can have no other form, whatever its mask; None if it can."""
+    if why := next((f"it {read.why}{read.line}" for read in found if read.why), None):
+        return why
+    if not found:
+        return "no product reads it"
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        return f"it is {kernel.dtype}"
+    first, others = found[0], [read for read in found if read.view != found[0].view]
+    if others:
+        return (
+            f"it is read in two ways, {in_words(first)}, and {in_words(others[0])}; a form is for "
+            "one of them"
+        )
+    if first.window and first.stacked:
+        return "it is a stack of convolutions"
+    return None
+
+
+def _products(kernel: jax.Array, found: list[Read]) -> list[Product]:
+    """The products of a leaf, each shape of inputs once, dense and with a form."""
+    made: dict[Any, Product] = {}
+    for read in found:
+        x = read.eqn.invars[1 - read.place].aval
+        made[x.shape, read.place, str(read.eqn.params)] = _product(kernel, read, x)
+    return list(made.values())
+
+
+def _product(leaf: jax.Array, read: Read, x: Any) -> Product:
+    """Of a stack its first layer is timed."""
+    eqn, stacked, kernel = read.eqn, read.stacked, read.kernel
+    layer = lambda tree: jax.tree.map(lambda a: a[0], tree) if stacked else tree
+    axes = [i - stacked for i in kernel.axes]
+
+    def dense(x: jax.Array, leaf: jax.Array) -> jax.Array:
+        operand = layer(leaf).transpose(axes).astype(kernel.dtype)
+        return bind(eqn, [operand, x] if read.place == 0 else [x, operand])[0]
+
+    def formed(x: jax.Array, form: Any) -> jax.Array:
+        return _multiply(replace(read, kernel=replace(kernel, form=layer(form))), x)
+
+    return Product(jax.ShapeDtypeStruct(x.shape, x.dtype), dense, formed)
 
 
 def _cells(choice: Choice) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -12,18 +13,41 @@ import jax.numpy as jnp
 from jaxprune.base import Masks, MaskTransform, Params, copied
 from jaxprune.fast.block_product.blocks import split
 from jaxprune.methods.combine import check_transform, where_due, with_masks, without_masks
+from jaxprune.prunable.layers import folded
+from jaxprune.prunable.layout import (
+    Kernel,
+    Layout,
+    as_matrix,
+    axes_of,
+    from_matrix,
+    matrix_shape,
+    named_layout,
+)
 from jaxprune.prunable.rules import check_any, kernels, matching
 from jaxprune.sharding import automatic, explicit_sharding, sharded_like
 from jaxprune.trees import map_named, named_leaves, present_leaves
 
-BlockMasks = dict[str, jax.Array]  # bool (blocks of outputs, blocks of inputs), by leaf
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Layouts:
+    """The inputs and outputs of each prunable leaf, by name; no array."""
+
+    by_name: tuple[tuple[str, Layout], ...]
 
 
 class InBlocksState(NamedTuple):
-    """State of `in_blocks`: the masks of the weights, and the rest of its transform's state."""
+    """State of `in_blocks`.
+
+    Attributes:
+      masks: of the weights.
+      rest: of its transform's state, what is left without masks.
+      layouts: static; the axes of each kernel that are inputs, and its outputs.
+    """
 
     masks: Masks
     rest: Any
+    layouts: Layouts
 
 
 def by_outputs(params: Params) -> Params:
@@ -78,21 +102,18 @@ def in_blocks(
         def updated() -> InBlocksState:
             pooled = dict(context)
             if pooled.get("grads") is not None:
-                pooled["grads"] = init.pooled(state.masks, pooled["grads"])
-            inner = with_masks(state.rest, init.block_masks(state.masks))
-            weights = init.pooled(state.masks, params)
-            new = transform.update(inner, weights, step=step, **pooled)
-            return init.state(new, state.masks)
+                pooled["grads"] = init.pooled(state.layouts, pooled["grads"])
+            weights = init.pooled(state.layouts, params)
+            new = transform.update(init.inner(state), weights, step=step, **pooled)
+            return init.state(new, state.masks, state.layouts)
 
         if transform.due is None:
             return updated()
         time = {"step": step, "at_end": context.get("at_end", False)}
-        inner = with_masks(state.rest, init.block_masks(state.masks))
-        return where_due(transform.due(inner, **time), updated, state)
+        return where_due(transform.due(init.inner(state), **time), updated, state)
 
     def due(state: InBlocksState, **time: Any) -> Any:
-        inner = with_masks(state.rest, init.block_masks(state.masks))
-        return transform.due(inner, **time)  # type: ignore[misc]
+        return transform.due(init.inner(state), **time)  # type: ignore[misc]
 
     made = MaskTransform(init, update, None if transform.due is None else due)
     init.update = update
@@ -108,50 +129,71 @@ class _Init:
         self.h, self.w, self.transform, self.prunable = h, w, transform, prunable
 
     def __call__(self, params: Params) -> InBlocksState:
-        chosen = self.chosen(params)
-        first = self.transform.init(self.pooled(chosen, params))
-        return copied(self.state(first, chosen))
+        chosen, layouts = self.chosen(params)
+        first = self.transform.init(self.pooled(layouts, params))
+        return copied(self.state(first, chosen, layouts))
 
-    def chosen(self, params: Params) -> Params:
-        """The prunable kernels; ValueError if one of them is no matrix."""
+    def chosen(self, params: Params) -> tuple[Params, Layouts]:
+        """The prunable kernels and their layouts; ValueError if one of them has other axes."""
         chosen = self.prunable(params)
         check_any(chosen, params)
         alone = {leaf_name for leaf_name, _ in named_leaves(params)}
-        for leaf_name, leaf in present_leaves(chosen):
+        for leaf_name, _ in present_leaves(chosen):
             if leaf_name not in alone:
                 raise ValueError(
                     f"in_blocks takes matrices (in, out); '{leaf_name}' is a layer of a stack, as "
                     "nn.scan makes it. Leave the stack out: prunable=jp.matching(exclude=...)."
                 )
-            if leaf.ndim != 2:
-                raise ValueError(
-                    f"in_blocks takes matrices (in, out); '{leaf_name}' has shape {leaf.shape}. "
-                    "Leave it out: prunable=jp.matching(exclude=...)."
-                )
-        return chosen
+        nodes = jax.tree.leaves(chosen, is_leaf=lambda node: isinstance(node, Kernel))
+        names = [leaf_name for leaf_name, _ in present_leaves(chosen)]
+        layouts = [(n, _layout(n, node)) for n, node in zip(names, nodes, strict=True)]
+        return folded(chosen), Layouts(tuple(layouts))
 
-    def pooled(self, masks: Masks, params: Params) -> dict[str, jax.Array]:
-        """The largest |w| of each block of the kernels that have a mask."""
-        wanted = {name for name, mask in present_leaves(masks)}
-        return {
-            name: _on_all_devices(lambda x: largest(x, self.h, self.w), leaf)
-            for name, leaf in named_leaves(params)
-            if name in wanted
-        }
+    def pooled(self, layouts: Layouts, params: Params) -> dict[str, jax.Array]:
+        """The largest |w| of each block of the kernels that have a layout."""
+        leaves, found = dict(named_leaves(params)), {}
+        for name, layout in layouts.by_name:
+            of = lambda x, layout=layout: largest(as_matrix(x, layout), self.h, self.w)
+            found[name] = _on_all_devices(of, leaves[name])
+        return found
 
-    def block_masks(self, masks: Masks) -> BlockMasks:
-        """The blocks that masks of weights keep."""
-        corners = lambda mask: mask[:: self.h, :: self.w].T
-        return {name: _on_all_devices(corners, mask) for name, mask in present_leaves(masks)}
+    def inner(self, state: InBlocksState) -> Any:
+        """The state of the transform of blocks, whose masks are those of the blocks."""
+        masks, found = dict(named_leaves(state.masks)), {}
+        for name, layout in state.layouts.by_name:
+            of = lambda x, layout=layout: as_matrix(x, layout)[:: self.h, :: self.w].T
+            found[name] = _on_all_devices(of, masks[name])
+        return with_masks(state.rest, found)
 
-    def state(self, inner: Any, leaves: Any) -> InBlocksState:
+    def state(self, inner: Any, leaves: Any, layouts: Layouts) -> InBlocksState:
         """The state of the weights, like `leaves`, from the state of the blocks."""
+        of_leaf = dict(layouts.by_name)
 
         def of_weights(name: str, leaf: Any) -> jax.Array:
-            mask = lambda blocks: of_blocks(blocks, self.h, self.w, leaf.shape)
+            mask = lambda blocks: of_blocks(blocks, self.h, self.w, leaf.shape, of_leaf[name])
             return sharded_like(automatic(mask, leaf)(inner.masks[name]), leaf)
 
-        return InBlocksState(map_named(of_weights, leaves), without_masks(inner))
+        return InBlocksState(map_named(of_weights, leaves), without_masks(inner), layouts)
+
+
+def _layout(leaf_name: str, leaf: Any) -> Layout:
+    """The layout of a prunable leaf, as it was given or as its name and shape tell."""
+    shape = leaf.shape
+    rank = len(shape)
+    if isinstance(leaf, Kernel):
+        layout = leaf.layout
+    else:
+        layout = Layout(0, 1) if rank == 2 else named_layout(leaf_name, shape)
+    inputs, outputs = (axes_of(axes, rank) for axes in (layout.inputs, layout.outputs))
+    if layout.why or not inputs or not outputs or len(inputs) + len(outputs) != rank:
+        why = layout.why or "some axes are neither inputs nor outputs"
+        raise ValueError(
+            f"in_blocks takes kernels whose axes are inputs and outputs; '{leaf_name}' has shape "
+            f"{tuple(shape)}: {why}. Leave it out: prunable=jp.matching(exclude=...). Or say what "
+            f"its axes are: jp.matching(layouts={{{leaf_name!r}: jp.Layout(inputs=..., "
+            "outputs=...)})."
+        )
+    return Layout(tuple(sorted(inputs)), tuple(sorted(outputs)))
 
 
 def _on_all_devices(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -168,9 +210,11 @@ def largest(x: jax.Array, h: int, w: int) -> jax.Array:
     return jnp.abs(split(x, h, w)).max((1, 3)).T
 
 
-def of_blocks(mask: jax.Array, h: int, w: int, shape: tuple[int, ...]) -> jax.Array:
-    """The mask (in, out) of a mask of blocks."""
-    return jnp.repeat(jnp.repeat(mask.T, h, 0), w, 1)[: shape[0], : shape[1]]
+def of_blocks(mask: jax.Array, h: int, w: int, shape: tuple[int, ...], layout: Layout) -> jax.Array:
+    """The mask of a leaf, from a mask of the blocks of its matrix."""
+    rows, columns = matrix_shape(layout, shape)
+    matrix = jnp.repeat(jnp.repeat(mask.T, h, 0), w, 1)[:rows, :columns]
+    return from_matrix(matrix, layout, shape)
 
 
 def made_by_in_blocks(what: str, transform: MaskTransform) -> _Init:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxprune.fast.block_product.blocks import inputs_of, split
 from jaxprune.fast.in_blocks import largest, n_blocks
 from jaxprune.fast.state import BlockState, Places, map_blocks, with_leaves_of
 from jaxprune.optimizer.moments import leaf_masks
+from jaxprune.prunable.layout import as_matrix
 from jaxprune.trees import map_named, named_leaves
 
 
@@ -28,7 +30,7 @@ def rewired(
         weights[name] = jax.vmap(lambda row, i, x: row.at[i].set(x, mode="drop"))(
             empty, place.inputs, size
         )
-        steep[name] = largest(slopes[name], h, w)
+        steep[name] = largest(as_matrix(slopes[name], place.layout), h, w)
     mask_state = transform.update(
         state.mask_state, weights, grads=steep, step=state.step, opt_state=state.inner_state
     )
@@ -36,9 +38,9 @@ def rewired(
     for name, place in state.places.items():
         kept = mask_state.masks[name]
         inputs = inputs_of(kept, place.inputs.shape[1])
-        places[name] = Places(inputs, place.shape)
+        places[name] = replace(place, inputs=inputs)
         moves[name] = _Move(leaves[name].shape, _sources(place.inputs, inputs, kept.shape[1]))
-        of_outputs = split(slopes[name], h, w).transpose(2, 0, 1, 3)
+        of_outputs = split(as_matrix(slopes[name], place.layout), h, w).transpose(2, 0, 1, 3)
         take = lambda own, i: own.at[i].get(mode="fill", fill_value=0)
         new_grads[name] = jax.vmap(take)(of_outputs, inputs)
     tree = map_named(lambda name, _: moves.get(name), state.params)
@@ -104,7 +106,7 @@ def cut_slots(state: BlockState) -> BlockState:
     return state._replace(
         params=map_blocks(lambda values, m: m(values), state.params, moves),
         places={
-            name: Places(place.inputs[:, : keep[name]], place.shape)
+            name: replace(place, inputs=place.inputs[:, : keep[name]])
             for name, place in state.places.items()
         },
         inner_state=jax.tree.unflatten(treedef, cut),

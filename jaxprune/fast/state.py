@@ -10,16 +10,26 @@ import jax
 import optax
 
 from jaxprune.base import Params
+from jaxprune.prunable.layout import Layout
 from jaxprune.trees import map_named
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Places:
-    """The blocks of inputs that the slots of a kernel read, as in `Blocks`; its shape is static."""
+    """The blocks of inputs that the slots of a kernel read, as in `Blocks`.
+
+    Attributes:
+      inputs: int32 (blocks of outputs, slots).
+      shape: (in, out) of the kernel as a matrix; static.
+      leaf: the shape of the leaf; static.
+      layout: the axes of the leaf that are inputs, and its outputs; static.
+    """
 
     inputs: jax.Array
     shape: tuple[int, int] = field(metadata={"static": True})
+    leaf: tuple[int, ...] = field(metadata={"static": True})
+    layout: Layout = field(metadata={"static": True})
 
 
 class BlockState(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,42 @@ import numpy as np
 SAMPLE = 2e-3  # seconds
 
 
+class Product(NamedTuple):
+    """A product whose time counts.
+
+    Attributes:
+      x: the shape and the dtype of the inputs.
+      dense: `(x, kernel) -> y`.
+      formed: `(x, form) -> y`.
+    """
+
+    x: jax.ShapeDtypeStruct
+    dense: Callable[[jax.Array, jax.Array], jax.Array]
+    formed: Callable[[jax.Array, Any], jax.Array]
+
+
+def of_rows(n: int, kernel: jax.Array) -> Product:
+    """`x @ kernel` with so many rows of x."""
+    x = jax.ShapeDtypeStruct((n, kernel.shape[0]), kernel.dtype)
+    return Product(x, jnp.matmul, lambda x, form: form.multiply(x))
+
+
 def times(
     kernel: jax.Array,
     forms: Sequence[Any],
-    rows: Sequence[int],
+    products: Sequence[Product],
     rounds: int,
     clock: Callable[[], float],
 ) -> dict[str, float]:
-    """Seconds of `x @ kernel` ("dense") and of each form, the sum over products of so many rows.
+    """Seconds of the dense products ("dense") and of each form, the sum over products.
 
     Each round times all of them, in another random order; the number is the median over rounds.
     """
-    run = jax.jit(lambda x, form: form.multiply(x))
-    dense = jax.jit(lambda x, kernel: x @ kernel)
     total: dict[str, float] = {}
     random = np.random.default_rng(0)
-    for n in rows:
-        x = jnp.asarray(random.standard_normal((n, kernel.shape[0])), kernel.dtype)
+    for product in products:
+        run, dense = jax.jit(product.formed), jax.jit(product.dense)
+        x = jnp.asarray(random.standard_normal(product.x.shape), product.x.dtype)
         calls: dict[str, Callable[[], Any]] = {"dense": partial(dense, x, kernel)}
         calls |= {own.name: partial(run, x, own.form) for own in forms}
         repeats = {name: _repeats(call, clock) for name, call in calls.items()}

@@ -14,10 +14,12 @@ from jaxprune.base import Masks, MaskTransform, Params, copied, is_known
 from jaxprune.fast.block_product.blocks import Blocks, to_blocks, to_kernel
 from jaxprune.fast.block_product.gathered import by_columns
 from jaxprune.fast.in_blocks import made_by_in_blocks, of_blocks
-from jaxprune.fast.program import Held, run
+from jaxprune.fast.program import Held, Read, in_words, run
+from jaxprune.fast.program import product as of_program
 from jaxprune.fast.rewiring import cut_slots, filled, rewired
 from jaxprune.fast.state import BlockState, Places, map_blocks, with_leaves_of
 from jaxprune.methods.combine import where_due
+from jaxprune.prunable.layout import as_matrix, from_matrix
 from jaxprune.trees import map_named, named_leaves
 
 
@@ -82,19 +84,21 @@ def block_training(
 
     def init(params: Params, slots: dict[str, int] | None = None) -> BlockState:
         """`slots` by leaf, where the masks are traced: those of another `init`, by `slots_of`."""
-        chosen = blocks.chosen(params)
-        mask_state = masks_over_time.init(blocks.pooled(chosen, params))
-        leaves, places = dict(named_leaves(params)), {}
+        _, found = blocks.chosen(params)
+        mask_state = masks_over_time.init(blocks.pooled(found, params))
+        leaves, places, layouts = dict(named_leaves(params)), {}, dict(found.by_name)
         for name, kept in mask_state.masks.items():
             if slots is None and not is_known(kept):
                 raise ValueError(
                     f"block_training: the number of blocks that '{name}' keeps is traced. Give it: "
                     "training.init(params, slots=jp.fast.slots_of(training.init(one_params)))."
                 )
-            kernel = leaves[name]
-            mask = of_blocks(kept, h, w, kernel.shape)
+            layout, shape = layouts[name], leaves[name].shape
+            kernel = as_matrix(leaves[name], layout)
+            mask = as_matrix(of_blocks(kept, h, w, shape, layout), layout)
             made = to_blocks(kernel, mask, h, w, None if slots is None else slots[name])
-            leaves[name], places[name] = made.values, Places(made.inputs, made.shape)
+            leaves[name] = made.values
+            places[name] = Places(made.inputs, made.shape, shape, layout)
         values = with_leaves_of(params, leaves)
         step = jnp.zeros((), jnp.int32)
         return copied(BlockState(step, values, places, mask_state, optimizer.init(values)))
@@ -122,12 +126,15 @@ def block_training(
         return rest, value
 
     def dense(state: BlockState) -> Params:
-        kernel = lambda values, place: to_kernel(Blocks(values, place.inputs, place.shape))
+        def kernel(values: jax.Array, place: Places) -> jax.Array:
+            matrix = to_kernel(Blocks(values, place.inputs, place.shape))
+            return from_matrix(matrix, place.layout, place.leaf)
+
         return map_blocks(kernel, state.params, state.places)
 
     def masks(state: BlockState) -> Masks:
         of_weights = {
-            name: of_blocks(mask, h, w, state.places[name].shape)
+            name: of_blocks(mask, h, w, state.places[name].leaf, state.places[name].layout)
             for name, mask in state.mask_state.masks.items()
         }
         return map_named(lambda name, _: of_weights.get(name), state.params)
@@ -152,19 +159,25 @@ def run_in_blocks(
     Raises:
       ValueError: if `fn` reads a kernel in blocks other than by x @ kernel; it names the line.
     """
-    whole = lambda values, place: jax.ShapeDtypeStruct(place.shape, values.dtype)
+    whole = lambda values, place: jax.ShapeDtypeStruct(place.leaf, values.dtype)
     jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(map_blocks(whole, params, places), *args)
     leaves = dict(named_leaves(params))
     held = [
-        Held(name, leaf.dtype) if name in places else leaf
+        Held(name, leaf.dtype, tuple(range(len(places[name].leaf)))) if name in places else leaf
         for name, leaf in leaves.items()
         if leaf is not None
     ]
 
-    def multiply(kernel: Held, x: jax.Array, how: dict[str, Any]) -> jax.Array:
-        place = places[kernel.name]
-        values = leaves[kernel.name].astype(kernel.dtype)
-        return product(x, Blocks(values, place.inputs, place.shape), **how)
+    def multiply(read: Read, x: jax.Array) -> jax.Array:
+        place = places[read.name]
+        if read.layout != place.layout:
+            raise ValueError(
+                f"'{read.name}' is read {in_words(read)}, and its blocks have axes "
+                f"{place.layout.inputs} as inputs and {place.layout.outputs} as outputs"
+            )
+        values = leaves[read.name].astype(read.kernel.dtype)
+        blocks = Blocks(values, place.inputs, place.shape)
+        return of_program(read, x, lambda rows, **how: product(rows, blocks, **how))
 
     try:
         results = run(jaxpr, [*held, *jax.tree.leaves(args)], multiply)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune.fast.choose import PAYS
 from jaxprune.fast.forms import candidates
 from jaxprune.fast.forms.arrays import Unrolled
-from jaxprune.fast.timing import times
+from jaxprune.fast.timing import of_rows, times
 
 # words -> the size of what is pruned together, (inputs, outputs); None for the whole axis
 PATTERNS: dict[str, tuple[int | None, int | None]] = {
@@ -128,7 +128,7 @@ def _best(
     forms = [own for own in candidates(kernel, mask)[1] if not isinstance(own.form, Unrolled)]
     best = []
     for batch in batches:
-        seconds = times(kernel, forms, [batch], rounds, clock) if forms else {}
+        seconds = times(kernel, forms, [of_rows(batch, kernel)], rounds, clock) if forms else {}
         ratios = {own.name: seconds["dense"] / seconds[own.name] for own in forms}
         name = max(ratios, key=lambda n: ratios[n], default="dense")
         best.append((ratios[name], name) if ratios.get(name, 0.0) > 1 else (1.0, "dense"))

@@ -18,6 +18,7 @@ import optax
 
 import jaxprune as jp
 from jaxprune.fast.block_product import Blocks
+from recipes.benchmarks.fast_images import images
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.training import CONTROL, DENSE
 from recipes.common.timing import Cell, measure
@@ -32,10 +33,11 @@ UPDATE = "an update of the masks at each step, 32 x 32"
 
 
 def faster(plan: Plan) -> list[Section]:
-    """Training steps, and single products."""
+    """Training steps, single products, and convolutions."""
     return [
         *(_steps(plan, batch) for batch in BATCHES),
         *(_products(plan, batch) for batch in (1, *BATCHES, 256)),
+        *images(plan, clock()),
     ]
 
 

@@ -164,6 +164,46 @@ def test_masks_of_in_blocks_are_those_of_the_balanced_pattern():
         jax.tree.map(np.testing.assert_array_equal, a.masks, b.masks)
 
 
+def test_attention_trains_in_blocks_like_its_masks():
+    """Kernels (inputs, heads, features), (heads, features, outputs), and one that is read by .T."""
+    draw = np.random.default_rng(0).standard_normal
+    shapes = {"query": (16, 4, 4), "out": (4, 4, 16), "up": (20, 16)}
+    params = {
+        n: {"kernel": jnp.asarray(draw(shape) / 4, jnp.float32)} for n, shape in shapes.items()
+    }
+    x, y = jnp.asarray(draw((6, 16)), jnp.float32), jnp.asarray(draw((6, 20)), jnp.float32)
+
+    def loss(params, x, y):
+        heads = jnp.tanh(jnp.einsum("bi,ihf->bhf", x, params["query"]["kernel"]))
+        x = jnp.einsum("bhf,hfo->bo", heads, params["out"]["kernel"])
+        return ((x @ params["up"]["kernel"].T - y) ** 2).mean()
+
+    chosen = jp.matching("*", layouts={"up/kernel": jp.Layout(inputs=1, outputs=0)})
+    masks = jp.fast.in_blocks(H, W, INNER["rigl"](), chosen)
+    training = jp.fast.block_training(loss, optax.adam(3e-2), masks)
+    tx = jp.sparsify(optax.adam(3e-2), masks)
+    state, opt_state = training.init(params), tx.init(params)
+    params = jp.apply_masks(params, jp.get_masks(opt_state))
+    assert state.params["query"]["kernel"].shape == state.params["out"]["kernel"].shape
+
+    @jax.jit
+    def dense_step(params, opt_state):
+        value, grads = jax.value_and_grad(loss)(params, x, y)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    step = jax.jit(training.step)
+    for _ in range(5):
+        state, value = step(state, x, y)
+        params, opt_state, wanted = dense_step(params, opt_state)
+        np.testing.assert_allclose(value, wanted, rtol=2e-5)
+    masks = jp.get_masks(opt_state)
+    jax.tree.map(np.testing.assert_array_equal, training.masks(state), masks)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    jax.tree.map(close, training.params(state), params)
+    assert masks["query"]["kernel"].shape == (16, 4, 4)
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -178,7 +218,7 @@ def test_a_kernel_that_is_read_otherwise_names_the_line():
 
     for fn, why in (
         (penalized, "is read by"),
-        (tied, "is transposed in a product|is read by transpose"),
+        (tied, "is read with axes 1 as inputs"),
     ):
         training = jp.fast.block_training(fn, optax.adam(1e-3), transform("static"))
         with pytest.raises(ValueError, match=f"'a/kernel' ({why}).*test_training.py:") as error:

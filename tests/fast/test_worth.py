@@ -27,7 +27,7 @@ def test_it_pays_from_the_sparsity_where_all_higher_ones_pay():
 def test_the_table_takes_the_fastest_form_of_each_pattern(monkeypatch):
     """Dense takes a second; blocks take as long as their share of weights, others longer."""
 
-    def times(kernel, forms, rows, rounds, clock):
+    def times(kernel, forms, products, rounds, clock):
         size = lambda own: sum(x.size for x in jax.tree.leaves(own.form) if x.dtype == np.float32)
         factor = lambda own: 1.0 if "by rows" in own.name else 2.0
         return {"dense": 1.0} | {o.name: factor(o) * size(o) / kernel.size for o in forms}

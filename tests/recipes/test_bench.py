@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from recipes import bench
-from recipes.benchmarks import memory, section, seeds, steps
+from recipes.benchmarks import fast_images, memory, section, seeds, steps
 from recipes.common import folder, timing
 
 TINY = ["--weights", "2000", "--leaves", "1", "--seeds", "2", "--repeats", "2", "--sample-ms", "0"]
@@ -342,3 +343,12 @@ def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / folder.REPORT).read_text()
     assert report.count("\n## ") == 20  # what was asked for, and nineteen tables
     assert folder.SUMMARY in report
+
+
+@pytest.mark.full
+def test_a_convolution_beside_the_forms_that_fast_chooses():
+    plan = section.Plan(1, 1, 1, 2, 1, (), 1, 1, 0, 1e-4)
+    name = "3 x 3, 16 to 16 channels, 32 x 32"
+    cells = fast_images._convolution(plan, name, 1, time.perf_counter).numbers
+    assert list(cells["cells"])[:2] == ["dense", "dense (A/A)"]
+    assert len(cells["cells"]) == 2 + len(fast_images.PATTERNS)

@@ -14,6 +14,7 @@ from jax import lax
 from jaxprune.export.sparse import TransposedBCSR, sparse_matmul
 from jaxprune.fast.block_product import Blocks, by_columns, by_rows, unrolled
 from jaxprune.fast.block_product.unrolled import runs
+from jaxprune.fast.convolution import Image
 
 Places = tuple[tuple[int, ...], ...]
 
@@ -81,12 +82,56 @@ class Cut:
         if len(self.columns) == self.shape[1]:
             return y
         full = jnp.zeros((len(y), self.shape[1]), y.dtype)
-        return full.at[:, np.asarray(self.columns)].set(y, unique_indices=True)
+        return full.at[:, np.asarray(self.columns, np.int32)].set(y, unique_indices=True)
+
+
+# --- of convolutions with a window ----------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shifted:
+    """Blocks of a kernel (window * channels, out); each block of outputs reads shifted images.
+
+    Their places are static. Only the parts of the image are copied that a block of outputs reads.
+    """
+
+    values: jax.Array
+    places: Places = field(metadata={"static": True})
+    shape: tuple[int, int] = field(metadata={"static": True})
+
+    def convolve(self, image: Image, **how: Any) -> jax.Array:
+        found = []
+        h, w = self.values.shape[2:]
+        for values, inputs in zip(self.values, self.places, strict=True):
+            used = [i for i in inputs if i * h < self.shape[0]]  # empty slots are last
+            ranges = [(a * h, min(b * h, self.shape[0])) for a, b in runs(used)]
+            read = image.features(ranges)
+            kernel = values[: len(used)].reshape(-1, w)[: read.shape[1]]
+            found.append(lax.dot_general(read, kernel, (((1,), (0,)), ((), ())), **how))
+        return jnp.concatenate(found, 1)[:, : self.shape[1]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CutWindow:
+    """A kernel (window..., channels, out) without channels and outputs that nothing uses."""
+
+    values: jax.Array
+    channels: tuple[int, ...] = field(metadata={"static": True})
+    columns: tuple[int, ...] = field(metadata={"static": True})
+    outputs: int = field(metadata={"static": True})
+
+    def convolve(self, image: Image, **how: Any) -> jax.Array:
+        x = image.x[..., np.asarray(self.channels, np.int32)]
+        y = image.dense(x, self.values, **how)
+        full = jnp.zeros((*y.shape[:-1], self.outputs), y.dtype)
+        return full.at[..., np.asarray(self.columns, np.int32)].set(y, unique_indices=True)
 
 
 def taken(x: jax.Array, columns: Sequence[int]) -> jax.Array:
     """Columns of x, as slices where they are next to each other."""
     parts = runs(columns)
-    if len(parts) > len(columns) // 8:
+    if not parts or len(parts) > len(columns) // 8:
         return x[:, np.asarray(columns, np.int32)]
     return jnp.concatenate([x[:, a:b] for a, b in parts], 1)

@@ -2,7 +2,7 @@
 
 Times optimizer steps, selection, compilation, many seeds and their barriers beside dense twins,
 sorting, single runs and forward passes, compacted networks, networks in blocks, distilled images,
-and checkpoints; counts bytes. Nothing is learned and no data is read.
+calibration, and checkpoints; counts bytes. Nothing is learned and no data is read.
 Run it on a quiet machine.
 """
 
@@ -19,6 +19,7 @@ import jax
 
 from recipes.benchmarks import section
 from recipes.benchmarks.barriers import barriers
+from recipes.benchmarks.calibrating import calibrating
 from recipes.benchmarks.checkpoints import checkpoints
 from recipes.benchmarks.compact import forward_passes
 from recipes.benchmarks.distilling import distilling
@@ -47,6 +48,7 @@ BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
     "compact": forward_passes,
     "fast": faster,
     "distill": distilling,
+    "calibration": calibrating,
 }
 
 

@@ -1,8 +1,9 @@
 """A 7B decoder compiled for 64 and 256 devices: `python -m recipes.scale --help`.
 
 Compiles the sharded training step from shapes, dense and with gradual pruning by one threshold over
-all layers, and reports the memory of a device and the communication between devices. The devices
-are virtual CPUs: nothing is computed, and only the compiler uses memory.
+all layers, and the calibration of one batch; reports the memory of a device and the communication
+between devices. The devices are virtual CPUs: nothing is computed, and only the compiler uses
+memory.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ from recipes.common.folder import RecipeError
 from recipes.sharded import collectives, compiled, decoder, layout
 
 COLUMNS = ("arguments MB", "temporary MB", "all-gathers", "all-reduces", "others", "MB moved")
+PARTS = {
+    "training": {
+        "dense": "dense step",
+        "sparse": "sparse step, idle",
+        "update": "its mask update, a pass",
+    },
+    "calibration": {
+        "forward": "forward pass",
+        "statistics": "statistics",
+        "in_order": "prune_in_order, Wanda 2:4",
+    },
+}
 NOTE = """\
 All numbers are of one device. Arguments are the params, the optimizer's state with its masks, and
 the batch; results take their place. Moved is what a device gets from collectives in a step; loops
@@ -57,6 +70,8 @@ class Config(settings.Run):
     """The fraction of weights that are pruned at the end."""
     every: flags.Count = 100
     """Steps between updates of the masks."""
+    only: Annotated[tuple[str, ...], flags.choice(PARTS), flags.DISTINCT] = tuple(PARTS)
+    """The parts to compile; calibration evaluates each layer by itself, which takes longer."""
 
     @property
     def sizes(self) -> decoder.Sizes:
@@ -93,17 +108,19 @@ def scale(config: Config) -> dict[str, Any]:
         sum(x.size for x in jax.tree.leaves(t)) for t in (params, jp.kernels(params))
     )
     print(f"{weights:,} weights, {prunable:,} of them prunable; compiling ...", flush=True)
-    sections = []
+    sections, numbers = [], dict[str, dict[str, Any]]()
     for devices in config.devices:
-        found = compile_elsewhere(config, devices)
-        sections.append(section(devices, found))
-        to_terminal(sections[-1].headline, COLUMNS, sections[-1].rows)
+        for part in config.only:
+            found = compile_elsewhere(config, part, devices)
+            sections.append(section(part, devices, found))
+            numbers.setdefault(str(devices), {}).update(sections[-1].numbers)
+            to_terminal(sections[-1].headline, COLUMNS, sections[-1].rows)
     summary = {
         "recipe": "scale",
-        "studies": "memory and communication of a sharded training step, compiled and never run",
+        "studies": "memory and communication of sharded training and calibration, never run",
         "weights": weights,
         "prunable_weights": prunable,
-        "devices": {own.name: own.numbers for own in sections},
+        "devices": numbers,
         "environment": folder.environment(),
     }
     folder.write_json(config.out / folder.SUMMARY, summary)
@@ -119,16 +136,17 @@ def scale(config: Config) -> dict[str, Any]:
     return summary
 
 
-def compile_elsewhere(config: Config, devices: int) -> dict[str, compiled.Compiled]:
-    """`compile_all` in a process with this number of devices."""
-    wanted = {"sizes": config.sizes._asdict(), "devices": devices}
-    wanted |= {key: getattr(config, key) for key in ("tokens", "sparsity", "every")}
+def compile_elsewhere(config: Config, part: str, devices: int) -> dict[str, compiled.Compiled]:
+    """A part, in a process with this number of devices."""
+    wanted = {"sizes": config.sizes._asdict(), "devices": devices, "tokens": config.tokens}
+    if part == "training":
+        wanted |= {"sparsity": config.sparsity, "every": config.every}
     flags = (
         f"--xla_force_host_platform_device_count={devices}",
         "--xla_backend_optimization_level=0",  # machine code that never runs
         "--xla_llvm_disable_expensive_passes=true",
     )
-    command = [sys.executable, "-m", "recipes.sharded.compiled", json.dumps(wanted)]
+    command = [sys.executable, "-m", "recipes.sharded.compiled", part, json.dumps(wanted)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if child.returncode:
@@ -139,18 +157,15 @@ def compile_elsewhere(config: Config, devices: int) -> dict[str, compiled.Compil
     return {name: compiled.from_dict(own) for name, own in json.loads(child.stdout).items()}
 
 
-def section(devices: int, found: dict[str, compiled.Compiled]) -> Section:
-    """The table of one number of devices."""
-    dense, sparse, update = (found[name] for name in ("dense", "sparse", "update"))
-    rows = {
-        "dense step": (dense, dense.always),
-        "sparse step, idle": (sparse, sparse.always),
-        "its mask update, a pass": (update, sparse.in_branches),
-    }
+def section(part: str, devices: int, found: dict[str, compiled.Compiled]) -> Section:
+    """The table of a part on one number of devices."""
+    rows = {title: (found[name], found[name].always) for name, title in PARTS[part].items()}
+    if part == "training":
+        rows[PARTS[part]["update"]] = found["update"], found["sparse"].in_branches
     shape = " x ".join(str(n) for n in compiled.shape_of(devices))
     return Section(
-        name=str(devices),
-        headline=f"{devices} devices, {shape} of data and model",
+        name=f"{part} {devices}",
+        headline=f"{part.capitalize()}, {devices} devices, {shape} of data and model",
         columns=COLUMNS,
         rows=[[name, *_cells(own, moved)] for name, (own, moved) in rows.items()],
         numbers={name: compiled.to_dict(own) for name, own in found.items()},

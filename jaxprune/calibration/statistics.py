@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params
+from jaxprune.base import Params, is_known
 from jaxprune.calibration.reading import Leaf, Product, Reading
 from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import kernels
@@ -51,7 +51,7 @@ def statistics(
 
     One pass for each batch, jitted; a batch of another shape compiles anew. A leaf that several
     products read has the sum of all. Leaves that read the same inputs, such as queries, keys and
-    values, share their arrays.
+    values, share their arrays. Under an outer `jax.jit`, nan and inf raise no error.
 
     Args:
       fn: `(params, *inputs) -> Any`; as it is evaluated, without dropout.
@@ -78,6 +78,7 @@ def statistics(
     Reference: Sun et al., 2024, A Simple and Effective Pruning Approach for Large Language Models
     (the norms); Frantar and Alistarh, 2023, SparseGPT (the second moment).
     """
+    rows: dict[Any, np.ndarray] = {}  # shapes of a batch -> rows by place in sums
     names = {name for name, leaf in named_leaves(folded(prunable(params))) if leaf is not None}
     places: dict[str, dict[tuple[int, ...], list[int]]] = {}  # name -> layer -> places in sums
 
@@ -87,11 +88,15 @@ def statistics(
         reading.run(fn, [batch])
         places.clear()
         places.update(reading.places)
+        rows[_shapes(batch)] = np.asarray(reading.rows)
         return reading.sums
 
     total: list[Any] | None = None
+    counts = np.zeros((), int)
     for i, batch in enumerate(batches):
-        sums = one(params, batch if isinstance(batch, tuple) else (batch,))
+        inputs = batch if isinstance(batch, tuple) else (batch,)
+        sums = one(params, inputs)
+        counts = counts + rows[_shapes(inputs)]
         _check_finite(sums, places, i)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     if total is None:
@@ -104,7 +109,9 @@ def statistics(
             return None
         key = tuple((layer, *by_layer[layer]) for layer in sorted(by_layer))
         if key not in made:
-            made[key] = _joined(name, [[total[i] for i in by_layer[at]] for at in sorted(by_layer)])
+            layers = [by_layer[at] for at in sorted(by_layer)]
+            many = max(sum(int(counts[i]) for i in layer) for layer in layers)  # alike in all
+            made[key] = _joined(name, many, [[total[i] for i in layer] for layer in layers])
         return made[key]
 
     structure = jax.tree.structure(params, is_leaf=lambda x: x is None)
@@ -118,6 +125,7 @@ class _Sums(Reading):
         super().__init__("statistics", params, wanted)
         self.second_moment = second_moment
         self.sums: list[Any] = []
+        self.rows: list[int] = []
         self.places: dict[str, dict[tuple[int, ...], list[int]]] = {}
         self.of_source: dict[Any, int] = {}
 
@@ -126,6 +134,7 @@ class _Sums(Reading):
             self.of_source[product.source] = len(self.sums)
             each = [self.summed(inputs) for inputs in product.inputs]
             alone = len(each) == 1
+            self.rows.append(product.inputs[0].rows)
             self.sums.append(each[0] if alone else jax.tree.map(lambda *x: jnp.stack(x), *each))
         layer = tuple(place for place in leaf.part if isinstance(place, int))
         of_leaf = self.places.setdefault(leaf.name, {})
@@ -133,12 +142,11 @@ class _Sums(Reading):
 
     def summed(self, inputs: Any) -> dict[str, Any]:
         (x,) = inputs.batches
-        sums = {"rows": jnp.int32(len(x)), "total": x.astype(jnp.float32).sum(0)}
-        sums["squares"] = inputs.square_norms()
+        sums = {"total": x.astype(jnp.float32).sum(0), "squares": inputs.square_norms()}
         return sums | ({"moment": inputs.second_moment()} if self.second_moment else {})
 
 
-def _joined(name: str, layers: list[list[Any]]) -> Statistics:
+def _joined(name: str, rows: int, layers: list[list[Any]]) -> Statistics:
     """The sums of a leaf as its statistics; several layers are stacked."""
     sizes = {x["total"].shape for places in layers for x in places}
     if len(sizes) > 1:
@@ -148,12 +156,12 @@ def _joined(name: str, layers: list[list[Any]]) -> Statistics:
         )
     added = [jax.tree.map(lambda *x: sum(x[1:], x[0]), *places) for places in layers]
     stack = jax.tree.map(lambda *x: jnp.stack(x), *added) if len(added) > 1 else added[0]
-    rows = np.max(np.asarray(stack["rows"]))  # alike in all layers
-    mean = stack["total"] / rows
-    return Statistics(int(rows), mean, stack["squares"], stack.get("moment"))
+    return Statistics(rows, stack["total"] / rows, stack["squares"], stack.get("moment"))
 
 
 def _check_finite(sums: list[Any], places: dict[str, Any], batch: int) -> None:
+    if not all(is_known(x["squares"]) for x in sums):  # under jit
+        return
     finite = jax.device_get([jnp.isfinite(x["squares"]).all() for x in sums])
     for name, by_layer in places.items():
         if not all(finite[i] for at in by_layer.values() for i in at):
@@ -161,3 +169,7 @@ def _check_finite(sums: list[Any], places: dict[str, Any], batch: int) -> None:
                 f"statistics: the inputs of '{name}' have nan or inf in batch {batch}, or squares "
                 "beyond float32. Look at the batch, and at the params before this product."
             )
+
+
+def _shapes(batch: Any) -> Any:
+    return jax.tree.structure(batch), tuple(map(np.shape, jax.tree.leaves(batch)))

@@ -1,7 +1,7 @@
-"""The sharded training step of a decoder, compiled from shapes and never run.
+"""The sharded training step of a decoder and its calibration, compiled from shapes, never run.
 
-`python -m recipes.sharded.compiled '{...}'` prints what one number of devices needs, as JSON: the
-devices are CPUs that do not exist, and a process can have only one number of them.
+`python -m recipes.sharded.compiled training '{...}'` prints what one number of devices needs, as
+JSON: the devices are CPUs that do not exist, and a process can have only one number of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,16 +43,11 @@ def compile_all(
       devices: of the mesh; see `shape_of`.
       tokens: of a sequence; each device of the data axis has one.
     """
-    axes = (AxisType.Auto, AxisType.Auto)
-    mesh = jax.make_mesh(shape_of(devices), ("data", "model"), axis_types=axes)
-    params = layout.on_mesh(decoder.shapes(sizes), decoder.specs(), mesh)
+    mesh, params, batch = _laid_out(sizes, devices, tokens)
     ramp = optax.polynomial_schedule(0.0, sparsity, 3, 10_000)
     gmp = jp.prune(jp.magnitude, jp.global_threshold, ramp)
     adam = optax.adam(1e-4)
     own = layout.shardings(params)
-    batch = jax.ShapeDtypeStruct(
-        (mesh.shape["data"], tokens + 1), jnp.int32, sharding=NamedSharding(mesh, P("data"))
-    )
 
     def of_step(tx: optax.GradientTransformation) -> Compiled:
         def step(params: Any, state: Any, batch: jax.Array) -> Any:
@@ -77,6 +73,45 @@ def compile_all(
         }
 
 
+def compile_calibration(sizes: decoder.Sizes, devices: int, tokens: int) -> dict[str, Compiled]:
+    """The pass of the loss, `statistics`, and `prune_in_order` by 2:4 Wanda, over one batch.
+
+    Args:
+      devices: of the mesh; see `shape_of`.
+      tokens: of a sequence; each device of the data axis has one.
+    """
+    mesh, params, batch = _laid_out(sizes, devices, tokens)
+    fn = partial(decoder.loss, sizes)
+    wanda = jp.calibration.wanda((2, 4))
+
+    def statistics(params: Any, batch: jax.Array) -> Any:
+        return jp.calibration.statistics(fn, params, [batch])
+
+    def in_order(params: Any, batch: jax.Array) -> Any:
+        return jp.calibration.prune_in_order(fn, params, [batch], wanda)
+
+    with jax.set_mesh(mesh):
+        pruned = layout.state_like(jax.eval_shape(in_order, params, batch), params, mesh)
+        out = layout.shardings(pruned)
+        return {
+            "forward": _compiled(jax.jit(fn), params, batch),
+            "statistics": _compiled(jax.jit(statistics), params, batch),
+            "in_order": _compiled(
+                jax.jit(in_order, donate_argnums=0, out_shardings=out), params, batch
+            ),
+        }
+
+
+def _laid_out(sizes: decoder.Sizes, devices: int, tokens: int) -> tuple[Any, Any, Any]:
+    """The mesh, and the shapes of params and of a batch on it."""
+    axes = (AxisType.Auto, AxisType.Auto)
+    mesh = jax.make_mesh(shape_of(devices), ("data", "model"), axis_types=axes)
+    params = layout.on_mesh(decoder.shapes(sizes), decoder.specs(), mesh)
+    own = NamedSharding(mesh, P("data"))
+    shape = mesh.shape["data"], tokens + 1
+    return mesh, params, jax.ShapeDtypeStruct(shape, jnp.int32, sharding=own)
+
+
 def shape_of(devices: int) -> tuple[int, int]:
     """Of a mesh, (data, model): as alike as they can be, data the longer."""
     model = next(n for n in range(math.isqrt(devices), 0, -1) if devices % n == 0)
@@ -97,11 +132,17 @@ def _compiled(f: Any, *shapes: Any) -> Compiled:
     )
 
 
+PARTS: dict[str, Callable[..., dict[str, Compiled]]] = {
+    "training": compile_all,
+    "calibration": compile_calibration,
+}
+
+
 def main(argv: list[str]) -> None:
-    """Reads the arguments of `compile_all` as JSON, and prints its result."""
-    wanted = json.loads(argv[0])
+    """Reads a part and its arguments as JSON, and prints its result."""
+    wanted = json.loads(argv[1])
     wanted["sizes"] = decoder.Sizes(**wanted["sizes"])
-    found = compile_all(**wanted)
+    found = PARTS[argv[0]](**wanted)
     print(json.dumps({name: to_dict(own) for name, own in found.items()}))
 
 

@@ -106,6 +106,21 @@ def test_sparsegpt_does_not_depend_on_blocks_where_the_mask_does_not():
     np.testing.assert_allclose(one[0], other[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("sparsity", [0.5, (1, 3)])
+def test_sparsegpt_is_its_equation_input_by_input(sparsity):
+    """21 inputs: neither the block nor the few that update each other divide them."""
+    weight, x = drawn(inputs=21)
+    inputs = jp.calibration.Inputs((x,))
+    pruned, mask = jp.calibration.sparsegpt(sparsity, block=12)(weight, inputs)
+    upper, w, kept = np.asarray(factor(inputs, 0.01)[0]), np.array(weight), np.asarray(mask)
+    for i in range(21):
+        if sparsity != 0.5 and i % 3 == 0:
+            scores = np.square(w[i : i + 3] / np.diag(upper)[i : i + 3, None])
+            np.testing.assert_array_equal(kept[i : i + 3], scores == scores.max(0))
+        w -= upper[i][:, None] * (np.where(kept[i], 0, w[i]) / upper[i, i])
+    np.testing.assert_allclose(pruned, np.where(kept, w, 0), rtol=1e-3, atol=1e-3)
+
+
 def test_sparsegpt_beats_least_squares_only_by_the_damping():
     """With its mask, the best weights are those of least squares: no order of inputs is better."""
     weight, x = drawn()

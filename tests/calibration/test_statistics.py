@@ -164,6 +164,17 @@ def test_batches_may_differ_in_shape():
     check(made["kernel"], xs)
 
 
+def test_an_outer_jit_gives_the_same():
+    module, x = Mlp(), jax.random.normal(KEY, (4, 6))
+    params = module.init(KEY, x)["params"]
+    gather = lambda params, x: jp.calibration.statistics(
+        lambda params, x: module.apply({"params": params}, x), params, [x, x[:2]], True
+    )
+    jitted, plain = jax.jit(gather)(params, x), gather(params, x)
+    assert plain["Dense_0"]["kernel"].rows == 6
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jitted, plain)
+
+
 def test_experts_side_by_side():
     params = {"kernel": jnp.ones((2, 3, 4))}
     x = jax.random.normal(KEY, (2, 5, 3))

@@ -263,6 +263,7 @@ def test_the_summary_has_every_number(finished):
         *("fast step 32", "fast step 128"),
         *(f"fast product {batch}" for batch in (1, 32, 128, 256)),
         "distill",
+        *("calibration statistics", "calibration sparsegpt"),
     }
     assert {"backend", "device", "cpus", "jax", "jaxlib", "optax"} <= set(summary["environment"])
     update = summary["sections"]["step"]["cells"]["update, global"]
@@ -341,7 +342,7 @@ def test_a_part_can_run_alone(tmp_path):
 @pytest.mark.full
 def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / folder.REPORT).read_text()
-    assert report.count("\n## ") == 20  # what was asked for, and nineteen tables
+    assert report.count("\n## ") == 22  # what was asked for, and twenty-one tables
     assert folder.SUMMARY in report
 
 

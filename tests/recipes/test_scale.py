@@ -20,6 +20,11 @@ def found():
     return compiled.compile_all(TINY, devices=8, tokens=32, sparsity=0.5, every=10)
 
 
+@pytest.fixture(scope="module")
+def calibrated():
+    return compiled.compile_calibration(TINY, devices=8, tokens=32)
+
+
 @pytest.mark.full
 def test_masks_add_their_bytes_and_no_communication(found):
     dense, sparse = found["dense"], found["sparse"]
@@ -42,6 +47,15 @@ def test_an_update_of_the_masks_moves_counts_and_copies_nothing(found):
     assert update.temporary < update.arguments / 4
 
 
+@pytest.mark.full
+def test_calibration_gathers_no_more_weights_than_a_forward_pass(calibrated):
+    forward, statistics, in_order = calibrated.values()
+    gathered = lambda own: own.always["all-gather"].bytes
+    assert gathered(statistics) <= 1.01 * gathered(forward)
+    assert gathered(in_order) <= 1.01 * gathered(forward)
+    assert statistics.arguments <= in_order.arguments == forward.arguments
+
+
 def test_llama_7b_has_its_size():
     params = decoder.shapes(decoder.Sizes())
     assert sum(x.size for x in jax.tree.leaves(params)) == 6_738_415_616
@@ -49,14 +63,17 @@ def test_llama_7b_has_its_size():
     assert len(named) == 7 * 32 + 1 and all(name.endswith("kernel") for name in named)
 
 
-def test_a_run(found, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(scale, "compile_elsewhere", lambda *_: found)
+@pytest.mark.full
+def test_a_run(found, calibrated, monkeypatch, tmp_path, capsys):
+    of_part = {"training": found, "calibration": calibrated}
+    monkeypatch.setattr(scale, "compile_elsewhere", lambda _, part, __: of_part[part])
     out = tmp_path / "run"
     scale.main([*FLAGS, "--devices", "8", "--tokens", "32", "--out", str(out)])
-    assert "8 devices, 4 x 2 of data and model" in capsys.readouterr().out
+    assert "Calibration, 8 devices, 4 x 2 of data and model" in capsys.readouterr().out
     summary = yaml.safe_load((out / folder.SUMMARY).read_text())
     assert compiled.from_dict(summary["devices"]["8"]["dense"]) == found["dense"]
     assert "| its mask update, a pass |" in (out / folder.REPORT).read_text()
+    assert "| prune_in_order, Wanda 2:4 |" in (out / folder.REPORT).read_text()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from recipes.common.models import MODELS
 
 RATIOS = "plots/ratios.png"
 ASKED = "Targets"
+TIMED = tuple(name for name in MODELS if name != "vit")
 BENCHMARKS: dict[str, Callable[[Plan], list[Section]]] = {
     "step": optimizer_step,
     "selection": selection,
@@ -67,7 +68,7 @@ class Config(settings.Run):
     """Rounds: how often each cell is timed. Slow cells, such as sorts, are timed less often."""
     compiles: flags.Count = 5
     """How often each training step is compiled; ResNet-20 at most twice."""
-    models: Annotated[tuple[str, ...], flags.choice(MODELS), flags.DISTINCT] = MODELS[1:]
+    models: Annotated[tuple[str, ...], flags.choice(TIMED), flags.DISTINCT] = TIMED[1:]
     """The networks whose training steps are compiled."""
     batch_size: flags.Count = 128
     """Examples of a training step, for each seed."""
@@ -140,7 +141,7 @@ def plan_of(config: Config) -> Plan:
         seeds=config.seeds,
         repeats=config.repeats,
         compiles=config.compiles,
-        models=tuple(name for name in MODELS if name in config.models),
+        models=tuple(name for name in TIMED if name in config.models),
         batch_size=config.batch_size,
         examples=config.examples,
         seed=config.seed,

@@ -24,7 +24,13 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 }
 EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
 MOST_SEEDS = 65_536  # far more than fit: XLA aborts the process where it finds no memory
-LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1}  # about a second on two cores
+LOG_EVERY = {
+    "mlp": 20,
+    "lenet": 20,
+    "conv": 5,
+    "resnet20": 1,
+    "vit": 5,
+}  # about a second on two cores
 Seeds = Annotated[int, flags.at_least(1, MOST_SEEDS)]
 
 
@@ -51,7 +57,7 @@ class Settings(Run):
     train_examples: Annotated[int | None, flags.default("all")] = None
     """Train on this many examples, the first ones."""
     model: Annotated[str, flags.choice(models.MODELS)] = "mlp"
-    """The network; lenet is LeNet-300-100."""
+    """The network; lenet is LeNet-300-100, vit a vision transformer."""
     norm: Annotated[str, flags.choice(models.NORMS)] = "group"
     """The normalization of convolutional networks."""
     width: Annotated[float, flags.within("(0, 100]")] = 1.0
@@ -79,7 +85,7 @@ class Settings(Run):
     evaluations: flags.Count = 20
     """How often test accuracy is measured, evenly spread."""
     log_every: Annotated[
-        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv 5, resnet20 1")
+        int | None, flags.at_least(1), flags.default("mlp, lenet 20, conv, vit 5, resnet20 1")
     ] = None
     """Steps in one call of the device. Lines of metrics.jsonl and Ctrl-C wait for its end; more
     steps are faster."""

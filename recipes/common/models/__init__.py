@@ -15,3 +15,4 @@ from recipes.common.models.images import classification as classification
 from recipes.common.models.images import features as features
 from recipes.common.models.images import init as init
 from recipes.common.models.images import model as model
+from recipes.common.models.vit import ViT as ViT

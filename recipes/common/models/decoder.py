@@ -30,6 +30,7 @@ class Size(NamedTuple):
     dims: int  # of a head; even
     hidden: int  # of the MLP
     fused: bool = False  # one kernel for queries, keys and values
+    causal: bool = True  # attention to earlier tokens, with rotary positions; else to all
 
 
 # weights with a vocabulary of 65: 0.12 M, 0.80 M, 9.9 M
@@ -70,7 +71,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with grouped queries."""
+    """Attention with grouped queries."""
 
     size: Size
 
@@ -83,7 +84,8 @@ class Attention(nn.Module):
             q = Heads((s.heads * s.queries, s.dims), name="query")(x)
             k = Heads((s.heads, s.dims), name="key")(x)
             v = Heads((s.heads, s.dims), name="value")(x)
-        return Heads(s.width, axis=(-2, -1), name="out")(attend(q, k, v))
+        attended = attend if s.causal else jax.nn.dot_product_attention
+        return Heads(s.width, axis=(-2, -1), name="out")(attended(q, k, v))
 
 
 class MLP(nn.Module):

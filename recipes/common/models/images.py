@@ -14,8 +14,9 @@ import optax
 import jaxprune as jp
 from recipes.common.data import Key
 from recipes.common.folder import RecipeError
+from recipes.common.models.vit import ViT
 
-MODELS = ("mlp", "lenet", "conv", "resnet20")
+MODELS = ("mlp", "lenet", "conv", "resnet20", "vit")
 NORMS = ("group", "batch")
 GROUPS = 8  # of channels, in group normalization
 # the kernels next to the images and next to the logits
@@ -24,6 +25,7 @@ FIRST_LAST = {
     "lenet": ("Dense_0/kernel", "Dense_2/kernel"),
     "conv": ("Conv_0/kernel", "Dense_0/kernel"),
     "resnet20": ("Conv_0/kernel", "Dense_0/kernel"),
+    "vit": ("patches/kernel", "head/kernel"),
 }
 
 Layer = Callable[..., nn.Module]
@@ -43,8 +45,8 @@ def model(name: str, classes: int, norm: str = "group", width: float = 1.0) -> n
 
     `norm` chooses the normalization of the convolutional ones; with "batch" the variables hold
     running statistics under "batch_stats". `width` multiplies the sizes of all hidden layers; those
-    of convolutions become multiples of `GROUPS`. Raises
-    `RecipeError` for an unknown name or norm.
+    of convolutions become multiples of `GROUPS`, and vit gets more heads. Raises `RecipeError` for
+    an unknown name or norm.
     """
     if norm not in NORMS:
         raise RecipeError(f"unknown norm '{norm}'; choose one of {', '.join(NORMS)}")
@@ -60,6 +62,8 @@ def model(name: str, classes: int, norm: str = "group", width: float = 1.0) -> n
         return ConvNet(hidden(32, 64, 64, multiple=GROUPS), classes, norm)
     if name == "resnet20":
         return ResNet(3, hidden(16, 32, 64, multiple=GROUPS), classes, norm)
+    if name == "vit":
+        return ViT(classes, width)
     raise RecipeError(f"unknown model '{name}'; choose one of {', '.join(MODELS)}")
 
 

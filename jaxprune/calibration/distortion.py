@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,8 @@ def distortion_curves(
     """By leaf the mean squared change of the outputs, if only this leaf is pruned by magnitude.
 
     Entry i of a curve is at the sparsity i / points; the last, at 1, has the leaf all zero. They
-    are what `allocation.least_distortion` adds up. One program a leaf, for all points and batches.
+    are what `allocation.least_distortion` adds up. One program is compiled for all leaves, and a
+    short one for each shape; another call with the same `fn` compiles nothing.
 
     Args:
       fn: `(params, *inputs) -> array`, such as logits.
@@ -55,32 +57,39 @@ def distortion_curves(
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *inputs)
     chosen = prunable(params)
     leaves = named_leaves(chosen)
-    dense = jax.jit(lambda params, x: jax.lax.map(lambda one: fn(params, *one), x))(params, stacked)
+    dense = _outputs(fn, params, stacked)
 
-    def curve(place: int) -> Callable[..., jax.Array]:
-        @jax.jit
-        def of(params: Params, x: Any, dense: jax.Array) -> jax.Array:
-            only = [leaf if i == place else None for i, (_, leaf) in enumerate(leaves)]
-            leaf = leaves[place][1]
+    def distortion(place: int, sparsity: float) -> jax.Array:
+        pruned = _pruned(leaves[place][1], sparsity)
+        part = [pruned if i == place else None for i in range(len(leaves))]
+        return _change(fn, merged(params, with_leaves(chosen, part)), stacked, dense)
 
-            def at(sparsity: jax.Array) -> jax.Array:
-                mask = unstructured(magnitude({"w": leaf})["w"], sparsity)
-                mask = jnp.where(sparsity < 1, mask, False)
-                part = [None if w is None else jnp.where(mask, w, 0) for w in only]
-                pruned = merged(params, with_leaves(chosen, part))
-                change = jax.lax.map(lambda one: _square(fn(pruned, *one[0]), one[1]), (x, dense))
-                return change.mean()
-
-            return jax.lax.map(at, jnp.arange(points + 1) / points)
-
-        return of
-
+    at = np.arange(points + 1, dtype=np.float32) / points
     return {
-        name: np.asarray(curve(place)(params, stacked, dense), np.float64)
+        name: np.array([distortion(place, sparsity) for sparsity in at], np.float64)
         for place, (name, leaf) in enumerate(leaves)
         if leaf is not None
     }
 
 
-def _square(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)))
+@partial(jax.jit, static_argnums=0)
+def _outputs(fn: Callable[..., Any], params: Params, batches: Any) -> jax.Array:
+    return jax.lax.map(lambda one: fn(params, *one), batches)
+
+
+@partial(jax.jit, static_argnums=0)
+def _change(fn: Callable[..., Any], params: Params, batches: Any, dense: jax.Array) -> jax.Array:
+    """The mean squared change of the outputs."""
+    square = lambda one: jnp.mean(jnp.square(_wide(fn(params, *one[0])) - _wide(one[1])))
+    return jax.lax.map(square, (batches, dense)).mean()
+
+
+@jax.jit
+def _pruned(leaf: jax.Array, sparsity: jax.Array) -> jax.Array:
+    """A leaf pruned by magnitude; all zero at 1."""
+    mask = unstructured(magnitude({"w": leaf})["w"], sparsity) & (sparsity < 1)
+    return jnp.where(mask, leaf, 0)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ def prune_in_order(
     fn: Callable[..., Any],
     params: Params,
     batches: Iterable[Any],
-    method: Method,
+    method: Method | Mapping[str, Method],
     prunable: Callable[[Params], Any] = kernels,
 ) -> tuple[Params, Masks]:
     """The params after one pass of a method through the products of a function, and their masks.
@@ -38,16 +38,18 @@ def prune_in_order(
       fn: `(params, *inputs) -> Any`; as it is evaluated, without dropout.
       params: pytree of arrays.
       batches: inputs of `fn`, all of one shape; a tuple is several arguments.
-      method: such as `wanda(0.5)`.
+      method: such as `wanda(0.5)`; or a method for each leaf by its path, as
+        `{'block_0/mlp/up/kernel': wanda(0.7), ...}`, where layers differ in sparsity.
       prunable: `params -> tree` with None where a leaf is never pruned.
 
     Returns:
       params of the same dtypes, and masks, bool, True = kept, None where a leaf is never pruned.
 
     Raises:
-      ValueError: without a batch, for batches of several shapes, if a leaf is in no product that is
-        reached (as within `while_loop` and `cond`) or in a convolution of groups, if inputs of a
-        product are nan or inf (where that is known: not under `jit`), and what the method raises.
+      ValueError: without a batch, for batches of several shapes, for methods by path that are for
+        other leaves than `prunable` gives, if a leaf is in no product that is reached (as within
+        `while_loop` and `cond`) or in a convolution of groups, if inputs of a product are nan or
+        inf (where that is known: not under `jit`), and what the method raises.
 
     >>> import jax, jax.numpy as jnp, jaxprune as jp
     >>> params = {'kernel': jnp.array([[3., -1.], [1., 2.], [-2., .5], [.1, 1.]])}
@@ -69,10 +71,26 @@ def prune_in_order(
 class _Pruning(Reading):
     """The params on the way, and the parts of them that are pruned."""
 
-    def __init__(self, params: Params, wanted: Any, method: Method):
+    def __init__(self, params: Params, wanted: Any, method: Method | Mapping[str, Method]):
         self.masks = {name: jnp.ones_like(w) for name, w in named_leaves(wanted) if w is not None}
         super().__init__("prune_in_order", params, set(self.masks))
-        self.method, self.done = method, set[Any]()
+        by_name: Any = method if isinstance(method, Mapping) else dict.fromkeys(self.masks, method)
+        self.methods: Mapping[str, Method] = by_name
+        extra, missing = (
+            [(name, None) for name in sorted(a.keys() - b.keys())]
+            for a, b in ((self.methods, self.masks), (self.masks, self.methods))
+        )
+        if extra or missing:
+            which = (
+                f"{quoted(missing)} has no method"
+                if missing
+                else f"{quoted(extra)} is not to be pruned"
+            )
+            raise ValueError(
+                f"prune_in_order: {which}. Give one method, or one for each leaf of "
+                "prunable(params), by its path."
+            )
+        self.done = set[Any]()
 
     def met(self, leaf: Leaf, product: Product) -> None:
         """Prunes the leaf, unless it was; the product reads it afterwards."""
@@ -82,7 +100,7 @@ class _Pruning(Reading):
         for matrix, inputs in zip(product.matrices, product.inputs, strict=True):
             check_finite("prune_in_order", leaf.name, inputs, len(inputs.batches))
             try:
-                pruned.append(self.method(matrix.astype(jnp.float32), inputs))
+                pruned.append(self.methods[leaf.name](matrix.astype(jnp.float32), inputs))
             except ValueError as error:
                 raise ValueError(f"prune_in_order: '{leaf.name}': {error}") from error
         new, mask = (product.back(jnp.stack(each)) for each in zip(*pruned, strict=True))

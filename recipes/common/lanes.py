@@ -160,6 +160,11 @@ def initial(p: Program, keys: jax.Array) -> Network:
     return Network(params, variables.get("batch_stats", {}), keep_all(params))
 
 
+def shapes(p: Program, count: int) -> Any:
+    """The shapes of the params of a stack of so many networks."""
+    return jax.eval_shape(lambda: initial(p, seed_keys(0, count))._replace(masks=None)).params
+
+
 def begin(p: Program, network: Network, lane: Any) -> State:
     """New optimizers for these weights and masks; `jp.sparsify` makes masks that are None."""
     state = State(network.params, network.batch_stats, p.init(lane, network.params))
@@ -301,6 +306,11 @@ def part(stack: Any, start: int, stop: int | None = None) -> Any:
 def repeat(stack: Any, times: int) -> Any:
     """Each lane several times: a a b b."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), stack)
+
+
+def every(stack: Any, n: int) -> Any:
+    """The lanes 0, n, 2 n, ...: the first of each n."""
+    return jax.tree.map(lambda x: x[::n], stack)
 
 
 def tile(stack: Any, times: int) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from recipes.common import folder, report
 from recipes.common.figures import text as pictures
+from recipes.common.models.decoder import place_of
 from recipes.common.report import Picture, Writeup
 from recipes.reports.language import SAMPLES, checksum, number
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from recipes.one_shot import Config
 
 PERPLEXITY, ERRORS = "plots/perplexity.png", "plots/errors.png"
+SPARSITIES = "plots/sparsities.png"
 Record = dict[str, Any]
 
 
@@ -36,7 +38,7 @@ def write(
     )
     told = {}
     for r in records:
-        name = name_of(r["method"], r["sparsity"])
+        name = name_of(r)
         told[name] = r["sample"]
         told |= {f"{name}, {k}": of["sample"] for k, of in r.get("repairs", {}).items()}
     content = "\n\n".join(f"--- {name}\n{sample}" for name, sample in told.items())
@@ -50,6 +52,8 @@ def result(record: Record) -> dict[str, Any]:
     numbers = {
         "method": record["method"],
         "sparsity": record["sparsity"],
+        "allocation": record["allocation"],
+        "sparsities": record.get("sparsities", {}),
         "kept_weights": record["kept_weights"],
         "test_bits": report.over_seeds(bits),
         "test_perplexity": report.over_seeds(2**bits),
@@ -59,6 +63,7 @@ def result(record: Record) -> dict[str, Any]:
             name: {
                 "test_bits": report.over_seeds(of["test_bits"]),
                 "test_perplexity": report.over_seeds(2 ** np.array(of["test_bits"])),
+                "trained_weights": of["trained_weights"],
                 "sample": of["sample"],
             }
             for name, of in record.get("repairs", {}).items()
@@ -74,9 +79,17 @@ def shown(sparsity: str) -> str:
     return sparsity if ":" in sparsity else f"{100 * float(sparsity):g} %"
 
 
-def name_of(method: str, sparsity: str) -> str:
+def name_of(record: Record) -> str:
     """A row of the table."""
-    return method if method == "dense" else f"{method} {shown(sparsity)}"
+    if record["method"] == "dense":
+        return "dense"
+    return f"{method_of(record)} {shown(record['sparsity'])}"
+
+
+def method_of(record: Record) -> str:
+    """A method, with its allocation where that is not the usual one."""
+    method, allocation = record["method"], record["allocation"]
+    return method if allocation == "uniform" else f"{method} {allocation}"
 
 
 def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any]) -> Writeup:
@@ -87,9 +100,27 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
     models, times = summary["models"], summary["calibrations"]
     of = lambda n, word: f"1 {word}" if n == 1 else f"{n} {word}s"
     source = config.text or config.dataset
-    by_method: dict[str, dict[str, np.ndarray]] = {}
-    for r in others:
-        by_method.setdefault(r["method"], {})[shown(r["sparsity"])] = 2 ** np.array(r["test_bits"])
+    drawn = {
+        PERPLEXITY: Picture(
+            pictures.over_sparsity(grid(config, others), 2 ** np.array(dense["test_bits"])),
+            "Perplexity of a character on test data: means over models and windows, and the "
+            "range. The grey line is the dense model.",
+        ),
+        ERRORS: Picture(
+            pictures.down_the_layers(
+                {method_of(r): {n: np.array(x) for n, x in r["errors"].items()} for r in at}
+            ),
+            f"At {shown(last)}: the squared error of each layer's output over the squared "
+            "output of the dense model. It has the errors of all layers before.",
+        ),
+    }
+    chosen = sparsities(others)
+    if len(chosen) > 1:
+        drawn[SPARSITIES] = Picture(
+            pictures.sparsities(chosen),
+            f"At {shown(middle(others))} of all weights: the sparsity of each layer, by the way it "
+            "is chosen. Means over models and windows, and the range.",
+        )
     return Writeup(
         title="A trained decoder pruned in one shot",
         headline=(
@@ -97,25 +128,15 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
             f"{config.calibration} windows of {config.context} characters, "
             f"{of(times, 'time')}; on test data"
         ),
-        columns=("kept", "bits", "perplexity", "error", "seconds"),
-        rows=[each for one in summary["results"] for each in rows(one)],
-        pictures={
-            PERPLEXITY: Picture(
-                pictures.over_sparsity(by_method, 2 ** np.array(dense["test_bits"])),
-                "Perplexity of a character on test data: means over models and windows, and the "
-                "range. The grey line is the dense model.",
-            ),
-            ERRORS: Picture(
-                pictures.down_the_layers(
-                    {r["method"]: {n: np.array(x) for n, x in r["errors"].items()} for r in at}
-                ),
-                f"At {shown(last)}: the squared error of each layer's output over the squared "
-                "output of the dense model. It has the errors of all layers before.",
-            ),
-        },
-        layers={name_of(r["method"], r["sparsity"]): r["sample"] for r in (dense, *at)},
+        columns=("kept", "bits", "perplexity", "error", "s", *config.repairs),
+        rows=[row(config, one) for one in summary["results"]],
+        pictures=drawn,
+        layers={name_of(r): r["sample"] for r in (dense, *at)},
         models=[f"{folder.MODEL}/METHOD-SPARSITY"],
-        notes="Bits a character. Error: of the last layer's output. Seconds: for one model",
+        notes=(
+            "Bits a character. Error: of the last layer's output. s: seconds for one model. Under "
+            "a repair: the perplexity after it"
+        ),
         saved=(
             "All samples are in `" + SAMPLES + "`. The pruned weights and the masks, a stack over "
             "models, are in {models}: read them with `recipes.common.checkpoints.load_model`."
@@ -124,22 +145,42 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
     )
 
 
-def rows(one: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The rows of one method at one sparsity: before and after each repair."""
-    after = [
-        (f"+ {name}", "", f"{of['test_bits']['mean']:.3f}", number(of["test_perplexity"]), "", "")
-        for name, of in one["repairs"].items()
-    ]
-    return [row(one), *after]
+def grid(config: Config, records: Sequence[Record]) -> dict[str, dict[str, pictures.Panel]]:
+    """Perplexities: a row of panels for each allocation, a panel for each repair."""
+    several = len(config.allocation) > 1
+    panels: dict[str, dict[str, Any]] = {}
+    for r in records:
+        row = panels.setdefault(r["allocation"] if several else "", {})
+        for name, of in {"no repair": r, **r.get("repairs", {})}.items():
+            by_method = row.setdefault(name if r["repairs"] else "", {}).setdefault(r["method"], {})
+            by_method[shown(r["sparsity"])] = 2 ** np.array(of["test_bits"])
+    return panels
 
 
-def row(one: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of one method at one sparsity."""
-    name = name_of(one["method"], one["sparsity"])
-    bits, perplexity = f"{one['test_bits']['mean']:.3f}", number(one["test_perplexity"])
+def middle(records: Sequence[Record]) -> str:
+    """The fraction in the middle of all."""
+    fractions = list(dict.fromkeys(r["sparsity"] for r in records if ":" not in r["sparsity"]))
+    return fractions[len(fractions) // 2]
+
+
+def sparsities(records: Sequence[Record]) -> dict[str, dict[str, np.ndarray]]:
+    """By allocation and layer what was chosen at the fraction in the middle; nothing of N:M."""
+    return {
+        r["allocation"]: {
+            path: np.array(r["sparsities"][path]) for path in sorted(r["sparsities"], key=place_of)
+        }
+        for r in records
+        if r["sparsities"] and r["sparsity"] == middle(records)
+    }
+
+
+def row(config: Config, one: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one method at one sparsity; the perplexity after each repair."""
     kept = f"{round(float(np.mean(one['kept_weights']))):,}"
+    cells = name_of(one), kept, f"{one['test_bits']['mean']:.3f}", number(one["test_perplexity"])
     if one["method"] == "dense":
-        return name, kept, bits, perplexity, "", ""
+        return (*cells, "", "", *[""] * len(config.repairs))
     last = list(one["errors"].values())[-1]
     error, seconds = (numbers["mean"] for numbers in (last, one["pruning_seconds"]))
-    return name, kept, bits, perplexity, f"{error:.3f}", f"{seconds:.1f}"
+    after = (number(one["repairs"][name]["test_perplexity"]) for name in config.repairs)
+    return (*cells, f"{error:.3f}", f"{seconds:.1f}", *after)

@@ -47,6 +47,20 @@ def test_two_layers_as_by_hand(method):
     )
 
 
+def test_a_method_for_each_leaf():
+    params, xs = weights(a=(8, 24), b=(24, 10)), batches(5, 8)
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    methods = {"a": jp.calibration.magnitude(0.25), "b": jp.calibration.wanda((2, 4))}
+    _, masks = jp.calibration.prune_in_order(fn, params, xs, methods, every_leaf)
+    a, mask = by_hand(params["a"], xs, methods["a"])
+    np.testing.assert_array_equal(masks["a"], mask)
+    ys = [jnp.tanh(x @ a) for x in xs]
+    np.testing.assert_array_equal(masks["b"], by_hand(params["b"], ys, methods["b"])[1])
+    assert "'b' has no method" in raised(fn, params, xs, method={"a": WANDA})
+    methods["c"] = WANDA
+    assert "'c' is not to be pruned" in raised(fn, params, xs, method=methods)
+
+
 def test_heads_transposes_and_slices_find_their_place():
     """A kernel with heads, one that is read transposed, and a fused one that is split first."""
     params = weights(heads=(8, 2, 3), out=(2, 3, 8), wide=(5, 8), fused=(5, 12))

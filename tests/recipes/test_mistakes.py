@@ -196,7 +196,7 @@ MISTAKES = {
         "--sparsity 4:2": "or N:M, such as 2:4; got 4:2",
         "--sparsity 0.5 3:7": "--sparsity 3:7: prune_in_order: 'block_0/",
         "--calibration 90000": "--calibration 90000 is more than all 39,995 windows",
-        "--repair perp": "unknown --repair 'perp'; choose one of norms, lora, masked_lora",
+        "--repair perp": "unknown --repair 'perp'; choose one of none, reconstruct, norms",
         "--calibrations 0": "--calibrations must be at least 1, got 0",
     },
     "tickets": {

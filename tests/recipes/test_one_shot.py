@@ -1,5 +1,6 @@
 """`recipes.one_shot`: its numbers are those of the saved models, and of the runs that it prunes."""
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from recipes import language, one_shot
-from recipes.common import checkpoints, cli, folder, lanes, repairs
+from recipes.common import checkpoints, cli, folder, repairs
 from recipes.common.folder import RecipeError
 from tests.recipes import running
 
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.full
 
 
 def results(finished):
-    return {(r["method"], r["sparsity"]): r for r in finished.summary["results"]}
+    """By method and sparsity, where layers are pruned alike."""
+    every = finished.summary["results"]
+    return {(r["method"], r["sparsity"]): r for r in every if r["allocation"] == "uniform"}
 
 
 def test_weights_kept_are_exact(finished):
@@ -36,8 +39,11 @@ def test_magnitude_sees_no_windows_and_the_others_do(finished):
 def test_bits_and_patterns_are_those_of_the_saved_models(finished, tmp_path):
     s = language.study_of(replace(finished.config, out=tmp_path))
     told = results(finished)
-    for path in (finished.out / folder.MODEL).iterdir():
-        method, sparsity = path.name.split("-")
+    paths = list((finished.out / folder.MODEL).iterdir())
+    for path in paths:
+        method, sparsity, *allocation = path.name.split("-")
+        if allocation:
+            continue
         sparsity = sparsity.replace("of", ":")
         params, _, masks = checkpoints.load_model(path)
         bits = told[method, sparsity]["test_bits"]["per_seed"][::2]
@@ -46,7 +52,26 @@ def test_bits_and_patterns_are_those_of_the_saved_models(finished, tmp_path):
         assert mask.shape == (2, 80, 192)
         if sparsity == "2:4":
             assert (mask.reshape(2, 20, 4, 192).sum(2) == 2).all()
-    assert len(list((finished.out / folder.MODEL).iterdir())) == 6
+    assert len(paths) == 6
+
+
+def test_layers_have_the_sparsity_that_was_allocated(finished):
+    """By rd: differs from layer to layer, by at least as many weights in all as uniform."""
+    (rd,) = (
+        r
+        for r in finished.summary["results"]
+        if r["allocation"] == "rd" and r["method"] == "magnitude"
+    )
+    _, _, masks = finished.model("magnitude-0.5-rd")
+    for path, sparsities in rd["sparsities"].items():
+        mask = np.asarray(functools.reduce(lambda tree, key: tree[key], path.split("/"), masks))
+        size = mask[0].size
+        gone = size - mask.reshape(2, size).sum(1)
+        assert gone.tolist() == [round(s * size) for s in sparsities[::2]], path
+    assert len({s for by in rd["sparsities"].values() for s in by}) > 2
+    assert max(rd["kept_weights"]) <= 130_560 // 2
+    uniform = results(finished)["magnitude", "0.5"]["sparsities"]
+    assert {s for by in uniform.values() for s in by} == {0.5}
 
 
 def test_errors_follow_the_order_of_data(finished):
@@ -60,17 +85,25 @@ def test_errors_follow_the_order_of_data(finished):
     assert all(e["mean"] < 1e-10 for e in results(finished)["dense", "0"]["errors"].values())
 
 
-@pytest.mark.parametrize("name", one_shot.REPAIRS)
-def test_a_repair_trains_its_part_and_pruned_weights_stay_zero(finished, name, tmp_path):
+@pytest.mark.parametrize("name", repairs.REPAIRS)
+def test_a_repair_trains_its_part_and_pruned_weights_stay_zero(finished, run, name, tmp_path):
     config = replace(finished.config, out=tmp_path, repair=(name,), repair_steps=4)
-    how = one_shot.repairs_of(config, language.study_of(config))[name]
-    params, _, masks = finished.model("wanda-0.5")
-    lane = lanes.Lane(lanes.seed_keys(0, 2))
-    after = repairs.repaired(running.Straight(), name, how, params, lane, 4)
+    how = one_shot.shared_of(config, language.study_of(config)).repairs[name]
+    (params, _, masks), (dense, _, _) = finished.model("wanda-0.5"), run("language").model()
+    after, weights = how(running.Straight(), "repair", params, dense)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after, params)
     for path, changed in jax.tree_util.tree_leaves_with_path(moved):
         is_norm, is_kernel = (path[-1].key == end for end in ("scale", "kernel"))
-        assert changed == (name == "retrain" or is_norm or ("lora" in name and is_kernel)), path
+        norms = is_norm and name != "reconstruct"
+        kernels = is_kernel and ("lora" in name or name == "reconstruct")
+        assert changed == (name == "retrain" or norms or kernels), path
+    of_norms, of_kernels, of_table = 5 * 80, 65_280, 39 * 80
+    ranks = 2 * (2 * (80 + 80) + 2 * (80 + 40) + 3 * (80 + 192)) * config.adapter_rank
+    assert weights == {
+        "reconstruct": of_kernels,
+        "norms": of_norms,
+        "retrain": of_norms + of_kernels + of_table,
+    }.get(name, of_norms + ranks)
     kernel = lambda tree: np.asarray(tree["block_1"]["mlp"]["down"]["kernel"])
     assert (kernel(after)[~kernel(masks)] == 0).all() and (~kernel(masks)).any()
 
@@ -79,6 +112,7 @@ def test_models_of_finished_runs(finished, run, tmp_path):
     """Two models of a run of recipes.language, with its text and size in place of the flags."""
     before = run("language")
     argv = ["--trained", str(before.out), "--method", "magnitude", "--sparsity", "0.5"]
+    argv += ["--allocation", "uniform", "--repair", "none"]
     one_shot.main([*argv, "--characters", "9", "--model", "small", "--out", str(tmp_path / "run")])
     told = folder.read_lines(tmp_path / "run" / folder.METRICS)
     assert told[0]["test_bits"] == before.summary["test_bits"]["per_seed"]

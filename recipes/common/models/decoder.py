@@ -39,6 +39,7 @@ SIZES = {
     "small": Size(layers=4, width=128, heads=4, queries=2, dims=16, hidden=384),
     "medium": Size(layers=6, width=384, heads=2, queries=3, dims=64, hidden=1088),
 }
+LAYERS = ("query", "key", "value", "qkv", "out", "gate", "up", "down")  # in the order of data
 INITIAL = nn.initializers.normal(0.02)  # of the table: its logits begin small
 Heads = partial(nn.DenseGeneral, use_bias=False)
 Dense = partial(nn.Dense, use_bias=False)
@@ -121,3 +122,9 @@ def rotated(x: jax.Array) -> jax.Array:
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x, 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def place_of(path: str) -> tuple[int, int]:
+    """By the path of a layer with a kernel, "block_1/mlp/up", its block and its place in it."""
+    block, *_, layer = path.removesuffix("/kernel").split("/")
+    return int(block.rpartition("_")[2]), LAYERS.index(layer)

@@ -9,9 +9,12 @@ mask: a `Method`. `magnitude` reads the weights only, `wanda` also the norms of 
 the pruned products before it give. `statistics` prunes nothing: it gathers the `Statistics` of what
 each leaf is multiplied with. `distortion_curves` measures what pruning each leaf alone does to the
 outputs. `reconstruct` tunes pruned weights so that each product gives what it gave before. `dare`
-drops most of what fine-tuning changed; `dare_rescale` chooses its divisor.
+drops most of what fine-tuning changed; `dare_rescale` chooses its divisor, and `adamr` (with
+its `AdamRState`) keeps the changes small.
 """
 
+from jaxprune.calibration.adamr import AdamRState as AdamRState
+from jaxprune.calibration.adamr import adamr as adamr
 from jaxprune.calibration.dare import dare as dare
 from jaxprune.calibration.dare import dare_rescale as dare_rescale
 from jaxprune.calibration.distortion import distortion_curves as distortion_curves

@@ -48,13 +48,7 @@ def least_distortion(curves: Mapping[str, Sequence[float]]) -> Allocation:
     Reference: Xu et al., 2023, Efficient Joint Optimization of Layer-Adaptive Weight Pruning in
     Deep Neural Networks.
     """
-    values = {name: np.asarray(curve, np.float64) for name, curve in curves.items()}
-    for name, curve in values.items():
-        if curve.ndim != 1 or len(curve) < 3 or not np.isfinite(curve[:-1]).all():
-            raise ValueError(
-                f"least_distortion: the curve of '{name}' is a list of at least three finite "
-                f"numbers, at sparsities from 0 to 1; got shape {curve.shape}."
-            )
+    values = checked_curves("least_distortion", curves)
 
     def allocation(scores: Scores, sparsity: Sparsity) -> Sparsities:
         if isinstance(sparsity, jax.core.Tracer):
@@ -76,6 +70,22 @@ def least_distortion(curves: Mapping[str, Sequence[float]]) -> Allocation:
         return with_leaves(scores, [steps.get(name) for name, _ in named_leaves(scores)])
 
     return allocation
+
+
+def checked_curves(what: str, curves: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    """The curves as float64; the last entry may be anything.
+
+    Raises:
+      ValueError: for a curve of fewer than three numbers, or with nan or inf before the last.
+    """
+    values = {name: np.asarray(curve, np.float64) for name, curve in curves.items()}
+    for name, curve in values.items():
+        if curve.ndim != 1 or len(curve) < 3 or not np.isfinite(curve[:-1]).all():
+            raise ValueError(
+                f"{what}: the curve of '{name}' is a list of at least three finite "
+                f"numbers, at sparsities from 0 to 1; got shape {curve.shape}."
+            )
+    return values
 
 
 def _least(curves: list[np.ndarray], sizes: list[int], wanted: int) -> list[int]:

@@ -305,7 +305,15 @@ def test_an_integer_is_a_number_of_weights_of_all_leaves_together(kind):
 
 
 def test_a_traced_integer_is_the_number_that_it_is():
-    for allocation in (jp.uniform, jp.erk, jp.global_threshold, jp.allocation.erk_plus("b")):
+    curves = {"a": np.linspace(0, 1, 11) ** 2, "b": np.linspace(0, 1, 6) ** 3}
+    common = jp.allocation.common_slope(curves)
+    for allocation in (
+        jp.uniform,
+        jp.erk,
+        jp.global_threshold,
+        jp.allocation.erk_plus("b"),
+        common,
+    ):
         traced = jax.jit(lambda n, a=allocation: jp.select(SQUARES, a, n))
         for n in (0, 1, 37, 99):
             static = jp.select(SQUARES, allocation, n)

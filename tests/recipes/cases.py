@@ -3,6 +3,7 @@
 import importlib
 from typing import Any, NamedTuple
 
+from recipes.allocations import ALLOCATIONS as LAYER_SPARSITIES
 from recipes.dynamic import METHODS as DYNAMIC
 from recipes.prune_at_init import METHODS as AT_INIT
 from recipes.random_erk import ALLOCATIONS
@@ -68,6 +69,13 @@ CASES = {
             AT_STEP_4,
             "--allocation erk",
             ("erk",),
+        ),
+        Case(
+            "allocations",
+            f"{SHORT} --sparsity 0.5 0.8 --points 10 --calibration 64",
+            "weights_left",
+            ("| dense |", *(f"| {arm} |" for arm in LAYER_SPARSITIES), "**rd 80 %**"),
+            AT_STEP_4,
         ),
         Case(
             "prune_at_init",

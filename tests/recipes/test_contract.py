@@ -98,6 +98,7 @@ PROGRAMS = {
     "gmp": [2, 2, 2],
     "dynamic": [8, 8, 8],
     "random_erk": [7, 7, 7],
+    "allocations": [1, 1, 1],
     "block_training": [7, 7, 7],  # masks move without another program
     "prune_at_init": [2, 2, 2],  # methods that differ in their start share one
     "gates": [4, 4, 4],

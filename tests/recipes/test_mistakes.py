@@ -72,6 +72,13 @@ MISTAKES = {
         "--widths 0.01 --sparsity 0.5": "--widths: a network has 205 weights, fewer than",
         "--equal flops": "unknown --equal 'flops'; choose one of weights, sparsity",
     },
+    "allocations": {
+        "--allocation er": "unknown --allocation 'er'; choose one of uniform, erk, global, lamp",
+        "--sparsity 1": "--sparsity must be in (0, 1), got 1",
+        "--points 1": "--points must be at least 2, got 1",
+        "--points 10 --sparsity 0.9": "curves that reach a --sparsity of 0.8, got 0.9",
+        "--calibration 0": "--calibration must be at least 1, got 0",
+    },
     "prune_at_init": {
         "--method snip lottery": "unknown --method 'lottery'; choose one of snip, grasp",
         "--method snip snip": "--method has snip twice",

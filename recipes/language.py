@@ -1,8 +1,8 @@
-"""A decoder trained on text, by characters: `python -m recipes.language --help`.
+"""A decoder trained on text: `python -m recipes.language --help`.
 
 Trains several seeds in one program, on a text that needs no files, on tiny Shakespeare, or on a
 file. Writes the models, samples of text, a learning curve, and bits a character: the cross-entropy
-to base 2. Tokens are characters: byte pairs need a library that brings many others.
+to base 2. Tokens are characters, or byte pairs.
 """
 
 from __future__ import annotations
@@ -28,21 +28,26 @@ from recipes.reports import language as report
 
 SAMPLE = Key.STUDY  # the purpose of a seed's key
 LOG_EVERY = {"tiny": 25, "small": 5, "medium": 1}  # about a second on a core
-OVERLAP = 8  # a window of training begins every context / 8 characters
+OVERLAP = 8  # a window of training begins every context / 8 tokens
+TOKENS = ("characters", "pairs")
 WARM_UP, DECAY, CLIP = 0.05, 0.1, 1.0
 
 
 @dataclass(frozen=True)
 class Config(settings.Settings):
-    """A decoder trained on text, by characters."""
+    """A decoder trained on text."""
 
     out: Path = Path("runs/language")
     dataset: Annotated[str, flags.choice(text.DATASETS)] = "names"
     """The text. Python brings the names of characters; tiny_shakespeare is read from --data-dir."""
     text: Annotated[Path | None, flags.default("no file")] = None
     """Read the text from a file (UTF-8), in place of --dataset."""
+    tokens: Annotated[str, flags.choice(TOKENS)] = "characters"
+    """What the model reads: characters, or byte pairs. Bits are of a character for both."""
+    vocabulary: flags.Count = 512
+    """The number of tokens of --tokens pairs, characters among them."""
     context: flags.Count = 64
-    """Characters that the model reads at once."""
+    """Tokens that the model reads at once."""
     model: Annotated[str, flags.choice(decoder.SIZES)] = "tiny"
     """The size of the decoder: about 0.13, 0.8 or 9.9 million weights."""
     samples: flags.Count = 3
@@ -113,11 +118,12 @@ class Study(NamedTuple):
 def study_of(config: Config) -> Study:
     """The study of the flags; raises `RecipeError` for a text that can't be read, or is short."""
     folder.check_out(config.out, config.overwrite, config.resume)
-    read = text.load(config.dataset, config.data_dir, config.text)
+    vocabulary = config.vocabulary if config.tokens == "pairs" else 0
+    read = text.load(config.dataset, config.data_dir, config.text, vocabulary)
     stride = max(1, config.context // OVERLAP)
     train = text.windows(read.train, config.context, stride)
     settings.check_batch(config.batch_size, len(train.labels))
-    module = models.Decoder(len(read.characters), decoder.SIZES[config.model])
+    module = models.Decoder(len(read.words), decoder.SIZES[config.model])
     program = lanes.program(
         module,
         lambda lane: optimizer(config.learning_rate, config.steps),
@@ -134,7 +140,10 @@ def study_of(config: Config) -> Study:
         read,
         program,
         Lane(lanes.seed_keys(config.seed, config.seeds)),
-        {part: text.bits(module.apply, split) for part, split in apart.items()},
+        {
+            part: text.bits(module.apply, split, lengths=read.lengths)
+            for part, split in apart.items()
+        },
         apart["validation"],
         start_of(config, read),
     )
@@ -142,7 +151,7 @@ def study_of(config: Config) -> Study:
 
 def start_of(config: Config, read: Text) -> np.ndarray:
     """The tokens that samples begin with, the last ones of a long prompt."""
-    usual = "\n" if "\n" in read.characters else read.characters[int(read.validation[0])]
+    usual = "\n" if "\n" in read.characters else read.words[int(read.validation[0])]
     prompt = config.prompt or usual
     return read.encode(prompt)[-config.context :]
 
@@ -176,6 +185,7 @@ def trained(config: Config, s: Study, log: Journal) -> State:
 
     Raises `RecipeError` for training that has diverged.
     """
+    share = len(s.text.train) / s.text.size(s.text.train)  # tokens of a character
 
     def train(state: State, start: int, at: At) -> State:
         for point in lanes.advance(s.program, state, s.lane, config.steps, start):
@@ -185,7 +195,7 @@ def trained(config: Config, s: Study, log: Journal) -> State:
                     f"{(~np.isfinite(loss)).sum()} of {len(loss)} networks have diverged at step "
                     f"{point.step}; lower --learning-rate"
                 )
-            record = {"step": point.step, "train_bits": (loss / np.log(2)).tolist()}
+            record = {"step": point.step, "train_bits": (share * loss / np.log(2)).tolist()}
             if is_tested(config, start, point.step):
                 params = point.state.params
                 record["validation_bits"] = s.bits["validation"](params).tolist()
@@ -223,7 +233,8 @@ def written(config: Config, s: Study, params: Any, samples: int) -> list[str]:
     key = jax.random.fold_in(jax.random.key(config.seed), SAMPLE)
     start = jnp.tile(s.start, (samples, 1))
     how = config.characters, config.context, config.temperature
-    return [s.text.decode(row) for row in text.sampled(s.apply, params, key, start, *how)]
+    rows = text.sampled(s.apply, params, key, start, *how)
+    return [s.text.decode(row)[: config.characters] for row in rows]
 
 
 main = cli.command(Config, language)

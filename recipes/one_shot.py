@@ -50,7 +50,8 @@ METHODS = {
     "wanda": jp.calibration.wanda,
     "sparsegpt": jp.calibration.sparsegpt,
 }
-OF_RUN = ("dataset", "data_dir", "text", "context", "model")  # what a trained model decides
+# what a trained model decides
+OF_RUN = ("dataset", "data_dir", "text", "tokens", "vocabulary", "context", "model")
 CALIBRATION = Key.STUDY + 1  # the purposes of a key: the windows that methods see,
 ADAPT = Key.STUDY + 2  # the first adapters
 BATCH = 64  # windows that a method sees at once, at most

@@ -1,4 +1,4 @@
-"""Text by characters: data sets, windows, cross-entropy in bits a character, samples of a model.
+"""Text as tokens: data sets, windows, cross-entropy in bits a character, samples of a model.
 
 `names` needs no files: it is the names of the characters of Unicode 3.2, in the order of their
 codes, which Python's standard library has. Names never change, and Python has this version of the
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from recipes.common import data
+from recipes.common import data, pairs
 from recipes.common.data import Split
 from recipes.common.folder import RecipeError, reason
+from recipes.common.pairs import Pairs
 
 DATASETS = ("names", "tiny_shakespeare")
 HELD = 0.05  # of the text, to validate on; as much to test on
@@ -32,41 +33,73 @@ NUMBERED = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HANGUL SYLLABLE")  # 
 
 
 class Text(NamedTuple):
-    """Tokens (n,) of three parts, uint8 or int32, and the character of each token."""
+    """Tokens (n,) of three parts, uint8 or int32, and the characters that they are made of."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
     characters: str
+    pairs: Pairs | None = None  # how characters make tokens; None where each is a token
+
+    @property
+    def words(self) -> Sequence[str]:
+        """The text of each token."""
+        return self.pairs.words if self.pairs else self.characters
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of characters of each token."""
+        return np.array([len(word) for word in self.words])
+
+    def size(self, tokens: np.ndarray) -> int:
+        """The number of characters of tokens (n,)."""
+        return int(self.lengths[tokens].sum())
 
     def decode(self, tokens: Any) -> str:
         """The text of tokens (n,)."""
-        return "".join(self.characters[i] for i in np.asarray(tokens))
+        words = self.words
+        return "".join(words[i] for i in np.asarray(tokens))
 
     def encode(self, text: str) -> np.ndarray:
         """The tokens of a text; raises `RecipeError` for a character that is not in the data."""
         places = {character: i for i, character in enumerate(self.characters)}
         if lost := sorted(set(text) - set(places)):
             raise RecipeError(f"the data have no character {lost[0]!r}, so no model can read it")
+        if self.pairs:
+            return self.pairs.encode(text)
         return np.array([places[character] for character in text], self.train.dtype)
 
 
-def load(name: str, data_dir: Path | None = None, file: Path | None = None) -> Text:
-    """The data set called `name`, or the text of a file.
+def load(
+    name: str, data_dir: Path | None = None, file: Path | None = None, vocabulary: int = 0
+) -> Text:
+    """The data set called `name`, or the text of a file; by characters, or `vocabulary` tokens.
 
     `data_dir` is a TFDS folder (default: the environment variable TFDS_DATA_DIR). Raises
     `RecipeError` for an unknown name and for a folder or a file that can't be read.
     """
     if file is not None:
-        return encoded(*parted(_read(file)))
+        return encoded(*parted(_read(file)), vocabulary)
     if name not in DATASETS:
         raise RecipeError(f"unknown dataset '{name}'; choose one of {', '.join(DATASETS)}")
-    return encoded(*(names() if name == "names" else _tfds(name, data_dir)))
+    return encoded(*(names() if name == "names" else _tfds(name, data_dir)), vocabulary)
 
 
-def encoded(train: str, validation: str, test: str) -> Text:
-    """The parts by characters, all characters of the three in the order of their codes."""
+def encoded(train: str, validation: str, test: str, vocabulary: int = 0) -> Text:
+    """The parts by characters, all characters of the three in the order of their codes.
+
+    With a vocabulary by so many tokens: the characters, and pairs that the training part teaches.
+    """
     characters = sorted(set(train) | set(validation) | set(test))
+    if vocabulary:
+        if vocabulary <= len(characters):
+            raise RecipeError(
+                f"--vocabulary {vocabulary} leaves no token for a pair: the text has "
+                f"{len(characters)} characters"
+            )
+        by_pair = pairs.learned(train, characters, vocabulary)
+        a, b, c = (by_pair.encode(part) for part in (train, validation, test))
+        return Text(a, b, c, "".join(characters), by_pair)
     codes = np.array([ord(character) for character in characters])
     dtype = np.uint8 if len(codes) <= 256 else np.int32
 
@@ -132,7 +165,7 @@ def windows(tokens: np.ndarray, context: int, stride: int) -> Split:
     """
     if len(tokens) <= context:
         raise RecipeError(
-            f"--context {context} needs a text of {context + 1:,} characters in each part; one has "
+            f"--context {context} needs a text of {context + 1:,} tokens in each part; one has "
             f"{len(tokens):,}"
         )
     starts = np.arange(0, len(tokens) - context, stride)
@@ -149,12 +182,21 @@ def cross_entropy(logits: jax.Array, tokens: Any) -> jax.Array:
 Bits = Callable[[Any], np.ndarray]  # the params of a stack -> (lanes,)
 
 
-def bits(apply: Callable[..., Any], split: Split, batch_size: int = 64) -> Bits:
+def bits(
+    apply: Callable[..., Any],
+    split: Split,
+    batch_size: int = 64,
+    lengths: np.ndarray | None = None,
+) -> Bits:
     """A function from the params of a stack to bits a character (lanes,), over all windows.
 
-    The mean cross-entropy over the logarithm of 2. A window sees nothing before its first
-    character. Windows that fill no batch are a batch of their own.
+    The sum of the cross-entropy over the number of characters, and over the logarithm of 2. A
+    window sees nothing before its first token. Windows that fill no batch are a batch of their own.
+
+    Args:
+      lengths: characters of each token; None where a token is a character.
     """
+    characters = split.labels.size if lengths is None else int(lengths[split.labels].sum())
     fill = len(split.labels) - len(split.labels) % batch_size
     whole, rest = (Split(*(x[rows] for x in split)) for rows in (slice(fill), slice(fill, None)))
     batches = jax.device_put(
@@ -172,7 +214,8 @@ def bits(apply: Callable[..., Any], split: Split, batch_size: int = 64) -> Bits:
         sums = jax.lax.map(lambda batch: of(stack, batch), batches).sum(0)
         return sums + of(stack, rest) if len(rest.labels) else sums
 
-    nats = lambda stack: np.asarray(total(stack, batches, rest)) / len(split.labels)
+    tokens = split.labels.shape[1]
+    nats = lambda stack: np.asarray(total(stack, batches, rest)) * tokens / characters
     return lambda stack: nats(stack) / np.log(2)
 
 

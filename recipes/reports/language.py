@@ -37,8 +37,8 @@ def write(
         config,
         "bits a character of a decoder",
         weights=sum(x[0].size for x in jax.tree.leaves(params)),
-        vocabulary=len(s.text.characters),
-        characters={part: len(getattr(s.text, part)) for part in ("train", "validation", "test")},
+        vocabulary=len(s.text.words),
+        characters={part: s.text.size(getattr(s.text, part)) for part in ("train", *numbers)},
         text_sha256=checksum(s),
         context=config.context,
         steps=config.steps,
@@ -82,7 +82,8 @@ def write_up(
         title="A decoder trained on text",
         headline=(
             f"{config.model} decoder ({weights:,} weights) on {source}, {seeds}, "
-            f"{config.steps:,} steps of {config.batch_size} windows of {config.context} characters"
+            f"{config.steps:,} steps of {config.batch_size} windows of {config.context} "
+            f"{config.tokens}"
         ),
         columns=("characters", "bits a character", "perplexity"),
         rows=[row(part, summary) for part in ("train", "validation", "test")],

@@ -125,7 +125,7 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
         title="A trained decoder pruned in one shot",
         headline=(
             f"{config.model} decoder on {source}, {of(models, 'model')}, each pruned with "
-            f"{config.calibration} windows of {config.context} characters, "
+            f"{config.calibration} windows of {config.context} {config.tokens}, "
             f"{of(times, 'time')}; on test data"
         ),
         columns=("kept", "bits", "perplexity", "error", "s", *config.repairs),

@@ -185,11 +185,12 @@ MISTAKES = {
         "--points 4": "--points must be odd",
     },
     "language": {
+        "--tokens pairs --vocabulary 39": "--vocabulary 39 leaves no token for a pair",
         "--dataset digits": "unknown --dataset 'digits'; choose one of names, tiny_shakespeare",
         "--dataset tiny_shakespeare --data-dir /nowhere": "--data-dir '/nowhere' is not a folder",
         "--text /nowhere": "cannot read --text '/nowhere' as UTF-8: No such file",
         "--model mlp": "unknown --model 'mlp'; choose one of tiny, small, medium",
-        "--context 20000": "--context 20000 needs a text of 20,001 characters in each part; one",
+        "--context 20000": "--context 20000 needs a text of 20,001 tokens in each part; one",
         "--prompt a": "the data have no character 'a', so no model can read it",
         "--temperature 0": "--temperature must be in (0, inf), got 0",
         "--batch-size 50000": "--batch-size 50000 is more than all 39,995 examples",

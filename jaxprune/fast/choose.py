@@ -193,7 +193,11 @@ def _reads(
     fn: Callable[..., Any], params: Params, masks: dict[str, Any], args: tuple[Any, ...]
 ) -> dict[str, list[Read]]:
     """By leaf the equations that read it."""
-    jaxpr = jax.make_jaxpr(fn)(jax.tree.map(shape_only, params), *args)
+    try:
+        jaxpr = jax.make_jaxpr(fn)(jax.tree.map(shape_only, params), *args)
+    except Exception as error:
+        error.add_note("fast: the function does not take these params and args")
+        raise
     held = [_held(n, x) if n in masks else None for n, x in present_leaves(params)]
     found: dict[str, list[Read]] = {}
     for read in reads(jaxpr, [*held, *(None for _ in jax.tree.leaves(args))]):

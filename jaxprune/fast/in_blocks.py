@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxprune.base import Masks, MaskTransform, Params, copied
+from jaxprune.base import Masks, MaskTransform, Params, copied, is_known
 from jaxprune.fast.block_product.blocks import split
 from jaxprune.methods.combine import check_transform, where_due, with_masks, without_masks
 from jaxprune.prunable.layers import folded
@@ -130,8 +131,20 @@ class _Init:
 
     def __call__(self, params: Params) -> InBlocksState:
         chosen, layouts = self.chosen(params)
-        first = self.transform.init(self.pooled(layouts, params))
-        return copied(self.state(first, chosen, layouts))
+        return copied(self.state(self.begin(layouts, params), chosen, layouts))
+
+    def begin(self, layouts: Layouts, params: Params) -> Any:
+        """The first state of the transform of blocks."""
+        try:
+            return self.transform.init(self.pooled(layouts, params))
+        except ValueError as error:
+            error.add_note(
+                "in_blocks: its transform sees blocks, an array (blocks of outputs, blocks of "
+                "inputs) in place of each kernel. Where it says weights, these are blocks; "
+                "'kernel/0' are those that make the first block of outputs. Masks of weights "
+                "become masks of blocks by jp.fast.block_masks(masks, h, w)."
+            )
+            raise
 
     def chosen(self, params: Params) -> tuple[Params, Layouts]:
         """The prunable kernels and their layouts; ValueError if one of them has other axes."""
@@ -194,6 +207,42 @@ def _layout(leaf_name: str, leaf: Any) -> Layout:
             "outputs=...)})."
         )
     return Layout(tuple(sorted(inputs)), tuple(sorted(outputs)))
+
+
+def block_masks(masks: Masks, h: int, w: int) -> dict[str, jax.Array]:
+    """Masks of weights as masks of the blocks that `in_blocks` names, to train under them:
+
+        masks = jp.select(jp.magnitude(jp.kernels(params)), jp.uniform, 0.9, jp.block(32, 32))
+        fixed = jp.fixed(jp.fast.block_masks(masks, 32, 32))
+        training = jp.fast.block_training(loss, optimizer, jp.fast.in_blocks(32, 32, fixed))
+
+    Args:
+      masks: bool, known; None where never pruned: leave these leaves out of `in_blocks` too.
+      h, w: as in `in_blocks`.
+
+    Returns:
+      By the name of the leaf bool (blocks of outputs, blocks of inputs).
+
+    Raises:
+      ValueError: if a mask keeps a block in part, is traced, or is no matrix.
+    """
+    found = {}
+    for name, mask in present_leaves(masks):
+        if not is_known(mask):
+            raise ValueError(
+                f"block_masks: the mask of '{name}' is traced. Call it outside of jit."
+            )
+        blocks = split(as_matrix(mask, _layout(name, mask)), h, w).astype(bool)
+        kept = blocks.any((1, 3)).T
+        n = int((np.asarray(of_blocks(kept, h, w, mask.shape, _layout(name, mask))) & ~mask).sum())
+        if n:
+            raise ValueError(
+                f"block_masks: '{name}' is no mask of blocks of {h} x {w}: {n:,} weights are "
+                "pruned in blocks that it keeps in part. Make it by the pattern jp.block(h, w), "
+                "or give the h and w that it was made with."
+            )
+        found[name] = kept
+    return found
 
 
 def _on_all_devices(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:

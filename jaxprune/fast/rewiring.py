@@ -87,16 +87,36 @@ def filled(params: Params, places: dict[str, Places], h: int) -> Params:
     return map_blocks(values, params, places)
 
 
-def cut_slots(state: BlockState) -> BlockState:
-    """The state without slots that are empty for every block of outputs."""
+def cut_slots(state: BlockState, slots: dict[str, int] | None = None) -> BlockState:
+    """The state without slots that are empty for every block of outputs, or with `slots` of them.
+
+    Args:
+      slots: by leaf, where the masks are traced or a schedule says how many are left.
+
+    Raises:
+      ValueError: if the masks are traced and there are no `slots`, or if known masks keep more.
+    """
     keep = {}
     for name, place in state.places.items():
-        if not is_known(place.inputs):
-            raise ValueError(
-                "cut: the number of blocks that are left is traced. Call it outside of jit."
-            )
         kept = state.mask_state.masks[name]
-        keep[name] = max(int(kept.sum(-1).max()), 1)
+        if slots is not None and name not in slots:
+            raise ValueError(f"cut: slots has no '{name}'; wanted {', '.join(state.places)}.")
+        if is_known(kept):
+            most = max(int(kept.sum(-1).max()), 1)
+            wanted = most if slots is None else slots[name]
+            if wanted < most:
+                raise ValueError(
+                    f"cut: a block of outputs of '{name}' keeps {most} blocks, more than slots "
+                    f"{wanted}. Cut later, or to {most}."
+                )
+        elif slots is None:
+            raise ValueError(
+                f"cut: the number of blocks that '{name}' keeps is traced. Call it outside of jit, "
+                "or say how many slots are left: training.cut(state, slots={...}), by leaf."
+            )
+        else:
+            wanted = slots[name]
+        keep[name] = min(wanted, place.inputs.shape[-1])
     shapes = {name: x.shape for name, x in named_leaves(state.params) if name in keep}
     moves = {name: _Cut(shapes[name], n) for name, n in keep.items()}
     tree = map_named(lambda name, _: moves.get(name), state.params)

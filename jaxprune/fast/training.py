@@ -12,7 +12,7 @@ import optax
 
 from jaxprune.base import Masks, MaskTransform, Params, copied, is_known
 from jaxprune.fast.block_product.blocks import Blocks, to_blocks, to_kernel
-from jaxprune.fast.block_product.gathered import by_columns
+from jaxprune.fast.block_product.by_share import by_share
 from jaxprune.fast.in_blocks import made_by_in_blocks, of_blocks
 from jaxprune.fast.program import Held, Read, in_words, run
 from jaxprune.fast.program import product as of_program
@@ -32,14 +32,15 @@ class BlockTraining(NamedTuple):
       params: `state -> params`, kernels (in, out) with zeros.
       masks: `state -> masks`, bool, like the params; None where never pruned.
       cut: `state -> state` without slots that are empty for every block of outputs. Its shapes
-        differ, so that the step compiles again. Call it outside of jit after pruning.
+        differ, so that the step compiles again. Call it outside of jit after pruning; or with
+        `slots`, by leaf, where a schedule says how many are left.
     """
 
     init: Callable[..., BlockState]
     step: Callable[..., tuple[BlockState, Any]]
     params: Callable[[BlockState], Params]
     masks: Callable[[BlockState], Masks]
-    cut: Callable[[BlockState], BlockState]
+    cut: Callable[..., BlockState]
 
 
 def block_training(
@@ -47,7 +48,7 @@ def block_training(
     optimizer: optax.GradientTransformation,
     transform: MaskTransform,
     has_aux: bool = False,
-    product: Callable[..., jax.Array] = by_columns,
+    product: Callable[..., jax.Array] = by_share,
 ) -> BlockTraining:
     """Training with masks of blocks whose step costs what is kept: weights, moments, products.
 
@@ -63,7 +64,7 @@ def block_training(
     all weights once; steps between updates do not.
 
     Each block of outputs has as many slots as the first masks need: a balanced pattern wastes none,
-    and gradual pruning begins with all slots. `cut` removes empty slots.
+    and gradual pruning begins with all slots: dense steps, until `cut` removes empty slots.
 
     Args:
       loss: `(params, *args) -> loss`, or `(loss, aux)` with `has_aux`.
@@ -71,7 +72,8 @@ def block_training(
         or normalizes by its shape (adafactor, muon) does something else with blocks.
       transform: of `in_blocks`.
       has_aux: as in `jax.value_and_grad`.
-      product: a form of `jaxprune.fast.block_product`, for traced indices.
+      product: a form of `jaxprune.fast.block_product`, for traced indices. The default multiplies
+        densely while more than 0.42 of the weights have a slot.
 
     Raises:
       ValueError: if `transform` is not of `in_blocks`; (in init) if the number of slots is traced
@@ -85,13 +87,18 @@ def block_training(
     def init(params: Params, slots: dict[str, int] | None = None) -> BlockState:
         """`slots` by leaf, where the masks are traced: those of another `init`, by `slots_of`."""
         _, found = blocks.chosen(params)
-        mask_state = masks_over_time.init(blocks.pooled(found, params))
+        mask_state = blocks.begin(found, params)
         leaves, places, layouts = dict(named_leaves(params)), {}, dict(found.by_name)
         for name, kept in mask_state.masks.items():
             if slots is None and not is_known(kept):
                 raise ValueError(
                     f"block_training: the number of blocks that '{name}' keeps is traced. Give it: "
                     "training.init(params, slots=jp.fast.slots_of(training.init(one_params)))."
+                )
+            if slots is not None and name not in slots:
+                raise ValueError(
+                    f"block_training: slots has no '{name}'. Give those of slots_of(state): "
+                    f"{', '.join(mask_state.masks)}."
                 )
             layout, shape = layouts[name], leaves[name].shape
             kernel = as_matrix(leaves[name], layout)
@@ -105,6 +112,14 @@ def block_training(
 
     def step(state: BlockState, *args: Any) -> tuple[BlockState, Any]:
         given = state.places
+        for name, leaf in named_leaves(state.params):
+            if name in given and leaf.shape[2:] != (h, w):
+                size = " x ".join(map(str, leaf.shape[2:]))
+                raise ValueError(
+                    f"block_training: this state has blocks of {size} "
+                    f"in '{name}', and the transform has {h} x {w}. Give a state of this training: "
+                    "training.init(params)."
+                )
         in_blocks = lambda values: run_in_blocks(loss, values, given, args, product)
         value, grads = jax.value_and_grad(in_blocks, has_aux=has_aux)(state.params)
 
@@ -152,7 +167,7 @@ def run_in_blocks(
     params: Params,
     places: dict[str, Places],
     args: tuple[Any, ...],
-    product: Callable[..., jax.Array] = by_columns,
+    product: Callable[..., jax.Array] = by_share,
 ) -> Any:
     """`fn(params, *args)` of params with kernels in blocks, without making these dense.
 

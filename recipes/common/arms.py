@@ -124,6 +124,11 @@ def begin(arm: Arm, keys: jax.Array, images: np.ndarray) -> State:
     return state
 
 
+def _after(arm: Arm, step: int, first: State) -> State:
+    """A stack of first states, with the shapes that it has after `step` steps."""
+    return in_blocks.cut(arm.module, arm.blocks, step, first) if arm.blocks else first
+
+
 def network(arm: Arm, state: State) -> Any:
     """The params that the network uses; of one state or of a stack."""
     if arm.learned:
@@ -160,7 +165,9 @@ def train(
     states = {name: begin(arm, keys, dataset.train.images) for name, arm in arms.items()}
     # before the checkpoint replaces the states: a resumed run needs its first masks
     watches = {name: Watch(arm, states[name]) for name, arm in arms.items()}
-    states = journal.last(states) or states
+    states = (
+        journal.last({n: _after(arms[n], journal.step, x) for n, x in states.items()}) or states
+    )
     # arms of one network share a compiled test; those that differ only in their start, all
     tests = {arm.module: measures.accuracy(arm.module, dataset.test) for arm in arms.values()}
     for name, watch in watches.items():

@@ -11,16 +11,26 @@ import jax
 import optax
 
 import jaxprune as jp
+from jaxprune.trees import named_leaves
 from recipes.common import lanes, models
 from recipes.common.data import Split
 from recipes.common.lanes import State
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 class InBlocks(NamedTuple):
-    """Masks of blocks. The params of the state are blocks, its optimizer state a `BlockState`."""
+    """Masks of blocks. The params of the state are blocks, its optimizer state a `BlockState`.
 
-    masks: Callable[[jax.Array], jp.MaskTransform]  # an arm's key -> a transform of `in_blocks`
-    slots: Callable[[Any], dict[str, int]]  # params -> blocks for each block of outputs, by leaf
+    Attributes:
+      masks: an arm's key -> a transform of `in_blocks`.
+      slots: (shapes of the kernels (in, out), step) -> blocks for each block of outputs, by leaf;
+        what the masks need after so many steps, and never more than before. The shapes of a
+        state follow from its step, so that a checkpoint can be restored.
+    """
+
+    masks: Callable[[jax.Array], jp.MaskTransform]
+    slots: Callable[[Shapes, int], dict[str, int]]
 
 
 def training(
@@ -49,11 +59,32 @@ def program(
         return split(new, batch_stats), {"loss": loss, "accuracy": accuracy}
 
     def init(lane: Any, params: Any) -> Any:
-        return of_lane(lane).init(params, blocks.slots(params))
+        shapes = {name: leaf.shape for name, leaf in named_leaves(params) if leaf.ndim == 2}
+        return of_lane(lane).init(params, blocks.slots(shapes, 0))
 
     data = jax.device_put(train)
     init = jax.jit(jax.vmap(init))
-    return lanes.Program(module, init, step, data, batch_size, chunk_steps, {})
+
+    def between(step: int, state: State) -> State:
+        small = cut(module, blocks, step, state)
+        slots = jp.fast.slots_of(_joined(small))
+        for name, kept in state.opt_state.mask_state.masks.items():
+            if (most := int(kept.sum(-1).max())) > slots[name]:
+                raise RuntimeError(f"'{name}' keeps {most} blocks, and has {slots[name]} slots")
+        return small
+
+    return lanes.Program(module, init, step, data, batch_size, chunk_steps, {}, between)
+
+
+def cut(module: nn.Module, blocks: InBlocks, step: int, state: State) -> State:
+    """A stack of states in the slots of `step` steps; what lies in other slots is lost."""
+    shapes = {name: place.shape for name, place in state.opt_state.places.items()}
+    slots = blocks.slots(shapes, step)
+    if slots == jp.fast.slots_of(_joined(state)):
+        return state
+    some = training(module, optax.identity(), blocks.masks(jax.random.key(0)))
+    small = jax.jit(jax.vmap(lambda state: some.cut(state, slots)))(_joined(state))
+    return split(small, state.batch_stats)
 
 
 def split(state: jp.fast.BlockState, batch_stats: Any) -> State:

@@ -81,6 +81,8 @@ class Program(NamedTuple):
     batch_size: int
     chunk_steps: int  # steps in one call of the device
     compiled: dict[Any, Any]  # by the shapes of the arguments
+    # (steps done, a stack of states) -> the stack, in smaller arrays where the rest needs no more
+    between: Callable[[int, State], State] = lambda step, state: state
 
 
 class Progress(NamedTuple):
@@ -213,6 +215,7 @@ def advance(
         jax.block_until_ready(metrics)
         seconds += time.perf_counter() - began
         start += n
+        state = p.between(start, state)
         yield Progress(start, seconds, state, metrics)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.export.sparse import sparse_matmul
-from jaxprune.fast.block_product import Blocks, reference, to_blocks, to_kernel
+from jaxprune.fast.block_product import Blocks, by_share, reference, to_blocks, to_kernel
 
 
 def bcsr(x, kernel, **how):
@@ -22,6 +22,7 @@ BLOCK_FORMS = {
     "by_rows": jp.fast.by_rows,
     "by_columns": jp.fast.by_columns,
     "unrolled": jp.fast.unrolled,
+    "by_share": by_share,
 }
 FORMS = BLOCK_FORMS | {"bcsr": bcsr}
 TRACED = [name for name in BLOCK_FORMS if name != "unrolled"]  # indices may be traced
@@ -153,3 +154,25 @@ def test_unrolled_needs_known_indices():
     blocks = to_blocks(*kernel_and_mask(), H, W)
     with pytest.raises(ValueError, match=r"indices of the blocks are traced.*by_rows"):
         jax.jit(jp.fast.unrolled)(jnp.ones((1, 12)), blocks)
+
+
+def test_many_blocks_are_a_dense_product_and_few_are_gathered():
+    x, kernel = jnp.ones((2, 16)), jnp.ones((16, 16))
+    programs = []
+    for n in (2, 1):  # of 4 blocks of inputs
+        mask = jnp.repeat(jnp.repeat(jnp.arange(4)[:, None] < n, 4, 0), 16, 1)
+        blocks = to_blocks(kernel, mask, 4, 4)
+        programs.append(str(jax.make_jaxpr(by_share)(x, blocks)))
+        form = reference if n == 2 else jp.fast.by_columns
+        assert programs[-1] == str(jax.make_jaxpr(form)(x, blocks))
+    assert programs[0] != programs[1]
+
+
+@pytest.mark.parametrize("name", ["by_rows", "by_columns", "unrolled"])
+def test_inputs_of_another_size_are_refused(name):
+    blocks = to_blocks(*kernel_and_mask((11, 8)), H, W)
+    for shape in ((5, 12), (2, 5, 11)):  # 12 would fit the padded kernel
+        with pytest.raises(ValueError, match=rf"{name}: x is \(n, in\), here \(n, 11\)"):
+            BLOCK_FORMS[name](jnp.ones(shape), blocks)
+    with pytest.raises(ValueError, match=r"positive integers; got 0, 2"):
+        to_blocks(*kernel_and_mask(), 0, W)

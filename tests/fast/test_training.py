@@ -235,3 +235,45 @@ def test_every_goes_inside_of_in_blocks():
     conv = {"conv": {"kernel": jnp.ones((3, 3, 4, 4))}}
     with pytest.raises(ValueError, match=r"'conv/kernel' has shape \(3, 3, 4, 4\)"):
         jp.fast.in_blocks(4, 4, INNER["static"]()).init(conv)
+
+
+def test_given_masks_train_in_blocks_and_others_say_why():
+    params, x, y = network()
+    chosen = HIDDEN(params)
+    select = lambda pattern: jp.select(jp.magnitude(chosen), jp.uniform, 0.5, pattern)
+    masks = select(jp.block(H, W, balanced=True))
+    of_blocks = jp.fast.block_masks(masks, H, W)
+    assert of_blocks["a/kernel"].shape == (4, 5)
+    fixed = jp.fast.in_blocks(H, W, jp.fixed(of_blocks), HIDDEN)
+    training = jp.fast.block_training(loss, optax.sgd(0.1), fixed)
+    state = training.init(params)
+    jax.tree.map(np.testing.assert_array_equal, training.masks(state), masks)
+    value = training.step(state, x, y)[1]
+    np.testing.assert_allclose(value, loss(jp.apply_masks(params, masks), x, y), rtol=1e-5)
+
+    with pytest.raises(ValueError, match=r"'a/kernel' is no mask of blocks of 4 x 4: \d+ weights"):
+        jp.fast.block_masks(select(jp.unstructured), H, W)
+    with pytest.raises(ValueError, match="like the params") as error:  # masks of weights
+        jp.fast.in_blocks(H, W, jp.fixed(masks), HIDDEN).init(params)
+    assert "jp.fast.block_masks(masks, h, w)" in error.value.__notes__[0]
+
+
+def test_a_state_of_other_blocks_and_slots_that_are_missing():
+    params, x, y = network()
+    train = lambda h: jp.fast.block_training(
+        loss, optax.sgd(0.1), jp.fast.in_blocks(h, W, INNER["static"](), HIDDEN)
+    )
+    training, state = train(H), train(2).init(params)
+    with pytest.raises(
+        ValueError, match=r"this state has blocks of 2 x 4 in 'a/kernel'.*has 4 x 4"
+    ):
+        training.step(state, x, y)
+    with pytest.raises(ValueError, match=r"slots has no 'b/kernel'.*slots_of"):
+        training.init(params, {"a/kernel": 2})
+    state = training.init(params)
+    with pytest.raises(ValueError, match=r"cut: slots has no 'b/kernel'"):
+        training.cut(state, {"a/kernel": 2})
+    with pytest.raises(ValueError, match=r"keeps 2 blocks, more than slots 1. Cut later, or to 2"):
+        training.cut(state, {"a/kernel": 1, "b/kernel": 2})
+    with pytest.raises(ValueError, match=r"'a/kernel' keeps is traced.*slots=\{"):
+        jax.jit(training.cut)(state)

@@ -54,12 +54,12 @@ CASES = {
         ),
         Case(
             "block_training",
-            f"{SHORT} --every 3 --hidden 32 16 --blocks 8x8 1x16 --sparsity 0.75",
+            f"{SHORT} --every 3 --hidden 32 16 --blocks 8x8 --sparsity 0.75",
             "seconds training layers",
             ("| dense |", "| static weights |", "| rigl 8x8 |", "| dense time / time |"),
             AT_STEP_4,
-            "--method rigl --blocks 8x8",
-            ("rigl weights", "rigl 8x8"),
+            "--method rigl gmp",
+            ("rigl weights", "rigl 8x8", "gmp weights", "gmp 8x8"),
         ),
         Case(
             "random_erk",

@@ -99,7 +99,8 @@ PROGRAMS = {
     "dynamic": [8, 8, 8],
     "random_erk": [7, 7, 7],
     "allocations": [1, 1, 1],
-    "block_training": [7, 7, 7],  # masks move without another program
+    # masks move without another program; the arrays of gradual pruning become smaller
+    "block_training": [7, 8, 9],
     "prune_at_init": [2, 2, 2],  # methods that differ in their start share one
     "gates": [4, 4, 4],
     "connectivity": [2, 2],

@@ -55,7 +55,7 @@ MISTAKES = {
         "--blocks 32": "--blocks are inputs x outputs, such as 32x32, got '32'",
         "--blocks 0x8": "--blocks are inputs x outputs, such as 32x32, got '0x8'",
         "--blocks 8x8 8x8": "--blocks has 8x8 twice",
-        "--method set": "unknown --method 'set'; choose one of static, rigl",
+        "--method set": "unknown --method 'set'; choose one of static, rigl, gmp",
         "--hidden 0": "--hidden must be at least 1, got 0",
         "--fraction 2": "--fraction must be in [0, 1], got 2",
         "--sparsity 90": "--sparsity must be in [0, 1), got 90",

@@ -43,9 +43,13 @@ def to_blocks(
         known. More are dropped where the mask is traced.
 
     Raises:
-      ValueError: for a kernel that is no matrix, a mask of another shape, slots that do not hold
-        the blocks, or a traced mask without `slots`.
+      ValueError: for a kernel that is no matrix, a mask of another shape, h or w that is no
+        positive integer, slots that do not hold the blocks, or a traced mask without `slots`.
     """
+    if not (isinstance(h, int) and isinstance(w, int) and h >= 1 and w >= 1):
+        raise ValueError(
+            f"to_blocks(kernel, mask, h, w) needs positive integers; got {h!r}, {w!r}."
+        )
     if np.ndim(kernel) != 2 or np.shape(mask) != np.shape(kernel):
         raise ValueError(
             f"to_blocks takes a kernel (in, out) and a mask of its shape; got {np.shape(kernel)} "
@@ -71,6 +75,15 @@ def to_blocks(
     values = jax.vmap(lambda own, i: own.at[i].get(mode="fill", fill_value=0))(of_outputs, inputs)
     rows, columns = kernel.shape
     return Blocks(values, inputs, (rows, columns))
+
+
+def check_rows(what: str, x: jax.Array, blocks: Blocks) -> None:
+    """ValueError if x is no (n, in) of these blocks."""
+    if x.ndim != 2 or x.shape[1] != blocks.shape[0]:
+        raise ValueError(
+            f"{what}: x is (n, in), here (n, {blocks.shape[0]}), for blocks of a kernel of shape "
+            f"{blocks.shape}; got {x.shape}. Reshape x to its rows."
+        )
 
 
 def to_kernel(blocks: Blocks) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxprune.fast.block_product.blocks import Blocks
+from jaxprune.fast.block_product.blocks import Blocks, check_rows
 
 
 def by_rows(x: jax.Array, blocks: Blocks, **how: Any) -> jax.Array:
@@ -18,7 +18,11 @@ def by_rows(x: jax.Array, blocks: Blocks, **how: Any) -> jax.Array:
 
     Args:
       how: precision and preferred_element_type of `lax.dot_general`.
+
+    Raises:
+      ValueError: if x is no (n, in).
     """
+    check_rows("by_rows", x, blocks)
     outputs, slots, h, w = blocks.values.shape
     read = _padded(x, h).reshape(len(x), -1, h)
     read = read.at[:, blocks.inputs.reshape(-1)].get(mode="fill", fill_value=0)
@@ -33,6 +37,7 @@ def by_columns(x: jax.Array, blocks: Blocks, **how: Any) -> jax.Array:
 
     It is the faster one in training, with batches from 32 to 256.
     """
+    check_rows("by_columns", x, blocks)
     outputs, slots, h, w = blocks.values.shape
     read = _padded(x, h).T.reshape(-1, h, len(x))
     read = read.at[blocks.inputs.reshape(-1)].get(mode="fill", fill_value=0)

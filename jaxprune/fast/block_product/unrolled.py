@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxprune.base import is_known
-from jaxprune.fast.block_product.blocks import Blocks
+from jaxprune.fast.block_product.blocks import Blocks, check_rows
 
 
 def unrolled(x: jax.Array, blocks: Blocks, **how: Any) -> jax.Array:
@@ -22,8 +22,9 @@ def unrolled(x: jax.Array, blocks: Blocks, **how: Any) -> jax.Array:
     has a product for each block of outputs.
 
     Raises:
-      ValueError: if the indices are traced.
+      ValueError: if the indices are traced, or x is no (n, in).
     """
+    check_rows("unrolled", x, blocks)
     if not is_known(blocks.inputs):
         raise ValueError(
             "unrolled: the indices of the blocks are traced, and static slices need numbers. Make "

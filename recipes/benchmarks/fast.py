@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.fast.block_product import Blocks
+from jaxprune.fast.block_product import Blocks, reference
 from recipes.benchmarks.fast_images import images
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.training import CONTROL, DENSE
@@ -29,6 +29,7 @@ BATCHES = (32, 128)
 SIZES = ((16, 16), (32, 32), (64, 64), (1, 64))
 # dense time / time in blocks that the training step must reach, by size and batch
 FASTER = {(32, 32, 32): 3.0, (32, 32, 128): 2.5, (64, 64, 32): 5.0, (64, 64, 128): 4.5}
+SHARES, SHARES_BATCH = (1.0, 0.4, 0.16), 128  # of the blocks that are left
 UPDATE = "an update of the masks at each step, 32 x 32"
 
 
@@ -37,6 +38,7 @@ def faster(plan: Plan) -> list[Section]:
     return [
         *(_steps(plan, batch) for batch in BATCHES),
         *(_products(plan, batch) for batch in (1, *BATCHES, 256)),
+        *(_shares(plan, h, w) for h, w in SIZES[:2]),
         *images(plan, clock()),
     ]
 
@@ -134,9 +136,9 @@ def _moving(plan: Plan) -> jp.MaskTransform:
     return jp.fast.in_blocks(32, 32, jp.every(1, rigl))
 
 
-def _random(seed: int, outputs: int, inputs: int) -> jax.Array:
+def _random(seed: int, outputs: int, inputs: int, share: float = KEPT) -> jax.Array:
     order = np.random.default_rng(seed).random((outputs, inputs)).argsort(1)
-    return jnp.asarray(order < max(1, round(KEPT * inputs)))
+    return jnp.asarray(order < max(1, round(share * inputs)))
 
 
 # --- products -------------------------------------------------------------------------------------
@@ -163,6 +165,37 @@ def _products(plan: Plan, batch: int) -> Section:
     return comparison(
         name=f"fast product {batch}",
         headline=f"x @ kernel, {n} x {n} at {1 - KEPT:.0%}, batch {batch}: dense and sparse forms",
+        measured=measure(title, cells, plan.repeats, plan.seed, plan.least_seconds, clock()),
+        baselines=[DENSE],
+        control=CONTROL,
+        targets={},
+    )
+
+
+def _shares(plan: Plan, h: int, w: int) -> Section:
+    """A product with its gradients while gradual pruning goes on: gathered, and dense again."""
+    n, draw = width_of(plan), np.random.default_rng(plan.seed).standard_normal
+    kernel, x = (jnp.asarray(draw(s), jnp.float32) for s in ((n, n), (SHARES_BATCH, n)))
+
+    def slopes(form: Callable[..., jax.Array], shift: jax.Array, x: jax.Array, of: Any) -> Any:
+        loss = lambda x, of: (form(x + shift, of) ** 2).mean()
+        return 1e-6 * sum(g.mean() for g in jax.grad(loss, (0, 1))(x, of))
+
+    def cell(name: str, form: Callable[..., jax.Array], of: Any) -> Cell:
+        return Cell(name, partial(slopes, form), partial(jnp.zeros, ()), (x, of))
+
+    cells = [cell(name, jnp.matmul, kernel) for name in (DENSE, CONTROL)]
+    for share in SHARES:
+        kept = _random(plan.seed, n // w, n // h, share)
+        mask = jnp.repeat(jnp.repeat(kept.T, h, 0), w, 1)
+        blocks = jp.fast.to_blocks(kernel, mask, h, w)
+        for name, form in (("gathered", jp.fast.by_columns), ("dense from blocks", reference)):
+            at = lambda x, values, f=form, b=blocks: f(x, Blocks(values, b.inputs, b.shape))
+            cells.append(cell(f"{name}, {share:.0%} of the blocks", at, blocks.values))
+    title = f"blocks of {h} x {w} by share"
+    return comparison(
+        name=f"fast share {h}",
+        headline=f"x @ kernel and its gradients, {n} x {n}, batch {SHARES_BATCH}, {title}",
         measured=measure(title, cells, plan.repeats, plan.seed, plan.least_seconds, clock()),
         baselines=[DENSE],
         control=CONTROL,

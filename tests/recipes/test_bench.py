@@ -262,6 +262,7 @@ def test_the_summary_has_every_number(finished):
         *("compact lenet 1", "compact lenet 256"),
         *("fast step 32", "fast step 128"),
         *(f"fast product {batch}" for batch in (1, 32, 128, 256)),
+        *("fast share 16", "fast share 32"),
         "distill",
         *("calibration statistics", "calibration sparsegpt"),
     }

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxprune.coupling.expressions import Atom, Axes, atoms, has_single
+from jaxprune.coupling.expressions import Atom, Axes, atoms, has_single, places
 from jaxprune.coupling.structure import Member, Neurons
 from jaxprune.coupling.uses import Uses
 from jaxprune.prunable.rules import matches
@@ -23,7 +23,7 @@ def named(leaves: dict[str, Axes], uses: Uses) -> dict[str, Atom]:
     the place: "qkv.axis1", "qkv.axis1.part0". It has no character that a glob reads in another way.
     """
     members = _members(leaves)
-    roles = _roles({atom: len(axes) for atom, axes in members.items()}, uses)
+    roles = _roles({atom: _extent(atom, axes, leaves) for atom, axes in members.items()}, uses)
 
     def layer(path: str) -> str:
         parent = path.rpartition("/")[0]
@@ -95,17 +95,23 @@ def _members(leaves: dict[str, Axes]) -> dict[Atom, dict[Member, int]]:
     }
 
 
-def _roles(members: Mapping[Atom, int], uses: Uses) -> dict[Atom, str]:
+def _extent(atom: Atom, axes: Iterable[Member], leaves: dict[str, Axes]) -> tuple[int, int]:
+    """On how many axes an atom is, and on how many entries of these."""
+    parts = (part for path, i in axes for part in places(leaves[path][i], atom))
+    return len(tuple(axes)), sum(int((part >= 0).sum()) for part in parts)
+
+
+def _roles(members: Mapping[Atom, tuple[int, int]], uses: Uses) -> dict[Atom, str]:
     """Of attention: heads, the queries that share one, and the dimensions of queries and keys.
 
     Heads are on queries and on keys; queries that share a head are on fewer leaves than heads, or
-    are left by both products.
+    on fewer entries of them (a fused kernel), or are left by both products.
     """
     roles = {atom: "dims" for atom in uses.dims if atom in members}
     roles |= {atom: "queries" for atom in uses.queries if atom in members}
     for product in uses.heads:
         n_axes = {atom: members[atom] for atom in product if atom in members}
-        most = max(n_axes.values(), default=0)
+        most = max(n_axes.values(), default=(0, 0))
         roles |= {atom: "heads" if n == most else "queries" for atom, n in n_axes.items()}
     return roles
 

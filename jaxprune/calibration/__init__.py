@@ -9,8 +9,9 @@ mask: a `Method`. `magnitude` reads the weights only, `wanda` also the norms of 
 the pruned products before it give. `statistics` prunes nothing: it gathers the `Statistics` of what
 each leaf is multiplied with. `distortion_curves` measures what pruning each leaf alone does to the
 outputs; `quadratic_curves` estimates it by `output_gradient`. `reconstruct` tunes pruned weights so
-that each product gives what it gave before. `dare` drops most of what fine-tuning changed;
-`dare_rescale` chooses its divisor, and `adamr` (with its `AdamRState`) keeps the changes small.
+that each product gives what it gave before; `obspa` updates the weights that read pruned neurons.
+`dare` drops most of what fine-tuning changed; `dare_rescale` chooses its divisor, and `adamr` (with
+its `AdamRState`) keeps the changes small.
 """
 
 from jaxprune.calibration.adamr import AdamRState as AdamRState
@@ -22,6 +23,7 @@ from jaxprune.calibration.in_order import prune_in_order as prune_in_order
 from jaxprune.calibration.magnitude import magnitude as magnitude
 from jaxprune.calibration.method import Inputs as Inputs
 from jaxprune.calibration.method import Method as Method
+from jaxprune.calibration.obspa import obspa as obspa
 from jaxprune.calibration.quadratic import output_gradient as output_gradient
 from jaxprune.calibration.quadratic import quadratic_curves as quadratic_curves
 from jaxprune.calibration.reconstruct import reconstruct as reconstruct

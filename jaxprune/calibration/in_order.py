@@ -141,11 +141,15 @@ def _in_words(batch: Any) -> str:
     return ", ".join(f"{x.dtype} {x.shape}" for x in jax.tree.leaves(batch))
 
 
-def check_finite(what: str, name: str, inputs: Inputs, count: int) -> None:
-    """Raises ValueError if inputs of a leaf, of batches i, i + count, ..., are nan or inf."""
+def check_finite(what: str, name: str, inputs: Inputs, count: int, first: int = 0) -> None:
+    """Raises ValueError if inputs of a leaf, of batches i, i + count, ..., are nan or inf.
+
+    `first` is the number of the first batch.
+    """
     for i, x in enumerate(inputs.batches):
         if is_known(x) and not bool(jnp.isfinite(x).all()):
             raise ValueError(
-                f"{what}: the inputs of '{name}' have nan or inf in batch {i % count}. Look at the "
+                f"{what}: the inputs of '{name}' have nan or inf in batch {first + i % count}. "
+                "Look at the "
                 "batch, and at the params before this product."
             )

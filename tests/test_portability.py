@@ -20,7 +20,7 @@ from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 PLATFORMS = ("cpu", "cuda", "tpu")
 DYNAMIC = dynamic.Config()
 GATES = gates.Config()
-BLOCKS = block_training.Config(hidden=(32,), blocks=("8x8", "1x16"))
+BLOCKS = block_training.Config(hidden=(32,), blocks=("8x8",))
 
 
 def lower(f, *args):

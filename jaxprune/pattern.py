@@ -17,6 +17,7 @@ from jax import lax
 from jaxprune.base import Pattern, Sparsity, call_first, is_count, is_known
 from jaxprune.selection.counting import count
 from jaxprune.selection.largest import largest
+from jaxprune.selection.transposable import transposable as _transposable
 
 
 def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
@@ -25,7 +26,7 @@ def unstructured(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
 
 
 @call_first("jp.nm(2, 4)")
-def nm(n: int, m: int, axis: int | None = None) -> Pattern:
+def nm(n: int, m: int, axis: int | None = None, transposable: bool = False) -> Pattern:
     """N:M: of every `m` consecutive inputs, the `n` largest entries are kept.
 
     Inputs are the axis that a product contracts with: NVIDIA's sparse tensor cores need groups
@@ -35,30 +36,36 @@ def nm(n: int, m: int, axis: int | None = None) -> Pattern:
       n, m: 1 <= n <= m. The sparsity is 1 - n / m; there is no other.
       axis: another axis of each leaf as it is; -1 is the outputs of a matrix. None: the inputs,
         or -2 where you call the pattern yourself, on a matrix or a convolution's kernel.
+      transposable: whether of every `m` consecutive outputs `n` are kept too, so that the product
+        of the backward pass is N:M as well (Hubara et al., 2021, Accelerated Sparse Neural
+        Training). The sum of the scores in each block of m x m is the largest up to m = 4;
+        above, greedy.
 
     Raises:
-      ValueError: (when used) if `m` does not divide the axis, the sparsity is not 1 - n / m, or
-        the axes of the inputs can't be known: of an array of three axes that you give to the
-        pattern yourself, -2 may be the heads of attention.
+      ValueError: for an axis and `transposable`; (when used) if `m` does not divide the axis, the
+        sparsity is not 1 - n / m, or the axes of the inputs can't be known: of an array of three
+        axes that you give to the pattern yourself, -2 may be the heads of attention.
 
     Reference: Mishra et al., 2021, Accelerating Sparse Deep Neural Networks.
     """
     if not (isinstance(n, int) and isinstance(m, int) and 1 <= n <= m):
         raise ValueError(f"nm(n, m) keeps n of every m, with 1 <= n <= m; got nm({n}, {m}).")
 
+    if not isinstance(transposable, bool):
+        raise ValueError(f"nm: transposable is True or False; got {transposable!r}.")
+    if transposable and axis is not None:
+        raise ValueError(
+            f"nm({n}, {m}, transposable=True) groups along inputs and outputs; leave out "
+            f"axis={axis}."
+        )
     along = -2 if axis is None else axis
 
     def pattern(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
         _check_nm(n, m, along, scores.shape, sparsity)
-        last = jnp.moveaxis(jnp.where(jnp.isnan(scores), jnp.inf, scores), along, -1)
-        groups = last.reshape(*last.shape[:-1], -1, m)
-        place = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
-        rank = jnp.zeros(groups.shape, jnp.int32)
-        for j in range(m):  # rank: how many of its group go before an entry
-            other = groups[..., j : j + 1]
-            before = (other > groups) | ((other == groups) & (j < place))
-            rank += before
-        return jnp.moveaxis((rank < n).reshape(last.shape), -1, along)
+        if transposable:
+            _check_nm(n, m, -1, scores.shape, sparsity)
+            return _transposable(scores, n, m)
+        return rank_in_group(scores, m, along) < n
 
     def where_inputs_are_known(scores: jax.Array, sparsity: Sparsity) -> jax.Array:
         if scores.ndim == 3:
@@ -74,6 +81,18 @@ def nm(n: int, m: int, axis: int | None = None) -> Pattern:
         return pattern
     setattr(where_inputs_are_known, OF_MATRIX, pattern)
     return _on_matrices(where_inputs_are_known, f"nm({n}, {m})")
+
+
+def rank_in_group(scores: jax.Array, m: int, axis: int) -> jax.Array:
+    """How many of its group of `m` along the axis go before an entry, int32; NaN is the largest."""
+    last = jnp.moveaxis(jnp.where(jnp.isnan(scores), jnp.inf, scores), axis, -1)
+    groups = last.reshape(*last.shape[:-1], -1, m)
+    place = lax.broadcasted_iota(jnp.int32, groups.shape, groups.ndim - 1)
+    rank = jnp.zeros(groups.shape, jnp.int32)
+    for j in range(m):
+        other = groups[..., j : j + 1]
+        rank += (other > groups) | ((other == groups) & (j < place))
+    return jnp.moveaxis(rank.reshape(last.shape), -1, axis)
 
 
 @call_first("jp.block(4, 4)")

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from jaxprune.selection.transposable import _every_mask, _filled, _greedy
 
 INF, NAN = jnp.inf, jnp.nan
 
@@ -114,6 +115,37 @@ def test_nm_under_jit_and_vmap():
     lanes = jax.jit(jax.vmap(lambda s: jp.nm(2, 4)(s, 0.5)))(s)
     for lane, own in zip(lanes, s, strict=True):
         np.testing.assert_array_equal(lane, masked(jp.nm(2, 4), own, 0.5))
+
+
+def test_transposable_of_the_card():
+    w = jnp.array([[0.9, 0.8, 0.1, 0.2], [0.7, 0.6, 0.3, 0.5], [0.2, 0.4, 0.9, 0.1]])
+    w = jnp.concatenate([w, jnp.array([[0.3, 0.1, 0.6, 0.7]])])
+    mask = masked(jp.nm(2, 4, transposable=True), w, 0.5)
+    assert kept(mask) == [[1, 1, 0, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]]
+    assert float((w * mask).sum()) == pytest.approx(5.5)
+    assert len(_every_mask(2, 4)) == 90
+    without = masked(jp.nm(2, 4, transposable=True), w.at[0, 0].set(-INF), 0.5)
+    assert kept(without) == [[0, 1, 0, 1], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1]]
+    greedy = _greedy(w, 2)
+    assert float((w * _filled(w, greedy, 2)).sum()) >= float((w * greedy).sum())
+    assert float((w * greedy).sum()) == pytest.approx(5.3)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (1, 8), (4, 8)])
+def test_transposable_keeps_n_along_inputs_and_outputs(n, m):
+    s = jax.random.normal(jax.random.key(1), (4 * m, 3 * m)).round(1).at[0].set(-INF)
+    mask = np.asarray(masked(jp.nm(n, m, transposable=True), s.at[1, 1].set(NAN), 1 - n / m))
+    blocks = mask.reshape(4, m, 3, m)
+    assert (blocks.sum(1) == n).all() and (blocks.sum(3) == n).all()
+
+
+def test_transposable_of_what_has_no_blocks():
+    with pytest.raises(ValueError, match="leave out axis=0"):
+        jp.nm(2, 4, 0, transposable=True)
+    with pytest.raises(ValueError, match=r"needs axis -1 divisible by 4; got shape \(8, 6\)"):
+        jp.nm(2, 4, transposable=True)(jnp.ones((8, 6)), 0.5)
+    with pytest.raises(ValueError, match="may have heads"):
+        jp.nm(2, 4, transposable=True)(jnp.ones((8, 4, 4)), 0.5)
 
 
 def test_nm_accepts_its_sparsity_in_every_form():

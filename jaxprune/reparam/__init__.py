@@ -7,8 +7,8 @@ params. It is a pair of pure functions, `init` and `apply`. `size_of` counts wha
 numbers and in bits: a `Size`. `soft_threshold` learns a threshold for each layer beside the weights
 (a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`). `lora`,
 `masked_lora` and `scaled_lora` learn low-rank `Adapters` of kernels that do not move; the latter
-two keep the zeros of pruned params. `sr_ste` and `decayed_flow` use N of M of `DenseWeights`, which
-all learn.
+two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow` use N of M of
+`DenseWeights`, which all learn.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
@@ -23,5 +23,6 @@ from jaxprune.reparam.soft_threshold import SoftThreshold as SoftThreshold
 from jaxprune.reparam.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.reparam.sr_ste import DenseWeights as DenseWeights
 from jaxprune.reparam.sr_ste import sr_ste as sr_ste
+from jaxprune.reparam.stepwise_flow import stepwise_flow as stepwise_flow
 from jaxprune.reparam.weight_gates import WeightGates as WeightGates
 from jaxprune.reparam.weight_gates import weight_gates as weight_gates

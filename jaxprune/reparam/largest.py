@@ -9,17 +9,19 @@ import jax
 from jax import lax
 
 from jaxprune.allocation.layerwise import uniform
-from jaxprune.base import Params
+from jaxprune.base import Params, Pattern
 from jaxprune.one_shot import select
-from jaxprune.pattern import nm
+from jaxprune.pattern import OF_MATRIX, ON_MATRICES, nm, rank_in_group
 from jaxprune.prunable.layers import folded
 from jaxprune.scores import magnitude
 
 
 def n_of_m(
     what: str, n: int, m: int, prunable: Callable[[Params], Params]
-) -> Callable[[Params], tuple[Any, Any]]:
-    """`params -> (the leaves that are pruned, their masks)`, without a gradient.
+) -> Callable[..., tuple[Any, Any]]:
+    """`params, now=n -> (the leaves that are pruned, their masks)`, without a gradient.
+
+    The masks keep `now` of every m: n, or another number of 1 to m, which may be traced.
 
     Raises:
       ValueError: unless 1 <= n < m; (when called) if there is nothing to prune, or as `nm`.
@@ -28,12 +30,24 @@ def n_of_m(
     if n == m:
         raise ValueError(f"{what}: {n} of {m} prunes nothing; n is below m.")
 
-    def masks_of(params: Params) -> tuple[Any, Any]:
+    def masks_of(params: Params, now: jax.Array | int = n) -> tuple[Any, Any]:
         chosen = prunable(params)
         if not jax.tree.leaves(chosen):
             raise ValueError(f"{what}: there is nothing to prune, every leaf is None.")
         still = jax.tree.map(lax.stop_gradient, chosen)
-        masks = select(magnitude(still), uniform, 1 - n / m, pattern)
+        of_now = pattern if now is n else _with(pattern, now, m)
+        masks = select(magnitude(still), uniform, 1 - n / m, of_now)
         return folded(chosen), folded(masks)
 
     return masks_of
+
+
+def _with(pattern: Pattern, now: jax.Array | int, m: int) -> Pattern:
+    """`pattern`, and its checks, with another number of entries that each group keeps."""
+
+    def of_matrix(scores: jax.Array, sparsity: Any) -> jax.Array:
+        jax.eval_shape(lambda x: getattr(pattern, OF_MATRIX)(x, sparsity), scores)
+        return rank_in_group(scores, m, -2) < now
+
+    setattr(of_matrix, ON_MATRICES, getattr(pattern, ON_MATRICES))
+    return of_matrix

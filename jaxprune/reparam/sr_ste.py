@@ -77,13 +77,14 @@ def sr_ste(
 
     def apply(learned: DenseWeights, *, key: Any = None, step: Any = None) -> Params:
         (weights,) = check_learned("sr_ste", DenseWeights, learned)
-        return merged(weights, map_scored(partial(_pulled, strength), *masks_of(weights)))
+        return merged(weights, map_scored(partial(pulled, strength), *masks_of(weights)))
 
     return Reparameterization(init, apply)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pulled(strength: float, w: jax.Array, mask: jax.Array) -> jax.Array:
+def pulled(strength: float, w: jax.Array, mask: jax.Array) -> jax.Array:
+    """`w` under its mask; the gradient passes unchanged, and pulls what is pruned to zero."""
     return jnp.where(mask, w, 0)
 
 
@@ -96,4 +97,4 @@ def _backward(strength: float, kept: Any, g: jax.Array) -> Any:
     return g + jnp.where(mask, 0, strength * w).astype(g.dtype), None
 
 
-_pulled.defvjp(_forward, _backward)
+pulled.defvjp(_forward, _backward)

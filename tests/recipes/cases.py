@@ -62,6 +62,15 @@ CASES = {
             ("rigl weights", "rigl 8x8", "gmp weights", "gmp 8x8"),
         ),
         Case(
+            "nm",
+            f"{SHORT} --hidden 32 16 --patterns 2:4",
+            "patterns",
+            ("| dense |", "| sr_ste 2:4 |", "| transposable 2:4 |"),
+            AT_STEP_4,
+            "--method sr_ste transposable",
+            ("sr_ste 2:4", "transposable 2:4"),
+        ),
+        Case(
             "random_erk",
             f"{SHORT} --sparsity 0.6 --allocation {' '.join(ALLOCATIONS)}",
             "training layers",

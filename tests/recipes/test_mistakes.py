@@ -60,6 +60,15 @@ MISTAKES = {
         "--fraction 2": "--fraction must be in [0, 1], got 2",
         "--sparsity 90": "--sparsity must be in [0, 1), got 90",
     },
+    "nm": {
+        "--patterns 4:4": "--patterns are N:M with N below M, such as 2:4, got '4:4'",
+        "--patterns half": "--patterns are N:M with N below M, such as 2:4, got 'half'",
+        "--patterns 2:4 2:4": "--patterns has 2:4 twice",
+        "--patterns 2:6": "--method stepwise_flow halves N: M / N is a power of 2, got '2:6'",
+        "--method sr-ste": "unknown --method 'sr-ste'; choose one of one_shot, ste, sr_ste",
+        "--hidden 30 16 --patterns 2:4": "'Dense_1/kernel'",
+        "--strength -1": "--strength must be",
+    },
     "random_erk": {
         "--allocation lamp": "unknown --allocation 'lamp'; choose one of uniform, uniform_plus",
         "--allocation erk erk": "--allocation has erk twice",

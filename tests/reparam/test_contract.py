@@ -34,6 +34,7 @@ REPARAMETERIZATIONS = {
     "scaled_lora": partial(jp.reparam.scaled_lora, 2),
     "sr_ste": partial(jp.reparam.sr_ste, 2, 4, 1e-3),
     "decayed_flow": partial(jp.reparam.decayed_flow, 1, 4, lambda step: jnp.exp(-0.1 * step)),
+    "stepwise_flow": partial(jp.reparam.stepwise_flow, 1, 4, 6),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
@@ -41,13 +42,14 @@ IDENTICAL_AT_FIRST = (
     *("lora", "masked_lora", "scaled_lora", "decayed_flow"),
 )
 NEEDS_KEY = ("hard_concrete", "bernoulli_of_inputs")
-NEEDS_STEP = ("continuous_sparsification", "decayed_flow")
+NEEDS_STEP = ("continuous_sparsification", "decayed_flow", "stepwise_flow")
 # the parts of what is learned whose slope is zero at first: only decay moves the logits
 WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("soft_threshold", "hard_concrete_tested"), ("logits",)),
     **dict.fromkeys(("lora", "masked_lora"), ("down",)),
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")  # kernels do not move
+N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)
@@ -228,7 +230,7 @@ def test_sparsify_prunes_weights_and_so_the_network(name):
 
 @every_method
 def test_what_init_did_not_make_is_refused(name):
-    what = name if name in (*ADAPTERS, "sr_ste", "decayed_flow") else "weight_gates"
+    what = name if name in (*ADAPTERS, *N_OF_M) else "weight_gates"
     what = "soft_threshold" if name.startswith("soft") else what
     with pytest.raises(TypeError, match=rf"{what}.apply needs what {what}.init.* makes.*got dict"):
         made(name).apply(tiny_params(), **EXTRAS)

@@ -53,6 +53,16 @@ def test_published_decays(decay, factors):
         np.testing.assert_allclose(used[1, 0], factor * W[1, 0], atol=1e-5)
 
 
+def test_the_frames_of_stepwise_flow():
+    weights = {"kernel": jnp.arange(1.0, 17.0)[:, None]}
+    method = jp.reparam.stepwise_flow(1, 16, steps=50)
+    learned = method.init(weights)
+    used = jax.jit(jax.vmap(lambda step: method.apply(learned, step=step)["kernel"]))
+    kept = np.asarray((used(jnp.arange(60)) != 0).sum((1, 2)))
+    np.testing.assert_array_equal(kept, np.repeat([15, 8, 4, 2, 1], [10, 10, 10, 10, 20]))
+    np.testing.assert_allclose(slope(jp.reparam.stepwise_flow(2, 4, 2), 1), G, atol=1e-7)
+
+
 def test_heads_are_grouped_along_the_inputs():
     params = {"query": {"kernel": jax.random.normal(jax.random.key(0), (8, 2, 3))}}
     method = jp.reparam.sr_ste(2, 4)
@@ -76,5 +86,13 @@ def test_what_cannot_be_is_told():
         jp.reparam.sr_ste(2, 4, -1)
     with pytest.raises(TypeError, match="decay is a function from the step to a factor"):
         jp.reparam.decayed_flow(2, 4, 0.5)
+    with pytest.raises(ValueError, match="M / N is a power of 2; got 2:6"):
+        jp.reparam.stepwise_flow(2, 6, 10)
+    with pytest.raises(ValueError, match="3 frames need as many steps; got 2"):
+        jp.reparam.stepwise_flow(1, 4, 2)
+    with pytest.raises(ValueError, match="'kernel'"):
+        jp.reparam.stepwise_flow(2, 4, 9).apply(
+            jp.reparam.DenseWeights({"kernel": jnp.ones((6, 2))}), step=0
+        )
     with pytest.raises(ValueError, match="'kernel'"):
         jp.reparam.sr_ste(2, 4).init({"kernel": jnp.ones((6, 2))})

@@ -7,7 +7,8 @@ table shows weights, FLOPs, measured latency and accuracy before and after. Writ
 reproduces itself.
 
 References: Fang et al., 2023 (DepGraph); Li et al., 2017 (L1 norms); Molchanov et al., 2019
-(Taylor); Liu et al., 2017 (scales of batch norm); He et al., 2019 (geometric median).
+(Taylor); Liu et al., 2017 (scales of batch norm); He et al., 2019 (geometric median); Wang et al.,
+2024 (OBSPA, --update).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ SCOPES = {
     "local": lambda structure: jp.uniform,
     "isomorphic": jp.structured.isomorphic,
 }
+UPDATES = ("none", "data", "noise")
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,10 @@ class Config(settings.Settings):
     """This times the weights is added to the gradient."""
     round_to: flags.Count = 1
     """The number of kept neurons of a layer is a multiple of this."""
+    update: Annotated[str, flags.choice(UPDATES)] = "none"
+    """OBSPA: weights that read pruned neurons make up for them, by training examples or noise."""
     examples: flags.Count = 1024
-    """taylor: training examples of the gradient."""
+    """taylor and --update: how many training examples, or images of noise."""
     timings: Annotated[int, flags.at_least(0)] = 9
     """How often each forward pass is timed; 0 for never."""
     evaluations: Annotated[int, flags.HIDDEN] = 1  # networks are tested after each round
@@ -245,8 +249,19 @@ def pruned(s: Study, networks: Networks, share: float, index: int) -> Networks:
     kept = lanes.join(*arms)
     masks = s.masks(kept)
     params = jp.apply_masks(networks.network.params, masks)
+    if s.inputs is not None:
+        of_lane = partial(lanes.lane_of, (networks.network.variables, kept))
+        lanes_ = [updated(s, *of_lane(k)) for k in range(n, n * len(s.arms))]
+        params = lanes.join(
+            lanes.part(params, 0, n), jax.tree.map(lambda *x: jnp.stack(x), *lanes_)
+        )
     network = networks.network._replace(params=params, masks=masks)
     return Networks(network, tuple(kept[name] for name in s.structure.groups))
+
+
+def updated(s: Study, variables: Any, kept: Any) -> Any:
+    """The params of one network, whose weights make up for the neurons that are pruned."""
+    return jp.calibration.obspa(s.structure, variables, kept, [s.inputs])["params"]
 
 
 def removed(
@@ -281,6 +296,7 @@ class Study(NamedTuple):
     lane: lanes.Lane  # how dense networks train (seeds,)
     more_lane: lanes.Lane  # and all networks, in each round
     test: measures.Accuracy
+    inputs: Any  # images that --update reads, or None
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -319,7 +335,20 @@ def study_of(config: Config, dataset: Dataset) -> Study:
         lane=lanes.alike(keys, table(settings.rates(config, plan.steps), plan.steps), decay),
         more_lane=lanes.alike(lanes.tile(keys, 1 + len(config.score)), table(again, more), decay),
         test=measures.accuracy(module, dataset.test),
+        inputs=inputs_of(config, examples.images),
     )
+
+
+def inputs_of(config: Config, images: Any) -> jax.Array | None:
+    """The images that --update reads: of the training, or noise of their mean and deviation."""
+    if config.update == "none":
+        return None
+    images = jnp.asarray(images)
+    if config.update == "data":
+        return images
+    key = jax.random.fold_in(jax.random.key(config.seed), Key.STUDY)
+    noise = jax.random.normal(key, images.shape, images.dtype)
+    return images.mean() + images.std() * noise
 
 
 main = cli.command(Config, structured_pruning)

@@ -14,7 +14,8 @@ the weights and FLOPs that are left, `counter` counts them for many `kept`. Mask
 neurons that are kept, `kept` is its inverse, and `prune` is a mask transform. Smaller: `shrink`
 (optimizer states too), `compact_module` (an nnx module), `replay` (a training function), `retrace`
 (the code itself). Branches that go, as a `Removal`: `remove_emptied`, `collapse_emptied`,
-`remove_blocks`, `removable_blocks`, `block_scores`. Gates of groups: `gate_logits`, `apply_gates`
+`remove_blocks`, `removable_blocks`, `block_scores`; `knapsack` chooses blocks by their
+`output_losses`. Gates of groups: `gate_logits`, `apply_gates`
 (`per_example` of a batch), `relaxed_cost`; `cut` removes what they close, and `required_groups`
 keep a neuron. `register_rule` teaches `jp.analyze` a primitive.
 """
@@ -34,6 +35,8 @@ from jaxprune.structured.isomorphic import isomorphic as isomorphic
 from jaxprune.structured.kept import Removal as Removal
 from jaxprune.structured.kept import kept as kept
 from jaxprune.structured.kept import masks as masks
+from jaxprune.structured.knapsack import knapsack as knapsack
+from jaxprune.structured.knapsack import output_losses as output_losses
 from jaxprune.structured.modules import compact_module as compact_module
 from jaxprune.structured.prune import prune as prune
 from jaxprune.structured.relaxed import relaxed_cost as relaxed_cost

@@ -98,7 +98,7 @@ def remove_blocks(
     Reference: Jordao et al., 2023, When Layers Play the Lottery, all Tickets Win at Initialization.
     """
     left = check_kept(structure, {} if kept is None else kept)
-    zero = {path for paths in _weights_of(structure, blocks).values() for path in paths}
+    zero = {path for paths in weights_of(structure, blocks).values() for path in paths}
     return _removal(replace(left, removed=(*left.removed, *zero)), blocks)
 
 
@@ -118,7 +118,7 @@ def removable_blocks(structure: Structure, blocks: Sequence[str]) -> list[str]:
 
     before = depends(())
     removable = []
-    for block, zero in _weights_of(structure, blocks).items():
+    for block, zero in weights_of(structure, blocks).items():
         if all(now or not then for now, then in zip(depends(zero), before, strict=True)):
             removable.append(block)
     return removable
@@ -180,7 +180,7 @@ def _leaves_of(paths: Iterable[str], blocks: Sequence[str]) -> dict[str, list[st
     return leaves
 
 
-def _weights_of(structure: Structure, blocks: Sequence[str]) -> dict[str, list[str]]:
+def weights_of(structure: Structure, blocks: Sequence[str]) -> dict[str, list[str]]:
     """The leaves of each block that may be zero: floats, not keys or counts."""
     shapes = dict(named_leaves(structure.shapes))
     is_real = lambda path: jnp.issubdtype(shapes[path].dtype, jnp.inexact)

@@ -188,7 +188,7 @@ CASES = {
         Case(
             "structured",
             "--seeds 2 --steps 16 --retrain 0.5 --rounds 1 --score l1 random --train-examples 300"
-            " --batch-size 32 --width 0.125 --log-every 8 --timings 1",
+            " --batch-size 32 --width 0.125 --log-every 8 --timings 1 --update noise",
             "flops widths",
             (
                 *(f"| {arm} |" for arm in ("dense", "dense, as long", "l1 50 %", "random 25 %")),

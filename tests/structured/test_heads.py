@@ -54,7 +54,7 @@ PROGRAMS = {
     "flat, fused": partial(flat, False),
     "flat, fused, repeated": partial(flat, True),
 }
-QUICK = ("linen", "nnx, fused", "flat, fused, repeated")
+QUICK = ("nnx, fused", "flat, fused, repeated")
 
 
 @pytest.mark.parametrize(

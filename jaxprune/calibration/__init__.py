@@ -11,11 +11,14 @@ each leaf is multiplied with. `distortion_curves` measures what pruning each lea
 outputs; `quadratic_curves` estimates it by `output_gradient`. `reconstruct` tunes pruned weights so
 that each product gives what it gave before; `obspa` updates the weights that read pruned neurons.
 `dare` drops most of what fine-tuning changed; `dare_rescale` chooses its divisor, and `adamr` (with
-its `AdamRState`) keeps the changes small.
+its `AdamRState`) keeps the changes small. `block_sparsities` are CFSP's, by how far each block's
+output has a `turn` from its input.
 """
 
 from jaxprune.calibration.adamr import AdamRState as AdamRState
 from jaxprune.calibration.adamr import adamr as adamr
+from jaxprune.calibration.cfsp import block_sparsities as block_sparsities
+from jaxprune.calibration.cfsp import turn as turn
 from jaxprune.calibration.dare import dare as dare
 from jaxprune.calibration.dare import dare_rescale as dare_rescale
 from jaxprune.calibration.distortion import distortion_curves as distortion_curves

@@ -343,7 +343,7 @@ def test_a_part_can_run_alone(tmp_path):
 @pytest.mark.full
 def test_the_file_has_what_the_report_is_made_of(finished):
     report = (finished / folder.REPORT).read_text()
-    assert report.count("\n## ") == 22  # what was asked for, and twenty-one tables
+    assert report.count("\n## ") == 24  # what was asked for, and twenty-three tables
     assert folder.SUMMARY in report
 
 

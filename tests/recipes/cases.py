@@ -169,10 +169,10 @@ CASES = {
             "one_shot",
             "--seeds 2 --steps 8 --log-every 4 --evaluations 2 --batch-size 8 --context 16"
             " --characters 20 --sparsity 0.5 2:4 --calibration 8 --calibrations 2"
-            " --allocation uniform rd --method magnitude wanda --repair masked_lora"
+            " --allocation uniform lamp --method magnitude wanda --repair masked_lora"
             " --repair-steps 4",
             "perplexity errors sparsities",
-            ("| dense |", "| wanda rd 50 % |", "**magnitude 2:4**", "| masked_lora |"),
+            ("| dense |", "| wanda lamp 50 % |", "**magnitude 2:4**", "| masked_lora |"),
             ({"when": {"step": 4}}, {"when": {"method": "wanda"}}),
             files=("samples.txt",),
         ),

@@ -173,7 +173,7 @@ CASES = {
             " --repair-steps 4",
             "perplexity errors sparsities",
             ("| dense |", "| wanda lamp 50 % |", "**magnitude 2:4**", "| masked_lora |"),
-            ({"when": {"step": 4}}, {"when": {"method": "wanda"}}),
+            ({"when": {"method": "wanda"}},),  # recipes.language stops in its training
             files=("samples.txt",),
         ),
         Case(

@@ -124,9 +124,10 @@ def train(config: Config) -> dict[str, Any]:
             first, state = checkpoints.restore(saves, like)
             if first >= config.steps:
                 raise RecipeError(f"the run in --out '{config.out}' has made all its steps")
-            _forget_after(config, first)
         else:
             first, state = 0, init(jax.random.key(config.seed))
+        if config.resume:  # also where the run was killed before its first checkpoint
+            _forget_after(config, first)
         for now in range(first, config.steps):
             state, loss = step(state, *batch_at(dataset.train, config, now, mesh))
             if jax.default_backend() == "cpu":  # its devices share threads: steps that overlap,

@@ -68,8 +68,9 @@ def reconstruct(
     >>> x = jnp.array([[1., 0., 1.], [0., 1., 1.], [1., 1., 0.], [2., 0., 0.]])
     >>> dense, masks = {'w': jnp.array([[.5], [.1], [-.4]])}, {'w': jnp.array([[1], [0], [1]]) > 0}
     >>> fn, params = lambda params, x: x @ params['w'], jp.apply_masks(dense, masks)
-    >>> jp.calibration.reconstruct(fn, dense, params, masks, [x], damping=0)['w'].round(4).T
-    Array([[ 0.5091,  0.    , -0.3545]], dtype=float32)
+    >>> tuned = jp.calibration.reconstruct(fn, dense, params, masks, [x], damping=0)
+    >>> [round(float(w), 2) for w in tuned['w'][:, 0]]
+    [0.51, 0.0, -0.35]
 
     Reference: Zimmer et al., 2023, PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs.
     """

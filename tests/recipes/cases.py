@@ -58,8 +58,6 @@ CASES = {
             "seconds training layers",
             ("| dense |", "| static weights |", "| rigl 8x8 |", "| dense time / time |"),
             AT_STEP_4,
-            "--method rigl gmp",
-            ("rigl weights", "rigl 8x8", "gmp weights", "gmp 8x8"),
         ),
         Case(
             "nm",

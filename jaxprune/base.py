@@ -9,7 +9,7 @@ scores and masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -206,3 +206,17 @@ def check_fraction(sparsity: Any, why: str = "") -> Any:
         hint += f" {why}" if why and is_count(sparsity) else ""
         raise ValueError(f"sparsity is the fraction pruned, in [0, 1); got {value:g}.{hint}")
     return sparsity
+
+
+def arguments(what: str, batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Each batch as the arguments of a call: a tuple is several, anything else is one.
+
+    Raises:
+      ValueError: at the end, if there was no batch.
+    """
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch if isinstance(batch, tuple) else (batch,)
+    if empty:
+        raise ValueError(f"{what}: batches is empty; give it at least one batch of inputs.")

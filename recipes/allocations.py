@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -109,7 +108,7 @@ def pruned(config: Config, outcome: studies.Outcome) -> dict[tuple[str, float], 
             for i in range(config.seeds)
         ]
         for sparsity in config.sparsity:
-            masks = jax.tree.map(lambda *x: jnp.stack(x), *(of(sparsity) for of in of_seed))
+            masks = lanes.stacked(of(sparsity) for of in of_seed)
             params = jp.apply_masks(state.params, masks)
             made[allocation, sparsity] = lanes.Network(params, state.batch_stats, masks)
     return made

@@ -245,16 +245,14 @@ def pruned(s: Study, networks: Networks, share: float, index: int) -> Networks:
         variables, mine = lanes.part((networks.network.variables, before), i * n, (i + 1) * n)
         scored = score(variables, mine, keys), mine
         picked = [pick(s, share, *lanes.lane_of(scored, k)) for k in range(n)]
-        arms.append(jax.tree.map(lambda *masks: jnp.stack(masks), *picked))
+        arms.append(lanes.stacked(picked))
     kept = lanes.join(*arms)
     masks = s.masks(kept)
     params = jp.apply_masks(networks.network.params, masks)
     if s.inputs is not None:
         of_lane = partial(lanes.lane_of, (networks.network.variables, kept))
-        lanes_ = [updated(s, *of_lane(k)) for k in range(n, n * len(s.arms))]
-        params = lanes.join(
-            lanes.part(params, 0, n), jax.tree.map(lambda *x: jnp.stack(x), *lanes_)
-        )
+        scored = lanes.stacked(updated(s, *of_lane(k)) for k in range(n, n * len(s.arms)))
+        params = lanes.join(lanes.part(params, 0, n), scored)
     network = networks.network._replace(params=params, masks=masks)
     return Networks(network, tuple(kept[name] for name in s.structure.groups))
 

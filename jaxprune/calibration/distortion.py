@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_int
+from jaxprune.base import Params, arguments, is_int
 from jaxprune.masks import merged
 from jaxprune.pattern import unstructured
 from jaxprune.prunable.rules import kernels
@@ -51,9 +51,7 @@ def distortion_curves(
         raise ValueError(
             f"distortion_curves: points is how many steps, at least 2; got {points!r}."
         )
-    inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    if not inputs:
-        raise ValueError("distortion_curves: batches is empty; give it at least one batch.")
+    inputs = list(arguments("distortion_curves", batches))
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *inputs)
     chosen = prunable(params)
     leaves = named_leaves(chosen)

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Masks, Params, is_known
+from jaxprune.base import Masks, Params, arguments, is_known
 from jaxprune.calibration.method import Inputs, Method
-from jaxprune.calibration.reading import Leaf, Product, Reading
+from jaxprune.calibration.reading import Changing, Leaf, Product
 from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import kernels
-from jaxprune.trees import named_leaves, quoted, shape_only
+from jaxprune.trees import named_leaves, quoted, shape_only, with_leaves
 
 
 def prune_in_order(
@@ -61,14 +61,13 @@ def prune_in_order(
            [0., 0.],
            [0., 1.]], dtype=float32)
     """
-    inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    check_alike("prune_in_order", inputs)
+    inputs = alike("prune_in_order", batches)
     run = _Pruning(params, folded(prunable(params)), method)
     run.run(fn, inputs)
     return run.result()
 
 
-class _Pruning(Reading):
+class _Pruning(Changing):
     """The params on the way, and the parts of them that are pruned."""
 
     def __init__(self, params: Params, wanted: Any, method: Method | Mapping[str, Method]):
@@ -90,12 +89,9 @@ class _Pruning(Reading):
                 f"prune_in_order: {which}. Give one method, or one for each leaf of "
                 "prunable(params), by its path."
             )
-        self.done = set[Any]()
 
-    def met(self, leaf: Leaf, product: Product) -> None:
-        """Prunes the leaf, unless it was; the product reads it afterwards."""
-        if (leaf.name, leaf.part) in self.done:
-            return
+    def change(self, leaf: Leaf, product: Product) -> None:
+        """Prunes the leaf."""
         weight, pruned = leaf.get(self.now[leaf.name]), []
         for matrix, inputs in zip(product.matrices, product.inputs, strict=True):
             check_finite("prune_in_order", leaf.name, inputs, len(inputs.batches))
@@ -106,28 +102,17 @@ class _Pruning(Reading):
         new, mask = (product.back(jnp.stack(each)) for each in zip(*pruned, strict=True))
         self.masks[leaf.name] = leaf.put(self.masks[leaf.name], mask.astype(weight.dtype))
         self.now[leaf.name] = leaf.put(self.now[leaf.name], new.astype(weight.dtype))
-        self.done.add((leaf.name, leaf.part))
 
     def result(self) -> tuple[Params, Masks]:
         """The pruned params and their masks."""
-        reached = {name for name, _ in self.done}
-        if missed := [(name, None) for name in self.masks if name not in reached]:
-            raise ValueError(
-                f"prune_in_order reaches no product of {quoted(missed)}: the function does not "
-                "read them, or reads them within cond, while_loop or another operation. Exclude "
-                "them with prunable=jp.matching(exclude=[...])."
-            )
-        names = [name for name, _ in named_leaves(self.params)]
-        structure = jax.tree.structure(self.params, is_leaf=lambda x: x is None)
-        build = lambda of: jax.tree.unflatten(structure, [of(name) for name in names])
-        keep = lambda name: self.masks[name] != 0 if name in self.masks else None
-        return build(self.now.get), build(keep)
+        params = self.changed("Exclude them with prunable=jp.matching(exclude=[...]).")
+        masks = [self.masks[name] != 0 if name in self.masks else None for name in self.now]
+        return params, with_leaves(params, masks)
 
 
-def check_alike(what: str, inputs: list[Any]) -> None:
-    """Raises ValueError without a batch, and for batches of several shapes or dtypes."""
-    if not inputs:
-        raise ValueError(f"{what}: batches is empty; give it at least one batch of inputs.")
+def alike(what: str, batches: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """The arguments of each batch; ValueError without a batch, and for several shapes or dtypes."""
+    inputs = list(arguments(what, batches))
     first, *others = (jax.tree.map(shape_only, batch) for batch in inputs)
     for i, other in enumerate(others, 1):
         if other != first:
@@ -135,6 +120,7 @@ def check_alike(what: str, inputs: list[Any]) -> None:
                 f"{what}: batch {i} is {_in_words(other)}, and batch 0 is "
                 f"{_in_words(first)}; all batches have one shape. Leave out the last, smaller one."
             )
+    return inputs
 
 
 def _in_words(batch: Any) -> str:
@@ -150,6 +136,5 @@ def check_finite(what: str, name: str, inputs: Inputs, count: int, first: int = 
         if is_known(x) and not bool(jnp.isfinite(x).all()):
             raise ValueError(
                 f"{what}: the inputs of '{name}' have nan or inf in batch {first + i % count}. "
-                "Look at the "
-                "batch, and at the params before this product."
+                "Look at the batch, and at the params before this product."
             )

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.linalg import cho_solve, cholesky
 
-from jaxprune.base import Params
+from jaxprune.base import Params, arguments
 from jaxprune.calibration.in_order import check_finite
 from jaxprune.calibration.reading import PLACES, Leaf, Product, Reading, Value
 from jaxprune.coupling.structure import Structure
@@ -78,12 +78,8 @@ def obspa(
     check_all("obspa", structure, params)
     left = masks(structure, kept)
     run = _Moments(params, dict(named_leaves(left)))
-    empty = True
-    for i, batch in enumerate(batches):
-        run.batch, empty = i, False
-        run.run(structure.fn, [batch if isinstance(batch, tuple) else (batch,)])
-    if empty:
-        raise ValueError("obspa: batches is empty; give it at least one batch of inputs.")
+    for run.batch, inputs in enumerate(arguments("obspa", batches)):
+        run.run(structure.fn, [inputs])
     return apply_masks(run.updated(damping), left)
 
 

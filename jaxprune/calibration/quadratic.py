@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.allocation.layerwise import uniform
-from jaxprune.base import Params, Pattern, is_int
+from jaxprune.base import Params, Pattern, arguments, is_int
 from jaxprune.one_shot import select
 from jaxprune.pattern import unstructured
 from jaxprune.prunable.rules import kernels
@@ -41,12 +41,10 @@ def output_gradient(fn: Callable[..., Any], params: Params, batches: Iterable[An
     """
     square = lambda params, inputs: jnp.mean(jnp.square(fn(params, *inputs).astype(jnp.float32)))
     gradient, total, count = jax.jit(jax.grad(square)), None, 0
-    for batch in batches:
-        grads = gradient(params, batch if isinstance(batch, tuple) else (batch,))
+    for inputs in arguments("output_gradient", batches):
+        grads = gradient(params, inputs)
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
         count += 1
-    if not count:
-        raise ValueError("output_gradient: batches is empty; give it at least one batch.")
     return jax.tree.map(lambda x: x / count, total)
 
 

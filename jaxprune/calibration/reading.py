@@ -13,7 +13,7 @@ from jaxprune.calibration.matrices import Back, kernel_matrix, matrices_of, patc
 from jaxprune.calibration.method import Inputs
 from jaxprune.programs.interpret import bind, programs, scan_parts, walk
 from jaxprune.programs.primitives import Side, sides
-from jaxprune.trees import named_leaves
+from jaxprune.trees import named_leaves, quoted, with_leaves
 
 # equations whose results have the entries of the operand, or some of them, in other places
 PLACES = (
@@ -175,6 +175,33 @@ class Reading:
         self.alive.append(others)
         inputs = [Inputs(tuple(x[i] for x in batches)) for i in range(len(matrices))]
         self.met(leaf, Product(matrices, back, forth, inputs, (*map(id, others), how)))
+
+
+class Changing(Reading):
+    """A pass that changes each wanted leaf at the first product that reads it."""
+
+    def __init__(self, what: str, params: Params, wanted: set[str]):
+        super().__init__(what, params, wanted)
+        self.done = set[Any]()  # (name, part)
+
+    def change(self, leaf: Leaf, product: Product) -> None:
+        """Puts the new entries of a leaf into `now`; the product reads them afterwards."""
+        raise NotImplementedError
+
+    def met(self, leaf: Leaf, product: Product) -> None:
+        if (leaf.name, leaf.part) not in self.done:
+            self.change(leaf, product)
+            self.done.add((leaf.name, leaf.part))
+
+    def changed(self, way_out: str) -> Params:
+        """The params after the pass; ValueError for a wanted leaf that no product has read."""
+        reached = {name for name, _ in self.done}
+        if missed := [(n, None) for n in self.now if n in self.wanted and n not in reached]:
+            raise ValueError(
+                f"{self.what} reaches no product of {quoted(missed)}: the function does not read "
+                f"them, or reads them within cond, while_loop or another operation. {way_out}"
+            )
+        return with_leaves(self.params, self.now.values())
 
 
 def _moved(eqn: Any, leaf: Any) -> list[Value]:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxprune.base import Masks, Params, is_int
-from jaxprune.calibration.in_order import check_alike, check_finite
-from jaxprune.calibration.reading import Leaf, Product, Reading, Value
+from jaxprune.calibration.in_order import alike, check_finite
+from jaxprune.calibration.reading import Changing, Leaf, Product, Value
 from jaxprune.masks import apply_masks, like
-from jaxprune.trees import check_like, named_leaves, present_leaves, quoted, with_leaves
+from jaxprune.trees import check_like, named_leaves, present_leaves, quoted
 
 
 def reconstruct(
@@ -78,8 +78,7 @@ def reconstruct(
         raise ValueError(f"reconstruct: steps is a whole number, at least 1; got {steps!r}.")
     if not damping >= 0:
         raise ValueError(f"reconstruct: damping is a number, 0 or more; got {damping}.")
-    inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    check_alike("reconstruct", inputs)
+    inputs = alike("reconstruct", batches)
     check_like("reconstruct: dense", dense, params)
     masks = like(masks, params)
     if gates := [pair for pair in present_leaves(masks) if pair[1].dtype != bool]:
@@ -90,17 +89,16 @@ def reconstruct(
     solve = partial(solved, steps=steps, damping=damping)
     run = _Tuning(dense, apply_masks(params, masks), masks, len(inputs), solve)
     run.run(fn, inputs + inputs)
-    return run.result()
+    return run.changed("Give them None in place of a mask.")
 
 
-class _Tuning(Reading):
+class _Tuning(Changing):
     """The params on the way. Of all batches the first half sees them, the second half `dense`."""
 
     def __init__(self, dense: Params, params: Params, masks: Any, half: int, solve: Callable):
         self.masks = dict(present_leaves(masks))
         super().__init__("reconstruct", params, set(self.masks))
         self.dense, self.half, self.solve = dict(named_leaves(dense)), half, solve
-        self.done = set[Any]()
 
     def read(self, value: Value) -> tuple[Any, ...]:
         """The arrays of a value; a leaf is one array in each network."""
@@ -109,10 +107,8 @@ class _Tuning(Reading):
         now, dense = (value.leaf.get(of[value.leaf.name]) for of in (self.now, self.dense))
         return (now,) * self.half + (dense,) * self.half
 
-    def met(self, leaf: Leaf, product: Product) -> None:
-        """Tunes the leaf, unless it was; the product reads it afterwards."""
-        if (leaf.name, leaf.part) in self.done:
-            return
+    def change(self, leaf: Leaf, product: Product) -> None:
+        """Tunes the leaf."""
         of = lambda leaves: product.forth(leaf.get(leaves[leaf.name]))
         tuned = []
         for *matrices, inputs in zip(
@@ -126,18 +122,6 @@ class _Tuning(Reading):
         weight = leaf.get(self.now[leaf.name])
         new = product.back(jnp.stack(tuned)).astype(weight.dtype)
         self.now[leaf.name] = leaf.put(self.now[leaf.name], new)
-        self.done.add((leaf.name, leaf.part))
-
-    def result(self) -> Params:
-        """The tuned params."""
-        reached = {name for name, _ in self.done}
-        if missed := [(name, None) for name in self.masks if name not in reached]:
-            raise ValueError(
-                f"reconstruct reaches no product of {quoted(missed)}: the function does not read "
-                "them, or reads them within cond, while_loop or another operation. Give them None "
-                "in place of a mask."
-            )
-        return with_leaves(self.params, [self.now[name] for name, _ in named_leaves(self.params)])
 
 
 @jax.jit

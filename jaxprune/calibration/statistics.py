@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.base import Params, is_known
+from jaxprune.base import Params, arguments, is_known
 from jaxprune.calibration.reading import Leaf, Product, Reading
 from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import kernels
-from jaxprune.trees import named_leaves
+from jaxprune.trees import named_leaves, with_leaves
 
 
 class Statistics(NamedTuple):
@@ -91,16 +91,13 @@ def statistics(
         rows[_shapes(batch)] = np.asarray(reading.rows)
         return reading.sums
 
-    total: list[Any] | None = None
+    total: Any = None
     counts = np.zeros((), int)
-    for i, batch in enumerate(batches):
-        inputs = batch if isinstance(batch, tuple) else (batch,)
+    for i, inputs in enumerate(arguments("statistics", batches)):
         sums = one(params, inputs)
         counts = counts + rows[_shapes(inputs)]
         _check_finite(sums, places, i)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
-    if total is None:
-        raise ValueError("statistics: batches is empty; give it at least one batch of inputs.")
     made: dict[Any, Statistics] = {}
 
     def of(name: str) -> Statistics | None:
@@ -114,8 +111,7 @@ def statistics(
             made[key] = _joined(name, many, [[total[i] for i in layer] for layer in layers])
         return made[key]
 
-    structure = jax.tree.structure(params, is_leaf=lambda x: x is None)
-    return jax.tree.unflatten(structure, [of(name) for name, _ in named_leaves(params)])
+    return with_leaves(params, [of(name) for name, _ in named_leaves(params)])
 
 
 class _Sums(Reading):

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params
+from jaxprune.base import Params, arguments
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.check import check_all
 from jaxprune.structured.removal import weights_of
@@ -51,9 +51,8 @@ def output_losses(
         found = jax.tree.leaves(structure.fn(params, *batch))
         return [x.astype(jnp.float32) for x in found if jnp.issubdtype(x.dtype, jnp.floating)]
 
-    for batch in batches:
+    for inputs in arguments("output_losses", batches):
         count += 1
-        inputs = batch if isinstance(batch, tuple) else (batch,)
         dense = outputs(params, inputs)
         entries = sum(x.size for x in dense)
         for block, paths in leaves.items():
@@ -61,8 +60,6 @@ def output_losses(
             found = outputs(map_named(zero, params), inputs)
             change = sum(float(jnp.square(a - b).sum()) for a, b in zip(found, dense, strict=True))
             sums[block] += change / entries
-    if not count:
-        raise ValueError("output_losses: batches is empty; give it at least one batch of inputs.")
     for block, total in sums.items():
         if not math.isfinite(total):
             raise ValueError(

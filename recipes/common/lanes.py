@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -309,6 +309,11 @@ def part(stack: Any, start: int, stop: int | None = None) -> Any:
 def repeat(stack: Any, times: int) -> Any:
     """Each lane several times: a a b b."""
     return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), stack)
+
+
+def stacked(networks: Iterable[Any]) -> Any:
+    """A stack of trees that are alike; the inverse of `lane_of`."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *networks)
 
 
 def every(stack: Any, n: int) -> Any:

@@ -24,13 +24,8 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 }
 EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
 MOST_SEEDS = 65_536  # far more than fit: XLA aborts the process where it finds no memory
-LOG_EVERY = {
-    "mlp": 20,
-    "lenet": 20,
-    "conv": 5,
-    "resnet20": 1,
-    "vit": 5,
-}  # about a second on two cores
+# about a second on two cores
+LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1, "vit": 5}
 Seeds = Annotated[int, flags.at_least(1, MOST_SEEDS)]
 
 

@@ -226,7 +226,9 @@ def read_anew(leaves: Sequence[Any], thresholds: Any) -> tuple[list[jax.Array], 
     operands = [x.operands if isinstance(x, Deferred) else (x,) for x in leaves]
     # each once: several layers may read one stack
     each = {id(x): x for group in operands for x in group}
-    each, thresholds = lax.optimization_barrier((each, thresholds))
+    # a list: JAX sorts the keys of a dict, and the order of ids differs from trace to trace
+    values, thresholds = lax.optimization_barrier(([*each.values()], thresholds))
+    each = dict(zip(each, values, strict=True))
     arrays = [
         x.compute(*(each[id(y)] for y in group)) if isinstance(x, Deferred) else each[id(group[0])]
         for x, group in zip(leaves, operands, strict=True)

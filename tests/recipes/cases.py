@@ -58,8 +58,8 @@ CASES = {
             "seconds training layers",
             ("| dense |", "| static weights |", "| rigl 8x8 |", "| dense time / time |"),
             AT_STEP_4,
-            "--method rigl",  # gmp may differ in its last bit, see .docs/pages/limits.md
-            ("rigl weights", "rigl 8x8"),
+            "--method rigl gmp",
+            ("rigl weights", "rigl 8x8", "gmp weights", "gmp 8x8"),
         ),
         Case(
             "nm",

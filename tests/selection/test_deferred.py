@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.selection.deferred import Deferred, Layer, cut, defer, written
+from jaxprune.selection.deferred import Deferred, Layer, cut, defer, read_anew, written
 from jaxprune.selection.largest import largest
 
 
@@ -110,6 +110,21 @@ def test_a_deferred_selection_writes_no_scores(allocation):
         return jp.select(defer(jp.magnitude, p), allocation, 0.9)
 
     assert temporary_bytes(lazy, params) < size / 50
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+def test_arrays_are_read_in_the_order_of_the_leaves(last_first):
+    """Not in the order of their ids, which differs from trace to trace: so would the program."""
+    wanted = []
+
+    def read(*arrays):
+        leaves = sorted(arrays, key=id, reverse=last_first)
+        wanted.extend(x.shape for x in leaves)
+        return read_anew(leaves, jnp.int32(0))
+
+    program = jax.make_jaxpr(read)(*(jnp.ones(n) for n in range(1, 6)))
+    (barrier,) = (e for e in program.eqns if e.primitive.name == "optimization_barrier")
+    assert [x.aval.shape for x in barrier.invars[:5]] == wanted
 
 
 def test_the_scores_that_a_sort_writes_are_seen():

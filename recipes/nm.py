@@ -5,7 +5,7 @@ is tested with N of M weights. The last layer stays dense. Writes a folder that 
 
 References: Mishra et al., 2021 (one shot); Bengio et al., 2013 (straight through); Zhou et al.,
 2021 (SR-STE); Bambhaniya et al., 2024 (decayed and stepwise flow); Hubara et al., 2021
-(transposable).
+(transposable); Fang et al., 2023 (BDWP).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from recipes.common.figures import patterns, style
 from recipes.common.report import Picture
 
 PATTERNS = "plots/patterns.png"
-METHODS = ("one_shot", "ste", "sr_ste", "decayed_flow", "stepwise_flow", "transposable")
+METHODS = ("one_shot", "ste", "sr_ste", "decayed_flow", "stepwise_flow", "transposable", "bdwp")
 PATTERN = re.compile(r"([1-9]\d?):([1-9]\d?)")
 
 
@@ -100,6 +100,7 @@ def by_method(
     settled = max(round(config.settle * steps), 1)
     pruned_at = min(max(round(config.prune_at * steps), 1), steps - 1)
     decay = lambda step: jnp.maximum(0.0, 1.0 - step / settled)
+    cross_entropy = models.classification(module)
 
     def of_now(**how: Any) -> jp.MaskTransform:
         return jp.dpf(1 - n / m, jp.uniform, jp.nm(n, m, **how), hidden)
@@ -113,8 +114,19 @@ def by_method(
         masks = jp.every(config.every, of_now(transposable=True))
         return Arm(module, jp.keep_dense(adam, masks), Weights.DENSE_COPY)
 
+    def in_use(loss: Any) -> Arm:
+        return reparameterized(module, adam, loss, of_now())
+
     def pair(method: Reparameterization) -> Arm:
-        return reparameterized(module, adam, method, of_now())
+        return in_use(
+            lambda params, *args, step: cross_entropy(
+                method.apply(DenseWeights(params), step=step), *args
+            )
+        )
+
+    def bdwp() -> Arm:
+        network = jp.reparam.bdwp(cross_entropy, n, m, hidden)
+        return in_use(lambda params, *args, step: network(params, *args))
 
     reparam = jp.reparam
     return {
@@ -124,21 +136,17 @@ def by_method(
         "decayed_flow": lambda: pair(reparam.decayed_flow(n, m, decay, hidden)),
         "stepwise_flow": lambda: pair(reparam.stepwise_flow(n, m, settled, hidden)),
         "transposable": transposable,
+        "bdwp": bdwp,
     }
 
 
 def reparameterized(
-    module: nn.Module,
-    optimizer: optax.GradientTransformation,
-    method: Reparameterization,
-    masks: jp.MaskTransform,
+    module: nn.Module, optimizer: optax.GradientTransformation, used: Any, masks: jp.MaskTransform
 ) -> Arm:
-    """All weights learn through `method`; tests use those that `masks` keep."""
-    cross_entropy = models.classification(module)
+    """All weights learn by the loss `used`; tests use those that `masks` keep."""
 
     def loss(params, batch_stats, images, labels, step, key):
-        used = method.apply(DenseWeights(params), step=step)
-        return cross_entropy(used, batch_stats, images, labels)
+        return used(params, batch_stats, images, labels, step=step)
 
     def in_tests(params, step):
         return jp.apply_masks(params, masks.init(params).masks)

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 from jax import lax
-from jax.extend import source_info_util
 
-from jaxprune.programs.interpret import bind, programs, scan_parts, walk
+from jaxprune.programs.interpret import CALLS, bind, line_of, programs, scan_parts, walk
 from jaxprune.programs.primitives import sides
 from jaxprune.prunable.layout import Layout
 
 # results with the entries of the kernel in their places
 CASTS = ("convert_element_type", "copy", "sharding_constraint")
-# programs of an equation that run once, and have no derivative of their own
-CALLS = (
-    *("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
-    "fast_conv",  # jp.conv_general_dilated
-)
 PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
@@ -261,9 +254,3 @@ def product(read: Read, x: jax.Array, multiply: Callable[..., jax.Array]) -> jax
     y = multiply(rows, **how).reshape(*sizes, *(shape[i] for i in ordered))
     of_x, of_kernel = list(range(len(rest))), [len(rest) + ordered.index(i) for i in free]
     return y.transpose([*of_x, *of_kernel] if place == 1 else [*of_kernel, *of_x])
-
-
-def line_of(eqn: Any) -> str:
-    """Where an equation was written, as ", at file.py:12"; empty if that is not known."""
-    path, colon, rest = source_info_util.summarize(eqn.source_info).partition(":")
-    return f", at {path.rsplit('/', 1)[-1]}:{re.split('[: ]', rest)[0]}" if colon else ""

@@ -8,12 +8,20 @@ different versions of JAX is read here only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 Fact = TypeVar("Fact")
+
+# programs of an equation that run once, and have no derivative of their own
+CALLS = (
+    *("pjit", "jit", "closed_call", "core_call", "remat", "remat2", "checkpoint"),
+    "fast_conv",  # jp.conv_general_dilated
+)
 
 
 def walk(
@@ -176,3 +184,9 @@ def bind(eqn: Any, operands: Sequence[Any], **changed: Any) -> list[Any]:
     functions, params = params if isinstance(params, tuple) else ((), params)
     results = eqn.primitive.bind(*functions, *operands, **params)
     return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def line_of(eqn: Any) -> str:
+    """Where an equation was written, as ", at file.py:12"; empty if that is not known."""
+    path, colon, rest = source_info_util.summarize(eqn.source_info).partition(":")
+    return f", at {path.rsplit('/', 1)[-1]}:{re.split('[: ]', rest)[0]}" if colon else ""

@@ -8,10 +8,14 @@ numbers and in bits: a `Size`. `soft_threshold` learns a threshold for each laye
 (a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`). `lora`,
 `masked_lora` and `scaled_lora` learn low-rank `Adapters` of kernels that do not move; the latter
 two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow` use N of M of
-`DenseWeights`, which all learn.
+`DenseWeights`, which all learn. `bdwp` is no pair but another function of the same params: N of M
+in the backward pass too. It stands on `backward_weights`, which gives the products of any function
+other weights in the backward pass.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
+from jaxprune.reparam.backward_weights import backward_weights as backward_weights
+from jaxprune.reparam.bdwp import bdwp as bdwp
 from jaxprune.reparam.decayed_flow import decayed_flow as decayed_flow
 from jaxprune.reparam.lora import lora as lora
 from jaxprune.reparam.masked_lora import masked_lora as masked_lora

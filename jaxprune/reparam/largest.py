@@ -17,16 +17,19 @@ from jaxprune.scores import magnitude
 
 
 def n_of_m(
-    what: str, n: int, m: int, prunable: Callable[[Params], Params]
+    what: str, n: int, m: int, prunable: Callable[[Params], Params], outputs: bool = False
 ) -> Callable[..., tuple[Any, Any]]:
     """`params, now=n -> (the leaves that are pruned, their masks)`, without a gradient.
 
     The masks keep `now` of every m: n, or another number of 1 to m, which may be traced.
 
+    Args:
+      outputs: whether groups are along the outputs; else along the inputs.
+
     Raises:
       ValueError: unless 1 <= n < m; (when called) if there is nothing to prune, or as `nm`.
     """
-    pattern = nm(n, m)
+    pattern = _of_outputs(n, m) if outputs else nm(n, m)
     if n == m:
         raise ValueError(f"{what}: {n} of {m} prunes nothing; n is below m.")
 
@@ -50,4 +53,15 @@ def _with(pattern: Pattern, now: jax.Array | int, m: int) -> Pattern:
         return rank_in_group(scores, m, -2) < now
 
     setattr(of_matrix, ON_MATRICES, getattr(pattern, ON_MATRICES))
+    return of_matrix
+
+
+def _of_outputs(n: int, m: int) -> Pattern:
+    """`nm` along the outputs of a leaf, which may be several axes."""
+    last = nm(n, m, axis=-1)
+
+    def of_matrix(scores: jax.Array, sparsity: Any) -> jax.Array:
+        return last(scores, sparsity)
+
+    setattr(of_matrix, ON_MATRICES, f"nm({n}, {m}) of the outputs")
     return of_matrix

@@ -65,10 +65,10 @@ CASES = {
             "nm",
             f"{SHORT} --hidden 32 16 --patterns 2:4",
             "patterns",
-            ("| dense |", "| sr_ste 2:4 |", "| transposable 2:4 |"),
+            ("| dense |", "| sr_ste 2:4 |", "| transposable 2:4 |", "| bdwp 2:4 |"),
             AT_STEP_4,
-            "--method sr_ste transposable",
-            ("sr_ste 2:4", "transposable 2:4"),
+            "--method sr_ste bdwp",
+            ("sr_ste 2:4", "bdwp 2:4"),
         ),
         Case(
             "random_erk",

@@ -8,9 +8,9 @@ numbers and in bits: a `Size`. `soft_threshold` learns a threshold for each laye
 (a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`). `lora`,
 `masked_lora` and `scaled_lora` learn low-rank `Adapters` of kernels that do not move; the latter
 two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow` use N of M of
-`DenseWeights`, which all learn. `bdwp` is no pair but another function of the same params: N of M
-in the backward pass too. It stands on `backward_weights`, which gives the products of any function
-other weights in the backward pass.
+`DenseWeights`, which all learn; the frames of the last are `halving` or `geometric`. `bdwp` is no
+pair but another function of the same params: N of M in the backward pass too. It stands on
+`backward_weights`, which gives the products of any function other weights in the backward pass.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
@@ -27,6 +27,8 @@ from jaxprune.reparam.soft_threshold import SoftThreshold as SoftThreshold
 from jaxprune.reparam.soft_threshold import soft_threshold as soft_threshold
 from jaxprune.reparam.sr_ste import DenseWeights as DenseWeights
 from jaxprune.reparam.sr_ste import sr_ste as sr_ste
+from jaxprune.reparam.stepwise_flow import geometric as geometric
+from jaxprune.reparam.stepwise_flow import halving as halving
 from jaxprune.reparam.stepwise_flow import stepwise_flow as stepwise_flow
 from jaxprune.reparam.weight_gates import WeightGates as WeightGates
 from jaxprune.reparam.weight_gates import weight_gates as weight_gates

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from tests.quick import quick
 from tests.transforms import loss, tiny_params
 
 # name -> a method, given which leaves it changes
@@ -35,6 +36,9 @@ REPARAMETERIZATIONS = {
     "sr_ste": partial(jp.reparam.sr_ste, 2, 4, 1e-3),
     "decayed_flow": partial(jp.reparam.decayed_flow, 1, 4, lambda step: jnp.exp(-0.1 * step)),
     "stepwise_flow": partial(jp.reparam.stepwise_flow, 1, 4, 6),
+    "geometric_flow": partial(
+        jp.reparam.stepwise_flow, 1, 2, 6, frames=partial(jp.reparam.geometric, largest=2)
+    ),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
@@ -42,7 +46,7 @@ IDENTICAL_AT_FIRST = (
     *("lora", "masked_lora", "scaled_lora", "decayed_flow"),
 )
 NEEDS_KEY = ("hard_concrete", "bernoulli_of_inputs")
-NEEDS_STEP = ("continuous_sparsification", "decayed_flow", "stepwise_flow")
+NEEDS_STEP = ("continuous_sparsification", "decayed_flow", "stepwise_flow", "geometric_flow")
 # the parts of what is learned whose slope is zero at first: only decay moves the logits
 WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("soft_threshold", "hard_concrete_tested"), ("logits",)),
@@ -63,7 +67,9 @@ TREES = {
     "named_tuple": Pair(tiny_params()["Dense_0"], (tiny_params()["Dense_1"],)),
 }
 
-every_method = pytest.mark.parametrize("name", REPARAMETERIZATIONS)
+SOON = [name for name in REPARAMETERIZATIONS if name != "geometric_flow"]  # it is stepwise_flow
+
+every_method = pytest.mark.parametrize("name", quick(REPARAMETERIZATIONS, *SOON))
 
 
 def kernels_of_weights(learned):
@@ -232,6 +238,7 @@ def test_sparsify_prunes_weights_and_so_the_network(name):
 def test_what_init_did_not_make_is_refused(name):
     what = name if name in (*ADAPTERS, *N_OF_M) else "weight_gates"
     what = "soft_threshold" if name.startswith("soft") else what
+    what = "stepwise_flow" if name == "geometric_flow" else what
     with pytest.raises(TypeError, match=rf"{what}.apply needs what {what}.init.* makes.*got dict"):
         made(name).apply(tiny_params(), **EXTRAS)
     with pytest.raises(ValueError, match=r"nothing to (gate|adapt|prune)"):

@@ -1,5 +1,7 @@
 """N:M training: the worked numbers, along which axis groups lie, and what can't be."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,25 @@ def test_the_frames_of_stepwise_flow():
     np.testing.assert_allclose(slope(jp.reparam.stepwise_flow(2, 4, 2), 1), G, atol=1e-7)
 
 
+def test_the_frames_of_geometric_flow():
+    """8N:8M, 4N:4M, 2N:2M, N:M: a quarter in ever smaller groups."""
+    weights = {"kernel": jnp.arange(1.0, 33.0)[:, None]}
+    method = jp.reparam.stepwise_flow(1, 4, 40, frames=jp.reparam.geometric)
+    learned = method.init(weights)
+    used = jax.jit(jax.vmap(lambda step: method.apply(learned, step=step)["kernel"][:, 0]))
+    kept = np.asarray(used(jnp.arange(0, 60, 10)) != 0)
+    for i, size in enumerate((32, 16, 8, 4, 4, 4)):
+        largest = np.arange(32) % size >= size - size // 4  # they rise
+        np.testing.assert_array_equal(kept[i], largest)
+    assert jp.reparam.geometric(2, 4) == [(16, 32), (8, 16), (4, 8), (2, 4)]
+    assert jp.reparam.geometric(1, 4, largest=2) == [(2, 8), (1, 4)]
+    np.testing.assert_allclose(slope(_geometric(largest=1), 1), G, atol=1e-7)
+
+
+def _geometric(**how):
+    return jp.reparam.stepwise_flow(2, 4, 8, frames=partial(jp.reparam.geometric, **how))
+
+
 def test_heads_are_grouped_along_the_inputs():
     params = {"query": {"kernel": jax.random.normal(jax.random.key(0), (8, 2, 3))}}
     method = jp.reparam.sr_ste(2, 4)
@@ -94,5 +115,13 @@ def test_what_cannot_be_is_told():
         jp.reparam.stepwise_flow(2, 4, 9).apply(
             jp.reparam.DenseWeights({"kernel": jnp.ones((6, 2))}), step=0
         )
+    with pytest.raises(ValueError, match="the last frame is 1:4; got the frames"):
+        jp.reparam.stepwise_flow(1, 4, 9, frames=lambda n, m: [(1, 8), (1, 2)])
+    with pytest.raises(ValueError, match="a frame is N:M with 1 <= N < M; got 4:4"):
+        jp.reparam.stepwise_flow(1, 4, 9, frames=lambda n, m: [(4, 4), (1, 4)])
+    with pytest.raises(ValueError, match="largest is a power of 2, such as 8; got 6"):
+        _geometric(largest=6)
+    with pytest.raises(ValueError, match=r"'kernel'.*axis -2 divisible by 32"):
+        _geometric().init({"kernel": W})
     with pytest.raises(ValueError, match="'kernel'"):
         jp.reparam.sr_ste(2, 4).init({"kernel": jnp.ones((6, 2))})

@@ -59,3 +59,10 @@ def automatic(f: Callable[..., Any], like: Any) -> Callable[..., Any]:
         return jax.sharding.auto_axes(inner, out_sharding=shardings)(arrays)
 
     return run
+
+
+def on_all_devices(x: jax.Array) -> jax.Array:
+    """`x`, known, whole on every device where its axes are explicit; any other array is itself."""
+    if explicit_sharding(x) is None:
+        return x
+    return jax.device_put(x, NamedSharding(x.sharding.mesh, jax.P()))  # type: ignore[attr-defined]

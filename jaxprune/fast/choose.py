@@ -19,6 +19,7 @@ from jaxprune.fast.timing import Product, times
 from jaxprune.masks import apply_masks, like
 from jaxprune.programs.interpret import bind
 from jaxprune.prunable.layout import as_matrix
+from jaxprune.sharding import explicit_sharding, on_all_devices
 from jaxprune.trees import named_leaves, present_leaves, shape_only
 
 PAYS = 1.1  # dense time / time that a form must reach: less may be noise
@@ -83,7 +84,7 @@ def fast(
     outputs (BCSR); cut to the inputs and outputs in use. A form is taken if it is at least 1.1
     times as fast as dense; else the kernel stays dense, and the table says why. The result works
     under `jit`, `vmap` and `grad`. It takes inputs of other batch sizes, also sharded along the
-    batch by automatic axes.
+    batch, by automatic or by explicit axes. A kernel in another form lies whole on every device.
 
     A product is what contracts some axes of the kernel and leaves the others: x @ kernel, x @
     kernel.T, kernels of attention, 1x1 convolutions. A convolution with a window has other forms:
@@ -132,7 +133,7 @@ def fast(
             forms[name] = form
     treedef = jax.tree.structure(masked)
     new = [forms.get(name, leaf) for name, leaf in leaves.items()]
-    shapes = {name: shape_only(leaves[name]) for name in forms}
+    shapes = {name: _shape(leaves[name]) for name in forms}
     return Fast(
         jax.tree.unflatten(treedef, new), _Replayed(fn, treedef, tuple(leaves), shapes, choices)
     )
@@ -170,6 +171,14 @@ class _Replayed:
         return jax.tree.unflatten(jax.tree.structure(shape), results)
 
 
+def _shape(leaf: Any) -> Any:
+    """The shape and the dtype of a leaf, and its sharding over explicit axes: part of its type."""
+    shape, sharding = shape_only(leaf), explicit_sharding(leaf)
+    if sharding is None:
+        return shape
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
 def _held(name: str, leaf: Any, form: Any = None) -> Held:
     return Held(name, leaf.dtype, tuple(range(leaf.ndim)), form)
 
@@ -194,7 +203,7 @@ def _reads(
 ) -> dict[str, list[Read]]:
     """By leaf the equations that read it."""
     try:
-        jaxpr = jax.make_jaxpr(fn)(jax.tree.map(shape_only, params), *args)
+        jaxpr = jax.make_jaxpr(fn)(jax.tree.map(_shape, params), *args)
     except Exception as error:
         error.add_note("fast: the function does not take these params and args")
         raise
@@ -215,7 +224,7 @@ def _chosen(
     if why := _stays(kernel, found):
         return stays("", why)
     layout: Any = found[0].layout
-    window = found[0].window
+    window, kernel = found[0].window, on_all_devices(kernel)
     matrix, of = as_matrix(kernel, layout), np.asarray(as_matrix(mask, layout))
     pattern, made = of_window(matrix, of, window) if window else candidates(matrix, of)
     if not made:

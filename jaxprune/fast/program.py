@@ -13,6 +13,7 @@ from jax import lax
 from jaxprune.programs.interpret import CALLS, bind, line_of, programs, scan_parts, walk
 from jaxprune.programs.primitives import sides
 from jaxprune.prunable.layout import Layout
+from jaxprune.sharding import automatic
 
 # results with the entries of the kernel in their places
 CASTS = ("convert_element_type", "copy", "sharding_constraint")
@@ -109,7 +110,7 @@ def run(program: Any, operands: list[Any], multiply: Multiply) -> list[Any]:
         read = read_by(eqn, values)
         if read.why:
             raise ValueError(f"'{read.name}' {read.why}{read.line}")
-        y = multiply(read, values[1 - read.place])
+        y = _multiplied(read, values[1 - read.place], multiply)
         return [lax.convert_element_type(y, eqn.outvars[0].aval.dtype)]
 
     results = walk(program, operands, equation, lambda x, atom: x)
@@ -117,6 +118,20 @@ def run(program: Any, operands: list[Any], multiply: Multiply) -> list[Any]:
         if isinstance(result, Held):
             raise ValueError(f"'{result.name}' is a result of the function")
     return results
+
+
+def _multiplied(read: Read, x: jax.Array, multiply: Multiply) -> jax.Array:
+    """A product, with automatic axes where the dense product has explicit axes.
+
+    Forms gather, sort and split axes, for which explicit axes have no rule.
+    """
+
+    def product(x: jax.Array, form: Any) -> jax.Array:
+        return multiply(replace(read, kernel=replace(read.kernel, form=form)), x)
+
+    y = read.eqn.outvars[0].aval
+    dense = jax.ShapeDtypeStruct(y.shape, y.dtype, sharding=y.sharding)
+    return automatic(product, dense)(x, read.kernel.form)
 
 
 def _scan(eqn: Any, values: list[Any], multiply: Multiply) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -177,11 +178,15 @@ def run_in_blocks(
     whole = lambda values, place: jax.ShapeDtypeStruct(place.leaf, values.dtype)
     jaxpr, shape = jax.make_jaxpr(fn, return_shape=True)(map_blocks(whole, params, places), *args)
     leaves = dict(named_leaves(params))
-    held = [
-        Held(name, leaf.dtype, tuple(range(len(places[name].leaf)))) if name in places else leaf
-        for name, leaf in leaves.items()
-        if leaf is not None
-    ]
+
+    def held(name: str, leaf: jax.Array) -> Any:
+        place = places.get(name)
+        if place is None:
+            return leaf
+        axes = tuple(range(len(place.leaf)))
+        return Held(name, leaf.dtype, axes, Blocks(leaf, place.inputs, place.shape))
+
+    operands = [held(name, leaf) for name, leaf in leaves.items() if leaf is not None]
 
     def multiply(read: Read, x: jax.Array) -> jax.Array:
         place = places[read.name]
@@ -190,12 +195,12 @@ def run_in_blocks(
                 f"'{read.name}' is read {in_words(read)}, and its blocks have axes "
                 f"{place.layout.inputs} as inputs and {place.layout.outputs} as outputs"
             )
-        values = leaves[read.name].astype(read.kernel.dtype)
-        blocks = Blocks(values, place.inputs, place.shape)
+        blocks: Blocks = read.kernel.form
+        blocks = replace(blocks, values=blocks.values.astype(read.kernel.dtype))
         return of_program(read, x, lambda rows, **how: product(rows, blocks, **how))
 
     try:
-        results = run(jaxpr, [*held, *jax.tree.leaves(args)], multiply)
+        results = run(jaxpr, [*operands, *jax.tree.leaves(args)], multiply)
     except ValueError as error:
         if not str(error).startswith("'"):
             raise

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import jaxprune as jp
 from jaxprune.fast import choose
@@ -99,15 +100,41 @@ def test_export_of_a_network_in_blocks(monkeypatch):
     np.testing.assert_array_equal(exported.call(x), run(x))
 
 
-def test_inputs_that_are_sharded_along_the_batch(monkeypatch):
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_inputs_that_are_sharded_along_the_batch(monkeypatch, kind):
     params, masks, _ = network()
     x = jnp.asarray(DRAW((16, 40)), jnp.float32)
     favor(monkeypatch, "blocks of 8 x 8, by columns")
     net = jp.fast.fast(apply, params, masks, x)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
     wanted = apply(jp.apply_masks(params, masks), x)
-    np.testing.assert_allclose(jax.jit(net.fn)(net.params, spread), wanted, rtol=1e-5, atol=1e-5)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("data")))
+        y = jax.jit(net.fn)(net.params, spread)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["blocks of 8 x 8, by columns", "single weights, BCSR"])
+def test_kernels_over_explicit_axes(monkeypatch, name):
+    """The form lies whole on every device, and its product is sharded as the dense one."""
+    favor(monkeypatch, name)
+    params, masks, x = network()
+    kernel, mask = params["a"]["kernel"], masks["a"]["kernel"]
+    fn = lambda params, x: (x @ params["w"]).sum(1)
+    wanted = (x @ jnp.where(mask, kernel, 0)).sum(1)
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        over = lambda x, *axes: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*axes)))
+        params, x = {"w": over(kernel, None, "model")}, over(x, "data", None)
+        net = jp.fast.fast(fn, params, {"w": mask}, x)
+        both = jax.jit(lambda p, x: (net.fn(p, x), jax.grad(lambda x: net.fn(p, x).sum())(x)))
+        y, dx = both(net.params, x)
+        assert jax.typeof(y) == jax.typeof(jax.jit(fn)(params, x))
+    assert isinstance(net.params["w"], FORMS)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        dx, jnp.tile(jnp.where(mask, kernel, 0).sum(1), (4, 1)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_form_is_really_faster_here():

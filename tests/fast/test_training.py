@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import jaxprune as jp
 
@@ -149,6 +150,19 @@ def test_seeds_side_by_side_are_a_loop_of_seeds():
     )
     with pytest.raises(ValueError, match=r"keeps is traced.*slots=jp.fast.slots_of"):
         jax.vmap(training.init)(stack)
+
+
+@pytest.mark.full
+def test_batches_over_explicit_axes():
+    params, x, y = network()
+    training = jp.fast.block_training(loss, optax.adam(3e-2), transform("static"))
+    step, state = jax.jit(training.step), training.init(params)
+    _, wanted = step(state, x, y)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        spread = [jax.device_put(a, jax.NamedSharding(mesh, jax.P("data"))) for a in (x, y)]
+        _, value = step(training.init(params), *spread)
+    assert float(value) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_masks_of_in_blocks_are_those_of_the_balanced_pattern():

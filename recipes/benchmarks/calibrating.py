@@ -14,11 +14,11 @@ from jax import lax
 
 import jaxprune as jp
 from jaxprune.calibration.sparsegpt import factor
-from recipes.benchmarks.fast import clock
+from recipes.benchmarks.rounds import cpu_clock, timed
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.common.models import Decoder
 from recipes.common.models.decoder import SIZES
-from recipes.common.timing import Cell, measure
+from recipes.common.timing import Cell
 
 LEAF = 1024, 4096  # inputs, outputs
 ROWS, DAMPING = 2048, 0.01
@@ -54,7 +54,7 @@ def _statistics(plan: Plan) -> Section:
     return comparison(
         name="calibration statistics",
         headline=f"A batch of a decoder of {weights:,} weights: statistics / forward pass",
-        measured=_measured("statistics", cells, plan),
+        measured=timed(plan, "statistics", cells, clock=cpu_clock()),
         baselines=[FORWARD],
         control=AGAIN.format(FORWARD),
         targets={"statistics": Target(1.3)},
@@ -87,7 +87,7 @@ def _sparsegpt(plan: Plan) -> Section:
     return comparison(
         name="calibration sparsegpt",
         headline=f"SparseGPT of {inputs} x {outputs} / its Cholesky factor and products",
-        measured=_measured("SparseGPT", cells, plan),
+        measured=timed(plan, "SparseGPT", cells, clock=cpu_clock()),
         baselines=[FACTOR],
         control=AGAIN.format(FACTOR),
         targets={"SparseGPT, 50 %": Target(2.0), "SparseGPT, 2:4": Target(2.0)},
@@ -99,10 +99,6 @@ def _cell(name: str, fn: Any, *inputs: Any) -> Cell:
     shapes = jax.eval_shape(fn, *inputs)
     state = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return Cell(name, lambda _, *inputs: fn(*inputs), state, inputs)
-
-
-def _measured(title: str, cells: list[Cell], plan: Plan) -> Any:
-    return measure(title, cells, plan.repeats, plan.seed, plan.least_seconds, clock())
 
 
 def _is_large(plan: Plan) -> bool:

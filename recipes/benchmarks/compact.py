@@ -6,10 +6,11 @@ import jax
 import numpy as np
 
 import jaxprune as jp
+from recipes.benchmarks.rounds import timed
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.training import CIFAR, CLASSES, CONTROL, DENSE, MNIST
 from recipes.common import models
-from recipes.common.timing import BATCHES, forward, measure
+from recipes.common.timing import BATCHES, forward
 
 BUDGETS = (0.5, 0.25)  # of the dense network's FLOPs
 MULTIPLE = 8  # of channels: with 27 or 45 of them a convolution is slower than with 32 or 64
@@ -39,13 +40,7 @@ def _of(model: str, batch: int, plan: Plan) -> Section:
     return comparison(
         name=f"compact {model} {batch}",
         headline=f"{model}, forward, batch of {batch}: compacted to a share of its FLOPs",
-        measured=measure(
-            f"forward passes of {model}, batch {batch}",
-            cells,
-            plan.repeats,
-            plan.seed,
-            plan.least_seconds,
-        ),
+        measured=timed(plan, f"forward passes of {model}, batch {batch}", cells),
         baselines=[DENSE],
         control=CONTROL,
         targets={"compacted to 0.25": Target(0.4, 0.25)} if batch > 1 else {},

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
+from recipes.benchmarks.rounds import timed
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.common import models
-from recipes.common.timing import Cell, measure
+from recipes.common.timing import Cell
 
 CLASSES, SHAPE, PER_CLASS = 10, (32, 32, 3), 10
 ROUNDS = 6  # at most: a pass takes about a second
@@ -21,7 +22,7 @@ PASSES = "forward, backward"
 def distilling(plan: Plan) -> list[Section]:
     """Distribution matching on a conv net, with and without augmentation."""
     cells, real = cells_of(plan)
-    measured = measure("distill", cells, min(plan.repeats, ROUNDS), plan.seed, plan.least_seconds)
+    measured = timed(plan, "distill", cells, ROUNDS)
     section = comparison(
         name="distill",
         headline=(

@@ -6,7 +6,6 @@ A process that may use one core is the fairest: `taskset -c 0 python -m recipes.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,9 +18,10 @@ import optax
 import jaxprune as jp
 from jaxprune.fast.block_product import Blocks, reference
 from recipes.benchmarks.fast_images import images
+from recipes.benchmarks.rounds import cpu_clock, timed
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.benchmarks.training import CONTROL, DENSE
-from recipes.common.timing import Cell, measure
+from recipes.common.timing import Cell
 
 KEPT = 0.1  # of the weights
 LAYERS = "abc"
@@ -39,13 +39,8 @@ def faster(plan: Plan) -> list[Section]:
         *(_steps(plan, batch) for batch in BATCHES),
         *(_products(plan, batch) for batch in (1, *BATCHES, 256)),
         *(_shares(plan, h, w) for h, w in SIZES[:2]),
-        *images(plan, clock()),
+        *images(plan),
     ]
-
-
-def clock() -> Callable[[], float]:
-    """CPU time of the process, which other processes don't lengthen; wall time on other devices."""
-    return time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
 
 def width_of(plan: Plan) -> int:
@@ -77,7 +72,7 @@ def _steps(plan: Plan, batch: int) -> Section:
         if of == batch and width_of(plan) == 1024
     }
     title = f"training steps, batch {batch}"
-    measured = measure(title, cells, plan.repeats, plan.seed, plan.least_seconds, clock())
+    measured = timed(plan, title, cells, clock=cpu_clock())
     n = width_of(plan)
     return comparison(
         name=f"fast step {batch}",
@@ -165,7 +160,7 @@ def _products(plan: Plan, batch: int) -> Section:
     return comparison(
         name=f"fast product {batch}",
         headline=f"x @ kernel, {n} x {n} at {1 - KEPT:.0%}, batch {batch}: dense and sparse forms",
-        measured=measure(title, cells, plan.repeats, plan.seed, plan.least_seconds, clock()),
+        measured=timed(plan, title, cells, clock=cpu_clock()),
         baselines=[DENSE],
         control=CONTROL,
         targets={},
@@ -196,7 +191,7 @@ def _shares(plan: Plan, h: int, w: int) -> Section:
     return comparison(
         name=f"fast share {h}",
         headline=f"x @ kernel and its gradients, {n} x {n}, batch {SHARES_BATCH}, {title}",
-        measured=measure(title, cells, plan.repeats, plan.seed, plan.least_seconds, clock()),
+        measured=timed(plan, title, cells, clock=cpu_clock()),
         baselines=[DENSE],
         control=CONTROL,
         targets={},

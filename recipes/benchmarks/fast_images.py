@@ -11,10 +11,11 @@ import numpy as np
 from jax import lax
 
 import jaxprune as jp
+from recipes.benchmarks.rounds import cpu_clock, timed
 from recipes.benchmarks.section import Plan, Section, comparison
 from recipes.benchmarks.training import CIFAR, CLASSES, CONTROL, DENSE
 from recipes.common import models
-from recipes.common.timing import Clock, forward, measure
+from recipes.common.timing import forward
 
 SPARSITY = 0.9
 PATTERNS = {
@@ -33,25 +34,25 @@ CONVOLUTIONS = {
 }
 
 
-def images(plan: Plan, clock: Clock) -> list[Section]:
+def images(plan: Plan) -> list[Section]:
     """The conv net and ResNet-20 where the plan has them, and single convolutions of them."""
-    found = [_network(plan, m, b, clock) for m in plan.models if m in NETWORKS for b in BATCHES]
+    found = [_network(plan, m, b) for m in plan.models if m in NETWORKS for b in BATCHES]
     if found:
-        found += [_convolution(plan, name, b, clock) for name in CONVOLUTIONS for b in BATCHES]
+        found += [_convolution(plan, name, b) for name in CONVOLUTIONS for b in BATCHES]
     return found
 
 
-def _network(plan: Plan, model: str, batch: int, clock: Clock) -> Section:
+def _network(plan: Plan, model: str, batch: int) -> Section:
     module = models.model(model, CLASSES)
     x = np.random.default_rng(plan.seed).standard_normal((batch, *CIFAR), np.float32)
     params = jax.jit(module.init)(jax.random.key(plan.seed), x[:1])["params"]
     inner = jp.matching("*/kernel", exclude=list(models.FIRST_LAST[model]))
     apply = lambda params, x: module.apply({"params": params}, x)
     headline = f"{model}, forward, batch of {batch}: masks at {SPARSITY:.0%} by fast.fast"
-    return _section(plan, f"fast {model} {batch}", headline, apply, params, inner, x, clock)
+    return _section(plan, f"fast {model} {batch}", headline, apply, params, inner, x)
 
 
-def _convolution(plan: Plan, name: str, batch: int, clock: Clock) -> Section:
+def _convolution(plan: Plan, name: str, batch: int) -> Section:
     size, stride, image, channels, outputs = CONVOLUTIONS[name]
     draw = np.random.default_rng(plan.seed).standard_normal
     params = {"Conv_0": {"kernel": jnp.asarray(draw((size, size, channels, outputs)), jnp.float32)}}
@@ -63,7 +64,7 @@ def _convolution(plan: Plan, name: str, batch: int, clock: Clock) -> Section:
         return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=dims)
 
     headline = f"convolution {name}, batch of {batch}: masks at {SPARSITY:.0%} by fast.fast"
-    return _section(plan, f"fast {name} {batch}", headline, apply, params, jp.kernels, x, clock)
+    return _section(plan, f"fast {name} {batch}", headline, apply, params, jp.kernels, x)
 
 
 def _section(
@@ -74,19 +75,18 @@ def _section(
     params: Any,
     prunable: Callable[[Any], Any],
     x: np.ndarray,
-    clock: Clock,
 ) -> Section:
     cells = [forward(cell, apply, params, x) for cell in (DENSE, CONTROL)]
     for pattern, of in PATTERNS.items():
         masks = jp.select(jp.magnitude(prunable(params)), jp.uniform, SPARSITY, of)
-        network = jp.fast.fast(apply, params, masks, x, clock=clock)
+        network = jp.fast.fast(apply, params, masks, x, clock=cpu_clock())
         taken = sum(choice.form != DENSE for choice in network.choices)
         cell = f"{pattern} ({taken} of {len(network.choices)} kernels)"
         cells.append(forward(cell, network.fn, network.params, x))
     return comparison(
         name=name,
         headline=headline,
-        measured=measure(name, cells, plan.repeats, plan.seed, plan.least_seconds, clock),
+        measured=timed(plan, name, cells, clock=cpu_clock()),
         baselines=[DENSE],
         control=CONTROL,
         targets={},

@@ -13,10 +13,11 @@ import optax
 from jax import lax
 
 import jaxprune as jp
+from recipes.benchmarks.rounds import timed
 from recipes.benchmarks.section import Figure, Plan, Section, Target, comparison
 from recipes.benchmarks.training import CLASSES, EVERY, MNIST, gradual, train_step
 from recipes.common import arms, lanes, models
-from recipes.common.timing import Cell, measure, ratio
+from recipes.common.timing import Cell, ratio
 
 CONV_ROUNDS, VMAP_ROUNDS, MAP_ROUNDS = 8, 3, 1  # at most: a step takes up to ten seconds
 SCANNED = 2  # steps of a loop: XLA unrolls a loop of one
@@ -40,7 +41,7 @@ def _of_lenet(plan: Plan) -> Section:
         _cell(sparse_singly, module, sparse, plan, period=EVERY),
         _cell(sparse_together, module, sparse, plan, jax.vmap, period=EVERY),
     ]
-    measured = measure("seeds", cells, plan.repeats, plan.seed, plan.least_seconds)
+    measured = timed(plan, "seeds", cells)
     section = comparison(
         name="seeds",
         headline=f"LeNet-300-100, {n} seeds: training step, masks updated at every {EVERY}th",
@@ -79,11 +80,10 @@ def _of_conv(plan: Plan) -> Section:
             times=1 / SCANNED,
         ),
     ]
-    rounds = min(plan.repeats, CONV_ROUNDS)
     return comparison(
         name="seeds_conv",
         headline=f"Conv net, {n} seeds: training step, and with XLA's convolution",
-        measured=measure("seeds conv", cells, rounds, plan.seed, plan.least_seconds),
+        measured=timed(plan, "seeds conv", cells, CONV_ROUNDS),
         baselines=[singly, xla_singly, scanned],
         control=f"{singly} (A/A)",
         targets={together: Target(1.2)},

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 import jaxprune as jp
+from recipes.benchmarks.rounds import timed
 from recipes.benchmarks.section import Figure, Plan, Section, Target, comparison
 from recipes.benchmarks.steps import SPARSITY, describe, kernels
 from recipes.common.report import tree_bytes
-from recipes.common.timing import Cell, measure, ratio
+from recipes.common.timing import Cell, ratio
 
 # one read and one write of the scores: to an array that is there, to a new one, to themselves
 TWICE, CONTROL, NEW, IN_PLACE = "2x", "2x (A/A)", "2x, new array", "-x, in place"
@@ -28,7 +29,7 @@ def selection(plan: Plan) -> list[Section]:
     """`select` and `unstructured`, `argsort`, `sort` and `top_k` of the same scores."""
     params, _ = kernels(plan.seed, plan.weights, plan.leaves)
     cells = _cells(params)
-    measured = measure("selection", cells, plan.repeats, plan.seed, plan.least_seconds)
+    measured = timed(plan, "selection", cells)
     headline = f"Selection of {1 - SPARSITY:.0%} of {describe(params)}"
     section = comparison(
         name="selection",

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
+from recipes.benchmarks.rounds import timed
 from recipes.benchmarks.section import Plan, Section, Target, comparison
 from recipes.common.report import tree_bytes
-from recipes.common.timing import Cell, measure, noise
+from recipes.common.timing import Cell, noise
 
 SPARSITY = 0.9
 EVERY = 100  # steps between updates of the masks
@@ -43,7 +44,7 @@ def optimizer_step(plan: Plan) -> list[Section]:
     cells = _cells(params, grads)
     fixed = jp.sparsify(optax.adam(1e-3), jp.fixed(_final_masks(params)))
     cells.append(_cell("fixed", step_of(fixed), fixed.init, params, grads))
-    measured = measure("step", cells, plan.repeats, plan.seed, plan.least_seconds)
+    measured = timed(plan, "step", cells)
     no_slower = Target(noise(measured, CONTROL, BASELINE).high)
     targets = {cell: no_slower for cell in measured if cell.startswith(("idle", "fixed"))}
     targets |= {cell: Target(8, aim=4) for cell in measured if cell.startswith("update")}
@@ -61,7 +62,7 @@ def vmapped_step(plan: Plan) -> list[Section]:
     each = [kernels(plan.seed + i, own.weights, own.leaves) for i in range(plan.seeds)]
     params, grads = jax.tree.map(lambda *xs: jnp.stack(xs), *each)
     cells = _cells(params, grads, jax.vmap)
-    measured = measure("vmap", cells, plan.repeats, plan.seed, plan.least_seconds)
+    measured = timed(plan, "vmap", cells)
     headline = f"Optimizer step vmapped over {plan.seeds} seeds, each {describe(each[0][0])}"
     idle = {cell: Target(1.2) for cell in measured if cell.startswith("idle")}
     return [comparison("vmap", headline, measured, [BASELINE], CONTROL, idle, tree_bytes(params))]

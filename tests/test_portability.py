@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 import jaxprune as jp
 from jaxprune.structured import Removal
-from recipes import block_training, dynamic, gates, gmp, relaxation, soup
+from recipes import block_training, dynamic, gates, gmp, nm, relaxation, soup
 from recipes.common import arms, lanes, models
 from recipes.common.data import Dataset, Split
 from recipes.sharded import decoder
@@ -20,6 +20,7 @@ from tests.transforms import DENSE_WEIGHTS, TRANSFORMS, loss, tiny_params
 PLATFORMS = ("cpu", "cuda", "tpu")
 DYNAMIC = dynamic.Config()
 GATES = gates.Config()
+N_OF_M = nm.Config(hidden=(32,), patterns=("2:4",), method=("bdwp",))
 BLOCKS = block_training.Config(hidden=(32,), blocks=("8x8",))
 
 
@@ -78,6 +79,7 @@ STEPS = {  # what recipes train, by recipe and arm
         if arm.blocks
     },
     **{f"gates {name}": arm for name, arm in gates.arms(GATES, digits(), 100).items()},
+    "nm bdwp": nm.arms(N_OF_M, digits(), 100)["bdwp 2:4"],
 }
 
 

@@ -16,9 +16,10 @@ from jaxprune.programs.interpret import CALLS, bind, line_of, programs, scan_par
 from jaxprune.programs.primitives import sides
 from jaxprune.trees import present_leaves, quoted, shape_only
 
-# equations of one operand whose results have its entries, or some of them, in other places
+# equations whose results have the entries of the first operand, or some of them, in other places
 PLACES = (
-    *("reshape", "transpose", "squeeze", "expand_dims", "slice", "split", "rev"),
+    *("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev"),
+    *("slice", "dynamic_slice", "split"),
     *("convert_element_type", "copy", "sharding_constraint", "reduce_precision"),
 )
 REMATERIALIZED = ("remat", "remat2", "checkpoint")
@@ -134,9 +135,10 @@ def _equation(eqn: Any, values: list[Any], met: _Met) -> list[Any]:
     if len(places) == 1 and (sides(eqn) is not None or kind == "fast_conv"):
         met.products.add(values[places[0]].name)
         return [_product(eqn, places[0], values)]
-    if kind in PLACES:
-        (weight,) = values
-        each = zip(bind(eqn, [weight.forward]), bind(eqn, [weight.backward]), strict=True)
+    if kind in PLACES and places == [0]:
+        weight, *rest = values
+        forward, backward = (bind(eqn, [x, *rest]) for x in (weight.forward, weight.backward))
+        each = zip(forward, backward, strict=True)
         return [replace(weight, forward=x, backward=other) for x, other in each]
     if kind in REMATERIALIZED:
         run = lambda values: _run(programs(eqn)[0], values, met)

@@ -21,6 +21,7 @@ from jaxprune.fast.rewiring import cut_slots, filled, rewired
 from jaxprune.fast.state import BlockState, Places, map_blocks, with_leaves_of
 from jaxprune.methods.combine import where_due
 from jaxprune.prunable.layout import as_matrix, from_matrix
+from jaxprune.sharding import explicit_sharding
 from jaxprune.trees import map_named, named_leaves
 
 
@@ -78,8 +79,8 @@ def block_training(
 
     Raises:
       ValueError: if `transform` is not of `in_blocks`; (in init) if the number of slots is traced
-        and not given; (in step) if the loss reads a kernel in blocks other than by x @ kernel: it
-        names the line.
+        and not given, or a kernel lies over explicit mesh axes; (in step) if the loss reads a
+        kernel in blocks other than by x @ kernel: it names the line.
     """
     blocks = made_by_in_blocks("block_training", transform)
     h, w, masks_over_time = blocks.h, blocks.w, blocks.transform
@@ -101,6 +102,7 @@ def block_training(
                     f"block_training: slots has no '{name}'. Give those of slots_of(state): "
                     f"{', '.join(mask_state.masks)}."
                 )
+            _check_whole(name, leaves[name])
             layout, shape = layouts[name], leaves[name].shape
             kernel = as_matrix(leaves[name], layout)
             mask = as_matrix(of_blocks(kept, h, w, shape, layout), layout)
@@ -156,6 +158,16 @@ def block_training(
         return map_named(lambda name, _: of_weights.get(name), state.params)
 
     return BlockTraining(init, step, dense, masks, cut_slots)
+
+
+def _check_whole(name: str, leaf: jax.Array) -> None:
+    sharding = explicit_sharding(leaf)
+    if sharding is not None and any(sharding.spec):
+        raise ValueError(
+            f"block_training: '{name}' lies over explicit mesh axes, {sharding.spec}, and its "
+            "blocks lie whole on every device. Give jax.device_put(kernel, NamedSharding(mesh, "
+            "P())), or a mesh with AxisType.Auto."
+        )
 
 
 def slots_of(state: BlockState) -> dict[str, int]:

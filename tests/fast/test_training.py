@@ -162,6 +162,10 @@ def test_batches_over_explicit_axes():
     with jax.set_mesh(mesh):
         spread = [jax.device_put(a, jax.NamedSharding(mesh, jax.P("data"))) for a in (x, y)]
         _, value = step(training.init(params), *spread)
+        over = jax.NamedSharding(mesh, jax.P(None, "data"))
+        params["a"]["kernel"] = jax.device_put(params["a"]["kernel"], over)
+        with pytest.raises(ValueError, match=r"'a/kernel' lies over explicit mesh axes, P.*Auto"):
+            training.init(params)
     assert float(value) == pytest.approx(float(wanted), rel=1e-5)
 
 

@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 
 import jaxprune as jp
+from tests.quick import quick
 
 DRAW = np.random.default_rng(0).standard_normal
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -70,10 +71,11 @@ PROGRAMS = {
     "transposed conv": (conv(lhs_dilation=(2, 2), padding=[(2, 1), (2, 1)]), (3, 3, 4, 8), IMAGE),
     "depthwise": (conv(feature_group_count=4), (3, 3, 1, 8), IMAGE),
 }
+SOON = ("matrix", "query", "scan over layers", "remat", "cond", "conv", "experts")
 SEVERAL_TIMES = ("scan over layers", "scan with one kernel")  # not linear in the kernel
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", quick(PROGRAMS, *SOON))
 def test_inputs_have_the_backward_weights_and_weights_the_usual_gradient(name):
     program, shape, of_input = PROGRAMS[name]
     w, other, x = draw(*shape), draw(*shape), draw(*of_input)

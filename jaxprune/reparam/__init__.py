@@ -11,13 +11,20 @@ two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow
 `DenseWeights`, which all learn; the frames of the last are `halving` or `geometric`. `bdwp` is no
 pair but another function of the same params: N of M in the backward pass too. It stands on
 `backward_weights`, which gives the products of any function other weights in the backward pass.
+`fake_quantization` uses `FloatWeights` on uniform grids, and `lsq`
+learns the steps of the grids too (`LearnedSteps`); `quantized_size` counts their bits.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
 from jaxprune.reparam.backward_weights import backward_weights as backward_weights
 from jaxprune.reparam.bdwp import bdwp as bdwp
 from jaxprune.reparam.decayed_flow import decayed_flow as decayed_flow
+from jaxprune.reparam.fake_quantization import FloatWeights as FloatWeights
+from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantization
+from jaxprune.reparam.fake_quantization import quantized_size as quantized_size
 from jaxprune.reparam.lora import lora as lora
+from jaxprune.reparam.lsq import LearnedSteps as LearnedSteps
+from jaxprune.reparam.lsq import lsq as lsq
 from jaxprune.reparam.masked_lora import masked_lora as masked_lora
 from jaxprune.reparam.reparameterization import Reparameterization as Reparameterization
 from jaxprune.reparam.reparameterization import Size as Size

@@ -39,6 +39,10 @@ REPARAMETERIZATIONS = {
     "geometric_flow": partial(
         jp.reparam.stepwise_flow, 1, 2, 6, frames=partial(jp.reparam.geometric, largest=2)
     ),
+    "fake_quantization": partial(jp.reparam.fake_quantization, 6),
+    "fake_quantization_of_outputs": partial(jp.reparam.fake_quantization, 5, -1, False, 0.9),
+    "lsq": partial(jp.reparam.lsq, 5),
+    "lsq_of_outputs": partial(jp.reparam.lsq, 5, -1),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
@@ -54,6 +58,7 @@ WITHOUT_SLOPE_AT_FIRST = {
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")  # kernels do not move
 N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
+GRIDS = ("fake_quantization", "lsq")
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)
@@ -90,12 +95,13 @@ def assert_same(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance or {"rtol": 0})
 
 
-@pytest.mark.parametrize("name", IDENTICAL_AT_FIRST)
+@pytest.mark.parametrize("name", quick(IDENTICAL_AT_FIRST))
 def test_at_first_the_network_uses_the_params(name):
     method = made(name)
     assert_same(method.apply(method.init(tiny_params()), **EXTRAS), tiny_params(), rtol=1e-6)
 
 
+@pytest.mark.full
 @every_method
 @pytest.mark.parametrize("tree", TREES)
 def test_params_may_be_any_pytree(name, tree):
@@ -138,6 +144,7 @@ def test_layers_of_a_stack_are_chosen_one_by_one(name):
             np.testing.assert_allclose(used[i], alone)
 
 
+@pytest.mark.full
 @every_method
 def test_vmap_over_seeds_is_a_loop(name):
     method = made(name)
@@ -180,6 +187,7 @@ def trained(method, tx, start, steps):
     return learned, state, values
 
 
+@pytest.mark.full
 @every_method
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
@@ -204,6 +212,7 @@ def test_parts_may_have_rates_of_their_own(name):
         assert moved == {-1 if part == "weights" else 0}
 
 
+@pytest.mark.full
 @every_method
 def test_gradients_reach_all_that_is_learned(name):
     method = made(name)
@@ -219,6 +228,7 @@ def test_gradients_reach_all_that_is_learned(name):
     assert moves and all((slope != 0).any() for slope in moves)
 
 
+@pytest.mark.full
 @every_method
 def test_sparsify_prunes_weights_and_so_the_network(name):
     method = made(name)
@@ -239,9 +249,10 @@ def test_what_init_did_not_make_is_refused(name):
     what = name if name in (*ADAPTERS, *N_OF_M) else "weight_gates"
     what = "soft_threshold" if name.startswith("soft") else what
     what = "stepwise_flow" if name == "geometric_flow" else what
+    what = next((grid for grid in GRIDS if name.startswith(grid)), what)
     with pytest.raises(TypeError, match=rf"{what}.apply needs what {what}.init.* makes.*got dict"):
         made(name).apply(tiny_params(), **EXTRAS)
-    with pytest.raises(ValueError, match=r"nothing to (gate|adapt|prune)"):
+    with pytest.raises(ValueError, match=r"nothing to (gate|adapt|prune|quantize)"):
         made(name).init({"bias": jnp.ones(3)})
 
 
@@ -257,6 +268,7 @@ def test_what_draws_needs_a_key(name):
     assert (first != second).any()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", NEEDS_STEP)
 def test_what_has_a_schedule_needs_a_step(name):
     method = made(name)

@@ -1,0 +1,87 @@
+"""Uniform grids: which weights share one, and weights rounded to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.base import Params
+from jaxprune.gates.gate import logits as one_for_each
+from jaxprune.prunable.layers import split_like
+from jaxprune.trees import present_leaves
+
+BITS = range(2, 17)
+Axes = int | Sequence[int] | None
+
+
+def check_bits(what: str, bits: int) -> None:
+    """Raises ValueError unless `bits` is an int from 2 to 16."""
+    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits not in BITS:
+        raise ValueError(
+            f"{what}: bits is an int from {BITS[0]} to {BITS[-1]}; got {bits!r}. One bit has no "
+            "grid with a zero, and float32 has all that 17 bits have."
+        )
+
+
+def shared(what: str, params: Params, axes: Axes, prunable: Callable[[Params], Params]) -> Any:
+    """Ones of the shapes of the grids: one entry for each grid, as in `gates.logits`.
+
+    Raises:
+      TypeError: for a leaf of integers.
+      ValueError: if no leaf is chosen, or a leaf has no such axis.
+    """
+    chosen = prunable(params)
+    leaves = present_leaves(chosen)
+    if not leaves:
+        raise ValueError(f"{what}: there is nothing to quantize, every leaf is None.")
+    for name, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{what}: '{name}' is {leaf.dtype}, and only floats are quantized. Leave it out: "
+                f"prunable=jp.matching(exclude='{name}')."
+            )
+    return one_for_each(chosen, axes, 1.0)
+
+
+def leaves_of(weights: Params, like: Any) -> Any:
+    """The leaves of the params that have a grid, layer by layer; None for the others."""
+    return split_like(weights, like)
+
+
+def over(grid: jax.Array) -> tuple[int, ...]:
+    """The axes along which all weights share a grid of this shape."""
+    return tuple(axis for axis, n in enumerate(grid.shape) if n == 1)
+
+
+def symmetric_step(w: jax.Array, grid: jax.Array, bits: int) -> jax.Array:
+    """The distance of two levels, so that the largest is the last level; 0 if all are 0."""
+    return jnp.max(jnp.abs(w), over(grid), keepdims=True) / (2 ** (bits - 1) - 1)
+
+
+def rounded(w: jax.Array, step: jax.Array, lowest: Any, highest: Any) -> jax.Array:
+    """The nearest level of each weight, an integer as a float; 0 where the step is 0.
+
+    Ties go to the even level.
+    """
+    return jnp.clip(jnp.round(w / jnp.where(step > 0, step, 1)), lowest, highest)
+
+
+@jax.custom_vjp
+def through(w: jax.Array, used: jax.Array, passes: jax.Array) -> jax.Array:
+    """`used`, whose gradient goes to `w` where it `passes`: the straight-through estimator."""
+    return used
+
+
+def _forward(w: jax.Array, used: jax.Array, passes: jax.Array) -> Any:
+    return used, passes
+
+
+def _backward(passes: jax.Array, g: jax.Array) -> Any:
+    return jnp.where(passes, g, 0), None, None
+
+
+through.defvjp(_forward, _backward)

@@ -177,6 +177,14 @@ CASES = {
             files=("samples.txt",),
         ),
         Case(
+            "codesign",
+            "--seeds 2 --steps 6 --log-every 3 --population 3 --generations 2 --rounds 2"
+            " --widths 4 8 --depth 2 --bits 4 --batch-size 32 --train-examples 256",
+            "search pareto",
+            ("| first trial |", "| 4 bits"),
+            ({"when": {"generation": 0}}, {"call": 4}),
+        ),
+        Case(
             "tickets",
             "--seeds 2 --steps 12 --log-every 3 --evaluations 2 --train-examples 256"
             " --batch-size 32 --phases 3 --sparsity 0.9 --rewind 3 --schedule drops"

@@ -1,0 +1,138 @@
+"""The result of `recipes.codesign`: a row for each number of bits, pictures of error over BOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.common import dead, folder, report
+from recipes.common.figures import pareto, style
+from recipes.common.report import Picture, Writeup
+
+if TYPE_CHECKING:
+    from recipes.codesign import Study
+
+Records = Sequence[dict[str, Any]]  # the lines of metrics.jsonl: generations, then rounds
+
+SEARCH, PARETO = "plots/search.png", "plots/pareto.png"
+
+
+def trials(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """The validation error and the BOPs of all trials of the search."""
+    lines = [line for line in records if "trials" in line]
+    errors, costs = (np.concatenate([line[name] for line in lines]) for name in ("error", "bops"))
+    return errors, costs
+
+
+def picked(records: Records, name: str, limit: float) -> int:
+    """The round that an arm is reported at: the sparsest whose validation error is low enough.
+
+    Where no round is below the limit it is the round with the least error.
+    """
+    errors = [np.mean(line[name]["validation_error"]) for line in records if "round" in line]
+    near = np.flatnonzero(np.array(errors) <= limit)
+    return int(near[-1]) if len(near) else int(np.argmin(errors))
+
+
+def write(
+    study: Study,
+    trial: Mapping[str, Any],
+    limit: float,
+    records: Records,
+    seconds: float,
+) -> dict[str, Any]:
+    """Writes summary.json, report.md and the pictures, and prints the table."""
+    config, chance = study.config, dead.chance(study.test.labels)
+    rounds = [line for line in records if "round" in line]
+    numbers: dict[str, Any] = {}
+    for name in [key for key, value in rounds[0].items() if isinstance(value, Mapping)]:
+        i = picked(records, name, limit)
+        at = rounds[i][name]
+        right = 1 - np.asarray(at["test_error"])
+        numbers[name] = {
+            "test_accuracy": report.accuracy(right, chance, at["empty_layers"]),
+            "validation_error": report.over_seeds(at["validation_error"]),
+            "round": i,
+            "sparsity": float(np.mean(at["sparsity"])),
+            "bops": at["bops"],
+            "near": bool(np.mean(at["validation_error"]) <= limit),
+        }
+    for of in numbers.values():
+        of["times_fewer_bops"] = numbers["first trial"]["bops"] / of["bops"]
+    summary = report.summary(
+        config,
+        "error over bit operations: an architecture searched, quantized and pruned",
+        steps=study.steps,
+        chosen=dict(trial),
+        trials=config.population * config.generations,
+        chance=chance,
+        arms=numbers,
+        seconds=seconds,
+    )
+    return report.finish(config, write_up(study, trial, records, summary), summary)
+
+
+def write_up(
+    study: Study, trial: Mapping[str, Any], records: Records, summary: dict[str, Any]
+) -> Writeup:
+    """The result, for people: a row for the first network and for each number of bits."""
+    config, arms = study.config, summary["arms"]
+    errors, costs = trials(records)
+    rounds = [line for line in records if "round" in line]
+    points = {
+        name: [(line[name]["bops"], np.mean(line[name]["test_error"])) for line in rounds]
+        for name in arms
+        if name != "first trial"
+    }
+    widths = "-".join(
+        str(trial[name]) for name in trial if name.startswith("width ") and trial[name]
+    )
+    first = arms["first trial"]["bops"], 1 - arms["first trial"]["test_accuracy"]["mean"]
+    return Writeup(
+        title="Neural architecture codesign",
+        headline=(
+            f"{config.dataset}, {summary['trials']} trials, {config.seeds} seeds; chosen: hidden "
+            f"layers {widths}, {trial['activation']}, norm {trial['norm']}, learning rate "
+            f"{trial['learning rate']:.2g}; the first trial is float32 and dense"
+        ),
+        columns=("test accuracy", "sparsity", "BOPs", "first / BOPs", "round"),
+        rows=[
+            (
+                name if of["near"] else f"{name} (worse)",
+                report.percent(of["test_accuracy"]),
+                f"{100 * of['sparsity']:.1f} %",
+                f"{of['bops']:,.0f}",
+                f"{of['times_fewer_bops']:.1f}",
+                str(of["round"] + 1),
+            )
+            for name, of in arms.items()
+        ],
+        pictures={
+            SEARCH: Picture(
+                pareto.errors(
+                    {"trials": np.stack([costs, errors], 1)},
+                    style.looks(["trials"]),
+                    "BOPs of an example, float32",
+                    "Validation error (%) of the search",
+                    (costs[0], errors[0]),
+                ),
+                "Each trial of the search, and the front that no trial beats; the cross is the "
+                "first trial. Means over seeds.",
+            ),
+            PARETO: Picture(
+                pareto.errors(
+                    points, style.looks(points), "BOPs of an example", "Test error (%)", first
+                ),
+                "The chosen architecture round by round, each sparser than the one before; the "
+                "cross is the first trial, trained as long. Means over seeds.",
+            ),
+        },
+        layers={},
+        models=[f"{folder.MODEL}/{name.replace(' ', '-')}" for name in arms],
+        notes=(
+            f"Each arm is reported at its sparsest round whose validation error is at most "
+            f"{config.tolerance:g} points above that of the first trial"
+        ),
+    )

@@ -1,0 +1,77 @@
+"""The search trains narrow networks inside a wide one, and asks for the same trials again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from recipes.common import search
+from recipes.common.models import classification
+from recipes.common.models.searched import Architecture, Searched, Widest, narrowed
+
+
+@pytest.mark.parametrize(
+    ("widths", "slope", "normed"),
+    [((3, 5), 0.0, False), ((4, 0), 0.1, True)],
+)
+def test_a_cut_network_trains_as_the_narrow_network_alone(widths, slope, normed):
+    widest, images = Widest(2, 6, 3), jax.random.normal(jax.random.key(0), (8, 2, 2, 1))
+    labels, of = jnp.arange(8) % 3, Architecture(np.array(widths), slope, normed)
+    variables = widest.init(jax.random.key(1), images)
+    cut = narrowed(variables["params"], of), {**variables["batch_stats"], **of._asdict()}
+    narrow = Searched(tuple(filter(None, widths)), slope, normed, 3)
+    template = narrow.init(jax.random.key(2), images)
+    first = lambda tree, like: jax.tree.map(
+        lambda x, y: x[tuple(slice(n) for n in y.shape)], {name: tree[name] for name in like}, like
+    )
+    alone = (
+        first(cut[0], template["params"]),
+        first(cut[1], template.get("batch_stats", {})),
+    )
+
+    def trained(module, params, batch_stats):
+        loss, adam = classification(module), optax.adam(0.1)
+        opt_state = adam.init(params)
+
+        @jax.jit
+        def step(params, batch_stats, opt_state):
+            grads, (_, batch_stats) = jax.grad(loss, has_aux=True)(
+                params, batch_stats, images, labels
+            )
+            updates, opt_state = adam.update(grads, opt_state)
+            return optax.apply_updates(params, updates), batch_stats, opt_state
+
+        for _ in range(4):
+            params, batch_stats, opt_state = step(params, batch_stats, opt_state)
+        return params, batch_stats
+
+    wide, small = trained(widest, *cut), trained(narrow, *alone)
+    for tree, like in zip(wide, small, strict=True):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+            first(tree, like),
+            like,
+        )
+
+
+def test_the_front_has_the_points_that_no_other_beats():
+    points = [(1.0, 5.0), (2.0, 2.0), (3.0, 3.0), (2.0, 2.0), (1.0, 6.0)]
+    assert search.front(points).tolist() == [True, True, False, True, False]
+
+
+def test_a_search_that_is_told_the_same_asks_for_the_same():
+    what = {"width": (1, 2, 4), "rate": (1e-3, 1e-1)}, 4, 0, {"width": 4, "rate": 0.01}
+
+    def asked():
+        made, trials = search.Search(*what), []
+        for _ in range(3):
+            now = made.ask()
+            made.tell([(trial["rate"], trial["width"]) for trial in now])
+            trials.append(now)
+        return trials
+
+    trials = asked()
+    assert trials == asked()
+    assert trials[0][0] == what[-1]
+    assert len({tuple(trial.values()) for now in trials for trial in now}) > 6

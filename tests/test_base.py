@@ -169,6 +169,7 @@ COUNTED = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", COUNTED)
 def test_an_integer_sparsity_is_a_number_of_weights_everywhere(name):
     zeros = sum(int((~m).sum()) for m in jax.tree.leaves(COUNTED[name](10)(PARAMS).masks))

@@ -36,6 +36,7 @@ def debug_nans():
         yield
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", quick(TRANSFORMS, "gradual_global", "rigl"))
 def test_transforms_outside_jit(name):
     params = tiny_params()
@@ -49,13 +50,14 @@ def test_transforms_outside_jit(name):
     assert 0 <= float(jp.sparsity(state.masks)) < 1
 
 
-@pytest.mark.parametrize("name", DENSE_WEIGHTS)
+@pytest.mark.parametrize("name", quick(DENSE_WEIGHTS))
 def test_dense_weights_outside_jit(name):
     params = tiny_params()
     tx = DENSE_WEIGHTS[name](params, optax.sgd(0.1))
     tx.update(params, tx.init(params), params)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "make",
     quick(
@@ -96,11 +98,12 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", quick(CALLS))
 def test_calls_outside_jit(name):
     CALLS[name]()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", quick([jnp.float16, jnp.float32]))
 def test_an_optimizer_that_divides_zeros_by_zero(dtype):
     params = {"kernel": jnp.array([[3.0, -1.0], [2.0, -4.0]], dtype)}

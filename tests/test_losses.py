@@ -10,6 +10,7 @@ from tests.analysis.test_hessian import data as data
 from tests.analysis.test_hessian import flat, of_batch, raised
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("unroll", [False, True])
 def test_over_batches_is_the_loss_of_all_examples(data, params, grads, unroll):
     at_once = lambda p: of_batch(p, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), data))

@@ -141,6 +141,7 @@ def trained():
     return model, optimizer
 
 
+@pytest.mark.full
 def test_nnx_state_and_optimizer(trained):
     model, optimizer = trained
     params = nnx.state(model, nnx.Param)
@@ -473,6 +474,7 @@ def test_overlap_under_vmap():
     assert pairwise.tolist() == [[1.0, 0.5], [0.5, 1.0]]
 
 
+@pytest.mark.full
 def test_overlap_does_not_lose_count_in_a_large_layer():
     whole = {"a": np.ones(2**25, bool)}
     half = {"a": np.arange(2**25) % 2 == 0}

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
 from jaxprune.selection.transposable import _every_mask, _filled, _greedy
+from tests.quick import quick
 
 INF, NAN = jnp.inf, jnp.nan
 
@@ -399,8 +400,8 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("leaf", UNKNOWN)
-@pytest.mark.parametrize("pattern", [jp.nm(2, 4), jp.block(2, 4), jp.channel()])
+@pytest.mark.parametrize("leaf", quick(UNKNOWN))
+@pytest.mark.parametrize("pattern", quick([jp.nm(2, 4), jp.block(2, 4), jp.channel()]))
 def test_a_kernel_whose_inputs_can_not_be_known_is_named(pattern, leaf):
     shape, layout = UNKNOWN[leaf]
     parent, own = leaf.split("/")
@@ -625,6 +626,7 @@ def test_sharding_changes_no_mask_across_devices(pattern):
     np.testing.assert_array_equal(select(sharded(w, AxisType.Auto)), select(w))
 
 
+@pytest.mark.full
 def test_sharding_changes_no_mask_of_lamp():
     w = jax.random.normal(jax.random.key(0), (64, 8))
     select = jax.jit(lambda w: jp.select(jp.lamp()(w), jp.uniform, 0.5))

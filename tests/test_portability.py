@@ -34,6 +34,7 @@ def lower(f, *args):
     assert "f64>" not in text
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "transform", quick(TRANSFORMS, "gradual_global", "lamp", "two_of_four", "sap", "rigl")
 )
@@ -83,6 +84,7 @@ STEPS = {  # what recipes train, by recipe and arm
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", quick(STEPS, "gmp lenet", "block_training rigl 8x8"))
 def test_a_step_of_a_recipe(name):
     arm, images = STEPS[name], digits().train.images

@@ -17,6 +17,7 @@ import optax
 import pytest
 
 import jaxprune as jp
+from tests.quick import quick
 
 STEPS, RATE, MOMENTUM = 10, 0.05, 0.9
 SHAPES = {"a": (6, 8), "b": (8, 5)}
@@ -194,6 +195,7 @@ def test_erdos_renyi(allocation, density):
     assert abs(total - density * sum(map(math.prod, shapes.values()))) <= len(shapes) / 2
 
 
+@pytest.mark.full
 def test_lamp():
     """Lee et al.: w^2 over the sum of all squares that are no smaller, of its layer."""
 
@@ -398,8 +400,8 @@ def test_top_kast(n):
 # --- as the weights have it ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norms", [(0.5, 1.0), (1.0, 2.0)])
-@pytest.mark.parametrize("scope", ["layer", "neuron", "global"])
+@pytest.mark.parametrize("norms", quick([(0.5, 1.0), (1.0, 2.0)]))
+@pytest.mark.parametrize("scope", quick(["layer", "neuron", "global"]))
 def test_sap(scope, norms):
     """Diao et al.: I = 1 - d^(1/q - 1/p) |w|_p / |w|_q, m weights must stay, c go."""
     (p, q), (eta, gamma, beta) = norms, (0.1, 0.8, 0.5)

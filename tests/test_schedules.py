@@ -8,6 +8,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.schedules import END, check_schedule, fraction_at, last_value, sparsity_at
+from tests.quick import quick
 
 PARAMS = {"kernel": jax.random.normal(jax.random.key(0), (20, 50))}
 
@@ -32,7 +33,7 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", quick(RIGHT))
 def test_the_end_of_a_schedule(name):
     check_schedule(RIGHT[name])
     assert last_value(RIGHT[name]) == pytest.approx(0.9, abs=1e-7)
@@ -41,8 +42,8 @@ def test_the_end_of_a_schedule(name):
     assert at_end(2) == pytest.approx(float(RIGHT[name](jnp.int32(2))), abs=1e-7)
 
 
-@pytest.mark.parametrize("name", ["step + 1", "2 * step", "samples"])
-@pytest.mark.parametrize("method", ["dpf", "prune", "granet", "structured.prune"])
+@pytest.mark.parametrize("name", quick(["step + 1", "2 * step", "samples"]))
+@pytest.mark.parametrize("method", quick(["dpf", "prune", "granet", "structured.prune"]))
 def test_every_lands_on_the_end_of_a_schedule_of_integers(method, name):
     structure = jp.analyze(lambda p, x: jnp.tanh(x @ p["kernel"]) @ p["out"], WIDE, jnp.ones(20))
     transform, masks = {
@@ -95,7 +96,7 @@ def test_a_schedule_that_branches_in_python():
         check_schedule(lambda step: 2.0 if step > 100 else 0.0)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1.0, 2.0, -0.1])
+@pytest.mark.parametrize("bad", quick([np.nan, np.inf, -np.inf, 1.0, 2.0, -0.1]))
 def test_an_unseen_value_that_is_no_sparsity_prunes_nothing(bad):
     """What is traced, as in a sweep under vmap, can't be refused."""
 
@@ -126,8 +127,8 @@ def test_an_unseen_fraction_that_is_none_drops_nothing(bad):
     assert jax.jit(lambda x: fraction_at(lambda step: x, 0))(1.0) == 1.0
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1.0, 2.0, -0.1])
-@pytest.mark.parametrize("allocation", [jp.uniform, jp.erk, jp.global_threshold])
+@pytest.mark.parametrize("bad", quick([np.nan, np.inf, -np.inf, 1.0, 2.0, -0.1]))
+@pytest.mark.parametrize("allocation", quick([jp.uniform, jp.erk, jp.global_threshold]))
 def test_select_of_an_unseen_sparsity_that_is_none_prunes_nothing(bad, allocation):
     scores = jp.magnitude({**PARAMS, "b": PARAMS["kernel"]})
     masks = jax.jit(lambda s: jp.select(scores, allocation, s))(bad)

@@ -51,6 +51,7 @@ def close(a, b):
 PARAMS = toy.mlp_params(jax.random.key(0))
 
 
+@pytest.mark.full
 @every_score
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_scores_are_finite_floats_like_the_params_and_none_where_never_pruned(name, dtype):
@@ -69,6 +70,7 @@ def test_under_jit_they_are_the_same(name):
     close(jax.jit(functools.partial(scored, name))(PARAMS), scored(name, PARAMS))
 
 
+@pytest.mark.full
 @every_score
 def test_under_vmap_they_are_those_of_a_loop(name):
     lanes = [toy.mlp_params(jax.random.key(seed)) for seed in range(3)]
@@ -93,6 +95,7 @@ def test_half_precision_ranks_as_float32_does(name):
     jax.tree.map(np.testing.assert_array_equal, masks(jnp.float16), masks(jnp.float32))
 
 
+@pytest.mark.full
 @of_training
 def test_among_equals_the_lower_index_is_kept_and_a_score_without_a_key_is_deterministic(name):
     ones = {"a": jnp.ones((3, 4)), "b": None, "empty": jnp.ones((0, 2))}

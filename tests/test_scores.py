@@ -68,6 +68,7 @@ def test_products_of_small_numbers_rank_in_half_precision_too(dtype):
         assert exact[kept].min() >= exact[~kept].max()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("odd", [jnp.inf, -jnp.inf, jnp.nan])
 def test_lamp_of_a_weight_that_diverged_leaves_its_layer_alone(odd):
     """It is kept, and the others score as they would without it."""

@@ -87,6 +87,7 @@ def same(result, wanted):
     )
 
 
+@pytest.mark.full
 @methods
 def test_a_vmap_of_each_step_equals_a_vmap_of_whole_runs(method):
     carry = jax.jit(jax.vmap(functools.partial(init, method)))(keys())
@@ -96,6 +97,7 @@ def test_a_vmap_of_each_step_equals_a_vmap_of_whole_runs(method):
     same(carry, whole_runs(method))
 
 
+@pytest.mark.full
 @methods
 @pytest.mark.parametrize("what", [run, step], ids=["runs", "steps"])
 def test_seeds_on_their_devices_say_nothing_to_each_other(method, what):
@@ -118,6 +120,7 @@ def test_seeds_on_their_devices_say_nothing_to_each_other(method, what):
     same(jax.device_get(carry), whole_runs(method))
 
 
+@pytest.mark.full
 @methods
 def test_seeds_that_jit_spreads_share_only_when_to_stop_searching(method):
     """Under `vmap` all lanes search until the last is done: a word or two a pass, no weights."""

@@ -62,6 +62,7 @@ def test_a_sort_under_explicit_axes(mesh):
             jax.jit(lambda w: ranked(w, 0.1, "w"))(w)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("transform", ["gradual_global", "rigl_itop", "neurons"])
 def test_donated_states_are_overwritten_in_place(mesh, transform):
     """No buffer is refused (a warning would be an error), and none is kept beside the new ones."""

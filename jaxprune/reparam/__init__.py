@@ -11,8 +11,8 @@ two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow
 `DenseWeights`, which all learn; the frames of the last are `halving` or `geometric`. `bdwp` is no
 pair but another function of the same params: N of M in the backward pass too. It stands on
 `backward_weights`, which gives the products of any function other weights in the backward pass.
-`fake_quantization` uses `FloatWeights` on uniform grids, and `lsq` learns the steps of the grids too
-(`LearnedSteps`); `quantized_size` counts their bits.
+`fake_quantization` uses `FloatWeights` on uniform grids, and `lsq` also learns the steps of the
+grids (`LearnedSteps`); `quantized_size` counts their bits.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters

@@ -287,6 +287,7 @@ SQUARES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", [int, np.int64, np.int32, jnp.int32, lambda n: jnp.array(n)])
 def test_an_integer_is_a_number_of_weights_of_all_leaves_together(kind):
     pruned = lambda allocation, n: {

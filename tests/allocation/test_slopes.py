@@ -75,6 +75,7 @@ def test_a_schedule_gives_the_same():
     assert of(SCORES, 0.95) == {"a": 0.95, "b": 0.95}  # a twentieth stays
 
 
+@pytest.mark.full
 def test_curves_of_blocks():
     params = {
         "a": {"kernel": jax.random.normal(jax.random.key(0), (4, 6))},

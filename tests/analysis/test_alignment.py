@@ -64,6 +64,7 @@ def test_the_card():
     assert_trees_equal(permute(moved, CARD, matched), masks)
 
 
+@pytest.mark.full
 def test_masks_move_with_their_weights(params):
     masks = jp.select(jp.magnitude(jp.kernels(params)), jp.global_threshold, 0.5)
     order = {"hidden": jax.random.permutation(KEY, 8)}
@@ -158,6 +159,7 @@ def test_two_networks_get_nearer_and_keep_their_function():
     )
 
 
+@pytest.mark.full
 def test_small_groups_are_matched_as_well_as_they_can_be():
     (a, coupling), (b, _) = (mlp(jax.random.key(k), (3, 4, 4, 2)) for k in (0, 1))
     every = itertools.product(itertools.permutations(range(4)), repeat=2)
@@ -187,6 +189,7 @@ def test_equal_networks_stay_as_they_are():
     assert all((order == jnp.arange(len(order))).all() for order in matched.values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("starts", [1, 2])
 def test_inside_jit(starts):
     a, coupling = mlp(KEY)

@@ -105,6 +105,7 @@ def test_either_rule_gives_a_path():
     assert (jnp.abs(recalibrated - interpolated)[1:4] > 1e-3 * interpolated[1:4]).all()
 
 
+@pytest.mark.full
 def test_either_rule_over_all_pairs_of_a_stack():
     stack = jax.vmap(lambda key: dict(NET.init(key, BATCHES[0])))(
         jax.random.split(jax.random.key(3), 3)

@@ -10,6 +10,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.analysis import bezier, fit_curve
+from tests.quick import quick
 
 A = {"w": jnp.array([1.0, 0.0]), "b": None}
 B = {"w": jnp.array([0.0, 1.0]), "b": None}
@@ -78,7 +79,9 @@ def test_the_ends_and_the_key_stay_usable():
     assert a["w"].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("optimizer", [optax.adam(0.1), optax.sgd(0.1, 0.9), optax.adamw(0.1)])
+@pytest.mark.parametrize(
+    "optimizer", quick([optax.adam(0.1), optax.sgd(0.1, 0.9), optax.adamw(0.1)])
+)
 def test_the_whole_curve_is_under_the_masks(optimizer):
     kernel = jax.random.normal(jax.random.key(0), (2, 4, 5))
     masks = {"w": jax.random.bernoulli(jax.random.key(1), 0.5, (4, 5)), "b": None}

@@ -53,6 +53,7 @@ def flat(tree):
 # --- products ------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("masked", quick([True, False]))
 def test_products_equal_those_of_the_whole_hessian(loss, params, grads, masks, masked):
     given = masks if masked else None
@@ -133,6 +134,7 @@ def test_probes_of_the_card_take_its_two_values():
     assert float(error) == pytest.approx(np.sqrt(variance / 40), rel=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("masked", quick([True, False]))
 @pytest.mark.parametrize("unroll", [False, True])
 def test_estimates_are_within_their_errors(loss, params, masks, masked, unroll):

@@ -44,6 +44,7 @@ def test_the_eigenvalues_of_the_card():
     np.testing.assert_array_less(pairs.errors, 1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("masked", quick([True, False]))
 @pytest.mark.parametrize("unroll", [False, True])
 def test_the_largest_of_a_network_equal_numpy(loss, params, masks, masked, unroll):
@@ -121,6 +122,7 @@ def test_of_params_in_half_precision():
     np.testing.assert_allclose(pairs.values, EIGENVALUES, rtol=3e-2)
 
 
+@pytest.mark.full
 def test_a_stack_of_seeds(loss, params, grads, masks):
     stack = jax.tree.map(lambda w, g: jnp.stack([w, g]), params, grads)
     f = lambda w, m: hessian_eigenvalues(KEY, loss, w, 2, 10, m).values
@@ -147,6 +149,7 @@ def test_probes_of_the_card_give_traces_7_and_3():
     assert spectrum.dimension == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("masked", quick([True, False]))
 def test_moments_of_a_network(loss, params, masks, masked):
     given = masks if masked else None
@@ -231,6 +234,7 @@ def test_a_width_that_is_none():
     assert "width is a standard deviation, above 0; got 0.0" in said
 
 
+@pytest.mark.full
 def test_a_loss_that_is_nan():
     root = lambda w: jnp.sum(jnp.sqrt(w))
     for f in (hessian_eigenvalues, hessian_spectrum):

@@ -35,6 +35,7 @@ def loss(params):
 # --- pairwise ------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("chunk", [1, 4, 15, 100])
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def children():
     return siblings(jax.random.split(jax.random.key(0), SEEDS))
 
 
+@pytest.mark.full
 def test_the_program_of_the_design(seeds):
     params, masks = seeds
     barriers = jp.pairwise(partial(jp.barrier, test_loss), params)  # (8, 8)
@@ -106,6 +107,7 @@ def test_one_basin_or_many(seeds, children):
     assert (overlaps == 1).all()
 
 
+@pytest.mark.full
 def test_a_common_mask_keeps_its_sparsity_on_the_whole_line(children):
     params, masks = children
     a, b = (jax.tree.map(lambda x, i=i: x[i], params) for i in (0, 1))
@@ -115,6 +117,7 @@ def test_a_common_mask_keeps_its_sparsity_on_the_whole_line(children):
         assert not (kernel[~mask] != 0).any()
 
 
+@pytest.mark.full
 def test_a_curve_joins_what_a_line_does_not(children, seeds):
     a, b = (jax.tree.map(lambda x, i=i: x[i], seeds[0]) for i in (0, 1))
 

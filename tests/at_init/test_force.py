@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 
 import jaxprune as jp
@@ -31,6 +32,7 @@ def test_iterative_snip_by_hand():
     assert toy.kept(shrink(CONTEXT, MASKS, jnp.int32(3))[0]) == [0, 2, 4]
 
 
+@pytest.mark.full
 def test_of_one_round_both_are_snip():
     params = toy.mlp_params(jax.random.key(0))
     snip = jp.select(jp.at_init.snip(toy.mlp_loss, params), jp.global_threshold, 0.9)
@@ -39,6 +41,7 @@ def test_of_one_round_both_are_snip():
         jax.tree.map(np.testing.assert_array_equal, masks, snip)
 
 
+@pytest.mark.full
 def test_more_rounds_are_another_mask():
     params = toy.mlp_params(jax.random.key(0))
     one, force, shrunk = (

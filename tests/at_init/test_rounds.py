@@ -51,6 +51,7 @@ def test_a_traced_sparsity_has_the_same_schedule(sparsity):
 # --- laws ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @every_method
 def test_counts_are_exact_in_one_program(method):
     prune = METHODS[method]
@@ -63,6 +64,7 @@ def test_counts_are_exact_in_one_program(method):
     assert _scanned._cache_size() == compiled
 
 
+@pytest.mark.full
 @every_method
 def test_seeds_and_sparsities_under_jit_and_vmap(method):
     prune = lambda key, sparsity: METHODS[method](toy.mlp_params(key), sparsity, 5)

@@ -23,6 +23,7 @@ def test_one_round_by_hand():
     assert layer_sums(shares) == pytest.approx([1, 1], abs=1e-6)
 
 
+@pytest.mark.full
 def test_flow_is_conserved_from_layer_to_layer():
     params = toy.mlp_params(jax.random.key(0))
     assert layer_sums(jp.at_init.flow_shares(toy.mlp_ones, params)) == pytest.approx(

@@ -31,6 +31,7 @@ def by_hand(weight, xs, method=WANDA):
     return method(weight, INPUTS(tuple(x.reshape(-1, x.shape[-1]) for x in xs)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", [WANDA, jp.calibration.sparsegpt((2, 4))], ids=["wanda", "gpt"])
 def test_two_layers_as_by_hand(method):
     params, xs = weights(a=(8, 24), b=(24, 10)), batches(5, 8)
@@ -61,6 +62,7 @@ def test_a_method_for_each_leaf():
     assert "'c' is not to be pruned" in raised(fn, params, xs, method=methods)
 
 
+@pytest.mark.full
 def test_heads_transposes_and_slices_find_their_place():
     """A kernel with heads, one that is read transposed, and a fused one that is split first."""
     params = weights(heads=(8, 2, 3), out=(2, 3, 8), wide=(5, 8), fused=(5, 12))
@@ -227,6 +229,7 @@ def raised(fn, params, xs, prunable=every_leaf, method=WANDA):
     return str(error.value)
 
 
+@pytest.mark.full
 def test_clear_errors():
     params, xs = weights(a=(6, 5), lost=(2, 2)), batches(4, 6)
     fn = lambda p, x: x @ p["a"]

@@ -75,6 +75,7 @@ def test_counts_are_exact(name, sparsity):
         np.testing.assert_array_equal(pruned, jnp.where(mask, weight, 0))
 
 
+@pytest.mark.full
 @every_method
 @pytest.mark.parametrize("n,m", [(2, 4), (4, 8), (1, 3)])
 def test_n_of_m_inputs_stay(name, n, m):

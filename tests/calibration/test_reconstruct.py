@@ -9,6 +9,7 @@ from jax import lax
 import jaxprune as jp
 from jaxprune.calibration.reconstruct import solved
 from tests.calibration.test_in_order import TOKENS, Network, batches, weights
+from tests.quick import quick
 
 reconstruct = jp.calibration.reconstruct
 
@@ -72,7 +73,7 @@ PLACES = {  # a program of one product, the shape of its leaf
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", quick(PLACES))
 def test_an_error_never_grows_and_zeros_stay(place):
     fn, shape = PLACES[place]
     dense, xs = weights(w=shape), batches(12, 8, n=2)

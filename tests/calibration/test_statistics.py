@@ -115,6 +115,7 @@ def test_they_are_those_of_hooks(name):
     assert made["params"]["Dense_0"]["bias"] is None
 
 
+@pytest.mark.full
 def test_attention_with_groups_shares_the_inputs_of_queries_keys_and_values():
     size = decoder.Size(layers=1, width=8, heads=2, queries=2, dims=4, hidden=12)
     module = decoder.Decoder(11, size)

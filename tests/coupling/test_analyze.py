@@ -16,6 +16,7 @@ from jaxprune.coupling.groups import chosen
 from jaxprune.programs.primitives import RULES
 from tests.coupling.networks import NETWORKS, built
 from tests.coupling.test_stated import raised
+from tests.quick import quick
 
 X = jnp.ones((2, 4))
 
@@ -478,7 +479,7 @@ def test_frozen_by_a_glob_of_groups():
 # --- couplings for alignment ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mlp", "flattened", "channels first", "lstm"])
+@pytest.mark.parametrize("name", quick(["mlp", "flattened", "channels first", "lstm"]))
 def test_the_coupling_permutes(name):
     network = NETWORKS[name]
     variables, x = built(name)

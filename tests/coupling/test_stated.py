@@ -118,6 +118,7 @@ def test_of_convolutions_that_are_flattened_channels_last():
     assert [group.size for group in groups.values()] == [5, 6, 7]
 
 
+@pytest.mark.full
 def test_of_convolutions_that_are_flattened_channels_first():
     net = Convolutional(channels_first=True)
     variables, x = noisy(net, 2, 8, 6, 1)

@@ -25,6 +25,7 @@ def several(transform, images=IMAGES):
     return np.asarray(jax.jit(jax.vmap(transform, in_axes=(0, None)))(KEYS, images))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_one_draw_for_all_images_other_draws_by_other_keys(name):
     transform = TRANSFORMS[name]
@@ -36,6 +37,7 @@ def test_one_draw_for_all_images_other_draws_by_other_keys(name):
     np.testing.assert_array_equal(several(transform), made)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_slopes_reach_the_images(name):
     of = lambda key: jax.grad(lambda x: (TRANSFORMS[name](key, x) ** 2).sum())(IMAGES)
@@ -43,6 +45,7 @@ def test_slopes_reach_the_images(name):
     assert np.isfinite(slopes).all() and (np.abs(slopes) > 0).any((1, 2, 3, 4)).all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_stays(dtype):
     for transform in TRANSFORMS.values():

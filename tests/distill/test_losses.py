@@ -90,6 +90,7 @@ def test_an_output_without_gradient_is_at_distance_1_and_has_no_nan():
     assert np.isfinite(slope["kernel"]).all()
 
 
+@pytest.mark.full
 def test_gradient_matching_is_the_distance_of_gradients_class_by_class():
     """Not of a mixed batch."""
     wanted = 0.0
@@ -174,6 +175,7 @@ def test_multi_formation_cuts_and_enlarges():
 # --- laws -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_equal_images_have_no_distance_and_no_slope(of_images):
     """To 1e-6 in the denominator of the cosine."""
     value, slope = jax.value_and_grad(of_images)(IMAGES, IMAGES)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from tests.quick import quick
 
 
 def test_a_row_by_hand():
@@ -26,7 +27,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", quick(CASES))
 def test_decompressing_gives_the_masked_weights_bit_for_bit(case):
     shape, n, m, axis, dtype = CASES[case]
     weights = jax.random.normal(jax.random.key(0), shape, dtype)

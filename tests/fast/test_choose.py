@@ -48,6 +48,7 @@ def favor(monkeypatch, winner):
     monkeypatch.setattr(choose, "times", times)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_form_is_the_masked_function(name, monkeypatch):
     params, masks, x = network()
@@ -137,6 +138,7 @@ def test_kernels_over_explicit_axes(monkeypatch, name):
     )
 
 
+@pytest.mark.full
 def test_a_form_is_really_faster_here():
     kernel = jnp.asarray(DRAW((512, 512)), jnp.float32)
     mask = jp.select({"w": jnp.abs(kernel)}, jp.uniform, 0.875, jp.block(64, 64, balanced=True))

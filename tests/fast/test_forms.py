@@ -54,6 +54,7 @@ def in_form(name, kernel, mask):
     return build, made.values, lambda values: to_kernel(build(values))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("name", FORMS)
 def test_forward_and_gradients_are_those_of_the_masked_product(name, shape):

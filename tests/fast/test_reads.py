@@ -58,6 +58,7 @@ CONVS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", ["shifted slices", "cut to used"])
 @pytest.mark.parametrize("case", CONVS)
 def test_a_convolution_with_a_window(monkeypatch, form, case):
@@ -80,6 +81,7 @@ def test_a_convolution_with_a_window(monkeypatch, form, case):
     close(*slopes)
 
 
+@pytest.mark.full
 def test_a_flax_network_of_convolutions(monkeypatch):
     """3x3 and 1x1, by the recipes' convolution, in the layers of flax."""
 
@@ -105,6 +107,7 @@ def test_a_flax_network_of_convolutions(monkeypatch):
     assert "slices" not in forms[1]  # a product
 
 
+@pytest.mark.full
 def test_kernels_of_attention(monkeypatch):
     layer = nn.MultiHeadDotProductAttention(num_heads=4, deterministic=True)
     x = array(2, 5, 32)
@@ -117,6 +120,7 @@ def test_kernels_of_attention(monkeypatch):
     assert {choice.form for choice in net.choices} == {"blocks of 8 x 8, by rows"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("equation", ["bi,io->bo", "oi,bi->bo", "bi,oi->ob", "bij,hijo->boh"])
 def test_any_contraction_of_a_kernel(monkeypatch, equation):
     """Kernels on the left, transposed, with several axes of inputs and of outputs."""
@@ -137,6 +141,7 @@ def test_any_contraction_of_a_kernel(monkeypatch, equation):
     assert net.choices[0].form != "dense"
 
 
+@pytest.mark.full
 def test_layers_of_a_scan_and_a_kernel_of_all_turns(monkeypatch):
     params = {"layers": {"w": array(3, 16, 16), "b": array(3, 16)}, "shared": array(16, 16)}
     masks = {
@@ -182,6 +187,7 @@ def test_a_stack_that_is_read_otherwise_stays_dense_and_says_why(monkeypatch):
     assert why["grouped"].startswith("it is the kernel of a convolution of groups")
 
 
+@pytest.mark.full
 def test_a_kernel_without_a_weight(monkeypatch):
     params = {"w": array(16, 16), "conv": array(3, 3, 16, 16)}
     masks = jax.tree.map(lambda w: jnp.zeros(w.shape, bool), params)
@@ -196,6 +202,7 @@ def test_a_kernel_without_a_weight(monkeypatch):
         in_form(fn, params, masks, array(1, 4, 4, 16))
 
 
+@pytest.mark.full
 def test_params_that_are_dense_again_say_the_way_out(monkeypatch):
     take(monkeypatch, "by rows")
     params, masks = {"w": array(16, 16)}, {"w": blocks((16, 16))}

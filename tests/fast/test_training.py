@@ -116,6 +116,7 @@ def test_what_is_kept_is_what_is_stored():
     np.testing.assert_array_equal(kept[::H, ::W].sum(0), 2)
 
 
+@pytest.mark.full
 def test_gradual_pruning_cuts_the_slots_that_are_empty():
     params, x, y = network()
     training = jp.fast.block_training(loss, optax.adam(1e-2), transform("gmp"))
@@ -132,6 +133,7 @@ def test_gradual_pruning_cuts_the_slots_that_are_empty():
         np.testing.assert_allclose(value, same, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_seeds_side_by_side_are_a_loop_of_seeds():
     params, x, y = network()
     stack = jax.tree.map(lambda w: jnp.stack([w, -w]), params)
@@ -169,6 +171,7 @@ def test_batches_over_explicit_axes():
     assert float(value) == pytest.approx(float(wanted), rel=1e-5)
 
 
+@pytest.mark.full
 def test_masks_of_in_blocks_are_those_of_the_balanced_pattern():
     params, _, _ = network()
     ramp = optax.polynomial_schedule(0.0, 0.7, power=3, transition_steps=9)
@@ -182,6 +185,7 @@ def test_masks_of_in_blocks_are_those_of_the_balanced_pattern():
         jax.tree.map(np.testing.assert_array_equal, a.masks, b.masks)
 
 
+@pytest.mark.full
 def test_attention_trains_in_blocks_like_its_masks():
     """Kernels (inputs, heads, features), (heads, features, outputs), and one that is read by .T."""
     draw = np.random.default_rng(0).standard_normal
@@ -255,6 +259,7 @@ def test_every_goes_inside_of_in_blocks():
         jp.fast.in_blocks(4, 4, INNER["static"]()).init(conv)
 
 
+@pytest.mark.full
 def test_given_masks_train_in_blocks_and_others_say_why():
     params, x, y = network()
     chosen = HIDDEN(params)
@@ -276,6 +281,7 @@ def test_given_masks_train_in_blocks_and_others_say_why():
     assert "jp.fast.block_masks(masks, h, w)" in error.value.__notes__[0]
 
 
+@pytest.mark.full
 def test_a_state_of_other_blocks_and_slots_that_are_missing():
     params, x, y = network()
     train = lambda h: jp.fast.block_training(

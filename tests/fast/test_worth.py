@@ -24,6 +24,7 @@ def test_it_pays_from_the_sparsity_where_all_higher_ones_pay():
     assert worth._pays_from((1.2, 1.3, 1.05), sparsities) is None
 
 
+@pytest.mark.full
 def test_the_table_takes_the_fastest_form_of_each_pattern(monkeypatch):
     """Dense takes a second; blocks take as long as their share of weights, others longer."""
 

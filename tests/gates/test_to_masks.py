@@ -11,6 +11,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.selection.largest import largest
+from tests.quick import quick
 
 KERNEL = {"kernel": jnp.ones((4, 3)), "bias": None}
 LOGITS = {"kernel": jnp.array([[0.1], [0.4], [-0.2], [0.3]]), "bias": None}
@@ -76,7 +77,7 @@ def test_keep_at_least_guards_every_leaf():
 # --- budgets -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [0.2, 0.5, 0.76, 0.99])
+@pytest.mark.parametrize("target", quick([0.2, 0.5, 0.76, 0.99]))
 def test_within_budget_is_the_largest_selection_that_fits(target):
     logits = jax.tree.map(
         lambda s: jax.random.normal(jax.random.key(s.size), s.shape),
@@ -105,6 +106,7 @@ def test_within_budget_keeps_what_must_stay():
         jp.gates.within_budget(guarded, kept, 0.25)
 
 
+@pytest.mark.full
 def test_within_budget_over_seeds():
     seeds = jax.random.normal(jax.random.key(0), (3, 4, 1))
     within = lambda s: jp.gates.within_budget(

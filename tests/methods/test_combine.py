@@ -548,6 +548,7 @@ def test_every_with_the_arguments_swapped():
         jp.every(one_shot(), 10)
 
 
+@pytest.mark.full
 def test_fixed_masks_hold_beside_what_only_prunes():
     """What grows weights may leave them, as `chain` says: half are given, 16 of 80 are left."""
     params = {"kernel": jax.random.normal(jax.random.key(0), (8, 10))}

@@ -56,6 +56,7 @@ def test_the_first_masks_are_exact_and_the_first_forward_is_sparse(method):
     assert int((sparse["Dense_0"]["kernel"] != 0).sum()) == int(masks["Dense_0"]["kernel"].sum())
 
 
+@pytest.mark.full
 @methods
 def test_counts_of_every_layer_never_change_over_100_updates(method):
     params = tiny_params()
@@ -67,6 +68,7 @@ def test_counts_of_every_layer_never_change_over_100_updates(method):
         assert (mask[1:] != mask[:-1]).any()  # and they are not kept by never changing
 
 
+@pytest.mark.full
 @methods
 def test_keys_in_a_vmap_are_those_of_a_loop_and_explore_different_masks(method):
     params, keys = tiny_params(), jax.vmap(jax.random.key)(jnp.array([0, 0, 1]))
@@ -105,6 +107,7 @@ class Seen:
         return optax.GradientTransformationExtraArgs(init, update)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "optimizer", quick(OPTIMIZERS, "adam", "multi_steps", "adafactor_factored")
 )
@@ -260,6 +263,7 @@ def test_a_growth_score_of_the_users_own():
         np.testing.assert_array_equal(mask.reshape(5, -1).sum(1), round(0.3 * mask[0].size))
 
 
+@pytest.mark.full
 def test_nothing_is_rewired_at_fraction_zero_and_all_may_be_at_one():
     params = {"kernel": jnp.arange(1.0, 21).reshape(4, 5)}
     masks = jp.select(params, jp.uniform, 0.5)
@@ -335,6 +339,7 @@ def test_keys_of_any_kind_are_keys():
     )
 
 
+@pytest.mark.full
 def test_no_gradients_to_grow_by():
     params = tiny_params()
     rigl = jp.rigl(KEY, 0.5)

@@ -23,6 +23,7 @@ def updated(rule, masks=ALL, step=0):
     return rule.update(jp.MaskState(masks), PARAMS, grads=GRADS, step=step).masks
 
 
+@pytest.mark.full
 def test_the_worked_step():
     # pruned to six of ten: a keeps 0, 2, 3 and b 1, 3, 4; then two of three are rewired in each
     pruned = updated(granet(optax.constant_schedule(0.4), fraction=0.0))
@@ -48,6 +49,7 @@ def test_the_schedule_of_the_paper():
     assert [float(schedule(k)) for k in range(10)] == pytest.approx(expected, abs=5e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("start", [0.0, 0.5])
 def test_sparsity_follows_the_schedule_and_then_only_rewires(start):
     params = tiny_params()

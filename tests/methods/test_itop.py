@@ -35,6 +35,7 @@ def test_the_cosine_of_itop_and_granet():
     assert found == pytest.approx([0.5, 0.4275, 0.2525, 0.0775, 0.005], abs=5e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", [jp.set, jp.rigl])
 def test_it_is_the_union_of_all_masks(method):
     tx = jp.sparsify(optax.adam(0.05), jp.every(2, jp.itop(method(KEY, 0.8, fraction))))
@@ -61,6 +62,7 @@ def test_static_masks_explore_nothing_and_dense_ones_everything():
     assert r_s(run(jp.sparsify(optax.adam(0.05), dense), 3)[-1]) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "wrap",
     [

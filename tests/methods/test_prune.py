@@ -152,6 +152,7 @@ def test_a_number_prunes_at_once_and_then_never():
     )
 
 
+@pytest.mark.full
 def test_one_shot_equals_select():
     keys = jax.random.split(jax.random.key(0), 2)
     params = {

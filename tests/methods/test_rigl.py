@@ -28,6 +28,7 @@ def state_with(tx, params, masks):
     return state._replace(mask_state=jp.MaskState(masks))
 
 
+@pytest.mark.full
 def test_the_worked_step():
     # drops 1, 6 and 8; grows 1, 4 and 7: 1 returns, and keeps its value
     tx = jp.sparsify(optax.sgd(0.0), rigl())

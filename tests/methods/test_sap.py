@@ -90,6 +90,7 @@ def test_index_of_bfloat16_is_that_of_its_values():
 # --- how many ------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("w", "norms", "count"),
     [
@@ -114,6 +115,7 @@ def test_equal_weights_are_never_pruned_however_many():
         assert pruned({"kernel": jnp.full(size, 0.1)})[0] == {"kernel": 0}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("norms", [HALF, ONE, (0.8, 1.0), (1.0, 1.8)])
 @pytest.mark.parametrize("scope", quick([{}, {"together": True}]))
 def test_of_millions_as_many_are_kept_as_the_bound_asks_for(norms, scope):
@@ -133,6 +135,7 @@ def test_the_smallest_go_and_the_higher_index_first():
     np.testing.assert_array_equal(~masks["kernel"], np.isin(np.arange(9), [2, 4]))
 
 
+@pytest.mark.full
 def test_beta_is_the_most_and_gamma_scales():
     one = {"kernel": jnp.zeros(10).at[0].set(1.0)}  # m = 1 of 10
     assert pruned(one)[0]["kernel"] == 9
@@ -148,6 +151,7 @@ def test_the_larger_eta_the_fewer_must_be_kept():
     assert counts == [3, 5, 6]  # ceil of 4.8677, 2.8803, 1.2169
 
 
+@pytest.mark.full
 def test_scopes_decide_each_for_themselves():
     params = {
         "even": jnp.array([[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]),
@@ -161,6 +165,7 @@ def test_scopes_decide_each_for_themselves():
     assert count == {"even": 4, "odd": 2}  # 45.02^2 / 339.0002 = 5.98 of 12: 6 are kept
 
 
+@pytest.mark.full
 def test_what_is_pruned_stays_so_and_does_not_count():
     transform = jp.sap(p=1, q=2, prunable=lambda p: p)
     held = transform.init({"kernel": W})._replace(masks={"kernel": jnp.abs(W) > 0.09})
@@ -173,6 +178,7 @@ def test_what_is_pruned_stays_so_and_does_not_count():
 # --- laws ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scope", quick([{"axis": -1}, {}, {"together": True}]))
 def test_jit_and_vmap_change_nothing(scope):
     transform = jp.sap(**scope)

@@ -15,6 +15,7 @@ W = jnp.array([0.9, 0.8, 0.7, 0.6, 0.5, -0.05, -0.1, -0.15, -0.2, -0.3])
 ALL = {"w": jnp.ones(10, bool)}
 
 
+@pytest.mark.full
 def test_the_worked_two_sided_drop():
     # 0.4 of the five positive and of the five negative weights; by magnitude all four are negative
     gone = np.flatnonzero(~closest_to_zero(ALL, {"w": W}, 0.4)["w"])
@@ -41,6 +42,7 @@ def test_the_density_of_the_paper_is_er(n, m, density):
     assert 1 - sparsities["a"] == pytest.approx(density, abs=5e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_growth_depends_on_key_and_step_and_not_on_gradients(two_sided):
     params = {"kernel": jax.random.normal(jax.random.key(9), (20, 30))}
@@ -77,6 +79,7 @@ def test_growth_is_uniform_over_the_free_positions():
     assert abs(free.mean() - expected) < 1e-9
 
 
+@pytest.mark.full
 def test_the_first_growth_is_no_continuation_of_the_first_draw():
     """The keys of both differ, or growth would take the next best of the first scores."""
     key = jax.random.key(5)

@@ -32,6 +32,7 @@ def test_counts_are_exact_for_every_key(seed):
     assert int(masks.masks["w"].sum()) == 500
 
 
+@pytest.mark.full
 def test_masks_stay_and_training_keeps_zeros():
     params = tiny_params()
     tx = jp.sparsify(optax.adam(0.05), jp.static(KEY, 0.8))

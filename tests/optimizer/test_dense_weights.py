@@ -53,6 +53,7 @@ def reference(method):
     return runner(method)(tiny_params())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("method", "optimizer"), pairs(FROZEN, OPTIMIZERS, "freeze_fixed", "adam"))
 def test_what_is_frozen_keeps_its_value_and_moments_to_the_bit(method, optimizer):
     params = tiny_params()
@@ -78,6 +79,7 @@ def test_what_is_frozen_keeps_its_value_and_moments_to_the_bit(method, optimizer
     assert (params["Dense_0"]["kernel"] != tiny_params()["Dense_0"]["kernel"]).any()
 
 
+@pytest.mark.full
 @names
 def test_pruned_weights_stay_dense(method):
     params, state, _ = reference(method)
@@ -86,6 +88,7 @@ def test_pruned_weights_stay_dense(method):
             assert (w[~m] != 0).all()
 
 
+@pytest.mark.full
 @names
 def test_vmapped_runs_equal_a_loop_of_runs(method):
     params, tx = tiny_params(), make(method)
@@ -119,6 +122,7 @@ def test_one_compile_and_donation(method):
         np.testing.assert_array_equal(mask, wanted)
 
 
+@pytest.mark.full
 @names
 def test_eight_devices_make_the_masks_of_one(method):
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
@@ -131,6 +135,7 @@ def test_eight_devices_make_the_masks_of_one(method):
         np.testing.assert_array_equal(mask, wanted)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("method", ["dpf", "top_kast"])
 def test_every_forward_pass_has_the_masks_of_its_weights(method, n):

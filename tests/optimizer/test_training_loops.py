@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import jaxprune as jp
@@ -53,6 +54,7 @@ def test_linen_loop_reaches_the_target_and_learns():
     assert (kernel[mask] != 0).all()
 
 
+@pytest.mark.full
 def test_nnx_loop_reaches_the_target_and_learns():
     class Net(nnx.Module):
         def __init__(self, rngs):

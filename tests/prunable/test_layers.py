@@ -66,6 +66,7 @@ del EVERY["neurons"]  # of a network of its own
 IN_BLOCKS = [EVERY.pop(name) for name in list(EVERY) if name.endswith("in_blocks")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("transform", quick(EVERY, "gradual_global", "rigl"))
 def test_a_scanned_network_gets_the_masks_of_the_unrolled_one(transform):
     make = EVERY[transform]
@@ -85,6 +86,7 @@ def test_blocks_of_a_stack_are_refused(make):
 LAMP = jp.lamp()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("score", "allocation"),
     pairs(
@@ -206,6 +208,7 @@ def test_no_copy_is_made_of_a_stack(name):
     assert temporary < most * weights
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["global", "rigl"])
 def test_a_program_is_as_long_for_many_layers_as_for_few(name):
     few, many = (compiled(BIG[name](), n, 16).as_text() for n in (3, 24))
@@ -213,6 +216,7 @@ def test_a_program_is_as_long_for_many_layers_as_for_few(name):
     assert count(many) < 1.5 * count(few)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", quick(["rigl", "global", "erk"], "global"))
 def test_layers_that_lie_on_other_devices_stay_there(name):
     mesh = jax.make_mesh((8,), ("layers",), axis_types=(AxisType.Auto,))
@@ -237,6 +241,7 @@ def test_layers_that_lie_on_other_devices_stay_there(name):
     assert 0 < sum(moved) < 3 * 32 * 32
 
 
+@pytest.mark.full
 def test_layers_of_a_stack_that_are_scored_each_in_its_own_way():
     """What is not one function of all layers is computed of each."""
     times = lambda name: 1.0 + int(name.split("/")[1]) if "layers" in name else 1.0
@@ -432,6 +437,7 @@ def test_the_report_says_what_was_left_out_and_why():
     assert report.notes == (note,) and note[:40] in str(report)
 
 
+@pytest.mark.full
 def test_stacks_of_nnx():
     nnx = pytest.importorskip("flax.nnx")
     make = nnx.vmap(lambda key: nnx.Linear(4, 4, rngs=nnx.Rngs(key)))

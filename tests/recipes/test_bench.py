@@ -183,6 +183,7 @@ def test_a_comparison_holds_each_cell_against_its_target():
 # --- what the cells do ---------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("vmap", [lambda f: f, jax.vmap], ids=["one", "vmap"])
 def test_idle_steps_keep_the_masks_and_updates_prune_more_each_time(vmap):
     params, grads = steps.kernels(0, 200, 2)
@@ -328,6 +329,7 @@ def test_too_many_weights_for_the_memory_are_one_line(tmp_path, capsys, monkeypa
     assert "error: out of memory in 'step'; choose fewer --weights\n" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_part_can_run_alone(tmp_path):
     out = tmp_path / "bench"
     bench.main([*TINY, "--only", "memory", "--out", str(out)])

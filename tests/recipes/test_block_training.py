@@ -9,6 +9,7 @@ from recipes import block_training
 from recipes.common import arms, data, lanes, models
 
 
+@pytest.mark.full
 def test_each_arm_keeps_whole_blocks_and_as_many_for_each_block_of_outputs(finished):
     # Dense_0 is 64 x 32: of 8 blocks of inputs 2 stay, and of 64 single inputs 16
     for name, h, w, kept in (("static 8x8", 8, 8, 2), ("rigl 8x8", 8, 8, 2), ("gmp 8x8", 8, 8, 2)):
@@ -30,6 +31,7 @@ def test_masks_move_in_rigl_only(finished):
     assert max(last["rigl 8x8"]["overlap_first"]) < 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["static 8x8", "rigl 1x16", "gmp 8x8"])
 def test_an_arm_in_blocks_learns_like_the_same_masks_in_a_dense_network(name):
     digits = data.load("digits")
@@ -50,6 +52,7 @@ def test_an_arm_in_blocks_learns_like_the_same_masks_in_a_dense_network(name):
     jax.tree.map(close, found[0][1], found[1][1])
 
 
+@pytest.mark.full
 def test_one_weight_stays_in_each_row_of_blocks():
     assert [block_training.pruned(n, 0.9) for n in (1, 2, 8, 32)] == [0, 1, 7, 29]
     module = models.MLP((32, 16), 10)
@@ -65,6 +68,7 @@ def test_one_weight_stays_in_each_row_of_blocks():
     assert jp.fast.slots_of(state) == slots
 
 
+@pytest.mark.full
 def test_the_arrays_of_gradual_pruning_have_room_for_its_masks():
     """Slots for every step, beside the blocks that the masks keep; they fall in five stages."""
     config = block_training.Config(every=10)

@@ -22,6 +22,7 @@ def test_rounds_lead_from_one_sparsity_to_the_next_by_about_the_rate():
     assert after[-1] == 0.9
 
 
+@pytest.mark.full
 def test_the_training_set_in_place_of_a_distilled_set_gives_the_masks_of_imp(tmp_path):
     digits = data.load("digits", train_examples=60)
     alike = lambda x: np.stack([x, x])
@@ -70,6 +71,7 @@ def test_what_a_finished_run_has(run):
     assert sum(last["sizes_kept"]) + sum(last["sizes_pruned"]) == 2 * weights
 
 
+@pytest.mark.full
 def test_curvature_by_hand():
     # loss = 1/2 (a^2 + 4 b^2 + 9 c^2): of kept a and c the largest eigenvalue is 9, the trace 10
     scale = np.array([1.0, 4.0, 9.0], np.float32)

@@ -73,6 +73,7 @@ def trained(steps, of=10, **changes):
     return states
 
 
+@pytest.mark.full
 def test_an_update_may_take_the_place_of_a_step():
     for replace, count in ((False, 3), (True, 2)):
         states = trained(3, method=("rigl",), every=10, replace_step=replace)
@@ -80,6 +81,7 @@ def test_an_update_may_take_the_place_of_a_step():
         assert adam.count.tolist() == [count]
 
 
+@pytest.mark.full
 def test_top_kast_trains_only_what_it_should():
     before, after = trained(1, method=("top_kast",), backward_sparsity=0.6)
     same = before.params["Dense_1"]["kernel"] == after.params["Dense_1"]["kernel"]
@@ -100,6 +102,7 @@ def test_a_fraction_of_zero_rewires_nothing():
     assert jp.overlap(*(jp.get_masks(state.opt_state) for state in states[1:])) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "every"), pairs(["granet", "gmp", "dpf"], [1, 5, 100], "granet", 5)
 )

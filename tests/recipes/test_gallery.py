@@ -5,12 +5,13 @@ import pytest
 
 from recipes import gallery
 from recipes.common.figures.gallery import KINDS, source
+from tests.quick import quick
 from tests.recipes.running import exit_code
 
 COMMON, METHODS = gallery.blocks(gallery.PAGE.read_text())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quick(METHODS))
 def test_its_lines_train_a_network(name):
     """In shapes only: nothing is compiled."""
     drawing = jax.eval_shape(lambda: gallery.outcome(gallery.run_lines(COMMON, METHODS[name])))

@@ -40,6 +40,7 @@ def test_gates_close_before_they_become_masks(finished):
         assert max(records[0][arm]["multiplier"]) > 0
 
 
+@pytest.mark.full
 def test_the_models_are_networks_without_gates(finished):
     for arm in ("neuron", "weight", "gmp"):
         params, _, masks = finished.model(arm)
@@ -67,6 +68,7 @@ def states(config, steps):
     return arm, state
 
 
+@pytest.mark.full
 def test_gates_act_up_to_the_step_at_which_they_become_masks():
     plan = gates.Plan(
         gate=lambda step: jp.gates.hard_concrete(), above=0.0, target=lambda step: 0.3, final=0.3,

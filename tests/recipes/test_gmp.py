@@ -36,6 +36,7 @@ def test_metrics_of_both_arms(finished):
     assert records[-1]["sparse"]["sparsity"] == pytest.approx([0.95, 0.95], abs=1e-4)
 
 
+@pytest.mark.full
 def test_the_model_loads_and_is_sparse(finished):
     params, _, masks = finished.model()
     for layer in ("Dense_0", "Dense_1", "Dense_2"):
@@ -81,6 +82,7 @@ def test_a_run_stopped_on_two_devices_goes_on_to_the_same_bits(two, tmp_path, mo
     assert kept.name == first.name
 
 
+@pytest.mark.full
 def test_the_best_is_the_most_accurate_of_the_sparsest(two):
     tested = [record for record in two.records if "test_accuracy" in record["sparse"]]
     assert [record["step"] for record in tested] == [8, 12]  # evaluations, evenly spread
@@ -112,6 +114,7 @@ def test_pruning_steps_lie_within_training():
             assert 0 <= first < last <= steps - 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("allocation", list(gmp.ALLOCATIONS))
 @pytest.mark.parametrize("pattern", list(gmp.PATTERNS))
 def test_every_way_of_pruning_reaches_its_sparsity(allocation, pattern):

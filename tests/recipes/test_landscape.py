@@ -62,6 +62,7 @@ def test_losses_are_those_of_training_data(finished):
     assert around[2, 2] == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.full
 def test_the_sparse_twins_train_under_the_masks_of_a_folder(tmp_path):
     digits = data.load("digits", train_examples=64)
     module, keys = models.model("mlp", 10, width=0.1), lanes.seed_keys(0, 3)

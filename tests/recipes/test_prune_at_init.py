@@ -76,6 +76,7 @@ def test_snip_s_masks_are_those_of_its_score(finished):
 # --- what methods are given ---------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_grasp_takes_its_loss_at_the_temperature_of_its_authors():
     module, key = models.MLP((8,), 10), jax.random.key(0)
     images, labels = (part[:32] for part in data.load("digits", train_examples=64).train)
@@ -97,6 +98,7 @@ def test_grasp_takes_its_loss_at_the_temperature_of_its_authors():
     assert alike(200) > 0.995 > alike(1)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("norm", models.NORMS)
 def test_flow_is_conserved_through_convolutions_whatever_the_norm(norm):
     module = models.model("conv", 10, norm, width=0.25)
@@ -108,6 +110,7 @@ def test_flow_is_conserved_through_convolutions_whatever_the_norm(norm):
     np.testing.assert_allclose(sums, 1, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_weights_on_paths_by_hand():
     # two inputs, three hidden units, two outputs
     module = models.MLP((3,), 2)

@@ -105,6 +105,7 @@ def test_gates_and_masks_are_a_smaller_network(study):
     )
 
 
+@pytest.mark.full
 def test_dense_networks_have_no_gates_and_what_was_cut_does_not_learn(study):
     s, _ = study
     whole, left = both(s)
@@ -144,6 +145,7 @@ def test_each_stage_sees_the_examples_that_follow_those_of_the_one_before(study,
     assert seen == [0, steps[0], steps[0] + steps[1]]
 
 
+@pytest.mark.full
 def test_weight_decay_is_not_for_gates(study):
     """Else it would pull logits to 0, and gates to 1/2."""
     s, _ = study

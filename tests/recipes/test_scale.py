@@ -37,6 +37,7 @@ def test_masks_add_their_bytes_and_no_communication(found):
     assert sparse.temporary <= 1.05 * dense.temporary
 
 
+@pytest.mark.full
 def test_an_update_of_the_masks_moves_counts_and_copies_nothing(found):
     update, in_step = found["update"], found["sparse"].in_branches
     assert update.always == in_step  # of a pass

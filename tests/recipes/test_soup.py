@@ -10,6 +10,7 @@ import pytest
 import jaxprune as jp
 from recipes import soup
 from recipes.common import data, flags, lanes, measures, models
+from tests.quick import quick
 from tests.recipes import running
 
 WEIGHTS = 64 * 64 + 64 * 32 + 32 * 10
@@ -52,6 +53,7 @@ def test_the_best_child_is_chosen_on_validation_data_and_reported_on_test_data(f
         assert np.allclose(tested * 360, np.rint(tested * 360))
 
 
+@pytest.mark.full
 def test_the_saved_soup_is_sparse_and_of_the_accuracy_that_is_told(finished):
     params, _, masks = finished.model()
     kept = 0
@@ -116,6 +118,7 @@ def test_what_is_pruned_stays_pruned_whatever_is_left(study):
         assert not (after & ~before).any()
 
 
+@pytest.mark.full
 def test_an_ensemble_is_the_mean_of_probabilities():
     module = models.model("mlp", 10, width=0.125)
     variables = models.init(module, lanes.seed_keys(0, 6), IMAGES[:1])
@@ -127,6 +130,7 @@ def test_an_ensemble_is_the_mean_of_probabilities():
     assert together(lanes.split(variables, 2, 3)) == pytest.approx(expected)
 
 
+@pytest.mark.full
 def test_greedy_soups_are_chosen_on_validation_data(study):
     config, _ = study
     no_answer = data.Split(IMAGES, np.full(50, -1, np.int32))
@@ -138,7 +142,7 @@ def test_greedy_soups_are_chosen_on_validation_data(study):
     assert np.ptp(accuracy, axis=1).all() and not s.test(flat).any()
 
 
-@pytest.mark.parametrize("average", soup.AVERAGES)
+@pytest.mark.parametrize("average", quick(soup.AVERAGES))
 def test_a_lineage_goes_on_from_the_average_that_is_asked_for(study, monkeypatch, average):
     config, s = study
     first = lanes.initial(s.program, s.keys)

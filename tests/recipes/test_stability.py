@@ -105,6 +105,7 @@ def kernels_of(children):
     return children.params["Dense_0"]["kernel"].reshape(2, SEEDS, CHILDREN, 64, 8)
 
 
+@pytest.mark.full
 def test_children_start_as_their_trunk(study, trunk, masks):
     children, lane = stability.fork(study[1], trunk, masks, CHILDREN)
     keys = jax.random.key_data(lane.order)
@@ -121,6 +122,7 @@ def test_children_start_as_their_trunk(study, trunk, masks):
     assert held[:4].all() and float(held[4:].mean()) == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.full
 def test_children_end_at_the_same_position_under_their_masks(study, trunk, masks):
     _, s = study
     children, lane = stability.fork(s, trunk, masks, CHILDREN)
@@ -135,6 +137,7 @@ def test_children_end_at_the_same_position_under_their_masks(study, trunk, masks
     assert not np.allclose(kernel[1, 0, 0], kernel[1, 0, 1])
 
 
+@pytest.mark.full
 def test_a_dense_child_with_the_order_of_its_trunk_is_its_trunk(study, trunk, masks):
     _, s = study
     children, _ = stability.fork(s, trunk, masks, CHILDREN)
@@ -159,6 +162,7 @@ def test_what_each_child_comes_to_is_at_the_ends_of_its_paths():
     np.testing.assert_allclose(told["error_instability"], [[0.35, 0.25, 0.2]])
 
 
+@pytest.mark.full
 def test_random_masks_differ_from_trunk_to_trunk(study, trunk):
     config, s = study
     config = replace(config, mask="random", sparsity=0.8)
@@ -168,6 +172,7 @@ def test_random_masks_differ_from_trunk_to_trunk(study, trunk):
     assert float(jp.pairwise(jp.overlap, masks)[0, 1]) < 0.5
 
 
+@pytest.mark.full
 def test_one_round_gives_the_largest_weights_of_the_trunk_and_more_rounds_others(study):
     config, s = study
     end, journal = trunk_at(study, STEPS), running.Straight()
@@ -187,12 +192,14 @@ def test_one_round_gives_the_largest_weights_of_the_trunk_and_more_rounds_others
     assert (jax.vmap(jp.overlap)(two, magnitude) < 1).all()
 
 
+@pytest.mark.full
 def test_the_masks_of_a_saved_run(finished, tmp_path):
     again = running.varied("stability", f"--forks 24 --mask {finished.out}", tmp_path / "again")
     chex.assert_trees_all_equal(again.model()[2], finished.model()[2])
     assert again.records[0]["sparse"] == finished.records[-1]["sparse"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -222,6 +229,7 @@ def test_forks_unless_given():
     assert stability.forks_of(stability.Config(), 4) == [0, 2]
 
 
+@pytest.mark.full
 def test_rounds_on_the_training_set_itself_give_the_masks_of_imp(study):
     # every set holds all examples, in their order: the trainings are those of imp, to the bit
     config, s = study

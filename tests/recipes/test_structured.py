@@ -61,6 +61,7 @@ def test_what_is_pruned_stays_pruned_and_seeds_differ(finished):
     assert kept[25]["kept"][0] != kept[25]["kept"][1]
 
 
+@pytest.mark.full
 def test_a_saved_network_does_what_the_table_says(finished):
     summary = finished.summary
     test = data.load("digits", train_examples=300).test
@@ -139,6 +140,7 @@ def test_taylor_takes_the_gradient_of_the_mean_loss():
     np.testing.assert_allclose(found[1], alone, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.full
 def test_scores_see_no_test_data():
     digits = data.load("digits", train_examples=64)
     unseen = digits.test._replace(images=np.full_like(digits.test.images, np.nan))

@@ -45,6 +45,7 @@ def test_early_steps_are_steps_at_which_validation_was_measured(finished):
                 assert all(0 <= accuracy <= 1 for accuracy in record[arm][key])
 
 
+@pytest.mark.full
 def test_controls_have_the_tickets_masks_or_counts(finished):
     (params, _, masks), (new, _, same), (_, _, random) = map(
         finished.model, ("ltr", "reinit", "random")
@@ -88,6 +89,7 @@ def starts(network_of, index=1, **changes):
     return study, settled, tickets.starts_of(study, settled, index)
 
 
+@pytest.mark.full
 def test_what_each_arm_begins_a_phase_from():
     twice = lambda later: later._replace(params=jax.tree.map(lambda w: 2 * w, later.params))
     study, settled, begun = starts(twice)
@@ -108,6 +110,7 @@ def test_what_each_arm_begins_a_phase_from():
     assert not rates[:, 9:].any() and rates[:, :9].all()
 
 
+@pytest.mark.full
 def test_statistics_are_rewound_with_weights_and_random_masks_are_drawn_anew():
     study, settled, begun = starts(lambda later: later)
     own = lambda network, mean: network._replace(batch_stats={"mean": jnp.full((2, 3), mean)})
@@ -133,6 +136,7 @@ class Watched:
         self.seen[step] = self.of(course.state.network.variables).tolist()
 
 
+@pytest.mark.full
 def test_what_is_told_is_of_the_first_step_of_best_validation_accuracy():
     study, _, begun = starts(lambda later: later)
     accuracy = iter([0.5, 0.7, 0.7, 0.6])
@@ -157,6 +161,7 @@ def test_steps_are_chosen_on_validation_data_and_reported_on_test_data():
         assert study.validate(network).any() == (validation is digits.test)
 
 
+@pytest.mark.full
 def test_the_global_threshold_and_the_exempt_layer():
     study, _, begun = starts(lambda later: later, 0, allocation="global")
     masks = begun["ltr"][0].masks

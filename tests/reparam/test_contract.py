@@ -95,6 +95,7 @@ def assert_same(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance or {"rtol": 0})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", quick(IDENTICAL_AT_FIRST))
 def test_at_first_the_network_uses_the_params(name):
     method = made(name)

@@ -259,6 +259,7 @@ def test_any_pytree(tree, paths):
     assert all(layer.kept == layer.target_kept == 3 for layer in result.layers)
 
 
+@pytest.mark.full
 def test_nnx_params_with_masks_found_in_the_optimizer():
     model = nnx.Sequential(
         nnx.Linear(20, 30, rngs=nnx.Rngs(0)), nnx.BatchNorm(30, rngs=nnx.Rngs(0))

@@ -29,6 +29,7 @@ def test_python_counts_are_exact_for_decimals():
             assert count(float(decimal), size) == exact(decimal, size), (decimal, size)
 
 
+@pytest.mark.full
 def test_traced_counts_are_exact_for_decimals():
     decimals = [f"0.{i:03d}" for i in range(1000)]
     decimals += ["0.9999", "0.99999", "0.0001", "0.123456", "0.333333", "0.9999999"]

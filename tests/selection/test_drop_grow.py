@@ -70,6 +70,7 @@ def test_portions_of_tens_where_float32_is_off(fraction):
         assert int(jp.dynamic.counts(masks, fraction, up)["a"]) == round(10 * fraction)
 
 
+@pytest.mark.full
 def test_counts_may_differ_by_lane_and_vmap_is_a_loop():
     masks = jnp.stack([MASK, ~MASK, jnp.roll(MASK, 3)])
     scores = jnp.stack([SCORES, SCORES, -SCORES])

@@ -282,6 +282,7 @@ def select_each(params):
     return jp.select(jp.magnitude(jp.kernels(params)), jp.uniform, 0.9)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("select", "kind"),
     [
@@ -360,6 +361,7 @@ def test_one_leaf_of_float64_makes_all_be_ranked_so():
         assert [m.tolist() for m in masks] == [[True, True, False], [True, False, True]]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.bfloat16, jnp.float16])
 def test_narrow_floats_are_pruned_gradually(dtype):
     """Some of float8 have no infinity: what is pruned must rank lowest all the same."""

@@ -65,6 +65,7 @@ def test_half_precision_does_not_lose_what_its_sum_would():
     assert jp.soup(many)["w"] == jnp.bfloat16(511 / 256)  # summed in bfloat16: 1
 
 
+@pytest.mark.full
 @WRAPS
 def test_equal_members_make_exactly_that_member(wrap):
     one = stack_of(jnp.float32, 1)

@@ -58,6 +58,7 @@ def n_zero(kernel):
 # --- the program of the design --------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_phase_as_printed():
     def plain_train(tx, params, key):
         def step(carry, i):
@@ -186,6 +187,7 @@ def test_nothing_revives_whatever_the_score_and_the_sparsity_say():
         assert not jnp.where(done.masks["kernel"], 0, done.children["kernel"]).any()
 
 
+@pytest.mark.full
 def test_children_start_under_the_masks_and_keep_them_whatever_training_does():
     masks = jp.select(jp.magnitude(jp.kernels(start())), jp.global_threshold, 0.5)
     seen = []

@@ -21,6 +21,7 @@ from jaxprune.programs.flops import count_flops
 from tests.coupling.networks import BATCH, NETWORKS, Residual, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
+from tests.quick import quick
 
 
 def some(structure, seed=0, share=0.5):
@@ -69,6 +70,7 @@ def test_the_small_function_is_analyzed_like_the_large_one():
     assert [g.size for g in again.groups.values()] == [int(own.sum()) for own in kept.values()]
 
 
+@pytest.mark.full
 def test_of_nnx():
     """Batch norm, grouped convolution, attention, and two branches, of which one goes."""
 
@@ -135,7 +137,7 @@ def test_another_batch_size(residual):
 
 
 @pytest.mark.parametrize(
-    "name", ["flattened", "group norm", "grouped queries", "fused heads", "scan", "experts"]
+    "name", quick(["flattened", "group norm", "grouped queries", "fused heads", "scan", "experts"])
 )
 def test_a_batch_of_symbolic_size(name):
     """Exported once, it takes any batch; of tokens any length too."""
@@ -184,6 +186,7 @@ def test_gradients_are_those_of_the_masked_network(residual):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), own, wanted)
 
 
+@pytest.mark.full
 def test_another_function_of_the_params_trains_it(residual):
     """Train mode returns new running statistics, whose axes are pruned too."""
     _, structure, variables, x, kept, small = residual
@@ -271,6 +274,7 @@ def test_vmap_of_remat_of_scan():
     np.testing.assert_allclose(one[:, 0], small.fn(small.params, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 def test_moments_are_those_of_the_small_run():
     params = weights(a=(4, 6), b=(6, 2))
     fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]

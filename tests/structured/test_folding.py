@@ -13,6 +13,7 @@ from jaxprune.structured.gates import gated
 from tests.coupling.networks import NETWORKS, Residual, built
 from tests.coupling.test_analyze import weights
 from tests.coupling.test_stated import raised
+from tests.quick import quick
 from tests.structured import test_random_networks as parts
 from tests.structured.test_compact import some
 
@@ -119,8 +120,8 @@ def gated_and_cut(structure, variables, x, at_readers=False):
     return [y / (float(abs(found[0]).max()) + 1e-3) for y in found]
 
 
-@pytest.mark.parametrize("name", [name for name in EXACT if name not in ALIKE])
-@pytest.mark.parametrize("at_readers", [False, True])
+@pytest.mark.parametrize("name", quick([name for name in EXACT if name not in ALIKE]))
+@pytest.mark.parametrize("at_readers", quick([False, True]))
 def test_folded_and_cut_is_gated_with_zeros(name, at_readers):
     gated_, sliced = gated_and_cut(*analyzed(name), at_readers)
     np.testing.assert_allclose(sliced, gated_, atol=2e-5)
@@ -242,7 +243,7 @@ def test_a_closed_gate_learns_through_a_relu_only_at_readers():
     np.testing.assert_allclose(before[1:], after[1:], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mlp", "flattened", "batch norm", "layer norm"])
+@pytest.mark.parametrize("name", quick(["mlp", "flattened", "batch norm", "layer norm"]))
 def test_gates_of_each_example_are_gates_of_that_example(name):
     structure, variables, x = analyzed(name)
     of_each = [half_open(structure, i) for i in range(len(x))]

@@ -58,6 +58,7 @@ def test_every_pool_loses_its_share_wherever_it_is_lowest():
     assert {name: int(own.sum()) for name, own in kept.items()} == {"k": 2, "l": 3, "a": 2, "b": 5}
 
 
+@pytest.mark.full
 def test_under_jit_and_vmap():
     allocation = jax.jit(lambda s: jp.structured.isomorphic(STRUCTURE)(s, 0.5))
     twice = jax.tree.map(lambda s: jnp.stack([s, -s]), SCORES)

@@ -21,6 +21,7 @@ def counts(kept):
     return [int(own.sum()) for own in kept.values()]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.95])
 def test_counts_are_exact(sparsity):
     kept = jp.pick(STRUCTURE, SCORES, sparsity)
@@ -66,6 +67,7 @@ def test_only_the_groups_that_are_named_lose_neurons():
     assert "groups is a list of names or globs, such as [\"*.heads\"]; got 'a'" in said
 
 
+@pytest.mark.full
 def test_heads_are_pruned_as_such():
     variables, x = built("grouped queries")
     fn = NETWORKS["grouped queries"].module.apply
@@ -104,6 +106,7 @@ def test_nan_scores_are_kept_and_seen():
     assert jp.pick(STRUCTURE, scores, 0.5)["a"].tolist() == [False, False, True] + [False] * 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["weights", "flops"])
 @pytest.mark.parametrize("budget", [1.0, 0.5, 0.1])
 def test_budgets_are_met_and_no_more(what, budget):

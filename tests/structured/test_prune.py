@@ -27,6 +27,7 @@ def run(tx, params, steps):
     return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps))(params)
 
 
+@pytest.mark.full
 def test_gradually_whole_neurons_go_and_stay_away():
     score = jp.structured.normalized(jp.structured.per_group(STRUCTURE, jp.saliency))
     sparsity = optax.linear_schedule(0.0, 0.75, 8)

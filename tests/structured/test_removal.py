@@ -96,6 +96,7 @@ BRANCHES = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(("name", "group", "with_it", "before", "gone"), BRANCHES)
 def test_compacted_is_masked(name, group, with_it, before, gone, whole):

@@ -156,6 +156,7 @@ def test_lamp_and_other_normalizations():
     close(jp.structured.normalized(zero)({}), [0, 0])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["channels first", "concat"])
 def test_the_entries_of_a_neuron_are_its_own(name):
     """Of flattened, grouped, repeated and joined axes: where one is one, the others score zero."""

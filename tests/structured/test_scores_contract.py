@@ -12,6 +12,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune import structured
+from tests.quick import quick
 
 SIZES = {"a": 6, "b": 4}
 
@@ -96,6 +97,7 @@ def on_neurons(change, tree, group="a"):
     }
 
 
+@pytest.mark.full
 @every_score
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_float32_by_group_summed_in_float32(name, dtype):
@@ -107,6 +109,7 @@ def test_float32_by_group_summed_in_float32(name, dtype):
     close(found, scored(name)(*wide), atol=1e-6)
 
 
+@pytest.mark.full
 @every_score
 def test_under_jit_and_vmap_it_is_the_same(name):
     seeds = [(drawn(i), drawn(i + 9)) for i in range(3)]
@@ -134,7 +137,7 @@ def test_a_neuron_that_is_zero_scores_lowest(name, group):
 
 
 @those_that("robust")
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("value", quick([jnp.nan, jnp.inf, -jnp.inf]))
 def test_a_weight_that_diverged_decides_over_no_other_neuron(name, value):
     """Or the group is ranked by index."""
     others = np.array([0, 1, 2, 3, 5])

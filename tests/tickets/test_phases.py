@@ -136,6 +136,7 @@ def assert_close(a, b):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), a, b)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rewinds", [0, 1])
 def test_it_is_the_loop_by_hand(dense, studies, rewinds):
     early, trained = dense
@@ -235,6 +236,7 @@ def test_the_same_loop_runs_sap():
 # --- laws ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_jit_and_vmap_change_nothing():
     def study(key, sparsity):
         start = initial(key)
@@ -389,6 +391,7 @@ def test_rewinding_to_other_params():
         jp.tickets.iterative(train, initial(), imp(), 2, rewind_to=other)
 
 
+@pytest.mark.full
 def test_what_is_rewound_to_outlives_a_training_that_donates():
     transform, early = jp.prune(jp.magnitude, jp.uniform, jp.tickets.schedule(0.9, 2)), initial()
     train = jax.jit(lambda phase: jax.tree.map(lambda w: w + 1, phase.params), donate_argnums=0)

@@ -34,6 +34,7 @@ def run(module, tx, digits, keys, chunk_steps=5, steps=12):
     return [(p.step, p.metrics["loss"], p.metrics["accuracy"], p.state) for p in points]
 
 
+@pytest.mark.full
 def test_vmapped_seeds_equal_separate_runs(digits):
     module, tx = MLP((16,), 10), pruned_adam()
     together = run(module, tx, digits, lanes.seed_keys(3, 2))
@@ -61,6 +62,7 @@ def test_seeds_on_four_devices_say_nothing_to_each_other(digits):
     assert not re.search("all-reduce|all-gather|all-to-all|collective-permute", text)
 
 
+@pytest.mark.full
 def test_it_learns_and_the_masks_hold(digits):
     points = run(
         MLP((32,), 10), pruned_adam(), digits, lanes.seed_keys(0, 2), chunk_steps=20, steps=80
@@ -74,6 +76,7 @@ def test_it_learns_and_the_masks_hold(digits):
         assert not pruned.any()
 
 
+@pytest.mark.full
 def test_seeds_start_differently_and_arms_alike(digits):
     keys = lanes.seed_keys(0, 2)
     made = [
@@ -118,6 +121,7 @@ def test_weights_data_and_optimizers_have_keys_of_their_own(monkeypatch):
     assert len(np.unique(np.concatenate(every), axis=0)) == 12
 
 
+@pytest.mark.full
 def test_evaluate_counts_every_example_once(digits):
     module = MLP((8,), 10)
     arm = Arm(module, optax.sgd(0.1))
@@ -156,6 +160,7 @@ def at_random(sparsity=0.75):
     return Arm(MLP((16,), 10), optimizer, Weights.SPARSE)
 
 
+@pytest.mark.full
 def test_masks_at_random_are_the_seed_s_own(digits):
     state = arms.begin(at_random(), lanes.seed_keys(0, 2), digits.train.images)
     masks = jp.get_masks(state.opt_state)
@@ -169,6 +174,7 @@ def test_masks_at_random_are_the_seed_s_own(digits):
     )
 
 
+@pytest.mark.full
 def test_the_first_forward_pass_is_sparse(digits):
     state = arms.begin(at_random(), lanes.seed_keys(0, 2), digits.train.images)
     masks = jp.get_masks(state.opt_state)

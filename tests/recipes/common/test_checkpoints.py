@@ -40,6 +40,7 @@ def state():
     return {"params": params, "opt_state": jax.vmap(tx.update)(params, opt_state, params)[1]}
 
 
+@pytest.mark.full
 def test_an_optimizer(tmp_path, state):
     save(tmp_path, 7, tree=state, about={"metrics": [{"step": 7}]})
     saved = load(tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from recipes.common import data
 from recipes.common.data import balanced_rows
 from recipes.common.folder import RecipeError
+from tests.quick import quick
 from tests.recipes.common import tfds_folder
 
 FOLDER = os.environ.get("JAXPRUNE_DATA_DIR")
@@ -128,8 +129,8 @@ def test_data_dir_with_a_broken_dataset(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("where", ["--data-dir", "TFDS_DATA_DIR"])
+@pytest.mark.parametrize("name", quick(SHAPES))
+@pytest.mark.parametrize("where", quick(["--data-dir", "TFDS_DATA_DIR"]))
 def test_a_folder_of_tfds_is_read_as_it_was_written(tmp_path, monkeypatch, name, where):
     written = tiny(name)
     tfds_folder.write(tmp_path, name, written)

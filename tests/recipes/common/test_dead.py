@@ -47,6 +47,7 @@ def test_every_accuracy_of_a_summary_is_told_of_by_name():
 SHORT = ["--seeds", "2", "--steps", "6", "--train-examples", "256", "--every", "1"]
 
 
+@pytest.mark.full
 def test_a_dead_network_is_no_result(tmp_path, capsys):
     """99.99 % of 50,432 weights are pruned: two of three layers keep nothing."""
     out = tmp_path / "gmp"

@@ -19,6 +19,7 @@ def made(size, seed=0):
     return module, module.init(jax.random.key(seed), TOKENS)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [SMALL, FUSED], ids=["apart", "fused"])
 def test_linen_and_nnx_compute_the_same_from_the_same_params(size):
     module, variables = made(size)
@@ -49,6 +50,7 @@ def test_no_token_sees_a_later_one():
     assert (np.abs(a - b)[:, 4:].max((0, 2)) > 1e-4).all()
 
 
+@pytest.mark.full
 def test_a_turned_product_depends_on_the_distance_only():
     """Queries and keys are the same vectors at all places: products are those of the distance."""
     q, k = (
@@ -73,6 +75,7 @@ GROUPS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [SMALL, FUSED], ids=GROUPS)
 def test_groups_are_whole_heads_and_channels(size, request):
     module, variables = made(size)

@@ -94,6 +94,7 @@ def test_stacks_by_hand():
 # --- one program ----------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_lanes_are_what_each_is_alone_and_share_a_program():
     program = make(optax.sgd)
     keys, network = networks(program)
@@ -109,6 +110,7 @@ def test_lanes_are_what_each_is_alone_and_share_a_program():
         assert_close(alone.params, lanes.part(state.params, i, i + 1))
 
 
+@pytest.mark.full
 def test_what_is_pruned_stays_zero_and_the_rest_learns(program):
     keys, network = networks(program)
     after = trained(program, network, lane_of(keys, *[constant(0.1)] * 2)).network
@@ -145,6 +147,7 @@ def test_what_a_call_tells_is_the_mean_over_its_steps():
     assert told["seen"].tolist() == [3, 1.5]
 
 
+@pytest.mark.full
 def test_weight_decay_is_coupled(program):
     """One step by hand: the gradient, and the weights times the decay, both times the rate."""
     keys, network = networks(program, count=1)
@@ -242,6 +245,7 @@ def test_steps_in_two_calls_are_the_steps(program):
     assert_close(state.params, trained(program, network, lane).params)
 
 
+@pytest.mark.full
 def test_two_programs_in_turns_are_each_alone(program):
     other = make(optax.adam, MLP((8,), 10))
     alone, runs = [], []

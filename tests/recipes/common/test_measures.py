@@ -18,6 +18,7 @@ def split(examples, seed=0):
     return Split(images, generator.integers(0, 10, examples).astype(np.int32))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("batch_size", [7, 32, 100, 1000])
 def test_measure_is_over_all_examples(batch_size):
     module, test = models.model("mlp", 10), split(100)
@@ -29,6 +30,7 @@ def test_measure_is_over_all_examples(batch_size):
     assert float(measured["loss"]) == pytest.approx(float(losses.mean()), rel=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", ["mlp", "conv"])
 def test_what_lies_between_networks_is_measured_on_test_data(model):
     """On the first so many examples, and never on those of training."""

@@ -33,6 +33,7 @@ def test_logits(name):
     assert "batch_stats" not in variables
 
 
+@pytest.mark.full
 def test_batch_norm_learns_in_training_and_is_fixed_in_use():
     module = model("conv", 10, "batch")
     images = 2 + jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
@@ -74,6 +75,7 @@ def test_a_vit_has_its_size_by_the_image_and_its_width():
         count((30, 32, 3))
 
 
+@pytest.mark.full
 def test_a_vit_sees_all_patches_from_each_and_where_they_are():
     images = jax.random.normal(jax.random.key(0), (1, 4, 8, 1))
     cut = vit.patches(images, 2)

@@ -50,6 +50,7 @@ def numbers(networks):
     return found["networks"], times
 
 
+@pytest.mark.full
 def test_weights_and_flops_are_counted(numbers):
     dense, half = numbers[0]["dense"], numbers[0]["half"]
     assert dense["weights"] == [4 * 8 + 8 + 8 * 4 + 4 + 4 * 3 + 3]
@@ -100,6 +101,7 @@ def test_the_figure_has_a_bar_and_a_dot_for_each_layer(monkeypatch):
     np.testing.assert_array_equal(dots, [[3, 0], [1, 1]])
 
 
+@pytest.mark.full
 def test_what_is_saved_is_loaded_without_the_original_weights(networks, tmp_path):
     _, own = networks
     seeds = [({}, own["dense"].params), (KEPT, own["half"].params)]

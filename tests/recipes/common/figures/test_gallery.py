@@ -6,6 +6,7 @@ from PIL import Image
 
 from recipes.common.figures import gallery
 from recipes.common.figures.gallery import Drawing
+from tests.quick import quick
 
 LINES = "x = 1  # ≠ 2\n"
 
@@ -26,7 +27,7 @@ DRAWINGS = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
+@pytest.mark.parametrize("name", quick(DRAWINGS))
 def test_a_picture_holds_its_lines(name, tmp_path):
     kind = "step" if name == "neurons" else name
     path = tmp_path / "picture.png"

@@ -8,13 +8,14 @@ from PIL import Image
 
 from recipes.common.figures import pairs
 from recipes.common.figures.pairs import Forks, Matrix, Paths
+from tests.quick import quick
 
 
 def size(png):
     return Image.open(io.BytesIO(png)).size
 
 
-@pytest.mark.parametrize("seeds", [2, 8, 40])
+@pytest.mark.parametrize("seeds", quick([2, 8, 40]))
 def test_heat_maps(seeds):
     values = np.random.default_rng(0).random((seeds, seeds))
     maps = {"a": Matrix(values), "b": Matrix(values, "{:.2f}", 0, 1)}

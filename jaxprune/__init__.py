@@ -82,6 +82,8 @@ from jaxprune.structured.pick import pick as pick
 from jaxprune.structured.compact import compact as compact
 
 # costs and results
+from jaxprune.programs.bops import Bops as Bops
+from jaxprune.programs.bops import count_bops as count_bops
 from jaxprune.programs.flops import Flops as Flops
 from jaxprune.programs.flops import count_flops as count_flops
 from jaxprune.report.report import report as report

@@ -67,6 +67,22 @@ def count_flops(
     >>> count_flops(lambda p, x: x @ p['w'], {'w': jnp.ones((20, 30))}, jnp.ones((4, 20))).leaves
     {'w': 4800}
     """
+    products, notes = read_products(apply_fn, params, *inputs, prunable=prunable)
+    counts: Counter = Counter()
+    for (path, _), flops in products.items():
+        counts[path] += flops
+    leaves = {path: round(counts[path]) for path, _ in present_leaves(params)}
+    return Flops(leaves, round(counts[None]), notes)
+
+
+def read_products(
+    apply_fn: Callable[..., Any], params: Params, *inputs: Any, prunable: Collection[str] = ()
+) -> tuple[Counter, tuple[str, ...]]:
+    """The FLOPs of `count_flops` by (path, terms), and the notes.
+
+    The path is None where no leaf takes part. `terms` is how many products a sum adds up: the
+    inputs of a dense layer, the window times the input channels of a convolution.
+    """
     if not callable(apply_fn):
         raise TypeError(
             "apply_fn is a function (params, *inputs), such as lambda params, x: "
@@ -78,12 +94,14 @@ def count_flops(
     origins += [None] * (len(closed.jaxpr.invars) - len(sizes))
     reader = _Reader({path: (path in prunable, size) for path, size in sizes.items()})
     _, counts = reader.read(closed, origins)
-    leaves = {path: round(counts[path]) for path in sizes}
-    return Flops(leaves, round(counts[None]), tuple(reader.notes))
+    return counts, tuple(reader.notes)
 
 
 class _Reader:
-    """Reads jaxprs: origins of the operands -> origins of the results, and FLOPs by leaf."""
+    """Reads jaxprs: origins of the operands -> origins of the results, and FLOPs by (leaf, terms).
+
+    The terms are those of one sum of the product.
+    """
 
     def __init__(self, rank: dict[str, tuple[bool, int]]):
         self.rank = rank
@@ -106,7 +124,9 @@ class _Reader:
             factor, sizes, divisor = product_of(eqn, *shapes)
             read = self.joined([origin for origin in operands[:2] if origin]) or {None: Fraction(1)}
             flops = factor * math.prod(sizes) // divisor
-            return [None if None in operands[:2] else {}], _times(read, flops)
+            terms = Fraction(flops, 2 * max(eqn.outvars[0].aval.size, 1))
+            counts = Counter({(path, terms): n for path, n in _times(read, flops).items()})
+            return [None if None in operands[:2] else {}], counts
         jaxprs = held(eqn)
         inner = programs(eqn) if jaxprs else []
         if inner:

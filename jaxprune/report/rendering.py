@@ -74,6 +74,7 @@ def _columns(rows: Sequence[Layer]) -> list[list[str]]:
         ["ever", *(_ever(row) for row in rows)],
         ["FLOPs", *(_short(row.flops) for row in rows)],
         ["sparse", *(_short(row.sparse_flops) for row in rows)],
+        ["BOPs", *(_short(row.bops) for row in rows)],
     ]
 
 
@@ -81,10 +82,10 @@ def _ever(row: Layer) -> str:
     return "" if row.ever_active is None else f"{row.ever_active / max(row.total, 1):.4f}"
 
 
-def _short(flops: int | None) -> str:
+def _short(flops: float | None) -> str:
     """Exact below ten thousand, then four digits: `2,560`, `470.4 k`, `4.089 G`."""
     if flops is None or flops < 10_000:
-        return "" if flops is None else f"{flops:,}"
+        return "" if flops is None else f"{flops:,.0f}"
     value, units = flops / 1_000, "kMGTPE"
     while value >= 999.95:
         value, units = value / 1_000, units[1:]

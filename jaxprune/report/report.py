@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxprune.base import Masks, Params, Sparsities
 from jaxprune.masks import like
+from jaxprune.programs.bops import Bits, Widths, Work, count_work
 from jaxprune.programs.flops import count_flops
 from jaxprune.prunable.reasons import NO_FLOATS, SMALL, reasons
 from jaxprune.prunable.rules import kernels, layers_of
@@ -98,13 +99,15 @@ def report(
     target: Sparsities = None,
     ever_active: Masks = None,
     prunable: Callable[[Params], Params] = kernels,
+    bits: Bits = None,
 ) -> Report:
-    """The weights kept of each layer and of all, the target, and the FLOPs: a `Report`.
+    """The weights kept of each layer and of all, the target, FLOPs and BOPs: a `Report`.
 
     A leaf of rank 2 or more without a mask is named at the end, with the reason.
 
     FLOPs count matrix products and convolutions (`jaxprune.programs.flops`). Sparse FLOPs are what
-    a kernel that skips zeros would do: masks simulate sparsity, and make nothing faster.
+    a kernel that skips zeros would do: masks simulate sparsity, and make nothing faster. BOPs are
+    the bit operations of such a kernel with weights and inputs of so many `bits`.
 
     Args:
       params: pytree of arrays. A leading axis of seeds counts like other axes: the seeds add up.
@@ -116,6 +119,8 @@ def report(
       ever_active: which weights were ever kept, from `dynamic.ever_active(opt_state)`: the column
         `ever` is the R_s of ITOP.
       prunable: of these masks. Where it has layers in the place of a stack, each is a row.
+      bits: of weights and inputs, as for `count_bops`, which counts the column `BOPs`; it needs
+        `apply_fn`. None for no BOPs.
 
     Raises:
       ValueError: if masks or target belong to other params, a target is no sparsity, or every
@@ -143,6 +148,7 @@ def report(
     if not in_stacks:
         raise ValueError("there is nothing to report: the mask of every leaf is None.")
     flops, other, notes = _flops(params, in_stacks, apply_fn, inputs)
+    bops_of, other_bops, more = _bops(params, in_stacks, apply_fn, inputs, bits)
     stacks = layers_of(prunable(params))
     masked, stack_of = _in_layers(in_stacks, stacks)
     for path, stack in stack_of.items():
@@ -159,19 +165,24 @@ def report(
         n_kept, outside = counts.get(path, (size, 0))
         sparse = None if dense is None else dense * n_kept // max(size, 1)
         active = ever.get(path)
-        return Layer(path, shape, n_kept, size, targets.get(path), outside, active, dense, sparse)
+        stack = stack_of.get(path, path)
+        fraction = size / max(np.size(in_stacks[stack][0]), 1) if path in stack_of else 1.0
+        bops = None if bops_of is None else bops_of(stack, fraction, n_kept / max(size, 1))
+        return Layer(
+            path, shape, n_kept, size, targets.get(path), outside, active, dense, sparse, bops
+        )
 
     layers = tuple(layer(path, masked[path][0]) for path in _in_order(masked))
     others = [(path, leaf) for path, leaf, mask in leaves if mask is None]
     rest = [layer(path, leaf) for path, leaf in others if _is_float(leaf) or flops.get(path)]
-    activations = Layer("no weights", None, 0, 0, flops=other, sparse_flops=other)
+    activations = Layer("no weights", None, 0, 0, flops=other, sparse_flops=other, bops=other_bops)
     result = Report(
         layers,
         prunable=replace(sum_of("prunable", layers), target_kept=target_of_all),
         never_pruned=sum_of(f"never pruned ({len(rest)})", rest),
         activations=activations,
         total=sum_of("total", [*layers, *rest, activations]),
-        notes=(*notes, *_left_out(params, {path for path, _ in others})),
+        notes=(*notes, *more, *_left_out(params, {path for path, _ in others})),
     )
     for warning in result.warnings:
         warnings.warn(warning, stacklevel=2)
@@ -239,6 +250,25 @@ def _flops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple) -> tup
     on = ", ".join(seen) or "no inputs"
     about = f"FLOPs of one call on {on}; sparse: what a kernel that skips zeros would do."
     return flops.leaves, flops.other, (about, *flops.notes)
+
+
+def _bops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple, bits: Bits) -> tuple:
+    """`(path, fraction of it, density) -> BOPs`, BOPs that belong to no path, and notes."""
+    if bits is None:
+        return None, None, ()
+    if apply_fn is None:
+        raise ValueError(
+            "report counts bit operations on a program: give it apply_fn and inputs too, as in "
+            "report(params, masks, apply_fn, x, bits=8)."
+        )
+    widths = Widths(bits, [path for path, _ in present_leaves(params)])
+    work, _ = count_work(apply_fn, params, *inputs, prunable=masked)
+    none = Work(0.0, 0.0)
+
+    def of(path: str, fraction: float, density: float) -> float:
+        return work.get(path, none).part(fraction).bops(*widths.of(path), density)
+
+    return of, work.get(None, none).bops(*widths.of(None)), (f"BOPs {widths}.",)
 
 
 def _is_float(leaf: Any) -> bool:

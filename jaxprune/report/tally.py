@@ -29,6 +29,7 @@ class Layer:
       ever_active: how many were ever kept; None if it was not recorded.
       flops: FLOPs of the products that read the leaf; None if they were not counted.
       sparse_flops: flops * kept / total.
+      bops: bit operations of the kept weights (`count_bops`); None without bits.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Layer:
     ever_active: int | None = None
     flops: int | None = None
     sparse_flops: int | None = None
+    bops: float | None = None
 
     @property
     def sparsity(self) -> float:
@@ -66,7 +68,8 @@ def sum_of(path: str, layers: Sequence[Layer]) -> Layer:
         values = [getattr(layer, field) for layer in layers]
         return None if None in values else sum(values)
 
-    summed = ("kept", "total", "target_kept", "outside", "ever_active", "flops", "sparse_flops")
+    weights = ("kept", "total", "target_kept", "outside", "ever_active")
+    summed = (*weights, "flops", "sparse_flops", "bops")
     return Layer(path, None, **{field: over(field) for field in summed})
 
 

@@ -10,7 +10,8 @@ with the types that they return: a `Structure`, and a `Compact` network.
 
 Scores: `per_group` of `square`, `taylor`, or any score of weights, with `abs_of_sum` for signed
 ones; `geometric_median`, `random`; `normalized` by group. `isomorphic` is an allocation. `cost` is
-the weights and FLOPs that are left, `counter` counts them for many `kept`. Masks: `masks` of the
+the weights and FLOPs that are left, `counter` counts them for many `kept`, `bops` counts bit
+operations. Masks: `masks` of the
 neurons that are kept, `kept` is its inverse, and `prune` is a mask transform. Smaller: `shrink`
 (optimizer states too), `compact_module` (an nnx module), `replay` (a training function), `retrace`
 (the code itself). Branches that go, as a `Removal`: `remove_emptied`, `collapse_emptied`,
@@ -22,6 +23,7 @@ keep a neuron. `register_rule` teaches `jp.analyze` a primitive.
 
 from jaxprune.coupling.structure import Structure as Structure
 from jaxprune.programs.primitives import register_rule as register_rule
+from jaxprune.structured.bops import bops as bops
 from jaxprune.structured.compact import Compact as Compact
 from jaxprune.structured.compact import shrink as shrink
 from jaxprune.structured.cost import cost as cost

@@ -1,4 +1,4 @@
-"""Which neurons are kept: so many, or as many as a budget of weights, FLOPs or time allows."""
+"""Which neurons are kept: a number, or as many as a budget of costs or time allows."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from jaxprune.allocation.layerwise import global_threshold
 from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity, is_known, widened
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
+from jaxprune.programs.bops import Bits
 from jaxprune.selection.counting import count
 from jaxprune.selection.largest import largest
+from jaxprune.structured.bisection import first
+from jaxprune.structured.bops import bops as bops_of
 from jaxprune.structured.cost import counter
+from jaxprune.structured.kept import Removal
 
 Neurons = dict[str, np.ndarray]  # bool (size,) by group
 
@@ -29,6 +33,8 @@ def pick(
     *,
     weights: float | None = None,
     flops: float | None = None,
+    bops: float | None = None,
+    bits: Bits = None,
     measure: Callable[[dict[str, np.ndarray]], Any] | None = None,
     at_most: float | None = None,
     round_to: int = 1,
@@ -52,6 +58,8 @@ def pick(
         `isomorphic(structure)` (groups of a kind together), `per_layer({group: sparsity})`, ...
       weights, flops: in place of a sparsity: the fraction of the dense network's weights or FLOPs
         that may be left, in (0, 1].
+      bops, bits: in place of a sparsity: the fraction of the dense network's bit operations that
+        may be left, in (0, 1], with weights and inputs of so many `bits` (`structured.bops`).
       measure, at_most: in place of a sparsity: `kept -> number`, such as the seconds that
         `compact(structure, params, kept)` takes, and the most that it may be, in the same unit.
         `measure` is called about 8 + log2(neurons) times; it must not increase as neurons are
@@ -63,22 +71,29 @@ def pick(
         the neurons of these groups, a budget counts the network; all other groups are kept.
 
     Raises:
-      ValueError: unless just one of sparsity, weights, flops and measure is given, and in its
-        range; if scores do not fit the groups, a rule matches no group, or a budget can't be met.
-      TypeError: if `groups` is no list of names.
+      ValueError: unless just one of sparsity, weights, flops, bops and measure is given, and in its
+        range; if bops and bits do not come together, or bits are out of range; if scores do not
+        fit the groups, a rule matches no group, or a budget can't be met.
+      TypeError: if `groups` is no list of names, or bits are no integers.
     """
     scores = _checked(structure, scores, round_to, groups)
-    asked = {"sparsity": sparsity, "weights": weights, "flops": flops, "measure": measure}
+    asked = {"sparsity": sparsity, "weights": weights, "flops": flops, "bops": bops}
+    asked["measure"] = measure
     given = [name for name, value in asked.items() if value is not None]
     if len(given) != 1:
         raise ValueError(
-            "pick needs one of sparsity (pruned), weights and flops (left), and measure, as in "
-            f"pick(structure, scores, flops=0.5); got {', '.join(given) or 'none of them'}."
+            "pick needs one of sparsity (pruned), weights, flops and bops (left), and measure, as "
+            f"in pick(structure, scores, flops=0.5); got {', '.join(given) or 'none of them'}."
         )
     if (measure is None) != (at_most is None):
         raise ValueError(
             "pick: measure and at_most go together, as in measure=seconds, at_most=0.002; got only "
             f"{'at_most' if measure is None else 'measure'}."
+        )
+    if (bops is None) != (bits is None):
+        raise ValueError(
+            "pick: bops and bits go together, as in bops=0.25, bits=(4, 8), which are those of "
+            f"weights and of inputs; got only {'bits' if bops is None else 'bops'}."
         )
     neurons: dict[str, Any]
     if given == ["sparsity"]:
@@ -93,7 +108,13 @@ def pick(
                 f"{given[0]} is the fraction of the dense network's that may be left, in (0, 1], "
                 f"not traced; got {budget}."
             )
-        neurons = _within_share(structure, scores, allocation, given[0], budget, round_to)
+        costs = counter(structure)
+        left = lambda neurons: (
+            getattr(costs(neurons), given[0])
+            if bops is None
+            else bops_of(structure, Removal(neurons, ()), bits=bits)
+        )
+        neurons = _within_share(structure, scores, allocation, given[0], left, budget, round_to)
     every = {name: np.ones(group.size, bool) for name, group in structure.groups.items()}
     return {name: jnp.asarray(mask) for name, mask in {**every, **neurons}.items()}
 
@@ -158,17 +179,18 @@ def _within_share(
     scores: Scores,
     allocation: Allocation,
     what: str,
+    count: Callable[[Neurons], float],
     budget: float,
     round_to: int,
 ) -> Neurons:
     """The neurons with which at most the share `budget` of the dense network's `what` is left.
 
     Args:
-      what: a field of `Cost`.
+      what: the name of the budget.
+      count: `neurons -> cost`; a group may have no neuron.
     """
-    count = counter(structure)
-    dense = max(getattr(count({}), what), 1)
-    share = lambda neurons: getattr(count(neurons), what) / dense
+    dense = max(count({}), 1)
+    share = lambda neurons: count(neurons) / dense
 
     def cannot(fewest: Neurons) -> str:
         without = lambda names: share({n: m & (n not in names) for n, m in fewest.items()})
@@ -230,7 +252,7 @@ def _within(
         return {name: np.asarray(masks[name]) for name in scores}  # jit sorts them
 
     most = sum(s.size for s in scores.values()) - len(scores)
-    n = _first(lambda n: fits(left(n)), most)
+    n = first(lambda n: fits(left(n)), most)
     if n is None:
         raise ValueError(cannot(left(most)))
     return _filled(left(n), scores, round_to, fits) if round_to > 1 else left(n)
@@ -240,25 +262,6 @@ def _within(
 def _without(n: Any, scores: Scores, allocation: Allocation, round_to: int) -> Any:
     """`choose`, `n` neurons pruned: compiled once for all scores of a structure."""
     return choose(scores, allocation, n / sum(s.size for s in scores.values()), round_to)
-
-
-def _first(holds: Callable[[int], bool], last: int) -> int | None:
-    """The first of 0, ..., last for which it holds, if from there on it does; None if for none.
-
-    It goes up in eighths until it holds, and bisects the last of them: times may rise again where
-    next to nothing is left, which is slow at some numbers of channels.
-    """
-    low = 0
-    for high in sorted({last * i // 8 for i in range(9)}):
-        if holds(high):
-            break
-        low = high + 1
-    else:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle + 1, high)
-    return low
 
 
 def _filled(

@@ -154,6 +154,21 @@ def test_a_rounded_budget_is_filled():
 
 
 @pytest.mark.parametrize("round_to", [1, 4])
+def test_a_budget_of_bit_operations_is_met_and_no_more(round_to):
+    left = lambda kept: jp.structured.bops(STRUCTURE, kept, bits=(4, 8))
+    kept = jp.pick(STRUCTURE, SCORES, bops=0.5, bits=(4, 8), round_to=round_to)
+    assert left(kept) <= 0.5 * left(None)
+    assert all(n % round_to == 0 for n in counts(kept))
+    # by hand: 4 a, a b and 2 b products; their sums have 4, a and b terms
+    a, b = counts(kept)
+    terms = [(4 * a, 4), (a * b, a), (2 * b, b)]
+    assert left(kept) == pytest.approx(sum(n * (32 + 12 + np.log2(k)) for n, k in terms))
+    for name in kept:
+        more = dict(kept) | {name: jnp.arange(kept[name].size) < kept[name].sum() + round_to}
+        assert more[name].all() or left(more) > 0.5 * left(None)
+
+
+@pytest.mark.parametrize("round_to", [1, 4])
 def test_any_cost_can_be_bounded_by_measuring_it(round_to):
     asked = []
 
@@ -198,7 +213,11 @@ def test_cost_is_what_is_counted_on_the_small_function():
 @pytest.mark.parametrize(
     ("options", "fragment"),
     [
-        ({}, "needs one of sparsity (pruned), weights and flops (left), and measure"),
+        ({}, "needs one of sparsity (pruned), weights, flops and bops (left), and measure"),
+        ({"bops": 0.5}, "bops and bits go together, as in bops=0.25, bits=(4, 8), which are"),
+        ({"bits": 8, "sparsity": 0.5}, "got only bits"),
+        ({"bops": 0.01, "bits": 8}, "bops=0.01 can't be met: with one neuron left in each"),
+        ({"bops": 0.5, "bits": 0}, "the bits of weights are of [1, 64]; got 0."),
         ({"sparsity": 0.5, "at_most": 1.0}, "measure and at_most go together"),
         ({"measure": len}, "got only measure"),
         (

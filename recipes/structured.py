@@ -45,6 +45,7 @@ SCORES = {
     "median": lambda structure, key: jp.structured.geometric_median(structure),
     "random": lambda structure, key: jp.structured.random(key, structure),
 }
+CALIBRATED = {"obspa": jp.calibration.obspa_scores, "activations": jp.calibration.activation_norms}
 SCOPES = {
     "global": lambda structure: jp.global_threshold,
     "local": lambda structure: jp.uniform,
@@ -62,12 +63,13 @@ class Config(settings.Settings):
     """Normalization of the convolutional networks; group ties channels of its groups together."""
     seeds: settings.Seeds = 3
     """The number of networks to prune, each with other initial weights."""
-    score: Annotated[tuple[str, ...], flags.choice(SCORES), flags.DISTINCT] = (
+    score: Annotated[tuple[str, ...], flags.choice((*SCORES, *CALIBRATED)), flags.DISTINCT] = (
         "l1",
         "taylor",
         "random",
     )
-    """The score of a neuron: one or several, side by side. scale needs a network with norms."""
+    """The score of a neuron: one or several, side by side. scale needs a network with norms; obspa
+    and activations read what the neurons give for training examples."""
     scope: Annotated[str, flags.choice(SCOPES)] = "global"
     """The neurons that a neuron is ranked among: all, its group, or the groups of like layers."""
     flops: Annotated[tuple[float, ...], flags.within("(0, 1)"), flags.DISTINCT] = (0.5, 0.25)
@@ -87,7 +89,7 @@ class Config(settings.Settings):
     update: Annotated[str, flags.choice(UPDATES)] = "none"
     """OBSPA: weights that read pruned neurons make up for them, by training examples or noise."""
     examples: flags.Count = 1024
-    """taylor and --update: how many training examples, or images of noise."""
+    """taylor, obspa, activations, --update: how many training examples, or images of noise."""
     timings: Annotated[int, flags.at_least(0)] = 9
     """How often each forward pass is timed; 0 for never."""
     evaluations: Annotated[int, flags.HIDDEN] = 1  # networks are tested after each round
@@ -136,7 +138,9 @@ def mean_loss(module: Any, examples: Split, batch_size: int) -> Callable[[Any], 
 Scored = Callable[[Any, dict[str, jax.Array], jax.Array], dict[str, jax.Array]]
 
 
-def scorer(name: str, structure: Structure, loss: Callable[[Any], jax.Array]) -> Scored:
+def scorer(
+    name: str, structure: Structure, loss: Callable[[Any], jax.Array], images: jax.Array
+) -> Scored:
     """The score called `name`, with the mean 1 over the kept neurons of a group; -inf for others.
 
     Raises `RecipeError` if it can't score these networks.
@@ -146,6 +150,15 @@ def scorer(name: str, structure: Structure, loss: Callable[[Any], jax.Array]) ->
         mean = jnp.sum(jnp.where(kept, scores, 0)) / jnp.maximum(jnp.sum(kept, dtype=jnp.int32), 1)
         scaled = scores / jnp.maximum(mean, jnp.finfo(scores.dtype).tiny)
         return jnp.where(kept, scaled, -jnp.inf)
+
+    if name in CALIBRATED:
+
+        def calibrated(stack: Any, kept: Any, keys: jax.Array) -> dict[str, jax.Array]:
+            of_one = lambda i: CALIBRATED[name](structure, lanes.lane_of(stack, i), [images])
+            scores = lanes.stacked(map(of_one, range(len(keys))))
+            return {g: jax.vmap(over_mean)(s, kept[g]) for g, s in scores.items()}
+
+        return calibrated
 
     def of_one(variables: Any, kept: Any, key: jax.Array, loss: Any) -> dict[str, jax.Array]:
         grads = jax.grad(loss)(variables) if name == "taylor" else None
@@ -323,7 +336,7 @@ def study_of(config: Config, dataset: Dataset) -> Study:
         ),
         masks=jax.jit(jax.vmap(lambda kept: jp.structured.masks(structure, kept)["params"])),
         keys=keys,
-        scores={name: scorer(name, structure, loss) for name in config.score},
+        scores={n: scorer(n, structure, loss, jnp.asarray(examples.images)) for n in config.score},
         allocation=SCOPES[config.scope](structure),
         round_to=config.round_to,
         targets=config.flops,

@@ -10,9 +10,9 @@ the pruned products before it give. `statistics` prunes nothing: it gathers the 
 each leaf is multiplied with. `distortion_curves` measures what pruning each leaf alone does to the
 outputs; `quadratic_curves` estimates it by `output_gradient`. `reconstruct` tunes pruned weights so
 that each product gives what it gave before; `obspa` updates the weights that read pruned neurons.
-`dare` drops most of what fine-tuning changed; `dare_rescale` chooses its divisor, and `adamr` (with
-its `AdamRState`) keeps the changes small. `block_sparsities` are CFSP's, by how far each block's
-output has a `turn` from its input.
+`obspa_scores` and `activation_norms` score neurons. `dare` drops most of what fine-tuning changed;
+`dare_rescale` chooses its divisor, and `adamr` (with its `AdamRState`) keeps the changes small.
+`block_sparsities` are CFSP's, by how far each block's output has a `turn` from its input.
 """
 
 from jaxprune.calibration.adamr import AdamRState as AdamRState
@@ -26,6 +26,8 @@ from jaxprune.calibration.in_order import prune_in_order as prune_in_order
 from jaxprune.calibration.magnitude import magnitude as magnitude
 from jaxprune.calibration.method import Inputs as Inputs
 from jaxprune.calibration.method import Method as Method
+from jaxprune.calibration.neurons import activation_norms as activation_norms
+from jaxprune.calibration.neurons import obspa_scores as obspa_scores
 from jaxprune.calibration.obspa import obspa as obspa
 from jaxprune.calibration.quadratic import output_gradient as output_gradient
 from jaxprune.calibration.quadratic import quadratic_curves as quadratic_curves

@@ -77,7 +77,7 @@ def obspa(
         raise ValueError(f"obspa: damping must be positive; got {damping}.")
     check_all("obspa", structure, params)
     left = masks(structure, kept)
-    run = _Moments(params, dict(named_leaves(left)))
+    run = Moments("obspa", params, dict(named_leaves(left)))
     for run.batch, inputs in enumerate(arguments("obspa", batches)):
         run.run(structure.fn, [inputs])
     return apply_masks(run.updated(damping), left)
@@ -93,11 +93,11 @@ class _Read(NamedTuple):
     rows: int
 
 
-class _Moments(Reading):
+class Moments(Reading):
     """The second moments of the inputs of all matrices that lose inputs."""
 
-    def __init__(self, params: Params, left: dict[str, Any]):
-        super().__init__("obspa", params, {name for name, x in left.items() if x is not None})
+    def __init__(self, what: str, params: Params, left: dict[str, Any]):
+        super().__init__(what, params, {name for name, x in left.items() if x is not None})
         self.left = left
         self.of: dict[Any, _Read] = {}
         self.otherwise: set[str] = set()  # leaves that are not updated
@@ -132,7 +132,7 @@ class _Moments(Reading):
             moment, rows = jnp.zeros(()), 0
         else:
             for inputs in product.inputs:
-                check_finite("obspa", leaf.name, inputs, 1, self.batch)
+                check_finite(self.what, leaf.name, inputs, 1, self.batch)
             moment = jnp.stack([inputs.second_moment() for inputs in product.inputs])
             rows = product.inputs[0].rows
         if before is not None:

@@ -16,7 +16,8 @@ neurons that are kept, `kept` is its inverse, and `prune` is a mask transform. S
 (optimizer states too), `compact_module` (an nnx module), `replay` (a training function), `retrace`
 (the code itself). Branches that go, as a `Removal`: `remove_emptied`, `collapse_emptied`,
 `remove_blocks`, `removable_blocks`, `block_scores`; `knapsack` chooses blocks by their
-`output_losses`. Gates of groups: `gate_logits`, `apply_gates`
+`output_losses` or `moment_changes`. `performance_aware` prunes group by group while a loss stays
+within its `allowances`. Gates of groups: `gate_logits`, `apply_gates`
 (`per_example` of a batch), `relaxed_cost`; `cut` removes what they close, and `required_groups`
 keep a neuron. `register_rule` teaches `jp.analyze` a primitive.
 """
@@ -40,6 +41,9 @@ from jaxprune.structured.kept import masks as masks
 from jaxprune.structured.knapsack import knapsack as knapsack
 from jaxprune.structured.knapsack import output_losses as output_losses
 from jaxprune.structured.modules import compact_module as compact_module
+from jaxprune.structured.moment_changes import moment_changes as moment_changes
+from jaxprune.structured.performance_aware import allowances as allowances
+from jaxprune.structured.performance_aware import performance_aware as performance_aware
 from jaxprune.structured.prune import prune as prune
 from jaxprune.structured.relaxed import relaxed_cost as relaxed_cost
 from jaxprune.structured.removal import block_scores as block_scores

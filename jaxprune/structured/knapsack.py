@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,23 +41,15 @@ def output_losses(
     Reference: Zhang et al., 2024, LAPTOP-Diff: Layer Pruning and Normalized Distillation for
     Compressing Diffusion Models.
     """
-    check_all("output_losses", structure, params)
-    leaves = weights_of(structure, blocks)
-    sums = dict.fromkeys(leaves, 0.0)
+    outputs = outputs_without("output_losses", structure, params, blocks)
+    sums = {block: 0.0 for block in outputs if block is not None}
     count = 0
-
-    @jax.jit
-    def outputs(params: Params, batch: tuple[Any, ...]) -> list[jax.Array]:
-        found = jax.tree.leaves(structure.fn(params, *batch))
-        return [x.astype(jnp.float32) for x in found if jnp.issubdtype(x.dtype, jnp.floating)]
-
     for inputs in arguments("output_losses", batches):
         count += 1
-        dense = outputs(params, inputs)
+        dense = outputs[None](inputs)
         entries = sum(x.size for x in dense)
-        for block, paths in leaves.items():
-            zero = lambda path, x: jnp.zeros_like(x) if path in paths else x  # noqa: B023
-            found = outputs(map_named(zero, params), inputs)
+        for block in sums:
+            found = outputs[block](inputs)
             change = sum(float(jnp.square(a - b).sum()) for a, b in zip(found, dense, strict=True))
             sums[block] += change / entries
     for block, total in sums.items():
@@ -67,6 +59,28 @@ def output_losses(
                 "the batches, and at the outputs of the network with all blocks."
             )
     return {block: total / count for block, total in sums.items()}
+
+
+def outputs_without(
+    what: str, structure: Structure, params: Params, blocks: Sequence[str]
+) -> dict[str | None, Callable[[tuple[Any, ...]], list[jax.Array]]]:
+    """By block `inputs -> the floating outputs without it`, float32; at None with all blocks.
+
+    All of them are one compiled program.
+    """
+    check_all(what, structure, params)
+
+    @jax.jit
+    def outputs(params: Params, inputs: tuple[Any, ...]) -> list[jax.Array]:
+        found = jax.tree.leaves(structure.fn(params, *inputs))
+        return [x.astype(jnp.float32) for x in found if jnp.issubdtype(x.dtype, jnp.floating)]
+
+    def without(paths: Collection[str]) -> Callable[[tuple[Any, ...]], list[jax.Array]]:
+        zeros = lambda path, x: jnp.zeros_like(x) if path in paths else x
+        return lambda inputs: outputs(map_named(zeros, params), inputs)
+
+    leaves = weights_of(structure, blocks)
+    return {None: without(()), **{block: without(paths) for block, paths in leaves.items()}}
 
 
 def knapsack(losses: Mapping[str, float], sizes: Mapping[str, float], least: float) -> list[str]:

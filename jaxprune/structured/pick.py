@@ -76,7 +76,7 @@ def pick(
         fit the groups, a rule matches no group, or a budget can't be met.
       TypeError: if `groups` is no list of names, or bits are no integers.
     """
-    scores = _checked(structure, scores, round_to, groups)
+    scores = checked(structure, scores, round_to, groups)
     asked = {"sparsity": sparsity, "weights": weights, "flops": flops, "bops": bops}
     asked["measure"] = measure
     given = [name for name, value in asked.items() if value is not None]
@@ -141,7 +141,7 @@ def _ranked(s: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(s), jnp.inf, s)
 
 
-def _checked(
+def checked(
     structure: Structure, scores: Scores, round_to: Any, groups: Sequence[str] | None
 ) -> Scores:
     """The scores of the groups that may lose neurons, in float32 or wider."""

@@ -25,6 +25,7 @@ def test_each_arm_keeps_whole_blocks_and_as_many_for_each_block_of_outputs(finis
     assert numbers["dense"]["times_as_fast"] == 1.0
 
 
+@pytest.mark.full
 def test_masks_move_in_rigl_only(finished):
     last = finished.records[-1]
     assert last["static 8x8"]["overlap_first"] == [1.0, 1.0]

@@ -15,6 +15,7 @@ WEIGHTS = 64 * 64 + 64 * 32 + 32 * 10
 ARMS = ["dense", "neuron", "weight", "gmp"]
 
 
+@pytest.mark.full
 def test_the_budget_is_met(finished):
     arms = finished.summary["arms"]
     assert list(arms) == ARMS
@@ -29,6 +30,7 @@ def test_the_budget_is_met(finished):
         assert len(arms[arm]["architectures"]) == 2
 
 
+@pytest.mark.full
 def test_gates_close_before_they_become_masks(finished):
     records = finished.records
     assert [record["step"] for record in records] == [4, 8, 12]

@@ -17,6 +17,7 @@ from recipes.reports import relaxation as report
 ARMS = ["dense", "relaxed 50 %", "relaxed 25 %"]
 
 
+@pytest.mark.full
 def test_the_budgets_are_met(finished):
     networks = finished.summary["networks"]
     assert list(networks) == ARMS
@@ -25,6 +26,7 @@ def test_the_budgets_are_met(finished):
         assert all(share - 0.05 < left <= share for left in networks[arm]["flops_left"])
 
 
+@pytest.mark.full
 def test_a_stage_prunes_first_and_then_trains(finished):
     """By the gates of the stage before: a line after the first steps of a stage has its cut."""
     found = finished.records
@@ -37,6 +39,7 @@ def test_a_stage_prunes_first_and_then_trains(finished):
     np.testing.assert_allclose(relaxed[3], left[3, 2], rtol=1e-5)  # gates are folded, 0 or 1
 
 
+@pytest.mark.full
 def test_the_models_are_small_and_load_without_the_large_ones(finished):
     summary = finished.summary
     compacted = small.load(finished.out / "model" / "relaxed-25")

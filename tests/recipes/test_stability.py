@@ -15,6 +15,7 @@ from recipes.common.lanes import Lane
 from tests.recipes import running
 
 
+@pytest.mark.full
 def test_every_fork_has_every_pair_and_every_child(finished):
     records = finished.records
     assert [record["step"] for record in records] == [0, 12, 24]
@@ -26,6 +27,7 @@ def test_every_fork_has_every_pair_and_every_child(finished):
                 assert np.shape(record[arm][f"test_{name}"]) == (2, 3)
 
 
+@pytest.mark.full
 def test_children_forked_at_the_end_are_equal(finished):
     # no noise is left: exactly 0, and all children of a trunk err alike
     last = finished.records[-1]
@@ -37,6 +39,7 @@ def test_children_forked_at_the_end_are_equal(finished):
     assert np.all(np.array(first["dense"]["loss_instability"]) != 0)
 
 
+@pytest.mark.full
 def test_the_summary_is_exact_numbers(finished):
     summary = finished.summary
     weights = 64 * 256 + 256 * 128 + 128 * 10
@@ -49,6 +52,7 @@ def test_the_summary_is_exact_numbers(finished):
             assert said["error"] == pytest.approx(np.std(said["per_seed"], ddof=1) / np.sqrt(2))
 
 
+@pytest.mark.full
 def test_the_model_is_the_pruned_trunks(finished):
     params, _, masks = finished.model()
     kernel, mask = params["Dense_0"]["kernel"], masks["Dense_0"]["kernel"]

@@ -16,6 +16,7 @@ WIDTHS = {"params/Dense_0": 32, "params/Dense_1": 16}
 WEIGHTS = 64 * 32 + 32 + 32 * 16 + 16 + 16 * 10 + 10
 
 
+@pytest.mark.full
 def test_every_round_has_every_arm(finished):
     first, *rounds = finished.records
     assert list(first) == ["round", "step", "dense"]
@@ -28,6 +29,7 @@ def test_every_round_has_every_arm(finished):
         assert record["dense"]["before_training_on"] == before["dense"]["test_accuracy"]
 
 
+@pytest.mark.full
 def test_budgets_are_met(finished):
     summary = finished.summary
     dense = summary["networks"]["dense"]
@@ -40,6 +42,7 @@ def test_budgets_are_met(finished):
     assert summary["networks"]["dense, as long"]["flops_left"] == [1, 1]
 
 
+@pytest.mark.full
 def test_removed_networks_are_the_masked_ones(finished):
     summary = finished.summary
     assert list(summary["masked_and_compacted"]) == list(summary["networks"])[2:]
@@ -51,6 +54,7 @@ def test_removed_networks_are_the_masked_ones(finished):
             assert record[score]["compacted_accuracy"] == record[score]["test_accuracy"]
 
 
+@pytest.mark.full
 def test_what_is_pruned_stays_pruned_and_seeds_differ(finished):
     kept = {
         share: json.loads((finished.out / folder.MODEL / f"l1-{share}" / small.KEPT).read_text())

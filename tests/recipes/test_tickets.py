@@ -22,6 +22,7 @@ def test_a_phase_prunes_as_published_unless_told():
     assert jp.tickets.rate(config.sparsity, config.phases) == pytest.approx(0.2, abs=0.005)
 
 
+@pytest.mark.full
 def test_every_phase_prunes_as_much_as_it_should(finished):
     records = finished.records
     assert [record["phase"] for record in records] == [0, 1, 2, 3]
@@ -37,6 +38,7 @@ def test_every_phase_prunes_as_much_as_it_should(finished):
     assert (np.diff(sap, axis=0) < 0).all() and (sap < WEIGHTS).all()
 
 
+@pytest.mark.full
 def test_early_steps_are_steps_at_which_validation_was_measured(finished):
     for record in finished.records[1:]:
         for arm in ARMS:
@@ -59,6 +61,7 @@ def test_controls_have_the_tickets_masks_or_counts(finished):
         assert (params[layer]["kernel"] != new[layer]["kernel"])[mask].mean() > 0.9
 
 
+@pytest.mark.full
 def test_the_summary_says_down_to_where_an_arm_keeps_up(finished):
     summary = finished.summary
     assert summary["prunable_weights"] == WEIGHTS

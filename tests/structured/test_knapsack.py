@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.structured import knapsack, output_losses
+from jaxprune.structured import knapsack, moment_changes, output_losses
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -49,6 +49,22 @@ def test_losses_are_what_the_outputs_lose():
         output_losses(structure, params, blocks, [])
     with pytest.raises(ValueError, match="without block 'b0'"):
         output_losses(structure, params, blocks, [x.at[0, 0].set(jnp.nan)])
+
+
+def test_changes_of_moments_by_hand():
+    """Two examples, 3 and 5, to which a block adds their negatives times two: -3 and -5."""
+    fn = lambda p, x: x + x @ p["block"]["w"]
+    params, x = {"block": {"w": jnp.array([[-2.0]])}}, jnp.array([[3.0], [5.0]])
+    structure = jp.analyze(fn, params, x)
+    of = lambda batches: moment_changes(structure, params, ["block"], batches)
+    assert of([x]) == of([x[:1], x[1:]]) == {"block": pytest.approx(8.0)}  # -4 and 1 -> 4 and 1
+    symmetric = jnp.array([[-1.0], [1.0]])
+    assert of([symmetric]) == {"block": 0.0}  # other outputs, of the same mean and deviation
+    assert output_losses(structure, params, ["block"], [symmetric]) == {"block": 4.0}
+    with pytest.raises(ValueError, match="at least two examples; batches have 1"):
+        of([x[:1]])
+    with pytest.raises(ValueError, match="without block 'block'"):
+        of([x.at[0].set(jnp.nan)])
 
 
 def test_mistakes():

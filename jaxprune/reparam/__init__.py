@@ -13,11 +13,18 @@ pair but another function of the same params: N of M in the backward pass too. I
 `backward_weights`, which gives the products of any function other weights in the backward pass.
 `fake_quantization` uses `FloatWeights` on uniform grids, and `lsq` also learns the steps of the
 grids (`LearnedSteps`); `quantized_size` counts their bits.
+`codebook` has `SharedValues`, with `codes` of all weights and a `codebook_size`; `coded_size` is
+the least bits of codes, values and masks by how often each is there.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
 from jaxprune.reparam.backward_weights import backward_weights as backward_weights
 from jaxprune.reparam.bdwp import bdwp as bdwp
+from jaxprune.reparam.codebook import SharedValues as SharedValues
+from jaxprune.reparam.codebook import codebook as codebook
+from jaxprune.reparam.codebook import codebook_size as codebook_size
+from jaxprune.reparam.codebook import codes as codes
+from jaxprune.reparam.coded_size import coded_size as coded_size
 from jaxprune.reparam.decayed_flow import decayed_flow as decayed_flow
 from jaxprune.reparam.fake_quantization import FloatWeights as FloatWeights
 from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantization

@@ -1,0 +1,67 @@
+"""k-means of the weights that share a codebook; pruned weights take no part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BITS = range(1, 9)
+
+
+def check_bits(what: str, bits: Any) -> None:
+    """Raises ValueError unless `bits` is an int from 1 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, (int, np.integer)) or bits not in BITS:
+        raise ValueError(
+            f"{what}: bits is an int from {BITS[0]} to {BITS[-1]}, for a codebook of 2 to 256 "
+            f"values; got {bits!r}. For more bits take a uniform grid: reparam.fake_quantization."
+        )
+
+
+def in_rows(w: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The weights (codebooks, n): a row for each entry of `shape`, in its order.
+
+    Args:
+      shape: of the rank of `w`, with 1 along the axes whose entries share a codebook.
+    """
+    shared = [axis for axis, n in enumerate(shape) if n == 1]
+    apart = [axis for axis, n in enumerate(shape) if n != 1]
+    return w.transpose(*apart, *shared).reshape(int(np.prod(shape)), -1)
+
+
+def from_rows(rows: jax.Array, shape: tuple[int, ...], of: tuple[int, ...]) -> jax.Array:
+    """The inverse of `in_rows`, for an array of the shape `of`."""
+    order = [axis for axis, n in enumerate(shape) if n != 1]
+    order += [axis for axis, n in enumerate(shape) if n == 1]
+    return rows.reshape([of[axis] for axis in order]).transpose(*np.argsort(order))
+
+
+def k_means(w: jax.Array, k: int, rounds: int) -> jax.Array:
+    """The centers (k,) of weights (n,), ascending; zeros take no part.
+
+    The first centers are evenly spaced from the smallest to the largest weight, so that nothing is
+    drawn. A center that no weight is near stays. Without any weight all centers are 0.
+    """
+    alive = w != 0
+    low = jnp.min(w, where=alive, initial=jnp.inf)
+    high = jnp.max(w, where=alive, initial=-jnp.inf)
+    part = jnp.arange(k, dtype=w.dtype) / (k - 1)
+    first = jnp.where(alive.any(), low * (1 - part) + high * part, 0)
+
+    def nearer(_: Any, centers: jax.Array) -> jax.Array:
+        code = nearest(centers, w)
+        count = jax.ops.segment_sum(alive.astype(w.dtype), code, k)
+        total = jax.ops.segment_sum(w, code, k)
+        return jnp.where(count > 0, total / jnp.maximum(count, 1), centers)
+
+    return jax.lax.fori_loop(0, rounds, nearer, first)
+
+
+def nearest(centers: jax.Array, w: jax.Array) -> jax.Array:
+    """Which of the centers (k,), in any order, each weight (n,) is nearest to: uint8 (n,)."""
+    order = jnp.argsort(centers)
+    ascending = centers[order]
+    place = jnp.searchsorted((ascending[1:] + ascending[:-1]) / 2, w)
+    return order[place].astype(jnp.uint8)

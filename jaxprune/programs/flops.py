@@ -62,6 +62,7 @@ def count_flops(
 
     Raises:
       TypeError: if `apply_fn` can't be called, or an argument is no array.
+      ValueError: if the size of an argument is symbolic.
 
     >>> import jax.numpy as jnp
     >>> count_flops(lambda p, x: x @ p['w'], {'w': jnp.ones((20, 30))}, jnp.ones((4, 20))).leaves
@@ -88,13 +89,26 @@ def read_products(
             "apply_fn is a function (params, *inputs), such as lambda params, x: "
             f"model.apply({{'params': params}}, x); got {type(apply_fn).__name__}."
         )
-    closed = jax.make_jaxpr(apply_fn)(*jax.tree.map(shape_only, (params, *inputs)))
+    shapes = jax.tree.map(shape_only, (params, *inputs))
+    check_sizes("count_flops", shapes)
+    closed = jax.make_jaxpr(apply_fn)(*shapes)
     sizes = {path: math.prod(jnp.shape(w)) for path, w in present_leaves(params)}
     origins: list[Origin] = [{path: Fraction(1)} for path in sizes]
     origins += [None] * (len(closed.jaxpr.invars) - len(sizes))
     reader = _Reader({path: (path in prunable, size) for path, size in sizes.items()})
     _, counts = reader.read(closed, origins)
     return counts, tuple(reader.notes)
+
+
+def check_sizes(what: str, shapes: Any) -> None:
+    """ValueError if a size is symbolic: costs are numbers."""
+    for path, x in present_leaves(shapes):
+        if not all(isinstance(n, int) for n in jnp.shape(x)):
+            raise ValueError(
+                f"{what} counts costs of arrays of known sizes; '{path}' has the shape {x.shape}. "
+                "Count, analyze and pick on an example batch: the compacted function can be "
+                "exported with a batch of symbolic size all the same."
+            )
 
 
 class _Reader:

@@ -15,6 +15,7 @@ from jaxprune.base import Allocation, Scores, Sparsity, check_sparsity, is_known
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.programs.bops import Bits
+from jaxprune.programs.flops import check_sizes
 from jaxprune.selection.counting import count
 from jaxprune.selection.largest import largest
 from jaxprune.structured.bisection import first
@@ -108,6 +109,7 @@ def pick(
                 f"{given[0]} is the fraction of the dense network's that may be left, in (0, 1], "
                 f"not traced; got {budget}."
             )
+        check_sizes(f"pick(..., {given[0]}={budget})", structure.inputs)
         costs = counter(structure)
         left = lambda neurons: (
             getattr(costs(neurons), given[0])

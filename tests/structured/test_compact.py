@@ -156,6 +156,34 @@ def test_a_batch_of_symbolic_size(name):
     )
 
 
+def test_a_scan_over_a_batch_of_symbolic_size():
+    """`lax.map` takes the examples one after the other: as many turns as the batch has."""
+    params = {"a": jnp.arange(40.0).reshape(5, 8) / 40, "b": jnp.ones((8, 3))}
+    fn = lambda p, x: jnp.tanh(jax.lax.map(lambda row: row @ p["a"], x)) @ p["b"]
+    structure = jp.analyze(fn, params, jnp.ones((2, 5)))
+    kept = {"a": np.arange(8) % 2 == 0}
+    small = jp.compact(structure, params, kept)
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 5"), jnp.float32)
+    exported = export.export(jax.jit(small.fn))(small.params, shape)
+    x = jnp.arange(15.0).reshape(3, 5)
+    masked = jp.apply_masks(params, jp.structured.masks(structure, kept))
+    np.testing.assert_allclose(exported.call(small.params, x), fn(masked, x), rtol=1e-5)
+
+
+def test_costs_are_counted_on_a_batch_of_known_size():
+    shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, 5"), jnp.float32)
+    params = {"a": jnp.ones((5, 8)), "b": jnp.ones((8, 3))}
+    fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+    structure = jp.analyze(fn, params, shape)
+    scores = jp.structured.per_group(structure)(params)
+    for f in (
+        lambda: jp.pick(structure, scores, flops=0.5),
+        lambda: jp.count_flops(fn, params, shape),
+    ):
+        with pytest.raises(ValueError, match="Count, analyze and pick on an example batch"):
+            f()
+
+
 @pytest.mark.full
 def test_training_and_removal_with_a_batch_of_symbolic_size(residual):
     """Statistics of a batch divide by its size, and a branch that goes is gone for any."""

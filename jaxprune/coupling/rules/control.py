@@ -45,8 +45,10 @@ def _replay_scan(step: Any, keep: Any, operands: Any) -> Any:
         results = keep.run(body, [*consts, *carry, *xs])
         return results[: len(carry)], results[len(carry) :]
 
-    how = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, ys = lax.scan(turn, carry, xs, **how)
+    how = {name: params[name] for name in ("reverse", "unroll")}
+    # a symbolic length, such as that of an exported batch, is read from the arrays
+    length = params["length"] if isinstance(params["length"], int) else None
+    carry, ys = lax.scan(turn, carry, xs, length, **how)
     return [*carry, *ys]
 
 

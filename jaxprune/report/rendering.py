@@ -75,6 +75,7 @@ def _columns(rows: Sequence[Layer]) -> list[list[str]]:
         ["FLOPs", *(_short(row.flops) for row in rows)],
         ["sparse", *(_short(row.sparse_flops) for row in rows)],
         ["BOPs", *(_short(row.bops) for row in rows)],
+        ["bits", *(_short(row.coded_bits) for row in rows)],
     ]
 
 

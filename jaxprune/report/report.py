@@ -18,10 +18,13 @@ from jaxprune.programs.bops import Bits, Widths, Work, count_work
 from jaxprune.programs.flops import count_flops
 from jaxprune.prunable.reasons import NO_FLOATS, SMALL, reasons
 from jaxprune.prunable.rules import kernels, layers_of
+from jaxprune.reparam.coded_size import coded_leaf
 from jaxprune.report import rendering
 from jaxprune.report.tally import Layer as Layer
 from jaxprune.report.tally import check_masks, sum_of, tally, wanted
 from jaxprune.trees import named_leaves, present_leaves, quoted
+
+_CODED = "bits: the least that kept values and masks take, coded by how often each is there."
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,8 +103,9 @@ def report(
     ever_active: Masks = None,
     prunable: Callable[[Params], Params] = kernels,
     bits: Bits = None,
+    coded: bool = False,
 ) -> Report:
-    """The weights kept of each layer and of all, the target, FLOPs and BOPs: a `Report`.
+    """The weights kept of each layer and of all, the target, FLOPs, BOPs and sizes: a `Report`.
 
     A leaf of rank 2 or more without a mask is named at the end, with the reason.
 
@@ -121,6 +125,8 @@ def report(
       prunable: of these masks. Where it has layers in the place of a stack, each is a row.
       bits: of weights and inputs, as for `count_bops`, which counts the column `BOPs`; it needs
         `apply_fn`. None for no BOPs.
+      coded: whether there is a column `bits`, of the least that the kept values and the masks take
+        by how often each is there: `reparam.coded_size`.
 
     Raises:
       ValueError: if masks or target belong to other params, a target is no sparsity, or every
@@ -168,14 +174,16 @@ def report(
         stack = stack_of.get(path, path)
         fraction = size / max(np.size(in_stacks[stack][0]), 1) if path in stack_of else 1.0
         bops = None if bops_of is None else bops_of(stack, fraction, n_kept / max(size, 1))
-        return Layer(
-            path, shape, n_kept, size, targets.get(path), outside, active, dense, sparse, bops
-        )
+        stored = coded_leaf(path, *masked.get(path, (leaf,))).bits if coded else None
+        counted = (n_kept, size, targets.get(path), outside, active, dense, sparse, bops, stored)
+        return Layer(path, shape, *counted)
 
     layers = tuple(layer(path, masked[path][0]) for path in _in_order(masked))
     others = [(path, leaf) for path, leaf, mask in leaves if mask is None]
     rest = [layer(path, leaf) for path, leaf in others if _is_float(leaf) or flops.get(path)]
-    activations = Layer("no weights", None, 0, 0, flops=other, sparse_flops=other, bops=other_bops)
+    of_none = {"flops": other, "sparse_flops": other, "bops": other_bops}
+    activations = Layer("no weights", None, 0, 0, **of_none, coded_bits=0 if coded else None)
+    more += (_CODED,) if coded else ()
     result = Report(
         layers,
         prunable=replace(sum_of("prunable", layers), target_kept=target_of_all),

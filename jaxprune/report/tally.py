@@ -30,6 +30,7 @@ class Layer:
       flops: FLOPs of the products that read the leaf; None if they were not counted.
       sparse_flops: flops * kept / total.
       bops: bit operations of the kept weights (`count_bops`); None without bits.
+      coded_bits: the least that values and mask take (`reparam.coded_size`); None without coded.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Layer:
     flops: int | None = None
     sparse_flops: int | None = None
     bops: float | None = None
+    coded_bits: int | None = None
 
     @property
     def sparsity(self) -> float:
@@ -69,7 +71,7 @@ def sum_of(path: str, layers: Sequence[Layer]) -> Layer:
         return None if None in values else sum(values)
 
     weights = ("kept", "total", "target_kept", "outside", "ever_active")
-    summed = (*weights, "flops", "sparse_flops", "bops")
+    summed = (*weights, "flops", "sparse_flops", "bops", "coded_bits")
     return Layer(path, None, **{field: over(field) for field in summed})
 
 

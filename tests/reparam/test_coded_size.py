@@ -67,3 +67,23 @@ def test_clear_errors():
         size(codes, {"kernel": jnp.ones((2, 2))})
     with pytest.raises(ValueError, match="kernel"):
         size(codes, {"kernel": jnp.ones((2, 3), bool)})
+
+
+def test_a_report_has_the_bits_of_each_layer():
+    """The bits of the layers, of what is never pruned, and of all; a stack in its layers."""
+    w = jax.random.normal(jax.random.key(0), (2, 16, 8))
+    params = {"layers": {"kernel": w}, "bias": jnp.arange(8.0)}
+    stacked = jp.matching(stacked={"layers/*": 0})
+    masks = jp.select(jp.magnitude(stacked(params)), jp.uniform, 0.75)
+    method = jp.reparam.codebook(3, prunable=stacked)
+    used = method.apply(method.init(jp.apply_masks(params, masks)))
+    result = jp.report(used, masks, prunable=stacked, coded=True)
+    mask = used["layers"]["kernel"] != 0
+    for i, layer in enumerate(result.layers):
+        one = size(used["layers"]["kernel"][i], mask[i])
+        assert layer.coded_bits == one.bits < 32 * 3 + 8 * 32 + 128
+    assert result.never_pruned.coded_bits == 8 * 32
+    assert result.total.coded_bits == result.prunable.coded_bits + 8 * 32
+    assert "  bits\n" in str(result) and "coded by how often" in str(result)
+    without = jp.report(used, masks, prunable=stacked)
+    assert without.total.coded_bits is None and "bits" not in str(without)

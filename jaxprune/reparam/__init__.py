@@ -14,7 +14,8 @@ pair but another function of the same params: N of M in the backward pass too. I
 `fake_quantization` uses `FloatWeights` on uniform grids, and `lsq` also learns the steps of the
 grids (`LearnedSteps`); `quantized_size` counts their bits.
 `codebook` has `SharedValues`, with `codes` of all weights and a `codebook_size`; `coded_size` is
-the least bits of codes, values and masks by how often each is there.
+the least bits of codes, values and masks by how often each is there. `lr2vq` has codebooks of
+`LowRankVectors`, of `lr2vq_size`.
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
@@ -30,6 +31,9 @@ from jaxprune.reparam.fake_quantization import FloatWeights as FloatWeights
 from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantization
 from jaxprune.reparam.fake_quantization import quantized_size as quantized_size
 from jaxprune.reparam.lora import lora as lora
+from jaxprune.reparam.lr2vq import LowRankVectors as LowRankVectors
+from jaxprune.reparam.lr2vq import lr2vq as lr2vq
+from jaxprune.reparam.lr2vq import lr2vq_size as lr2vq_size
 from jaxprune.reparam.lsq import LearnedSteps as LearnedSteps
 from jaxprune.reparam.lsq import lsq as lsq
 from jaxprune.reparam.masked_lora import masked_lora as masked_lora

@@ -1,4 +1,4 @@
-"""k-means of the weights that share a codebook; pruned weights take no part."""
+"""k-means of weights, or of groups of weights, that share a codebook, without pruned weights."""
 
 from __future__ import annotations
 
@@ -65,3 +65,29 @@ def nearest(centers: jax.Array, w: jax.Array) -> jax.Array:
     ascending = centers[order]
     place = jnp.searchsorted((ascending[1:] + ascending[:-1]) / 2, w)
     return order[place].astype(jnp.uint8)
+
+
+def k_means_of_vectors(x: jax.Array, k: int, rounds: int) -> jax.Array:
+    """The centers (k, d) of vectors (n, d); vectors of zeros take no part.
+
+    The first centers are vectors evenly spaced in the order of their first entries, so that nothing
+    is drawn. A center that no vector is near stays. Without any vector all centers are 0.
+    """
+    alive = (x != 0).any(-1)
+    order = jnp.argsort(jnp.where(alive, x[:, 0], jnp.inf))
+    last = jnp.maximum(alive.sum() - 1, 0)
+    places = jnp.round(jnp.arange(k) * (last / (k - 1))).astype(jnp.int32)
+
+    def nearer(_: Any, centers: jax.Array) -> jax.Array:
+        code = nearest_vector(centers, x)
+        count = jax.ops.segment_sum(alive.astype(x.dtype), code, k)[:, None]
+        total = jax.ops.segment_sum(x, code, k)
+        return jnp.where(count > 0, total / jnp.maximum(count, 1), centers)
+
+    return jax.lax.fori_loop(0, rounds, nearer, x[order[places]])
+
+
+def nearest_vector(centers: jax.Array, x: jax.Array) -> jax.Array:
+    """Which of the centers (k, d) each vector (n, d) is nearest to: uint8 (n,)."""
+    product = jnp.matmul(x, centers.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.argmin((centers**2).sum(-1)[None] - 2 * product, -1).astype(jnp.uint8)

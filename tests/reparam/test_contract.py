@@ -45,6 +45,7 @@ REPARAMETERIZATIONS = {
     "lsq_of_outputs": partial(jp.reparam.lsq, 5, -1),
     "codebook": partial(jp.reparam.codebook, 5),
     "codebook_of_inputs": partial(jp.reparam.codebook, 2, -2, fixed=False),
+    "lr2vq": partial(jp.reparam.lr2vq, 4, 2, 2),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
@@ -57,12 +58,12 @@ NEEDS_STEP = ("continuous_sparsification", "decayed_flow", "stepwise_flow", "geo
 WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("soft_threshold", "hard_concrete_tested"), ("logits",)),
     **dict.fromkeys(("lora", "masked_lora"), ("down",)),
-    "codebook": ("starts",),
+    **dict.fromkeys(("codebook", "lr2vq"), ("starts",)),
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")
-STILL = (*ADAPTERS, "codebook")  # kernels do not move
+STILL = (*ADAPTERS, "codebook", "lr2vq")  # kernels do not move
 N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
-GRIDS = ("fake_quantization", "lsq", "codebook")
+GRIDS = ("fake_quantization", "lsq", "codebook", "lr2vq")
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)

@@ -11,7 +11,6 @@ et al., 2025, Neural Architecture Codesign for Fast Physics Applications.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -112,11 +111,6 @@ class Study(NamedTuple):
         """A key for each seed."""
         return lanes.seed_keys(self.config.seed, self.config.seeds)
 
-    @property
-    def pixels(self) -> int:
-        """The inputs of the first layer."""
-        return math.prod(self.train.images.shape[1:])
-
 
 # --- stage 1: the architecture --------------------------------------------------------------------
 
@@ -144,6 +138,13 @@ def architecture(trial: Mapping[str, Any]) -> Architecture:
     widths = [trial[name] for name in trial if name.startswith("width ")]
     slope, normed = SLOPES[trial["activation"]], trial["norm"] == "batch"
     return Architecture(np.array(widths, np.int32), np.float32(slope), np.bool_(normed))
+
+
+def module_of(study: Study, trial: Mapping[str, Any], bits: int = 32) -> Searched:
+    """The network of a trial, without layers that are off."""
+    of = architecture(trial)
+    widths = tuple(int(width) for width in of.widths if width)
+    return Searched(widths, float(of.slope), bool(of.normed), study.classes, bits)
 
 
 class Stage(NamedTuple):
@@ -183,7 +184,7 @@ def generation(study: Study, stage: Stage, kept: Journal, i: int) -> dict[str, A
     )
     accuracy = stage.accuracy({"params": state.params, "batch_stats": state.batch_stats})
     errors = 1 - accuracy.reshape(len(trials), config.seeds).mean(1)
-    costs = [bops(study, architecture(trial).widths, 32) for trial in trials]
+    costs = [bops(study, module_of(study, trial)) for trial in trials]
     stage.search.tell([*zip(errors.tolist(), costs, strict=True)])
     return {
         "seconds": kept.seconds(),
@@ -203,15 +204,15 @@ def chosen_of(config: Config, records: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(zip(choices(config), trials[best], strict=True))
 
 
-def bops(study: Study, widths: Any, bits: int, density: Mapping[str, float] | float = 1.0) -> float:
-    """The bit operations of one example, of weights and inputs of so many bits."""
-    sizes = [study.pixels, *(int(width) for width in widths if width), study.classes]
-    names = [f"Dense_{i}" for i in range(len(sizes) - 2)] + ["logits"]
-    of = lambda name: density if isinstance(density, float) else density[name]
-    return sum(
-        n * m * (of(name) * bits**2 + 2 * bits + math.log2(n))
-        for name, n, m in zip(names, sizes, sizes[1:], strict=False)
-    )
+def bops(study: Study, module: Searched, masks: Any = None) -> float:
+    """The bit operations of one example; under masks (seeds, ...) the mean over seeds."""
+    image = jax.ShapeDtypeStruct((1, *study.train.images.shape[1:]), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+    params, rest = shapes["params"], {k: v for k, v in shapes.items() if k != "params"}
+    fn = lambda params, rest, image: module.apply({"params": params, **rest}, image)
+    count = lambda masks: jp.count_bops(fn, params, rest, image, bits=module.bits, masks=masks)
+    seeds = [None] if masks is None else [lanes.lane_of(masks, i) for i in range(len(study.keys))]
+    return float(np.mean([sum(count(of_seed).leaves.values()) for of_seed in seeds]))
 
 
 # --- stage 2: bits and weights --------------------------------------------------------------------
@@ -241,10 +242,8 @@ def arms_of(study: Study, trial: Mapping[str, Any]) -> dict[str, Arm]:
 
 def arm(study: Study, trial: Mapping[str, Any], bits: int, rate: float | None = None) -> Arm:
     """Training with fake quantization and iterative pruning: Q(masks * weights)."""
-    config, of = study.config, architecture(trial)
+    config, module = study.config, module_of(study, trial, bits)
     rate = config.rate if rate is None else rate
-    widths = tuple(int(width) for width in of.widths if width)
-    module = Searched(widths, float(of.slope), bool(of.normed), study.classes, bits)
 
     by_round = lambda step: 1 - (1 - rate) ** jnp.minimum(step // study.steps, config.rounds - 1)
     smallest = jp.prune(jp.magnitude, jp.global_threshold, by_round)
@@ -297,16 +296,11 @@ def measured(study: Study, arm: Arm, state: State) -> dict[str, Any]:
     network = state.network
     variables = network._replace(params=jax.vmap(arm.used)(state.params)).variables
     error = lambda split: (1 - measures.accuracy(arm.module, split)(variables)).tolist()
-    density = {
-        name: float(mask["kernel"].mean())
-        for name, mask in network.masks.items()
-        if "kernel" in mask
-    }
     return {
         "validation_error": error(study.validation),
         "test_error": error(study.test),
         "sparsity": jax.vmap(jp.sparsity)(network.masks).tolist(),
-        "bops": bops(study, arm.module.widths, arm.module.bits, density),
+        "bops": bops(study, arm.module, network.masks),
         "empty_layers": dead.empty_layers(network.masks),
     }
 

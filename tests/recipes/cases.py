@@ -177,6 +177,14 @@ CASES = {
             files=("samples.txt",),
         ),
         Case(
+            "quantize",
+            "--seeds 2 --steps 16 --log-every 4 --sparsity 0 0.5 --bits 4 --method ptq lsq codebook"
+            " --teacher none dense --every 2 --batch-size 32 --train-examples 256 --width 0.25",
+            "pareto",
+            ("| ptq 4 bits |", "| lsq 4 bits, taught |"),
+            ({"when": {"method": "float32"}}, {"call": 2}),
+        ),
+        Case(
             "codesign",
             "--seeds 2 --steps 6 --log-every 3 --population 3 --generations 2 --rounds 2"
             " --widths 4 8 --depth 2 --bits 4 --batch-size 32 --train-examples 256",

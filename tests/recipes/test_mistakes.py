@@ -216,6 +216,22 @@ MISTAKES = {
         "--repair perp": "unknown --repair 'perp'; choose one of none, reconstruct, norms",
         "--calibrations 0": "--calibrations must be at least 1, got 0",
     },
+    "quantize": {
+        "--bits 1": "--bits must be at least 2, got 1",
+        "--bits 4 4": "--bits has 4 twice",
+        "--method int8": "unknown --method 'int8'; choose one of ptq, qat, lsq, codebook",
+        "--sparsity 90": "--sparsity must be in [0, 1), got 90",
+        "--teacher dense --sparsity 0.5": "--teacher dense needs --sparsity 0 among the",
+        "--tune 0": "--tune must be in (0, 100], got 0",
+    },
+    "codesign": {
+        "--rates 0.01 0.001": "--rates are the lowest and the highest, above 0, got 0.01 0.001",
+        "--bits 32": "--bits must be at most 16, got 32",
+        "--population 1": "--population must be at least 2, got 1",
+        "--widths 8 8": "--widths has 8 twice",
+        "--steps 0": "--steps (or the steps of --epochs) must be at least 1, got 0",
+        "--batch-size 1200": "--batch-size 1200 is more than all 1,150 examples",
+    },
     "tickets": {
         "--method lottery": "unknown --method 'lottery'; choose one of ltr, lrr, ft, slr, clr",
         "--method reinit": "--method reinit is a control of ltr: give both",

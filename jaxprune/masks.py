@@ -6,6 +6,7 @@ Masks are a pytree like the params: bool, True = kept, None where a leaf is neve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ import optax
 
 from jaxprune.base import Masks, Params, is_mask
 from jaxprune.prunable.layers import folded, has_layers, split_like
+from jaxprune.prunable.quantized import dequantized, has_quantized
+from jaxprune.prunable.quantized import masked as masked_quantized
 from jaxprune.selection.counting import n_true
 from jaxprune.sharding import sharded_like
 from jaxprune.trees import by_keys, is_none, map_scored, named_leaves, unlike
@@ -25,12 +28,17 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
     A floating-point mask (a gate) multiplies, and may broadcast against its parameter. Masks and
     params are matched by the keys of their paths, so that masks found in the state of an
-    `nnx.Optimizer`, or in nested dicts restored from it, apply to an `nnx.State`.
+    `nnx.Optimizer`, or in nested dicts restored from it, apply to an `nnx.State`. In a kernel that
+    another library has quantized, the codes of pruned weights become the code of zero.
 
     Raises:
       ValueError: if the paths or the shapes differ; it names the leaf.
       TypeError: if a gate multiplies a leaf that is no float, as where masks are given as params.
     """
+    if has_quantized(params):
+        return masked_quantized(
+            params, like(masks, dequantized(params)), partial(_masked, "a leaf")
+        )
     in_layers = has_layers(masks) and not has_layers(params)
     if in_layers and not _are_bool(masks):  # gates may be smaller than the weights of a layer
         split = split_like(params, masks)

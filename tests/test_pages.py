@@ -5,6 +5,7 @@ import inspect
 import pathlib
 import re
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,11 @@ PROGRAMS = programs()
 @pytest.mark.parametrize("name", quick(PROGRAMS, *(n for n in PROGRAMS if n.startswith("README"))))
 def test_python_blocks_give_what_they_say(name):
     """`print(...)  # -> 0.9` prints 0.9, "about 0.9" allows 0.1; the text below has the rest."""
-    for package in ("equinox", "keras"):  # the extra `frameworks`; to import Keras sets its backend
+    for package in ("equinox", "keras", "qwix"):  # extras; to import Keras sets its backend
         if f"import {package}" in PROGRAMS[name][0] and not importlib.util.find_spec(package):
             pytest.skip(f"{package} is not installed")
+    if "import qwix" in PROGRAMS[name][0]:  # it reads a name that flax 0.12.8 warns of
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest restores the filters
     layers_promote_ranks = "import keras" in PROGRAMS[name][0]
     with jax.numpy_rank_promotion("allow" if layers_promote_ranks else "raise"):
         assert differences(*PROGRAMS[name], name) == []

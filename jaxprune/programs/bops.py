@@ -56,6 +56,10 @@ class Work(NamedTuple):
         """The bit operations, with so many bits of weights and of inputs."""
         return self.products * (density * weights * inputs + weights + inputs) + self.depth
 
+    def plus(self, other: Work) -> Work:
+        """The work of both."""
+        return Work(self.products + other.products, self.depth + other.depth)
+
     def part(self, fraction: float) -> Work:
         """A layer's part of a stack of layers."""
         return Work(self.products * fraction, self.depth * fraction)
@@ -124,9 +128,9 @@ def count_work(
     counted, notes = read_products(apply_fn, params, *inputs, prunable=prunable)
     work: dict[str | None, Work] = {}
     for (path, terms), flops in counted.items():
-        before, products = work.get(path, Work(0.0, 0.0)), float(flops) / 2
-        depth = products * math.log2(terms) if products else 0.0
-        work[path] = Work(before.products + products, before.depth + depth)
+        products = float(flops) / 2
+        one = Work(products, products * math.log2(terms) if products else 0.0)
+        work[path] = work.get(path, Work(0.0, 0.0)).plus(one)
     return work, notes
 
 

@@ -21,6 +21,7 @@ from jaxprune.prunable.layers import (
     with_layers,
 )
 from jaxprune.prunable.layout import IN_PLACE, Axes, Layout, axes_of, layout_of
+from jaxprune.prunable.quantized import dequantized
 from jaxprune.prunable.reasons import reasons, stacks_of
 from jaxprune.trees import (
     is_none,
@@ -151,6 +152,9 @@ def kernels(params: Params) -> Params:
     node with each layer as a child stands in place of the stack. Where they do not show it, or an
     axis of inputs is not known, use `matching(stacked=...)`. For another choice see `matching`.
 
+    A kernel that another library has quantized (a node with `qvalue`, `scale` and `zero_point`) is
+    one leaf of floats, at the path of the node; its masks are those of the float network.
+
     >>> import jax.numpy as jnp, jaxprune as jp
     >>> jp.kernels({'kernel': jnp.ones((1, 2)), 'bias': jnp.ones(2)})
     {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
@@ -197,6 +201,7 @@ def matching(
     said |= {rule: Layout(stacked=axes) for rule, axes in (stacked or {}).items()}
 
     def prunable(params: Params) -> Params:
+        params = dequantized(params)
         check_all_match((*rules, *excluded, *said), params)
         named = present_leaves(params)
         of_leaf = {leaf: Layout(stacked=axes) for leaf, axes in stacks_of(named).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from jaxprune.base import Masks, Params, Sparsities
 from jaxprune.masks import like
 from jaxprune.programs.bops import Bits, Widths, Work, count_work
 from jaxprune.programs.flops import count_flops
+from jaxprune.prunable.quantized import dequantized, owners
 from jaxprune.prunable.reasons import NO_FLOATS, SMALL, reasons
 from jaxprune.prunable.rules import kernels, layers_of
 from jaxprune.reparam.coded_size import coded_leaf
@@ -115,6 +117,7 @@ def report(
 
     Args:
       params: pytree of arrays. A leading axis of seeds counts like other axes: the seeds add up.
+        A kernel that another library has quantized is one leaf, at the path of the node.
       masks: like the params, bool, None where never pruned.
       apply_fn: `(params, *inputs) -> Any`, traced on shapes and never run; None counts no FLOPs.
       *inputs: its example inputs, arrays or `jax.ShapeDtypeStruct`.
@@ -148,13 +151,15 @@ def report(
     total                       5      9    0.4444
     """
     check_masks(masks)
+    given, params = params, dequantized(params)
     aligned = zip(named_leaves(params), named_leaves(like(masks, params)), strict=True)
     leaves = [(path, leaf, mask) for (path, leaf), (_, mask) in aligned if leaf is not None]
     in_stacks = {path: (leaf, mask) for path, leaf, mask in leaves if mask is not None}
     if not in_stacks:
         raise ValueError("there is nothing to report: the mask of every leaf is None.")
-    flops, other, notes = _flops(params, in_stacks, apply_fn, inputs)
-    bops_of, other_bops, more = _bops(params, in_stacks, apply_fn, inputs, bits)
+    counted = (given, in_stacks, apply_fn, inputs)
+    flops, other, notes = _flops(*counted)
+    bops_of, other_bops, more = _bops(*counted, bits)
     stacks = layers_of(prunable(params))
     masked, stack_of = _in_layers(in_stacks, stacks)
     for path, stack in stack_of.items():
@@ -253,11 +258,16 @@ def _flops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple) -> tup
     """FLOPs by path, FLOPs that belong to no path, and notes; nothing without a function."""
     if apply_fn is None:
         return {}, None, ()
-    flops = count_flops(apply_fn, params, *inputs, prunable=masked)
+    owner = owners(params)
+    prunable = [leaf for leaf, weight in owner.items() if weight in masked]
+    flops = count_flops(apply_fn, params, *inputs, prunable=prunable)
+    by_weight: Counter = Counter()
+    for leaf, n in flops.leaves.items():
+        by_weight[owner[leaf]] += n
     seen = [f"{jnp.result_type(x)}{list(np.shape(x))}" for x in jax.tree.leaves(inputs)]
     on = ", ".join(seen) or "no inputs"
     about = f"FLOPs of one call on {on}; sparse: what a kernel that skips zeros would do."
-    return flops.leaves, flops.other, (about, *flops.notes)
+    return dict(by_weight), flops.other, (about, *flops.notes)
 
 
 def _bops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple, bits: Bits) -> tuple:
@@ -269,9 +279,15 @@ def _bops(params: Params, masked: Mapping, apply_fn: Any, inputs: tuple, bits: B
             "report counts bit operations on a program: give it apply_fn and inputs too, as in "
             "report(params, masks, apply_fn, x, bits=8)."
         )
-    widths = Widths(bits, [path for path, _ in present_leaves(params)])
-    work, _ = count_work(apply_fn, params, *inputs, prunable=masked)
+    owner = owners(params)
+    widths = Widths(bits, [*owner.values()])
+    prunable = [leaf for leaf, weight in owner.items() if weight in masked]
+    counted, _ = count_work(apply_fn, params, *inputs, prunable=prunable)
     none = Work(0.0, 0.0)
+    work: dict[str | None, Work] = {}
+    for leaf, one in counted.items():
+        weight = None if leaf is None else owner[leaf]
+        work[weight] = work.get(weight, none).plus(one)
 
     def of(path: str, fraction: float, density: float) -> float:
         return work.get(path, none).part(fraction).bops(*widths.of(path), density)

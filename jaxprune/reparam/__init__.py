@@ -15,7 +15,7 @@ pair but another function of the same params: N of M in the backward pass too. I
 grids (`LearnedSteps`); `quantized_size` counts their bits.
 `codebook` has `SharedValues`, with `codes` of all weights and a `codebook_size`; `coded_size` is
 the least bits of codes, values and masks by how often each is there. `lr2vq` has codebooks of
-`LowRankVectors`, of `lr2vq_size`.
+`LowRankVectors`, of `lr2vq_size`. In `jlcm` codes learn too (`LearnedCodes`).
 """
 
 from jaxprune.reparam.adapters import Adapters as Adapters
@@ -23,13 +23,15 @@ from jaxprune.reparam.backward_weights import backward_weights as backward_weigh
 from jaxprune.reparam.bdwp import bdwp as bdwp
 from jaxprune.reparam.codebook import SharedValues as SharedValues
 from jaxprune.reparam.codebook import codebook as codebook
-from jaxprune.reparam.codebook import codebook_size as codebook_size
-from jaxprune.reparam.codebook import codes as codes
 from jaxprune.reparam.coded_size import coded_size as coded_size
+from jaxprune.reparam.codes import codebook_size as codebook_size
+from jaxprune.reparam.codes import codes as codes
 from jaxprune.reparam.decayed_flow import decayed_flow as decayed_flow
 from jaxprune.reparam.fake_quantization import FloatWeights as FloatWeights
 from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantization
 from jaxprune.reparam.fake_quantization import quantized_size as quantized_size
+from jaxprune.reparam.jlcm import LearnedCodes as LearnedCodes
+from jaxprune.reparam.jlcm import jlcm as jlcm
 from jaxprune.reparam.lora import lora as lora
 from jaxprune.reparam.lr2vq import LowRankVectors as LowRankVectors
 from jaxprune.reparam.lr2vq import lr2vq as lr2vq

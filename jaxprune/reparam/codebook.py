@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxprune.base import Masks, Params, is_int
-from jaxprune.masks import like, merged
-from jaxprune.prunable.layers import folded
+from jaxprune.base import Params, is_int
+from jaxprune.masks import merged
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam import grid
 from jaxprune.reparam.k_means import check_bits, from_rows, in_rows, k_means, nearest
-from jaxprune.reparam.reparameterization import Reparameterization, Size, check_learned, size_of
+from jaxprune.reparam.reparameterization import Reparameterization, check_learned
 from jaxprune.trees import map_scored
 
 
@@ -106,62 +104,12 @@ def codebook(
     def apply(learned: SharedValues, *, key: Any = None, step: Any = None) -> Params:
         weights, values, _ = check_learned("codebook", SharedValues, learned)
         leaves = grid.leaves_of(weights, values)
-        return merged(weights, map_scored(used, values, leaves, _codes(learned)))
+        return merged(weights, map_scored(used, values, leaves, nearest_codes(learned)))
 
     return Reparameterization(init, apply)
 
 
-def codes(learned: SharedValues) -> Any:
-    """The code of each weight, uint8 like the weights; None where a leaf has no codebook.
-
-    `values[code]` is the weight in use, but for pruned weights: theirs mean nothing.
-
-    Raises:
-      TypeError: if `codebook(...).init` did not make it.
-
-    >>> import jax.numpy as jnp, jaxprune as jp
-    >>> learned = jp.reparam.codebook(1).init({'kernel': jnp.array([[-2., -1., 3.]])})
-    >>> jp.reparam.codes(learned)
-    {'kernel': Array([[0, 0, 1]], dtype=uint8)}
-    """
-    return folded(_codes(check_learned("codebook", SharedValues, learned)))
-
-
-def codebook_size(learned: SharedValues, masks: Masks = None) -> Size:
-    """What a network with codebooks takes: codes, codebooks, masks, and all that has no codebook.
-
-    A code has the bits of its codebook, a value is a float32, and a mask takes a bit a weight; only
-    kept weights have a code. Coded by their frequencies, codes and masks take less:
-    `coded_size(codes(learned), masks)`.
-
-    Args:
-      learned: what `codebook(...).init` makes; shapes are enough without masks.
-      masks: like the params, bool, None where never pruned; None: no weight is pruned.
-
-    Raises:
-      TypeError: if `codebook(...).init` did not make it.
-
-    >>> import jax.numpy as jnp, jaxprune as jp
-    >>> learned = jp.reparam.codebook(2).init({'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)})
-    >>> jp.reparam.codebook_size(learned)
-    Size(numbers=40, bits=320)
-    """
-    weights, values, _ = check_learned("codebook", SharedValues, learned)
-    leaves, table = grid.leaves_of(weights, values), size_of(values)
-    pruned = 0
-    if masks is not None:
-        here = jax.tree.leaves(grid.leaves_of(like(masks, weights), values))
-        pruned = sum(int(np.sum(~np.asarray(mask))) for mask in here)
-    everything, floats = size_of(weights), size_of(leaves)
-    width = (jax.tree.leaves(values)[0].shape[-1] - 1).bit_length()
-    coded = width * (floats.numbers - pruned)
-    return Size(
-        everything.numbers - pruned + table.numbers,
-        everything.bits - floats.bits + coded + table.bits + size_of(masks).bits,
-    )
-
-
-def _codes(learned: SharedValues) -> Any:
+def nearest_codes(learned: SharedValues) -> Any:
     """`codes`, with layers in place of stacks."""
     weights, values, starts = learned
 

@@ -46,6 +46,7 @@ REPARAMETERIZATIONS = {
     "codebook": partial(jp.reparam.codebook, 5),
     "codebook_of_inputs": partial(jp.reparam.codebook, 2, -2, fixed=False),
     "lr2vq": partial(jp.reparam.lr2vq, 4, 2, 2),
+    "jlcm": partial(jp.reparam.jlcm, 4),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
@@ -61,9 +62,9 @@ WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("codebook", "lr2vq"), ("starts",)),
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")
-STILL = (*ADAPTERS, "codebook", "lr2vq")  # kernels do not move
+STILL = (*ADAPTERS, "codebook", "lr2vq", "jlcm")  # kernels do not move
 N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
-GRIDS = ("fake_quantization", "lsq", "codebook", "lr2vq")
+GRIDS = ("fake_quantization", "lsq", "codebook", "lr2vq", "jlcm")
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)

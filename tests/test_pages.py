@@ -46,7 +46,12 @@ PROGRAMS = programs()
 @pytest.mark.parametrize("name", quick(PROGRAMS, *(n for n in PROGRAMS if n.startswith("README"))))
 def test_python_blocks_give_what_they_say(name):
     """`print(...)  # -> 0.9` prints 0.9, "about 0.9" allows 0.1; the text below has the rest."""
-    for package in ("equinox", "keras", "qwix"):  # extras; to import Keras sets its backend
+    for package in (
+        "equinox",
+        "keras",
+        "qwix",
+        "jax2onnx",
+    ):  # extras; to import Keras sets its backend
         if f"import {package}" in PROGRAMS[name][0] and not importlib.util.find_spec(package):
             pytest.skip(f"{package} is not installed")
     if "import qwix" in PROGRAMS[name][0]:  # it reads a name that flax 0.12.8 warns of

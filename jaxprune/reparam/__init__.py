@@ -16,8 +16,11 @@ grids (`LearnedSteps`); `quantized_size` counts their bits.
 `codebook` has `SharedValues`, with `codes` of all weights and a `codebook_size`; `coded_size` is
 the least bits of codes, values and masks by how often each is there. `lr2vq` has codebooks of
 `LowRankVectors`, of `lr2vq_size`. In `jlcm` codes learn too (`LearnedCodes`).
+`adadim` has `ChosenGrids`: of outputs or of inputs, whichever has the smaller error.
 """
 
+from jaxprune.reparam.adadim import ChosenGrids as ChosenGrids
+from jaxprune.reparam.adadim import adadim as adadim
 from jaxprune.reparam.adapters import Adapters as Adapters
 from jaxprune.reparam.backward_weights import backward_weights as backward_weights
 from jaxprune.reparam.bdwp import bdwp as bdwp

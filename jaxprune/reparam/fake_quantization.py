@@ -69,13 +69,31 @@ def fake_quantization(
     Reference: Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference.
     """
-    grid.check_bits("fake_quantization", bits)
-    if not 0 < clip <= 1:
-        raise ValueError(f"fake_quantization: clip is in (0, 1]; got {clip}.")
+    used = on_grid("fake_quantization", bits, symmetric, clip)
 
     def init(params: Params) -> FloatWeights:
         grid.shared("fake_quantization", params, axes, prunable)
         return FloatWeights(params)
+
+    def apply(learned: FloatWeights, *, key: Any = None, step: Any = None) -> Params:
+        (weights,) = check_learned("fake_quantization", FloatWeights, learned)
+        shapes = grid.shared("fake_quantization", weights, axes, prunable)
+        return merged(weights, map_scored(used, shapes, grid.leaves_of(weights, shapes)))
+
+    return Reparameterization(init, apply)
+
+
+def on_grid(
+    what: str, bits: int, symmetric: bool, clip: float
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`(ones of the shape of the grids, w) -> w on its grids`, with the gradient straight through.
+
+    Raises:
+      ValueError: for numbers that can't be.
+    """
+    grid.check_bits(what, bits)
+    if not 0 < clip <= 1:
+        raise ValueError(f"{what}: clip is in (0, 1]; got {clip}.")
 
     def used(shape: jax.Array, w: jax.Array) -> jax.Array:
         still = jax.lax.stop_gradient(w).astype(jnp.float32)
@@ -92,12 +110,7 @@ def fake_quantization(
         near = jnp.abs(still - step * level) <= 0.5001 * step  # where nothing is clipped
         return grid.through(w, (step * level).astype(w.dtype), near | (step == 0))
 
-    def apply(learned: FloatWeights, *, key: Any = None, step: Any = None) -> Params:
-        (weights,) = check_learned("fake_quantization", FloatWeights, learned)
-        shapes = grid.shared("fake_quantization", weights, axes, prunable)
-        return merged(weights, map_scored(used, shapes, grid.leaves_of(weights, shapes)))
-
-    return Reparameterization(init, apply)
+    return used
 
 
 def quantized_size(

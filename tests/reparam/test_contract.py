@@ -47,6 +47,7 @@ REPARAMETERIZATIONS = {
     "codebook_of_inputs": partial(jp.reparam.codebook, 2, -2, fixed=False),
     "lr2vq": partial(jp.reparam.lr2vq, 4, 2, 2),
     "jlcm": partial(jp.reparam.jlcm, 4),
+    "adadim": partial(jp.reparam.adadim, None, 6),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
@@ -60,11 +61,12 @@ WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("soft_threshold", "hard_concrete_tested"), ("logits",)),
     **dict.fromkeys(("lora", "masked_lora"), ("down",)),
     **dict.fromkeys(("codebook", "lr2vq"), ("starts",)),
+    "adadim": ("choice",),
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")
 STILL = (*ADAPTERS, "codebook", "lr2vq", "jlcm")  # kernels do not move
 N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
-GRIDS = ("fake_quantization", "lsq", "codebook", "lr2vq", "jlcm")
+GRIDS = ("fake_quantization", "lsq", "codebook", "lr2vq", "jlcm", "adadim")
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)

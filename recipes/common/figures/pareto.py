@@ -20,6 +20,8 @@ def errors(
 ) -> bytes:
     """PNG: the error (%) of networks over their cost, on a logarithmic axis.
 
+    Networks far above all fronts are outside of the picture.
+
     Args:
       series: name -> points (n, 2): cost, error as a fraction. Each front is a line.
       drawn: the look of each series.
@@ -29,11 +31,13 @@ def errors(
     """
     with canvas(7.0, 3.6) as figure:
         axes = figure.subplots()
+        highest = 100 * first[1] if first else 0.0  # of what is on a front
         for name, points in series.items():
             cost_of, error = np.asarray(points, float).T
             look, best = drawn[name], front(points)
             best &= ~_again(points)
             order = np.argsort(cost_of[best])
+            highest = max(highest, 100 * error[best].max())
             axes.plot(
                 *(cost_of, 100 * error, look.marker or "o"),
                 color=look.color,
@@ -54,7 +58,7 @@ def errors(
             axes.scatter(x, y, 60, color="#333333", marker="x", linewidths=2.5, label="first trial")
         axes.set_xscale("log")
         axes.set(title=title, xlabel=cost)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, min(axes.get_ylim()[1], 1.3 * highest))
         figure.key(axes)
     return figure.png
 

@@ -1,0 +1,280 @@
+"""The reader of ONNX files: files by hand, each rule beside onnxruntime, a published network."""
+
+import importlib.util
+import struct
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+from recipes.common import onnx
+from recipes.common.folder import RecipeError
+from recipes.common.onnx.files import DTYPES
+from recipes.common.onnx.operators import RULES
+
+# --- files by hand --------------------------------------------------------------------------------
+
+
+def number(n):
+    n, out = n & (1 << 64) - 1, b""
+    while n > 0x7F:
+        out, n = out + bytes([n & 0x7F | 0x80]), n >> 7
+    return out + bytes([n])
+
+
+def field(at, *values):
+    out = b""
+    for value in values:
+        value = value.encode() if isinstance(value, str) else value
+        if isinstance(value, float):
+            out += number(at << 3 | 5) + struct.pack("<f", value)
+        elif isinstance(value, bytes):
+            out += number(at << 3 | 2) + number(len(value)) + value
+        else:
+            out += number(at << 3) + number(value)
+    return out
+
+
+def code(dtype):
+    return next(n for n, one in DTYPES.items() if np.dtype(one) == dtype)
+
+
+def tensor(name, x):
+    return field(1, *x.shape) + field(2, code(x.dtype)) + field(8, name) + field(9, x.tobytes())
+
+
+def attribute(name, value):
+    kind, of = {float: (1, 2), int: (2, 3), str: (3, 4), np.ndarray: (4, 5), list: (7, 8)}[
+        type(value)
+    ]
+    values = value if kind == 7 else [tensor("", value) if kind == 4 else value]
+    return field(1, name) + field(of, *values) + field(20, kind)
+
+
+def node(kind, inputs, outputs, name="", **attributes):
+    fields = [attribute(*each) for each in attributes.items()]
+    return (
+        field(1, *inputs) + field(2, *outputs) + field(3, name) + field(4, kind) + field(5, *fields)
+    )
+
+
+def value(name, x):
+    dims = b"".join(field(1, field(1, n)) for n in x.shape)
+    return field(1, name) + field(2, field(1, field(1, code(x.dtype)) + field(2, dims)))
+
+
+def written(path, nodes, tensors, inputs, outputs, opset=15):
+    graph = field(1, *nodes) + field(2, "net")
+    graph += field(5, *(tensor(*each) for each in tensors.items()))
+    graph += field(11, *(value(*each) for each in inputs.items()))
+    graph += field(12, *(value(*each) for each in outputs.items()))
+    path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, opset)))
+    return path
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+X = np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32)
+POSITIVE, ROW, FOUR = abs(X) + 0.5, X[0, 0, 0], abs(X[0, :, 0, 0]) + 0.1
+YES = X > 0
+ints = lambda *values: np.array(values, np.int64)
+f32 = lambda *shape: np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+# kind -> (operands, attributes), one or several
+CASES = {
+    **{kind: [((X, ROW), {})] for kind in ("Add", "Sub", "Mul", "Max", "Min", "Less", "Greater")},
+    **{kind: [((POSITIVE,), {})] for kind in ("Sqrt", "Log", "Reciprocal")},
+    **{kind: [((X,), {})] for kind in (
+        "Exp", "Tanh", "Neg", "Abs", "Relu", "Sigmoid", "Identity", "Shape",
+        "GlobalMaxPool", "GlobalAveragePool",
+    )},
+    **{kind: [((YES, ~YES[:1] | YES[1:]), {})] for kind in ("And", "Or")},
+    **{f"Reduce{kind}": [((X,), {"axes": [1, -1], "keepdims": 0}), ((X,), {})]
+       for kind in ("Mean", "Max", "Min")},
+    "ReduceSum": [((X, ints(1, -1)), {"keepdims": 0}), ((X,), {"noop_with_empty_axes": 1})],
+    "Not": [((YES,), {})],
+    "Div": [((X, POSITIVE), {}), ((ints(7, -7, 7, -7), ints(2, 2, -2, -2)), {})],
+    "Pow": [((POSITIVE, ROW), {})],
+    "Equal": [((np.round(X), np.float32(0)), {})],
+    "Where": [((YES, X, ROW), {})],
+    "HardSigmoid": [((X,), {}), ((X,), {"alpha": 1 / 6, "beta": 0.5})],
+    "Softmax": [((X,), {}), ((X,), {"axis": 1})],
+    "Clip": [((X, np.float32(-0.5), np.float32(1)), {}), ((X, np.float32(0)), {})],
+    "Constant": [((), {"value": X})],
+    "Cast": [((X,), {"to": 6}), ((YES,), {"to": 1})],
+    "Reshape": [((X, ints(0, -1, 6)), {})],
+    "Expand": [((X[:, :1], ints(3, 1, 1, 1, 1)), {}), ((X[:1], ints(2, 1, 1, 1)), {})],
+    "Slice": [
+        ((X, ints(1, -1), ints(1 << 62, -(1 << 62)), ints(1, 3), ints(2, -2)), {}),
+        ((X, ints(0, 1), ints(1, -1)), {}),
+    ],
+    "Concat": [((X, X[:, :2]), {"axis": 1})],
+    "Squeeze": [((X[:1, :, :1], ints(0)), {}), ((X[:1, :, :1],), {})],
+    "Unsqueeze": [((X, ints(0, -1)), {})],
+    "Transpose": [((X,), {"perm": [0, 2, 3, 1]}), ((X,), {})],
+    "Flatten": [((X,), {}), ((X,), {"axis": 3})],
+    "Gather": [((X, ints(0, -1, 2)), {"axis": 1})],
+    "MatMul": [((X, f32(6, 3)), {}), ((X, X.swapaxes(2, 3)), {})],
+    "Gemm": [
+        ((f32(2, 3), f32(3, 4), f32(4)), {}),
+        ((f32(3, 2), f32(4, 3), f32(1, 4)), {"transA": 1, "transB": 1, "alpha": 0.5, "beta": 2.0}),
+    ],
+    "Conv": [
+        ((X, f32(8, 2, 3, 3), f32(8)), {"group": 2, "strides": [2, 1], "pads": [0, 1, 2, 1]}),
+        ((X, f32(8, 4, 3, 2)), {"auto_pad": "SAME_UPPER", "kernel_shape": [3, 2]}),
+        ((X[:, :, 0], f32(8, 4, 3)), {"dilations": [2]}),
+    ],
+    "BatchNormalization": [((X, FOUR, -FOUR, FOUR / 2, FOUR), {"epsilon": 1e-3})],
+}  # fmt: skip
+
+
+def of_one_node(path, kind, operands, attributes):
+    """A file with one node; floats are inputs of the network, other operands stand in the file."""
+    named = {f"x{i}": np.asarray(x) for i, x in enumerate(operands)}
+    inputs = {name: x for name, x in named.items() if x.dtype == np.float32}
+    rest = {name: x for name, x in named.items() if name not in inputs}
+    result = np.asarray(RULES[kind](dict(attributes), *operands))
+    nodes = [node(kind, named, ["y"], **attributes)]
+    return written(path, nodes, rest, inputs, {"y": result}), inputs
+
+
+def test_every_rule_has_a_case():
+    assert set(CASES) == set(RULES)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", CASES)
+def test_a_node_gives_what_onnxruntime_gives(tmp_path, kind):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    for operands, attributes in CASES[kind]:
+        path, inputs = of_one_node(tmp_path / "net.onnx", kind, operands, attributes)
+        (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, inputs)
+        result = onnx.network(onnx.read(path)).fn({}, *inputs.values())
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)
+        assert np.shape(result) == wanted.shape
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("Div", [3, -3, -3, 3]),  # towards zero
+        ("Slice", X[:, 1::2, :, ::-2]),
+        ("Gather", X[:, [0, 3, 2]]),
+        ("Reshape", X.reshape(2, 20, 6)),
+        ("Expand", np.broadcast_to(X[:, :1], (3, 2, 1, 5, 6))),
+    ],
+)
+def test_shapes_and_integers_by_numpy(kind, wanted):
+    at = 1 if kind == "Div" else 0
+    operands, attributes = CASES[kind][at]
+    np.testing.assert_array_equal(RULES[kind](dict(attributes), *operands), wanted)
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+W = {"hidden/w": f32(3, 4), "hidden/b": f32(4), "out/w": f32(4, 2)}
+
+
+def two_layers(path, **options):
+    """Of which the batch is read by `Shape`, as exporters write it."""
+    tensors = {**W, "first": ints(0), "after": ints(2)}
+    nodes = [
+        node("Gemm", ["x", "hidden/w", "hidden/b"], ["h"]),
+        node("Relu", ["h"], ["r"]),
+        node("MatMul", ["r", "out/w"], ["m"]),
+        node("Shape", ["x"], ["shape"]),
+        node("Gather", ["shape", "first"], ["batch"]),
+        node("Concat", ["batch", "after"], ["wanted"], axis=0),
+        node("Reshape", ["m", "wanted"], ["y"]),
+    ]
+    x = f32(5, 3)
+    return written(path, nodes, tensors, {"x": x}, {"y": x[:, :2]}, **options), x
+
+
+def test_a_network_is_params_and_a_function_that_can_be_pruned(tmp_path):
+    path, x = two_layers(tmp_path / "net.onnx")
+    graph = onnx.read(path)
+    assert (graph.inputs, graph.outputs, graph.opset) == (("x",), ("y",), 15)
+    net = onnx.network(graph)
+    assert list(net.params) == list(W) and net.inputs == ("x",)
+    wanted = np.maximum(x @ W["hidden/w"] + W["hidden/b"], 0) @ W["out/w"]
+    np.testing.assert_allclose(jax.jit(net.fn)(net.params, x), wanted, rtol=1e-5)
+    structure = jp.analyze(net.fn, net.params, jnp.asarray(x))
+    assert [group.size for group in structure.groups.values()] == [4]
+    (name,) = structure.groups
+    kept = {name: np.arange(4) != 1}
+    small = jp.compact(structure, net.params, kept)
+    masks = jp.structured.masks(structure, kept)
+    masked = net.fn(jp.apply_masks(net.params, masks), x)
+    np.testing.assert_allclose(small.fn(small.params, x), masked, rtol=1e-5)
+    assert small.params["hidden/w"].shape == (3, 3)
+
+
+@pytest.mark.full
+def test_magika_gives_what_onnxruntime_gives():
+    """The network of file types, 784,214 weights."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if (spec := importlib.util.find_spec("magika")) is None:
+        pytest.skip("magika is not installed")
+    (path,) = Path(spec.origin).parent.glob("models/standard_v3_3/model.onnx")
+    net = onnx.network(onnx.read(path))
+    assert sum(w.size for w in net.params.values()) == 784_214
+    files = np.random.default_rng(0).integers(0, 257, (3, 2048)).astype(np.int32)
+    (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, {net.inputs[0]: files})
+    np.testing.assert_allclose(jax.jit(net.fn)(net.params, files), wanted, atol=1e-5)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def said(f):
+    with pytest.raises(RecipeError) as raised:
+        f()
+    return str(raised.value)
+
+
+def test_bad_files(tmp_path):
+    assert "there is no ONNX file" in said(lambda: onnx.read(tmp_path / "none.onnx"))
+    path, _ = two_layers(tmp_path / "net.onnx")
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "net.onnx is no ONNX file that can be read" in said(lambda: onnx.read(path))
+    path.write_bytes(b"\x7fELF, and no network")
+    assert "is no ONNX file" in said(lambda: onnx.read(path))
+    path, _ = two_layers(tmp_path / "net.onnx", opset=9)
+    assert "opset 9; opsets 13 to 25 are read" in said(lambda: onnx.network(onnx.read(path)))
+
+
+def test_an_operator_without_a_rule_is_named_with_its_node(tmp_path):
+    nodes = [node("Relu", ["x"], ["r"]), node("LSTM", ["r"], ["y"], name="encoder/lstm")]
+    path = written(tmp_path / "net.onnx", nodes, {}, {"x": X}, {"y": X})
+    message = said(lambda: onnx.network(onnx.read(path)))
+    assert "the ONNX operator LSTM of node 'encoder/lstm' has no rule" in message
+    assert "GlobalMaxPool" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "operands", "attributes", "fragment"),
+    [
+        ("Relu", (X,), {"slope": 0.5}, "the rule of Relu has no attribute slope=0.5"),
+        ("MatMul", (X, f32(5, 2)), {}, "node 'y' (MatMul) on shapes (2, 4, 5, 6), (5, 2):"),
+        ("Conv", (X, f32(8, 4, 3, 3)), {"auto_pad": "SOME"}, "auto_pad=SOME is none of NOTSET"),
+        ("Cast", (X,), {"to": 8}, "to=8 is a type that is not read here"),
+    ],
+)
+def test_bad_nodes(tmp_path, kind, operands, attributes, fragment):
+    named = {f"x{i}": x for i, x in enumerate(operands)}
+    nodes = [node(kind, named, ["y"], **attributes)]
+    path = written(tmp_path / "net.onnx", nodes, {}, named, {"y": X})
+    assert fragment in said(lambda: onnx.network(onnx.read(path)).fn({}, *operands))
+
+
+def test_sizes_that_depend_on_values(tmp_path):
+    nodes = [node("Reshape", ["x", "n"], ["y"], name="cut")]
+    path = written(tmp_path / "net.onnx", nodes, {}, {"x": X, "n": ints(-1)}, {"y": X})
+    fn = jax.jit(onnx.network(onnx.read(path)).fn)
+    message = said(lambda: fn({}, X, np.array([-1], np.int32)))
+    assert "the sizes of node 'cut' (Reshape) depend on values of the inputs" in message
+    assert "got 1" in said(lambda: onnx.network(onnx.read(path)).fn({}, X))

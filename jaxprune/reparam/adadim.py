@@ -77,7 +77,7 @@ def adadim(
     Reference: Heo et al., 2024, Rethinking Channel Dimensions to Isolate Outliers for Low-bit
     Weight Quantization of Large Language Models.
     """
-    used = on_grid("adadim", bits, symmetric, clip)
+    used = jax.jit(on_grid("adadim", bits, symmetric, clip))
     if isinstance(axes, int) or not axes:
         raise ValueError(
             f"adadim: axes is a sequence to choose from, such as (-1, -2); got {axes}."

@@ -12,7 +12,7 @@ from jaxprune.base import Params, is_int
 from jaxprune.masks import merged
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam import grid
-from jaxprune.reparam.k_means import check_bits, from_rows, in_rows, k_means, nearest
+from jaxprune.reparam.k_means import centers_of, check_bits, codes_of, values_of
 from jaxprune.reparam.reparameterization import Reparameterization, check_learned
 from jaxprune.trees import map_scored
 
@@ -85,20 +85,12 @@ def codebook(
 
     def init(params: Params) -> SharedValues:
         shapes = grid.shared("codebook", params, axes, prunable)
-
-        def first(shape: jax.Array, w: jax.Array) -> jax.Array:
-            rows = in_rows(w.astype(jnp.float32), shape.shape)
-            centers = jax.vmap(lambda row: k_means(row, 2**bits, rounds))(rows)
-            return centers.reshape(*shape.shape, 2**bits)
-
+        first = lambda shape, w: centers_of(w, shape.shape, 2**bits, rounds)
         values = map_scored(first, shapes, grid.leaves_of(params, shapes))
         return SharedValues(params, values, values if fixed else None)
 
     def used(value: jax.Array, w: jax.Array, code: jax.Array) -> jax.Array:
-        shape = value.shape[:-1]
-        rows = value.reshape(-1, value.shape[-1])
-        picked = from_rows(jnp.take_along_axis(rows, in_rows(code, shape), -1), shape, w.shape)
-        x = jnp.where(w != 0, picked, 0).astype(w.dtype)
+        x = jnp.where(w != 0, values_of(value, code), 0).astype(w.dtype)
         return x if fixed else x + (w - jax.lax.stop_gradient(w))
 
     def apply(learned: SharedValues, *, key: Any = None, step: Any = None) -> Params:
@@ -112,12 +104,5 @@ def codebook(
 def nearest_codes(learned: SharedValues) -> Any:
     """`codes`, with layers in place of stacks."""
     weights, values, starts = learned
-
-    def of(centers: jax.Array, w: jax.Array) -> jax.Array:
-        shape = centers.shape[:-1]
-        rows = in_rows(w.astype(jnp.float32), shape)
-        table = centers.reshape(-1, centers.shape[-1])
-        return from_rows(jax.vmap(nearest)(table, rows), shape, w.shape)
-
     centers = jax.lax.stop_gradient(values if starts is None else starts)
-    return map_scored(of, centers, grid.leaves_of(weights, values))
+    return map_scored(codes_of, centers, grid.leaves_of(weights, values))

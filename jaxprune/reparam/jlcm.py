@@ -12,7 +12,7 @@ from jaxprune.base import Params, is_int
 from jaxprune.masks import merged
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam import grid
-from jaxprune.reparam.k_means import check_bits, from_rows, in_rows, k_means
+from jaxprune.reparam.k_means import centers_of, check_bits, from_rows, in_rows
 from jaxprune.reparam.reparameterization import Reparameterization, check_learned
 from jaxprune.trees import map_scored
 
@@ -89,25 +89,12 @@ def jlcm(
         shapes = grid.shared("jlcm", params, axes, prunable)
         leaves = grid.leaves_of(params, shapes)
 
-        def first(shape: jax.Array, w: jax.Array) -> jax.Array:
-            rows = in_rows(w.astype(jnp.float32), shape.shape)
-            centers = jax.vmap(lambda row: k_means(row, 2**bits, rounds))(rows)
-            return centers.reshape(*shape.shape, 2**bits)
-
-        def between(value: jax.Array, w: jax.Array) -> jax.Array:
-            shape, places = value.shape[:-1], jnp.arange(2.0**bits, dtype=jnp.float32)
-            rows = in_rows(w.astype(jnp.float32), shape)
-            place = jax.vmap(lambda row, c: jnp.interp(row, c, places))
-            return from_rows(place(rows, value.reshape(-1, 2**bits)), shape, w.shape)
-
+        first = lambda shape, w: centers_of(w, shape.shape, 2**bits, rounds)
         values = map_scored(first, shapes, leaves)
-        return LearnedCodes(params, values, map_scored(between, values, leaves))
+        return LearnedCodes(params, values, map_scored(_between, values, leaves))
 
     def used(value: jax.Array, w: jax.Array, position: jax.Array) -> jax.Array:
-        shape = value.shape[:-1]
-        rows = jnp.sort(value.reshape(-1, value.shape[-1]))
-        picked = jax.vmap(_picked)(rows, in_rows(position, shape))
-        x = from_rows(picked, shape, w.shape)
+        x = _values_at(value, position)
         return jnp.where(jax.lax.stop_gradient(w) != 0, x, 0).astype(w.dtype)
 
     def apply(learned: LearnedCodes, *, key: Any = None, step: Any = None) -> Params:
@@ -116,6 +103,24 @@ def jlcm(
         return merged(weights, map_scored(used, values, leaves, positions))
 
     return Reparameterization(init, apply)
+
+
+@jax.jit
+def _between(values: jax.Array, w: jax.Array) -> jax.Array:
+    """The positions of weights between the values (*shape, k): the nearest value is the code."""
+    shape, table = values.shape[:-1], values.reshape(-1, values.shape[-1])
+    numbers = jnp.arange(values.shape[-1], dtype=jnp.float32)
+    rows = in_rows(w.astype(jnp.float32), shape)
+    found = jax.vmap(lambda row, value: jnp.interp(row, value, numbers))(rows, table)
+    return from_rows(found, shape, w.shape)
+
+
+@jax.jit
+def _values_at(values: jax.Array, positions: jax.Array) -> jax.Array:
+    """The values (*shape, k) at positions, like `positions`."""
+    shape, table = values.shape[:-1], jnp.sort(values.reshape(-1, values.shape[-1]))
+    picked = jax.vmap(_picked)(table, in_rows(positions, shape))
+    return from_rows(picked, shape, positions.shape)
 
 
 def places(positions: jax.Array, k: int) -> jax.Array:

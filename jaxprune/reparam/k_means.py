@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,6 +39,28 @@ def from_rows(rows: jax.Array, shape: tuple[int, ...], of: tuple[int, ...]) -> j
     return rows.reshape([of[axis] for axis in order]).transpose(*np.argsort(order))
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def centers_of(w: jax.Array, shape: tuple[int, ...], k: int, rounds: int) -> jax.Array:
+    """The centers (*shape, k) of the weights of each codebook, float32."""
+    rows = in_rows(w.astype(jnp.float32), shape)
+    return jax.vmap(lambda row: k_means(row, k, rounds))(rows).reshape(*shape, k)
+
+
+@jax.jit
+def codes_of(centers: jax.Array, w: jax.Array) -> jax.Array:
+    """The codes of weights, uint8 like `w`: each has the nearest of its centers (*shape, k)."""
+    shape, table = centers.shape[:-1], centers.reshape(-1, centers.shape[-1])
+    rows = in_rows(w.astype(jnp.float32), shape)
+    return from_rows(jax.vmap(nearest)(table, rows), shape, w.shape)
+
+
+@jax.jit
+def values_of(values: jax.Array, code: jax.Array) -> jax.Array:
+    """The values (*shape, k) of codes, like `code`."""
+    shape, table = values.shape[:-1], values.reshape(-1, values.shape[-1])
+    return from_rows(jnp.take_along_axis(table, in_rows(code, shape), -1), shape, code.shape)
+
+
 def k_means(w: jax.Array, k: int, rounds: int) -> jax.Array:
     """The centers (k,) of weights (n,), ascending; zeros take no part.
 
@@ -67,6 +90,7 @@ def nearest(centers: jax.Array, w: jax.Array) -> jax.Array:
     return order[place].astype(jnp.uint8)
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def k_means_of_vectors(x: jax.Array, k: int, rounds: int) -> jax.Array:
     """The centers (k, d) of vectors (n, d); vectors of zeros take no part.
 
@@ -87,6 +111,7 @@ def k_means_of_vectors(x: jax.Array, k: int, rounds: int) -> jax.Array:
     return jax.lax.fori_loop(0, rounds, nearer, x[order[places]])
 
 
+@jax.jit
 def nearest_vector(centers: jax.Array, x: jax.Array) -> jax.Array:
     """Which of the centers (k, d) each vector (n, d) is nearest to: uint8 (n,)."""
     product = jnp.matmul(x, centers.T, precision=jax.lax.Precision.HIGHEST)

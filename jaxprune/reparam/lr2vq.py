@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,9 +99,7 @@ def lr2vq(
 
         def first(name: str, w: jax.Array) -> tuple[jax.Array, ...]:
             rows = _groups(name, w, layouts[name], m)
-            basis = jnp.linalg.eigh(_product(rows.T, rows))[1][:, : -rank - 1 : -1]
-            values = k_means_of_vectors(_product(rows, basis), 2**bits, rounds)
-            return values, basis, _product(values, basis.T)
+            return _first(rows, rank, 2**bits, rounds)
 
         parts = map_named(first, leaves)
         one = lambda i: jax.tree.map(lambda part: part[i], parts, is_leaf=_is_part)
@@ -160,6 +159,16 @@ def _groups(name: str, w: jax.Array, layout: Layout, m: int) -> jax.Array:
             "prunable=jp.matching(exclude=...)."
         )
     return as_matrix(w, layout).reshape(inputs, outputs).T.reshape(-1, m).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _first(rows: jax.Array, rank: int, k: int, rounds: int) -> tuple[jax.Array, ...]:
+    """Values, basis and starts of groups (groups, m)."""
+    n, m = rows.shape
+    enough = jnp.pad(rows, ((0, max(m - n, 0)), (0, 0)))  # as many directions as weights
+    basis = jnp.linalg.svd(enough, full_matrices=False)[2][:rank].T
+    values = k_means_of_vectors(_product(rows, basis), k, rounds)
+    return values, basis, _product(values, basis.T)
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

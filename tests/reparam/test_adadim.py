@@ -43,10 +43,9 @@ def test_each_leaf_and_each_seed_has_its_choice():
 def test_zeros_stay_zeros():
     w = jax.random.normal(jax.random.key(0), (8, 4)) + 1
     w = w * (jax.random.uniform(jax.random.key(1), (8, 4)) < 0.5)
-    for axes in ((-1, -2), ((), -2)):
-        method = jp.reparam.adadim(bits=2, axes=axes)
-        used = method.apply(method.init({"kernel": w}))["kernel"]
-        np.testing.assert_array_equal(used[w == 0], 0)
+    method = jp.reparam.adadim(bits=2, axes=((), -2))
+    used = method.apply(method.init({"kernel": w}))["kernel"]
+    np.testing.assert_array_equal(used[w == 0], 0)
 
 
 def test_clear_errors():

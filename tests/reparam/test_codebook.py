@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxprune as jp
+from tests.quick import quick
 
 
 def column(*values):
@@ -53,8 +54,9 @@ def test_the_gradient_of_a_value_is_the_sum_over_its_weights():
     assert not slopes.weights["kernel"].any() and not slopes.starts["kernel"].any()
 
 
-@pytest.mark.parametrize(("bits", "axes"), [(1, ()), (3, -1), (8, ())])
-def test_no_more_values_than_bits_tell_and_zeros_stay(bits, axes):
+@pytest.mark.parametrize("grids", quick([(3, -1), (1, ()), (8, ())]))
+def test_no_more_values_than_bits_tell_and_zeros_stay(grids):
+    bits, axes = grids
     w = jax.random.normal(jax.random.key(0), (40, 8))
     w = w * (jax.random.uniform(jax.random.key(1), (40, 8)) < 0.5) * (jnp.arange(8) > 0)[None]
     method = jp.reparam.codebook(bits, axes)
@@ -66,6 +68,7 @@ def test_no_more_values_than_bits_tell_and_zeros_stay(bits, axes):
     assert all(len(np.unique(row[row != 0])) <= 2**bits for row in rows)
 
 
+@pytest.mark.full
 def test_k_means_beats_a_uniform_grid():
     w = {"kernel": jax.random.t(jax.random.key(0), 5.0, (64, 64))}
     methods = jp.reparam.codebook(4), jp.reparam.fake_quantization(4)

@@ -12,16 +12,13 @@ import jaxprune as jp
 def test_at_first_it_is_the_codebook():
     w = jax.random.normal(jax.random.key(0), (32, 8))
     w = {"kernel": w * (jax.random.uniform(jax.random.key(1), (32, 8)) < 0.5)}
-    for axes in ((), -1):
-        fixed, both = jp.reparam.codebook(3, axes), jp.reparam.jlcm(3, axes)
-        first, learned = fixed.init(w), both.init(w)
-        np.testing.assert_allclose(both.apply(learned)["kernel"], fixed.apply(first)["kernel"])
-        codes = [
-            np.asarray(jp.reparam.codes(x)["kernel"])[w["kernel"] != 0] for x in (first, learned)
-        ]
-        np.testing.assert_array_equal(*codes)
-        assert codes[0].dtype == np.uint8
-        assert jp.reparam.codebook_size(learned) == jp.reparam.codebook_size(first)
+    fixed, both = jp.reparam.codebook(3, -1), jp.reparam.jlcm(3, -1)
+    first, learned = fixed.init(w), both.init(w)
+    np.testing.assert_allclose(both.apply(learned)["kernel"], fixed.apply(first)["kernel"])
+    codes = [np.asarray(jp.reparam.codes(x)["kernel"])[w["kernel"] != 0] for x in (first, learned)]
+    np.testing.assert_array_equal(*codes)
+    assert codes[0].dtype == np.uint8
+    assert jp.reparam.codebook_size(learned) == jp.reparam.codebook_size(first)
 
 
 def test_slopes_by_hand():

@@ -85,6 +85,14 @@ def test_the_size_by_hand():
     assert jp.reparam.lr2vq_size(shapes) == jp.reparam.lr2vq_size(learned)
 
 
+def test_a_leaf_may_have_fewer_groups_than_a_group_has_weights():
+    w = jnp.arange(1.0, 9).reshape(4, 2)
+    method = jp.reparam.lr2vq(1, 4, 4)
+    learned = method.init({"kernel": w})
+    assert learned.basis["kernel"].shape == (4, 4)
+    np.testing.assert_allclose(method.apply(learned)["kernel"], w, rtol=1e-5)
+
+
 def test_clear_errors():
     for m, rank in ((0, 1), (4, 5), (4, 0), (2.0, 1)):
         with pytest.raises(ValueError, match=rf"rank is 1 to m; got m={m} and rank={rank}"):

@@ -6,7 +6,7 @@ uses Q(masks * weights). Beside the plain loss a teacher may help: the dense net
 seed. The picture is the error over the size in bits. Writes a folder that reproduces itself.
 
 References: Jacob et al., 2018 (qat); Esser et al., 2020 (lsq); Han et al., 2016 (codebook); Polino
-et al., 2018, Model Compression via Distillation and Quantization (the teacher).
+et al., 2018, Model Compression via Distillation and Quantization (levels, and the teacher).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ METHODS: dict[str, Any] = {
     "ptq": lambda bits, axes: jp.reparam.fake_quantization(bits, axes),
     "qat": lambda bits, axes: jp.reparam.fake_quantization(bits, axes),
     "lsq": lambda bits, axes: jp.reparam.lsq(bits, axes),
+    "levels": lambda bits, axes: jp.reparam.learned_levels(bits, axes),
     "codebook": lambda bits, axes: jp.reparam.codebook(bits, axes),
 }
 GRIDS = {"layer": (), "output": -1}
@@ -57,7 +58,8 @@ class Config(settings.Settings):
     """Bits of each weight."""
     method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = tuple(METHODS)
     """Without training (ptq), or trained: uniform grids that end at the largest weight (qat), grids
-    whose steps learn (lsq), shared values that learn (codebook)."""
+    whose steps learn (lsq), levels that learn, for scaled weights (levels), or values that weights
+    share and that learn (codebook)."""
     teacher: Annotated[tuple[str, ...], flags.choice(TEACHERS), flags.DISTINCT] = ("none",)
     """Train without or with the logits of the dense network of the same seed."""
     grids: Annotated[str, flags.choice(GRIDS)] = "layer"

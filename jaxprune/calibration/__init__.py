@@ -12,6 +12,7 @@ outputs; `quadratic_curves` estimates it by `output_gradient`. `reconstruct` tun
 that each product gives what it gave before; `obspa` updates the weights that read pruned neurons.
 `obspa_scores` and `activation_norms` score neurons. `dare` drops most of what fine-tuning changed;
 `dare_rescale` chooses its divisor, and `adamr` (with its `AdamRState`) keeps the changes small.
+`repq_fold` gives all channels after a norm one step of quantization (`Folded`).
 `block_sparsities` are CFSP's, by how far each block's output has a `turn` from its input.
 """
 
@@ -32,6 +33,8 @@ from jaxprune.calibration.obspa import obspa as obspa
 from jaxprune.calibration.quadratic import output_gradient as output_gradient
 from jaxprune.calibration.quadratic import quadratic_curves as quadratic_curves
 from jaxprune.calibration.reconstruct import reconstruct as reconstruct
+from jaxprune.calibration.repq_fold import Folded as Folded
+from jaxprune.calibration.repq_fold import repq_fold as repq_fold
 from jaxprune.calibration.sparsegpt import sparsegpt as sparsegpt
 from jaxprune.calibration.statistics import Statistics as Statistics
 from jaxprune.calibration.statistics import statistics as statistics

@@ -35,6 +35,8 @@ from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantiz
 from jaxprune.reparam.fake_quantization import quantized_size as quantized_size
 from jaxprune.reparam.jlcm import LearnedCodes as LearnedCodes
 from jaxprune.reparam.jlcm import jlcm as jlcm
+from jaxprune.reparam.learned_levels import Levels as Levels
+from jaxprune.reparam.learned_levels import learned_levels as learned_levels
 from jaxprune.reparam.lora import lora as lora
 from jaxprune.reparam.lr2vq import LowRankVectors as LowRankVectors
 from jaxprune.reparam.lr2vq import lr2vq as lr2vq

@@ -219,7 +219,7 @@ MISTAKES = {
     "quantize": {
         "--bits 1": "--bits must be at least 2, got 1",
         "--bits 4 4": "--bits has 4 twice",
-        "--method int8": "unknown --method 'int8'; choose one of ptq, qat, lsq, codebook",
+        "--method int8": "unknown --method 'int8'; choose one of ptq, qat, lsq, levels, codebook",
         "--sparsity 90": "--sparsity must be in [0, 1), got 90",
         "--teacher dense --sparsity 0.5": "--teacher dense needs --sparsity 0 among the",
         "--tune 0": "--tune must be in (0, 100], got 0",

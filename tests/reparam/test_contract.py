@@ -43,6 +43,7 @@ REPARAMETERIZATIONS = {
     "fake_quantization_of_outputs": partial(jp.reparam.fake_quantization, 5, -1, False, 0.9),
     "lsq": partial(jp.reparam.lsq, 5),
     "lsq_of_outputs": partial(jp.reparam.lsq, 5, -1),
+    "learned_levels": partial(jp.reparam.learned_levels, 5),
     "codebook": partial(jp.reparam.codebook, 5),
     "codebook_of_inputs": partial(jp.reparam.codebook, 2, -2, fixed=False),
     "lr2vq": partial(jp.reparam.lr2vq, 4, 2, 2),
@@ -64,9 +65,9 @@ WITHOUT_SLOPE_AT_FIRST = {
     "adadim": ("choice",),
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")
-STILL = (*ADAPTERS, "codebook", "lr2vq", "jlcm")  # kernels do not move
+STILL = (*ADAPTERS, "learned_levels", "codebook", "lr2vq", "jlcm")  # kernels do not move
 N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
-GRIDS = ("fake_quantization", "lsq", "codebook", "lr2vq", "jlcm", "adadim")
+GRIDS = ("fake_quantization", "lsq", "learned_levels", "codebook", "lr2vq", "jlcm", "adadim")
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)

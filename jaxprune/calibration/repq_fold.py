@@ -54,8 +54,8 @@ def repq_fold(
     >>> import jax.numpy as jnp
     >>> folded = repq_fold([1., 2.], [.5, -.5], [[1., 3.], [2., -1.]], [.1, .2], [.1, .3], [8, 5])
     >>> x = jnp.array([.3, -.7]) * folded.scale + folded.bias
-    >>> print((x @ folded.kernel + folded.kernel_bias).round(4))
-    [-2.9  4.5]
+    >>> [round(float(y), 4) for y in x @ folded.kernel + folded.kernel_bias]
+    [-2.9, 4.5]
     """
     given = {
         name: jnp.asarray(x)
@@ -76,8 +76,8 @@ def repq_fold(
     got = {name: x.shape for name, x in given.items()}
     if len(channels) != 1 or len(outputs) != 1 or got != wanted:
         raise ValueError(
-            "repq_fold: scale, bias, steps and zeros are (channels,), kernel is (channels, outputs) "
-            f"and kernel_bias (outputs,); got {got}."
+            "repq_fold: scale, bias, steps and zeros are (channels,), kernel is (channels, "
+            f"outputs) and kernel_bias (outputs,); got {got}."
         )
     if not isinstance(given["steps"], jax.core.Tracer) and not (np.asarray(steps) > 0).all():
         raise ValueError(f"repq_fold: steps are positive; got {np.asarray(steps).tolist()}.")

@@ -12,7 +12,7 @@ two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow
 pair but another function of the same params: N of M in the backward pass too. It stands on
 `backward_weights`, which gives the products of any function other weights in the backward pass.
 `fake_quantization` uses `FloatWeights` on uniform grids, and `lsq` also learns the steps of the
-grids (`LearnedSteps`); `quantized_size` counts their bits.
+grids (`LearnedSteps`); `quantized_size` counts their bits. In `learned_levels` all `Levels` learn.
 `codebook` has `SharedValues`, with `codes` of all weights and a `codebook_size`; `coded_size` is
 the least bits of codes, values and masks by how often each is there. `lr2vq` has codebooks of
 `LowRankVectors`, of `lr2vq_size`. In `jlcm` codes learn too (`LearnedCodes`).

@@ -1,4 +1,4 @@
-"""The fold is the same function, and one grid of the outputs of the norm is that of each channel."""
+"""The fold is the same function, and the grids of all channels become one."""
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,8 @@ def test_levels_of_each_channel_become_levels_of_one_grid():
     r = NORM[0] / folded.scale
     shift = NORM[1] / r - folded.bias
     after = before / r[None] - shift[None]
-    np.testing.assert_allclose(
-        after, folded.step * (level - folded.zero) * jnp.ones(2)[None], atol=1e-6
-    )
+    wanted = jnp.tile(folded.step * (level - folded.zero), 2)
+    np.testing.assert_allclose(after, wanted, atol=1e-6)
 
 
 def test_mistakes():

@@ -11,16 +11,18 @@ import numpy as np
 
 from recipes.common.folder import RecipeError
 from recipes.common.onnx.files import Graph, Node
-from recipes.common.onnx.operators import RULES, Unknown
+from recipes.common.onnx.operators import FLAT, RULES
+from recipes.common.onnx.windows import Unknown
 
-OPSETS = 13, 25  # from 13 on Softmax has one axis, and the axes of a sum are an input
+OPSETS = 11, 25
 
 
 class Network(NamedTuple):
     """A network to analyze, prune and train.
 
     Attributes:
-      params: float32 arrays of more than one entry, by their names in the file.
+      params: float32 arrays of more than one entry, by their names in the file: those that the file
+        stores, and the values of its nodes `Constant`.
       fn: `(params, *inputs) -> output`, a tuple if there are several.
       inputs: the names of the inputs.
     """
@@ -37,7 +39,7 @@ def network(graph: Graph) -> Network:
     function is traced: the function can be jitted, differentiated and analyzed.
 
     Raises:
-      RecipeError: if an operator has no rule, or the opset is not in [13, 25]; the message names
+      RecipeError: if an operator has no rule, or the opset is not in [11, 25]; the message names
         the operator and the node. When called: if a node has an attribute that its rule does not
         know, or sizes depend on values of the inputs.
     """
@@ -55,9 +57,18 @@ def network(graph: Graph) -> Network:
             f"a rule are {', '.join(kinds)}. Rules stand in recipes/common/onnx/operators.py: "
             f"{', '.join(sorted(RULES))}."
         )
-    is_param = lambda x: x.dtype == np.float32 and x.size > 1
-    params = {name: jnp.asarray(x) for name, x in graph.tensors.items() if is_param(x)}
-    constants = {name: x for name, x in graph.tensors.items() if name not in params}
+    tensors, nodes = dict(graph.tensors), []
+    for node in graph.nodes:
+        if node.kind == "Constant" and "value" in node.attributes:
+            tensors[node.outputs[0]] = node.attributes["value"]
+        elif node.kind == "Softmax" and graph.opset < 13:
+            nodes.append(node._replace(attributes={"axis": 1, **node.attributes, FLAT: 1}))
+        else:
+            nodes.append(node)
+    sizes = _sizes(nodes)
+    is_param = lambda name, x: x.dtype == np.float32 and x.size > 1 and name not in sizes
+    params = {name: jnp.asarray(x) for name, x in tensors.items() if is_param(name, x)}
+    constants = {name: x for name, x in tensors.items() if name not in params}
 
     def fn(params: dict[str, jax.Array], *inputs: Any) -> Any:
         if len(inputs) != len(graph.inputs):
@@ -65,12 +76,21 @@ def network(graph: Graph) -> Network:
                 f"the network has the inputs {', '.join(graph.inputs)}; got {len(inputs)}"
             )
         values = {"": None, **constants, **params, **dict(zip(graph.inputs, inputs, strict=True))}
-        for node in graph.nodes:
+        for node in nodes:
             values.update(zip(node.outputs, _results(node, values), strict=False))
         outputs = tuple(values[name] for name in graph.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     return Network(params, fn, graph.inputs)
+
+
+def _sizes(nodes: list[Node]) -> set[str]:
+    """Names of floats that are sizes and no weights: the scales of `Resize`."""
+    found = {name for node in nodes if node.kind == "Resize" for name in node.inputs[1:]}
+    for node in reversed(nodes):
+        if node.kind == "Identity" and node.outputs[0] in found:
+            found.add(node.inputs[0])
+    return found
 
 
 def _results(node: Node, values: dict[str, Any]) -> list[Any]:

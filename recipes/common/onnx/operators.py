@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from recipes.common.onnx import windows
 from recipes.common.onnx.files import DTYPES
+from recipes.common.onnx.windows import Unknown
 
 Rule = Callable[..., Any]
-
-
-class Unknown(Exception):
-    """A value of an attribute that has no rule."""
+FLAT = "until opset 12"  # an attribute of Softmax: over its axis and all axes after it
 
 
 def _xp(*xs: Any) -> Any:
@@ -107,10 +106,12 @@ def _concat(attributes: Any, *xs: Any) -> Any:
 
 
 def _squeeze(attributes: Any, x: Any, axes: Any = None) -> Any:
+    axes = attributes.pop("axes", None) if axes is None else axes
     return _xp(x).squeeze(x, None if axes is None else tuple(_sizes(axes)))
 
 
-def _unsqueeze(attributes: Any, x: Any, axes: Any) -> Any:
+def _unsqueeze(attributes: Any, x: Any, axes: Any = None) -> Any:
+    axes = attributes.pop("axes") if axes is None else axes  # of an input since opset 13
     return _xp(x).expand_dims(x, tuple(_sizes(axes)))
 
 
@@ -138,35 +139,6 @@ def _gemm(attributes: Any, a: Any, b: Any, c: Any = None) -> Any:
     b = b.T if attributes.pop("transB", 0) else b
     y = a @ b if alpha == 1 else alpha * (a @ b)
     return y if c is None else _entrywise("add")({}, y, c if beta == 1 else beta * c)
-
-
-def _conv(attributes: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
-    space = x.ndim - 2
-    attributes.pop("kernel_shape", None)
-    strides = attributes.pop("strides", [1] * space)
-    dilations = attributes.pop("dilations", [1] * space)
-    axes = "DHW"[-space:]
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        _padding(attributes, space),
-        rhs_dilation=dilations,
-        dimension_numbers=(f"NC{axes}", f"OI{axes}", f"NC{axes}"),
-        feature_group_count=attributes.pop("group", 1),
-    )
-    return y if bias is None else y + bias.reshape(1, -1, *[1] * space)
-
-
-def _padding(attributes: Any, space: int) -> Any:
-    """The padding of a window: pairs, or the word of `lax`."""
-    pads, auto = attributes.pop("pads", [0] * 2 * space), attributes.pop("auto_pad", "NOTSET")
-    words = {"SAME_UPPER": "SAME", "SAME_LOWER": "SAME_LOWER", "VALID": "VALID"}
-    if auto in words:
-        return words[auto]
-    if auto != "NOTSET":
-        raise Unknown(f"auto_pad={auto} is none of NOTSET, {', '.join(words)}")
-    return [*zip(pads[:space], pads[space:], strict=True)]
 
 
 # --- reductions -----------------------------------------------------------------------------------
@@ -207,6 +179,13 @@ def _hard_sigmoid(attributes: Any, x: Any) -> Any:
     return jnp.clip(alpha * x + beta, 0, 1)
 
 
+def _softmax(attributes: Any, x: Any) -> Any:
+    axis = attributes.pop("axis", -1)
+    if attributes.pop(FLAT, 0):
+        return jax.nn.softmax(x, tuple(range(axis % x.ndim, x.ndim)))
+    return jax.nn.softmax(x, axis)
+
+
 RULES: dict[str, Rule] = {
     **{kind: _entrywise(name) for kind, name in {
         "Add": "add", "Sub": "subtract", "Mul": "multiply", "Pow": "power", "Sqrt": "sqrt",
@@ -222,7 +201,8 @@ RULES: dict[str, Rule] = {
     "Relu": lambda attributes, x: jax.nn.relu(x),
     "Sigmoid": lambda attributes, x: jax.nn.sigmoid(x),
     "HardSigmoid": _hard_sigmoid,
-    "Softmax": lambda attributes, x: jax.nn.softmax(x, attributes.pop("axis", -1)),
+    "Softmax": _softmax,
+    "Erf": lambda attributes, x: lax.erf(x),
     "Clip": _clip,
     "Identity": lambda attributes, x: x,
     "Constant": lambda attributes: attributes.pop("value"),
@@ -239,7 +219,11 @@ RULES: dict[str, Rule] = {
     "Gather": _gather,
     "MatMul": lambda attributes, a, b: _xp(a, b).matmul(a, b),
     "Gemm": _gemm,
-    "Conv": _conv,
+    "Conv": windows.conv,
+    "ConvTranspose": windows.conv_transpose,
+    "MaxPool": windows.max_pool,
+    "AveragePool": windows.average_pool,
+    "Resize": windows.resize,
     "GlobalMaxPool": _over_space("max"),
     "GlobalAveragePool": _over_space("mean"),
     "BatchNormalization": _batch_norm,

@@ -83,6 +83,10 @@ YES = X > 0
 ints = lambda *values: np.array(values, np.int64)
 f32 = lambda *shape: np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
+NEAREST = {
+    "mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"
+}  # fmt: skip
+
 # kind -> (operands, attributes), one or several
 CASES = {
     **{kind: [((X, ROW), {})] for kind in ("Add", "Sub", "Mul", "Max", "Min", "Less", "Greater")},
@@ -127,17 +131,38 @@ CASES = {
         ((X, f32(8, 4, 3, 2)), {"auto_pad": "SAME_UPPER", "kernel_shape": [3, 2]}),
         ((X[:, :, 0], f32(8, 4, 3)), {"dilations": [2]}),
     ],
+    "ConvTranspose": [
+        ((X, f32(4, 3, 2, 2), f32(3)), {"strides": [2, 2]}),
+        ((X, f32(4, 3, 3, 3)), {"strides": [2, 1], "pads": [1, 0, 0, 1], "output_padding": [1, 0]}),
+        ((X, f32(4, 3, 2, 2)), {"dilations": [2, 1]}),
+    ],
+    "MaxPool": [
+        ((X,), {"kernel_shape": [2, 2], "strides": [2, 1]}),
+        ((X,), {"kernel_shape": [2, 3], "auto_pad": "SAME_UPPER"}),
+    ],
+    "AveragePool": [
+        ((X,), {"kernel_shape": [3, 2], "strides": [3, 2]}),
+        ((X,), {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1]}),
+        ((X,), {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "count_include_pad": 1}),
+    ],
+    "Resize": [
+        ((X, None, np.array([1, 1, 2, 1.5], np.float32)), NEAREST),
+        ((X, None, None, ints(2, 4, 8, 3)), NEAREST),
+    ],
+    "Erf": [((X,), {})],
     "BatchNormalization": [((X, FOUR, -FOUR, FOUR / 2, FOUR), {"epsilon": 1e-3})],
 }  # fmt: skip
 
 
 def of_one_node(path, kind, operands, attributes):
     """A file with one node; floats are inputs of the network, other operands stand in the file."""
-    named = {f"x{i}": np.asarray(x) for i, x in enumerate(operands)}
-    inputs = {name: x for name, x in named.items() if x.dtype == np.float32}
+    names = ["" if x is None else f"x{i}" for i, x in enumerate(operands)]
+    named = {name: np.asarray(x) for name, x in zip(names, operands, strict=True) if name}
+    is_input = lambda name: named[name].dtype == np.float32 and (kind, name) != ("Resize", "x2")
+    inputs = {name: x for name, x in named.items() if is_input(name)}
     rest = {name: x for name, x in named.items() if name not in inputs}
     result = np.asarray(RULES[kind](dict(attributes), *operands))
-    nodes = [node(kind, named, ["y"], **attributes)]
+    nodes = [node(kind, names, ["y"], **attributes)]
     return written(path, nodes, rest, inputs, {"y": result}), inputs
 
 
@@ -152,7 +177,8 @@ def test_a_node_gives_what_onnxruntime_gives(tmp_path, kind):
     for operands, attributes in CASES[kind]:
         path, inputs = of_one_node(tmp_path / "net.onnx", kind, operands, attributes)
         (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, inputs)
-        result = onnx.network(onnx.read(path)).fn({}, *inputs.values())
+        net = onnx.network(onnx.read(path))
+        result = net.fn(net.params, *inputs.values())
         np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)
         assert np.shape(result) == wanted.shape
 
@@ -214,17 +240,57 @@ def test_a_network_is_params_and_a_function_that_can_be_pruned(tmp_path):
 
 
 @pytest.mark.full
-def test_magika_gives_what_onnxruntime_gives():
-    """The network of file types, 784,214 weights."""
+@pytest.mark.parametrize("axis", [1, 3])
+def test_softmax_of_old_files_is_over_all_axes_from_one_on(tmp_path, axis):
     onnxruntime = pytest.importorskip("onnxruntime")
-    if (spec := importlib.util.find_spec("magika")) is None:
-        pytest.skip("magika is not installed")
-    (path,) = Path(spec.origin).parent.glob("models/standard_v3_3/model.onnx")
+    nodes = [node("Softmax", ["x"], ["s"], axis=axis), node("Squeeze", ["s"], ["y"], axes=[0])]
+    path = written(tmp_path / "net.onnx", nodes, {}, {"x": X[:1]}, {"y": X[0]}, opset=11)
+    (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": X[:1]})
+    result = onnx.network(onnx.read(path)).fn({}, X[:1])
+    np.testing.assert_allclose(result, wanted, rtol=1e-5)
+
+
+def test_scales_are_no_weights(tmp_path):
+    nodes = [
+        node("Constant", [], ["c"], value=np.array([1, 1, 2, 2], np.float32)),
+        node("Identity", ["c"], ["scales"]),
+        node("Resize", ["x", "", "scales"], ["y"], **NEAREST),
+    ]
+    path = written(tmp_path / "net.onnx", nodes, {}, {"x": X}, {"y": X.repeat(2, 2).repeat(2, 3)})
     net = onnx.network(onnx.read(path))
-    assert sum(w.size for w in net.params.values()) == 784_214
-    files = np.random.default_rng(0).integers(0, 257, (3, 2048)).astype(np.int32)
-    (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, {net.inputs[0]: files})
-    np.testing.assert_allclose(jax.jit(net.fn)(net.params, files), wanted, atol=1e-5)
+    assert net.params == {}
+    np.testing.assert_array_equal(jax.jit(net.fn)({}, X), X.repeat(2, 2).repeat(2, 3))
+
+
+def test_weights_may_be_nodes(tmp_path):
+    nodes = [node("Constant", [], ["w"], value=W["out/w"]), node("MatMul", ["x", "w"], ["y"])]
+    x = f32(5, 4)
+    path = written(tmp_path / "net.onnx", nodes, {}, {"x": x}, {"y": x[:, :2]})
+    net = onnx.network(onnx.read(path))
+    np.testing.assert_array_equal(net.params["w"], W["out/w"])
+    np.testing.assert_allclose(net.fn({"w": 2 * net.params["w"]}, x), 2 * x @ W["out/w"], rtol=1e-5)
+
+
+FILES = np.random.default_rng(0).integers(0, 257, (3, 2048)).astype(np.int32)
+PUBLISHED = {  # wheel -> file, inputs, weights
+    "magika": ("models/standard_v3_3/model.onnx", FILES, 784_214),
+    "rapidocr": ("models/ch_ppocr_mobile_v2.0_cls_mobile.onnx", f32(2, 3, 48, 192), 133_628),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("wheel", PUBLISHED)
+def test_a_published_network_gives_what_onnxruntime_gives(wheel):
+    """Magika tells the type of a file, the other one whether a line of text is upside down."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if (spec := importlib.util.find_spec(wheel)) is None:
+        pytest.skip(f"{wheel} is not installed")
+    file, x, weights = PUBLISHED[wheel]
+    path = Path(spec.origin).parent / file
+    net = onnx.network(onnx.read(path))
+    assert sum(w.size for w in net.params.values()) == weights
+    (wanted,) = onnxruntime.InferenceSession(str(path)).run(None, {net.inputs[0]: x})
+    np.testing.assert_allclose(jax.jit(net.fn)(net.params, x), wanted, atol=1e-5)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -244,7 +310,7 @@ def test_bad_files(tmp_path):
     path.write_bytes(b"\x7fELF, and no network")
     assert "is no ONNX file" in said(lambda: onnx.read(path))
     path, _ = two_layers(tmp_path / "net.onnx", opset=9)
-    assert "opset 9; opsets 13 to 25 are read" in said(lambda: onnx.network(onnx.read(path)))
+    assert "opset 9; opsets 11 to 25 are read" in said(lambda: onnx.network(onnx.read(path)))
 
 
 def test_an_operator_without_a_rule_is_named_with_its_node(tmp_path):
@@ -261,6 +327,13 @@ def test_an_operator_without_a_rule_is_named_with_its_node(tmp_path):
         ("Relu", (X,), {"slope": 0.5}, "the rule of Relu has no attribute slope=0.5"),
         ("MatMul", (X, f32(5, 2)), {}, "node 'y' (MatMul) on shapes (2, 4, 5, 6), (5, 2):"),
         ("Conv", (X, f32(8, 4, 3, 3)), {"auto_pad": "SOME"}, "auto_pad=SOME is none of NOTSET"),
+        (
+            "MaxPool",
+            (X,),
+            {"kernel_shape": [2, 2], "ceil_mode": 1},
+            "ceil_mode=1 and",
+        ),
+        ("Resize", (X, X[0, 0, 0, :4]), {"mode": "cubic"}, "mode=cubic has no rule, only nearest"),
         ("Cast", (X,), {"to": 8}, "to=8 is a type that is not read here"),
     ],
 )

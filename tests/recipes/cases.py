@@ -185,6 +185,14 @@ CASES = {
             ({"when": {"method": "float32"}}, {"call": 2}),
         ),
         Case(
+            "embeddings",
+            "--seeds 2 --steps 12 --log-every 4 --dims 8 4 2 --bits 32 1 --batch-size 32"
+            " --train-examples 256 --width 0.25",
+            "pareto",
+            ("| slicing 32 bits |", "| low_rank 1 bit |", "| pruned 1 bit |"),
+            ({"when": {"method": "slicing"}},),
+        ),
+        Case(
             "codesign",
             "--seeds 2 --steps 6 --log-every 3 --population 3 --generations 2 --rounds 2"
             " --widths 4 8 --depth 2 --bits 4 --batch-size 32 --train-examples 256",

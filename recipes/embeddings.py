@@ -135,14 +135,16 @@ class Embedder(nn.Module):
 def stored(z: jax.Array, bits: Any) -> jax.Array:
     """Embeddings (n, d) on one grid of all dimensions, its gradient straight through.
 
-    One bit is the sign, times the mean size of what is not 0; 32 bits are the float.
+    One bit is the sign, times the mean size m of what is not 0; 32 bits are the float. Other grids
+    end at the largest size, or at 2 m sqrt(levels), by the first step of LSQ, where that is less.
     """
     still = jax.lax.stop_gradient(z)
     size = jnp.abs(still)
-    sign = jnp.sign(still) * size.sum() / jnp.maximum((size > 0).sum(), 1)
+    mean = size.sum() / jnp.maximum((size > 0).sum(), 1)
     levels = jnp.maximum(2.0 ** (jnp.asarray(bits) - 1) - 1, 1)
-    step = jnp.maximum(size.max(), 1e-12) / levels
-    used = jnp.where(bits == 1, sign, step * jnp.round(still / step))
+    step = jnp.maximum(jnp.minimum(size.max() / levels, 2 * mean / jnp.sqrt(levels)), 1e-12)
+    level = jnp.clip(jnp.round(still / step), -levels, levels)
+    used = jnp.where(bits == 1, jnp.sign(still) * mean, step * level)
     return z + jnp.where(bits >= FLOAT, 0, used - still)
 
 

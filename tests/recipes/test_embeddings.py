@@ -58,6 +58,8 @@ def test_one_grid_for_all_dimensions_and_one_bit_is_the_sign():
     np.testing.assert_array_equal(embeddings.stored(z, 32.0), z)
     np.testing.assert_allclose(embeddings.stored(z, 4.0) * 7, [[-7, 2, 0, 5]], rtol=1e-6)
     np.testing.assert_allclose(embeddings.stored(z, 2.0), [[-1, 0, 0, 1]], rtol=1e-6)
+    outlier = jnp.array([[-4.0, 1, 1, 1, 1]])  # the mean size is 1.6
+    np.testing.assert_allclose(embeddings.stored(outlier, 2.0), [[-3.2, 0, 0, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(embeddings.stored(z, 1.0) * 3, [[-2, 2, 0, 2]], rtol=1e-6)
     slope = jax.grad(lambda z: embeddings.stored(z, 2.0).sum())(z)
     np.testing.assert_array_equal(slope, jnp.ones((1, 4)))

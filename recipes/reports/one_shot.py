@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import jaxprune as jp
 from recipes.common import folder, report
 from recipes.common.figures import text as pictures
 from recipes.common.models.decoder import place_of
@@ -34,6 +35,7 @@ def write(
         calibration_windows=config.calibration,
         text_sha256=checksum(s),
         results=[result(record) for record in records],
+        drop_points=drop_points(records),
         seconds=seconds,
     )
     told = {}
@@ -72,6 +74,28 @@ def result(record: Record) -> dict[str, Any]:
     if "pruning_seconds" in record:
         numbers["pruning_seconds"] = report.over_seeds(record["pruning_seconds"])
     return numbers
+
+
+def drop_points(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Where the perplexity of each method leaves that of the dense model, by `jp.analysis`.
+
+    {method: {"within": the last sparsity within 1 % of dense, "sharpest": where the curve bends
+    most}}, of methods with at least three fractions of uniform layers.
+    """
+    dense, *others = records
+    curves: dict[str, dict[float, float]] = {}
+    for record in others:
+        if ":" not in record["sparsity"] and record["allocation"] == "uniform":
+            mean = float(np.mean(2 ** np.array(record["test_bits"])))
+            curves.setdefault(record["method"], {0.0: 0.0})[float(record["sparsity"])] = mean
+    first = float(np.mean(2 ** np.array(dense["test_bits"])))
+    points = {}
+    for method, curve in curves.items():
+        if len(curve) > 3:
+            at = sorted(curve)
+            scores = [-100.0, *(-100 * curve[sparsity] / first for sparsity in at[1:])]
+            points[method] = jp.analysis.drop_point(at, scores)._asdict()
+    return points
 
 
 def shown(sparsity: str) -> str:
@@ -135,7 +159,7 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
         models=[f"{folder.MODEL}/METHOD-SPARSITY"],
         notes=(
             "Bits a character. Error: of the last layer's output. s: seconds for one model. Under "
-            "a repair: the perplexity after it"
+            f"a repair: the perplexity after it{in_words(summary['drop_points'])}"
         ),
         saved=(
             "All samples are in `" + SAMPLES + "`. The pruned weights and the masks, a stack over "
@@ -143,6 +167,16 @@ def write_up(config: Config, records: Sequence[Record], summary: dict[str, Any])
         ),
         of_layers="Samples of the first model, all from the same random numbers",
     )
+
+
+def in_words(points: dict[str, dict[str, float]]) -> str:
+    """The essential sparsity of each method, behind a full stop; nothing without one."""
+    each = (
+        f"{method} {100 * of['within']:g} % ({100 * of['sharpest']:g} %)"
+        for method, of in points.items()
+    )
+    told = "Pruned within 1 % of the dense perplexity (where the curve bends most): "
+    return f". {told}{', '.join(each)}" if points else ""
 
 
 def grid(config: Config, records: Sequence[Record]) -> dict[str, dict[str, pictures.Panel]]:

@@ -16,7 +16,6 @@ def finished(tmp_path_factory):
     return running.made(CASES["allocations"], flags, out)
 
 
-@pytest.mark.full
 def test_counts_layers_and_curves(finished):
     arms = finished.summary["arms"]
     weights = 64 * 256 + 256 * 128 + 128 * 10
@@ -35,7 +34,6 @@ def test_counts_layers_and_curves(finished):
         assert shared(f"{name} 80 %")[2] > 0.3, name
 
 
-@pytest.mark.full
 def test_lower_distortion_is_higher_accuracy(finished):
     mean = lambda name: finished.summary["arms"][f"{name} 80 %"]["test_accuracy"]["mean"]
     assert min(mean("rd"), mean("slope")) > max(mean("uniform"), mean("global"))

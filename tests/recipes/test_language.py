@@ -12,7 +12,6 @@ from recipes.common.models import Decoder, decoder
 pytestmark = pytest.mark.full
 
 
-@pytest.mark.full
 def test_bits_are_those_of_the_saved_models(finished):
     params, batch_stats, masks = finished.model()
     assert batch_stats == {} and all(np.all(mask) for mask in jax.tree.leaves(masks))
@@ -30,7 +29,6 @@ def test_bits_are_those_of_the_saved_models(finished):
     assert np.log2(perplexity) == pytest.approx(finished.summary["test_bits"]["per_seed"])
 
 
-@pytest.mark.full
 def test_a_line_for_each_call_and_bits_now_and_then(finished):
     assert [record["step"] for record in finished.records] == [4, 8, 12]
     last = finished.records[-1]
@@ -41,7 +39,6 @@ def test_a_line_for_each_call_and_bits_now_and_then(finished):
     )
 
 
-@pytest.mark.full
 def test_samples_are_of_the_first_seed(finished):
     """The last sample along the way is the first at the end only if there is one sample."""
     config, samples = finished.config, finished.summary["samples"]

@@ -10,6 +10,7 @@ import pytest
 from recipes import language, one_shot
 from recipes.common import checkpoints, cli, folder, repairs
 from recipes.common.folder import RecipeError
+from recipes.reports import one_shot as report
 from tests.recipes import running
 
 pytestmark = pytest.mark.full
@@ -21,7 +22,6 @@ def results(finished):
     return {(r["method"], r["sparsity"]): r for r in every if r["allocation"] == "uniform"}
 
 
-@pytest.mark.full
 def test_weights_kept_are_exact(finished):
     prunable = 130_560  # of two models, each pruned with two sets of windows
     for (method, _), result in results(finished).items():
@@ -29,7 +29,6 @@ def test_weights_kept_are_exact(finished):
         assert kept == ([prunable] * 2 if method == "dense" else [prunable // 2] * 4)
 
 
-@pytest.mark.full
 def test_magnitude_sees_no_windows_and_the_others_do(finished):
     for (method, sparsity), result in results(finished).items():
         if method != "dense":
@@ -38,7 +37,6 @@ def test_magnitude_sees_no_windows_and_the_others_do(finished):
             assert a != c
 
 
-@pytest.mark.full
 def test_bits_and_patterns_are_those_of_the_saved_models(finished, tmp_path):
     s = language.study_of(replace(finished.config, out=tmp_path))
     told = results(finished)
@@ -58,7 +56,6 @@ def test_bits_and_patterns_are_those_of_the_saved_models(finished, tmp_path):
     assert len(paths) == 6
 
 
-@pytest.mark.full
 def test_layers_have_the_sparsity_that_was_allocated(finished):
     """By lamp: they differ from layer to layer, and as many weights go in all as by uniform."""
     (lamp,) = (
@@ -78,7 +75,6 @@ def test_layers_have_the_sparsity_that_was_allocated(finished):
     assert {s for by in uniform.values() for s in by} == {0.5}
 
 
-@pytest.mark.full
 def test_errors_follow_the_order_of_data(finished):
     names = list(results(finished)["wanda", "0.5"]["errors"])
     assert names[:3] == [f"block_0/attention/{name}" for name in ("query", "key", "value")]
@@ -90,7 +86,6 @@ def test_errors_follow_the_order_of_data(finished):
     assert all(e["mean"] < 1e-10 for e in results(finished)["dense", "0"]["errors"].values())
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", repairs.REPAIRS)
 def test_a_repair_trains_its_part_and_pruned_weights_stay_zero(finished, run, name, tmp_path):
     config = replace(finished.config, out=tmp_path, repair=(name,), repair_steps=4)
@@ -114,7 +109,6 @@ def test_a_repair_trains_its_part_and_pruned_weights_stay_zero(finished, run, na
     assert (kernel(after)[~kernel(masks)] == 0).all() and (~kernel(masks)).any()
 
 
-@pytest.mark.full
 def test_models_of_finished_runs(finished, run, tmp_path):
     """Two models of a run of recipes.language, with its text and size in place of the flags."""
     before = run("language")
@@ -133,10 +127,32 @@ def test_models_of_finished_runs(finished, run, tmp_path):
     )
 
 
-@pytest.mark.full
 def test_runs_that_differ_are_refused(run):
     outs = [str(run(name).out) for name in ("language", "one_shot")]
     config = one_shot.Config(trained=(outs[0],), context=99)
     assert one_shot.of_trained(config).context == 16
     with pytest.raises(RecipeError, match="unknown key"):  # it is of another recipe
         one_shot.of_trained(one_shot.Config(trained=(outs[1],)))
+
+
+def test_where_a_method_leaves_the_dense_model():
+    def record(method, sparsity, perplexity, allocation="uniform"):
+        bits = [float(np.log2(perplexity))]
+        return {
+            "method": method,
+            "sparsity": sparsity,
+            "allocation": allocation,
+            "test_bits": bits,
+        }
+
+    curve = {"0.3": 2.01, "0.1": 2.0, "0.2": 2.01, "0.4": 2.2, "0.5": 4.0}
+    records = [
+        record("dense", "0", 2.0),
+        *(record("wanda", sparsity, value) for sparsity, value in curve.items()),
+        record("wanda", "2:4", 9.0),
+        record("wanda", "0.6", 9.0, "rd"),
+        record("magnitude", "0.5", 9.0),  # too few
+    ]
+    points = report.drop_points(records)
+    assert points == {"wanda": {"within": 0.3, "sharpest": 0.4}}
+    assert report.in_words(points).endswith("wanda 30 % (40 %)") and report.in_words({}) == ""

@@ -1,7 +1,8 @@
 """N:M sparsity, trained by several methods side by side: `python -m recipes.nm --help`.
 
 For each pattern N:M every method trains the same first weights on the same batches. Every network
-is tested with N of M weights. The last layer stays dense. Writes a folder that reproduces itself.
+is tested with N of M weights. The network is an MLP whose last layer stays dense; for text it is a
+decoder that tells the next character. Writes a folder that reproduces itself.
 
 References: Mishra et al., 2021 (one shot); Bengio et al., 2013 (straight through); Zhou et al.,
 2021 (SR-STE); Bambhaniya et al., 2024 (decayed and stepwise flow); Hubara et al., 2021
@@ -12,26 +13,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import jaxprune as jp
 from jaxprune.reparam import DenseWeights, Reparameterization
-from recipes.common import cli, flags, models, report, settings, study
+from recipes.common import cli, data, flags, folder, models, report, settings, study, text
 from recipes.common.arms import Arm, Learned, Weights
-from recipes.common.data import Dataset
+from recipes.common.data import Dataset, Split
 from recipes.common.figures import patterns, style
+from recipes.common.models.decoder import SIZES
 from recipes.common.report import Picture
 
 PATTERNS = "plots/patterns.png"
 METHODS = ("one_shot", "ste", "sr_ste", "decayed_flow", "stepwise_flow", "transposable", "bdwp")
+STRIDE = 8  # characters between the windows of a text
 PATTERN = re.compile(r"([1-9]\d?):([1-9]\d?)")
 
 
@@ -40,6 +44,9 @@ class Config(settings.Settings):
     """Methods of N:M training side by side, several seeds in one program."""
 
     out: Path = Path("runs/nm")
+    dataset: Annotated[str, flags.choice((*data.DATASETS, *text.DATASETS))] = "digits"
+    """The data set. scikit-learn brings the digits, and Python the names of characters; the others
+    are read from --data-dir."""
     patterns: Annotated[tuple[str, ...], flags.DISTINCT] = ("2:4", "1:4", "1:8", "1:16")
     """N:M: of every M consecutive inputs N are kept."""
     method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = METHODS
@@ -53,7 +60,9 @@ class Config(settings.Settings):
     every: flags.Count = 40
     """transposable: steps between updates of the masks."""
     hidden: Annotated[tuple[int, ...], flags.at_least(1)] = (256, 128)
-    """The sizes of the hidden layers: multiples of every M."""
+    """The sizes of the hidden layers of the MLP: multiples of every M."""
+    context: flags.Count = 16
+    """names, tiny_shakespeare: characters that the decoder reads."""
     model: Annotated[str, flags.HIDDEN] = "mlp"
     norm: Annotated[str, flags.HIDDEN] = "group"
     width: Annotated[float, flags.HIDDEN] = 1.0
@@ -82,15 +91,29 @@ def numbers_of(pattern: str) -> tuple[int, int]:
 
 def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """Dense training, and for each pattern every method."""
-    module = models.MLP(config.hidden, dataset.classes)
     adam = settings.optimizer(config, steps)
-    hidden = jp.matching("*/kernel", exclude=f"Dense_{len(config.hidden)}/*")
+    if config.dataset in text.DATASETS:
+        module: nn.Module = NextToken(dataset.classes)
+        hidden = jp.matching("*/kernel")  # the table of characters is no kernel
+    else:
+        module = models.MLP(config.hidden, dataset.classes)
+        hidden = jp.matching("*/kernel", exclude=f"Dense_{len(config.hidden)}/*")
     made = {"dense": Arm(module, adam)}
     for pattern in config.patterns:
         n, m = numbers_of(pattern)
         how = by_method(config, n, m, steps, module, adam, hidden)
         made |= {f"{method} {pattern}": how[method]() for method in config.method}
     return made
+
+
+class NextToken(nn.Module):
+    """The smallest decoder of `recipes.language`, which tells the token after the last one."""
+
+    vocabulary: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        return models.Decoder(self.vocabulary, SIZES["tiny"], name="decoder")(tokens)[:, -1]
 
 
 def by_method(
@@ -160,12 +183,26 @@ def reparameterized(
 
 def n_of_m(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    outcome = study.train(config, partial(arms, config))
+    outcome = study.train(config, partial(arms, config), dataset_of(config))
+    if config.dataset in text.DATASETS:
+        config = replace(config, model="decoder")  # in the report
     summary = report.summary(
         config, "test accuracy of methods of N:M training, beside dense", **study.numbers(outcome)
     )
     pictures = {PATTERNS: over_patterns(config, summary["arms"])}
     return study.publish(config, outcome, summary, "N:M, trained", pictures, told=())
+
+
+def dataset_of(config: Config) -> Dataset:
+    """Images; or windows of characters, each with the character after it as its label."""
+    if config.dataset in data.DATASETS:
+        return settings.dataset_of(config)
+    folder.check_out(config.out, config.overwrite, config.resume)
+    read = text.load(config.dataset, config.data_dir)
+    parts = [text.windows(part, config.context, STRIDE) for part in (read.train, read.test)]
+    last = [Split(x, y[:, -1].astype(np.int32)) for x, y in parts]
+    train = Split(*(x[: config.train_examples] for x in last[0]))
+    return Dataset(train, last[1], len(read.words), np.zeros(1), np.ones(1))
 
 
 def over_patterns(config: Config, numbers: Any) -> Picture:

@@ -22,7 +22,7 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
         rate, {steps // 2: 0.1, 3 * steps // 4: 0.1}
     ),
 }
-EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20}
+EPOCHS = {"digits": 100, "mnist": 5, "cifar10": 20, "names": 3, "tiny_shakespeare": 1}
 MOST_SEEDS = 65_536  # far more than fit: XLA aborts the process where it finds no memory
 # about a second on two cores
 LOG_EVERY = {"mlp": 20, "lenet": 20, "conv": 5, "resnet20": 1, "vit": 5}

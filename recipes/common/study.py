@@ -35,13 +35,19 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def train(config: Settings, make_arms: Callable[[data.Dataset, int], Mapping[str, Arm]]) -> Outcome:
+def train(
+    config: Settings,
+    make_arms: Callable[[data.Dataset, int], Mapping[str, Arm]],
+    dataset: data.Dataset | None = None,
+) -> Outcome:
     """Trains the arms of `make_arms(dataset, steps)` side by side, and logs to `config.out`.
+
+    `dataset` is that of the settings, or another one.
 
     Raises `RecipeError`, before anything is written, for a folder that may not be written to, data
     that can't be read, and arms that the library refuses, such as one with an empty layer.
     """
-    dataset = settings.dataset_of(config)
+    dataset = dataset or settings.dataset_of(config)
     plan = settings.plan_of(config, len(dataset.train.labels))
     made = make_arms(dataset, plan.steps)
     for name, arm in made.items():

@@ -68,6 +68,8 @@ MISTAKES = {
         "--method sr-ste": "unknown --method 'sr-ste'; choose one of one_shot, ste, sr_ste",
         "--hidden 30 16 --patterns 2:4": "'Dense_1/kernel'",
         "--strength -1": "--strength must be",
+        "--dataset names --context 20000": "--context 20000 needs a text of 20,001 tokens",
+        "--dataset names --patterns 1:16 --method transposable": "key/kernel'",
     },
     "random_erk": {
         "--allocation lamp": "unknown --allocation 'lamp'; choose one of uniform, uniform_plus",

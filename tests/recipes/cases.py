@@ -63,7 +63,8 @@ CASES = {
         ),
         Case(
             "nm",
-            f"{SHORT} --hidden 32 16 --patterns 2:4",
+            f"{SHORT} --hidden 32 16 --patterns 2:4"
+            " --method one_shot sr_ste stepwise_flow transposable bdwp",
             "patterns",
             ("| dense |", "| sr_ste 2:4 |", "| transposable 2:4 |", "| bdwp 2:4 |"),
             AT_STEP_4,

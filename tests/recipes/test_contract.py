@@ -101,7 +101,7 @@ PROGRAMS = {
     "allocations": [1, 1, 1],
     # masks move without another program; the arrays of gradual pruning become smaller
     "block_training": [7, 8, 9],
-    "nm": [8, 8, 8],
+    "nm": [6, 6, 6],
     "prune_at_init": [2, 2, 2],  # methods that differ in their start share one
     "gates": [4, 4, 4],
     "connectivity": [2, 2],

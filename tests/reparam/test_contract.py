@@ -42,10 +42,8 @@ REPARAMETERIZATIONS = {
     "fake_quantization": partial(jp.reparam.fake_quantization, 6),
     "fake_quantization_of_outputs": partial(jp.reparam.fake_quantization, 5, -1, False, 0.9),
     "lsq": partial(jp.reparam.lsq, 5),
-    "lsq_of_outputs": partial(jp.reparam.lsq, 5, -1),
     "learned_levels": partial(jp.reparam.learned_levels, 5),
     "codebook": partial(jp.reparam.codebook, 5),
-    "codebook_of_inputs": partial(jp.reparam.codebook, 2, -2, fixed=False),
     "lr2vq": partial(jp.reparam.lr2vq, 4, 2, 2),
     "jlcm": partial(jp.reparam.jlcm, 4),
     "adadim": partial(jp.reparam.adadim, None, 6),
@@ -82,7 +80,7 @@ TREES = {
 }
 
 # geometric_flow is stepwise_flow; the others are much like codebook and fake_quantization
-LATER = ("geometric_flow", "codebook_of_inputs", "lr2vq", "jlcm", "adadim")
+LATER = ("geometric_flow", "lr2vq", "jlcm", "adadim")
 SOON = [name for name in REPARAMETERIZATIONS if name not in LATER]
 
 every_method = pytest.mark.parametrize("name", quick(REPARAMETERIZATIONS, *SOON))

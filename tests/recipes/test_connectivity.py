@@ -78,11 +78,10 @@ def test_two_seeds_without_a_curve(tmp_path):
 
 
 @pytest.mark.full  # the two rules themselves: test_measures.py
-@pytest.mark.full
 def test_it_says_how_running_statistics_were_made(finished, tmp_path):
     assert "running statistics" not in (finished.out / "report.md").read_text()
     conv = running.varied(
-        "connectivity", "--model conv --width 0.5 --norm batch --steps 10", tmp_path / "conv"
+        "connectivity", "--model conv --width 0.25 --norm batch --steps 10", tmp_path / "conv"
     )
     assert conv.summary["running_statistics"] == "recalibrate"
     said = "running statistics between them: recalibrate"

@@ -224,7 +224,9 @@ class Arm(NamedTuple):
     module: Searched
     program: lanes.Program
     lane: Lane
-    used: Any  # params -> the params that the network uses
+    used: Any  # params of a stack -> the params that its networks use
+    validate: measures.Accuracy
+    test: measures.Accuracy
 
 
 class Ends(NamedTuple):
@@ -251,13 +253,14 @@ def arm(study: Study, trial: Mapping[str, Any], bits: int, rate: float | None = 
     quantized = jp.reparam.fake_quantization(min(bits, 16))
 
     used = lambda params: quantized.apply(quantized.init(params)) if bits < 32 else params
-
     cross_entropy = classification(module)
     loss = lambda params, state, *batch_and_lane: cross_entropy(
         used(params), state.batch_stats, *batch_and_lane[:2]
     )
     each = study.train, config.batch_size, config.log_every or LOG_EVERY, loss
-    return Arm(module, lanes.program(module, lambda lane: tx, *each), Lane(study.keys), used)
+    program = lanes.program(module, lambda lane: tx, *each)
+    accuracies = (measures.accuracy(module, split) for split in (study.validation, study.test))
+    return Arm(module, program, Lane(study.keys), jax.vmap(used), *accuracies)
 
 
 def untrained(arm: Arm) -> Ends:
@@ -278,8 +281,8 @@ def one_round(
         train = partial(trained, arm, i * study.steps, study.steps)
         first = lanes.copied(ends[name].state)  # the settled state may be saved again
         state = kept.once(f"round {i}, {name}", study.steps, first, train, words)
-        record[name] = measured(study, arm, state)
-        network = state.network._replace(params=jax.vmap(arm.used)(state.params))
+        network = state.network._replace(params=arm.used(state.params))
+        record[name] = measured(study, arm, network)
         taken = report.picked([*kept.records, record], name, limit) == i
         after[name] = Ends(state, lanes.copied(network) if taken else ends[name].picked)
     return after, record
@@ -291,14 +294,12 @@ def trained(arm: Arm, first: int, steps: int, state: State, start: int, at: At) 
     return lanes.train(arm.program, state, arm.lane, first + steps, each, first + start)
 
 
-def measured(study: Study, arm: Arm, state: State) -> dict[str, Any]:
+def measured(study: Study, arm: Arm, network: Network) -> dict[str, Any]:
     """The numbers of an arm after a round."""
-    network = state.network
-    variables = network._replace(params=jax.vmap(arm.used)(state.params)).variables
-    error = lambda split: (1 - measures.accuracy(arm.module, split)(variables)).tolist()
+    error = lambda accuracy: (1 - accuracy(network.variables)).tolist()
     return {
-        "validation_error": error(study.validation),
-        "test_error": error(study.test),
+        "validation_error": error(arm.validate),
+        "test_error": error(arm.test),
         "sparsity": jax.vmap(jp.sparsity)(network.masks).tolist(),
         "bops": bops(study, arm.module, network.masks),
         "empty_layers": dead.empty_layers(network.masks),

@@ -33,13 +33,12 @@ from recipes.common.models import classification
 from recipes.gmp import pruning_steps
 from recipes.reports import quantize as report
 
-# bits, axes -> the pair; ptq is qat without training
 METHODS: dict[str, Any] = {
-    "ptq": lambda bits, axes: jp.reparam.fake_quantization(bits, axes),
-    "qat": lambda bits, axes: jp.reparam.fake_quantization(bits, axes),
-    "lsq": lambda bits, axes: jp.reparam.lsq(bits, axes),
-    "levels": lambda bits, axes: jp.reparam.learned_levels(bits, axes),
-    "codebook": lambda bits, axes: jp.reparam.codebook(bits, axes),
+    "ptq": jp.reparam.fake_quantization,  # qat without training
+    "qat": jp.reparam.fake_quantization,
+    "lsq": jp.reparam.lsq,
+    "levels": jp.reparam.learned_levels,
+    "codebook": jp.reparam.codebook,
 }
 GRIDS = {"layer": (), "output": -1}
 TEACHERS = ("none", "dense")
@@ -103,6 +102,7 @@ class Study(NamedTuple):
     steps: int
     tuned: int  # steps of a method's training
     chunk: int
+    test: measures.Accuracy
 
     @property
     def keys(self) -> jax.Array:
@@ -178,14 +178,13 @@ def only(learned: Any, weights: Any = None) -> Any:
 def one_run(study: Study, kept: Journal, i: int, network: Network) -> tuple[Network, dict]:
     """Trains the float networks; later quantizes them by one method with one number of bits."""
     config = study.config
-    test = measures.accuracy(study.module, study.dataset.test)
     if i == 0:
         p, lane = pruned(study)
         words = f"{len(lane.order)} networks, float32"
         train = lambda state, done, at: lanes.train(p, state, lane, study.steps, at, done)
         state = kept.once("float32", study.steps, lanes.begin(p, network, lane), train, words)
         network = state.network
-        record = {"method": "float32", "bits": 32} | told(study, test, network, network.masks, 1)
+        record = {"method": "float32", "bits": 32} | told(study, network, 1)
         return network, {"seconds": kept.seconds(), **record}
 
     name, bits = study.runs[i - 1]
@@ -207,7 +206,7 @@ def one_run(study: Study, kept: Journal, i: int, network: Network) -> tuple[Netw
     path = config.out / folder.MODEL / f"{name}-{bits}"
     folder.remove(path)  # of a run that was stopped
     checkpoints.save_model(path, used.params, used.batch_stats, used.masks)
-    record = {"method": name, "bits": bits} | told(study, test, used, used.masks, teachers)
+    record = {"method": name, "bits": bits} | told(study, used, teachers)
     return network, {"seconds": kept.seconds(), **record}
 
 
@@ -226,17 +225,18 @@ def lane_of(study: Study, network: Network) -> Lane:
     return Lane(order, sparsity, jnp.repeat(jnp.array(weights), many * n), teacher)
 
 
-def told(study: Study, test: Any, network: Network, masks: Any, teachers: int) -> dict[str, Any]:
+def told(study: Study, network: Network, teachers: int) -> dict[str, Any]:
     """Accuracies and sizes in bits: (teachers, sparsities, seeds)."""
     shape = teachers, len(study.config.sparsity), study.config.seeds
-    size = lambda i: jp.reparam.coded_size(*lanes.lane_of((network.params, masks), i)).bits
+    stored = network.params, network.masks
+    size = lambda i: jp.reparam.coded_size(*lanes.lane_of(stored, i)).bits
     empty = [
-        dead.empty_layers(lanes.part(masks, i, i + shape[2]))
+        dead.empty_layers(lanes.part(network.masks, i, i + shape[2]))
         for i in range(0, len(study.keys) * shape[0] * shape[1], shape[2])
     ]
     sizes = np.array([size(i) for i in range(np.prod(shape))]).reshape(shape)
     return {
-        "test_accuracy": test(network.variables).reshape(shape).tolist(),
+        "test_accuracy": study.test(network.variables).reshape(shape).tolist(),
         "size": sizes.tolist(),
         "empty_layers": empty,
     }
@@ -248,7 +248,8 @@ def quantize(config: Config) -> dict[str, Any]:
     plan = settings.plan_of(config, len(dataset.train.labels))
     tuned = max(round(config.tune * plan.steps), 1)
     module = settings.module_of(config, dataset.classes)
-    study = Study(config, dataset, module, plan.steps, tuned, plan.chunk_steps)
+    test = measures.accuracy(module, dataset.test)
+    study = Study(config, dataset, module, plan.steps, tuned, plan.chunk_steps, test)
     began = time.perf_counter()
     with journal(config) as kept:
         p, lane = pruned(study)

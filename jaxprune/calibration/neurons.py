@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params, Scores, arguments
-from jaxprune.calibration.obspa import Moments
+from jaxprune.calibration.obspa import Moments, damped
 from jaxprune.coupling.structure import Structure
 from jaxprune.structured.check import check_all
 from jaxprune.structured.kept import Kept, masks
@@ -59,9 +59,8 @@ def obspa_scores(
         h = read.moment
         if not read.updated:
             return _losses(read.weight, h, jnp.asarray(read.inputs))
-        size = jnp.mean(jnp.diag(h))
-        h = h + jnp.where(size > 0, damping * size, 1.0) * jnp.eye(len(h))
-        return _losses_after_update(read.weight, jnp.linalg.inv(h), jnp.asarray(read.inputs))
+        inverse = jnp.linalg.inv(damped(h, damping))
+        return _losses_after_update(read.weight, inverse, jnp.asarray(read.inputs))
 
     return _summed("obspa_scores", structure, params, batches, loss)
 

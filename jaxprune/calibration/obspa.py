@@ -161,12 +161,16 @@ def updated(weight: jax.Array, h: jax.Array, stays: jax.Array, damping: float) -
 
     h is the second moment over rows, float32 (inputs, inputs); stays is bool (inputs,).
     """
-    size = jnp.mean(jnp.diag(h))
-    eye = jnp.eye(len(h), dtype=h.dtype)
-    h = h + jnp.where(size > 0, damping * size, 1.0) * eye
+    h, eye = damped(h, damping), jnp.eye(len(h), dtype=h.dtype)
     both = stays[:, None] & stays[None]
     gone = jnp.where(stays[:, None], 0, weight)
     product = jnp.matmul(h, gone, precision=lax.Precision.HIGHEST)
     factor = cholesky(jnp.where(both, h, eye), lower=True)
     more = cho_solve((factor, True), jnp.where(stays[:, None], product, 0))
     return jnp.where(stays[:, None], weight + more, 0)
+
+
+def damped(h: jax.Array, damping: float) -> jax.Array:
+    """A second moment (n, n) plus a share of its mean diagonal; plus 1 where all of it is zero."""
+    size = jnp.mean(jnp.diag(h))
+    return h + jnp.where(size > 0, damping * size, 1.0) * jnp.eye(len(h), dtype=h.dtype)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.base import is_known
+
 
 class Folded(NamedTuple):
     """A norm and the layer that reads it, after `repq_fold`.
@@ -79,7 +81,7 @@ def repq_fold(
             "repq_fold: scale, bias, steps and zeros are (channels,), kernel is (channels, "
             f"outputs) and kernel_bias (outputs,); got {got}."
         )
-    if not isinstance(given["steps"], jax.core.Tracer) and not (np.asarray(steps) > 0).all():
+    if is_known(given["steps"]) and not (np.asarray(steps) > 0).all():
         raise ValueError(f"repq_fold: steps are positive; got {np.asarray(steps).tolist()}.")
     step, zero = given["steps"].mean(), given["zeros"].mean()
     r, b = given["steps"] / step, step * (zero - given["zeros"])

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, is_int
+from jaxprune.base import Params
 from jaxprune.masks import merged
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam import grid
-from jaxprune.reparam.k_means import centers_of, check_bits, codes_of, values_of
+from jaxprune.reparam.k_means import centers_of, check_bits, check_rounds, codes_of, values_of
 from jaxprune.reparam.reparameterization import Reparameterization, check_learned
 from jaxprune.trees import map_scored
 
@@ -80,8 +80,7 @@ def codebook(
     Trained Quantization and Huffman Coding.
     """
     check_bits("codebook", bits)
-    if not is_int(rounds, 0):
-        raise ValueError(f"codebook: rounds is a whole number, at least 0; got {rounds!r}.")
+    check_rounds("codebook", rounds)
 
     def init(params: Params) -> SharedValues:
         shapes = grid.shared("codebook", params, axes, prunable)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.base import Params, is_int
+from jaxprune.base import Params
 from jaxprune.masks import merged
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam import grid
-from jaxprune.reparam.k_means import centers_of, check_bits, from_rows, in_rows
+from jaxprune.reparam.k_means import centers_of, check_bits, check_rounds, from_rows, in_rows
 from jaxprune.reparam.reparameterization import Reparameterization, check_learned
 from jaxprune.trees import map_scored
 
@@ -82,8 +82,7 @@ def jlcm(
     Codebooks and Mappings.
     """
     check_bits("jlcm", bits)
-    if not is_int(rounds, 0):
-        raise ValueError(f"jlcm: rounds is a whole number, at least 0; got {rounds!r}.")
+    check_rounds("jlcm", rounds)
 
     def init(params: Params) -> LearnedCodes:
         shapes = grid.shared("jlcm", params, axes, prunable)

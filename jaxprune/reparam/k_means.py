@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.base import is_int
+
 BITS = range(1, 9)
 
 
@@ -19,6 +21,12 @@ def check_bits(what: str, bits: Any) -> None:
             f"{what}: bits is an int from {BITS[0]} to {BITS[-1]}, for a codebook of 2 to 256 "
             f"values; got {bits!r}. For more bits take a uniform grid: reparam.fake_quantization."
         )
+
+
+def check_rounds(what: str, rounds: Any) -> None:
+    """Raises ValueError unless `rounds` is an int of at least 0."""
+    if not is_int(rounds, 0):
+        raise ValueError(f"{what}: rounds is a whole number, at least 0; got {rounds!r}.")
 
 
 def in_rows(w: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -15,7 +15,7 @@ from jaxprune.masks import merged
 from jaxprune.prunable.layout import Layout, as_matrix, from_matrix
 from jaxprune.prunable.rules import kernels, layouts_of
 from jaxprune.reparam import grid
-from jaxprune.reparam.k_means import check_bits, k_means_of_vectors, nearest_vector
+from jaxprune.reparam.k_means import check_bits, check_rounds, k_means_of_vectors, nearest_vector
 from jaxprune.reparam.reparameterization import Reparameterization, Size, check_learned, size_of
 from jaxprune.trees import map_named
 
@@ -89,8 +89,7 @@ def lr2vq(
         raise ValueError(
             f"lr2vq: m is a number of weights, and rank is 1 to m; got m={m!r} and rank={rank!r}."
         )
-    if not is_int(rounds, 0):
-        raise ValueError(f"lr2vq: rounds is a whole number, at least 0; got {rounds!r}.")
+    check_rounds("lr2vq", rounds)
 
     def init(params: Params) -> LowRankVectors:
         shapes = grid.shared("lr2vq", params, (), prunable)

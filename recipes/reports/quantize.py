@@ -12,7 +12,7 @@ from recipes.common.report import Picture, Writeup
 if TYPE_CHECKING:
     from recipes.quantize import Study
 
-PARETO, BITS = "plots/pareto.png", "plots/bits.png"
+PARETO = "plots/pareto.png"
 Records = Sequence[dict[str, Any]]  # the lines of metrics.jsonl: float32, then (method, bits)
 
 

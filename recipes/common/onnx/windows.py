@@ -16,11 +16,8 @@ class Unknown(Exception):
 
 
 def conv(attributes: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
-    space = x.ndim - 2
+    strides, padding, dilations = _moves(attributes, x.ndim - 2)
     attributes.pop("kernel_shape", None)
-    strides = attributes.pop("strides", [1] * space)
-    padding = _padding(attributes, space)
-    dilations = attributes.pop("dilations", [1] * space)
     groups = attributes.pop("group", 1)
     y = lax.conv_general_dilated(
         x,
@@ -28,7 +25,7 @@ def conv(attributes: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
         strides,
         padding,
         rhs_dilation=dilations,
-        dimension_numbers=_axes(space),
+        dimension_numbers=_axes(x.ndim - 2),
         feature_group_count=groups,
     )
     return _plus(y, bias)
@@ -37,10 +34,8 @@ def conv(attributes: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
 def conv_transpose(attributes: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     """The gradient of a convolution: kernels are (inputs, outputs, window)."""
     space = x.ndim - 2
+    strides, padding, dilations = _moves(attributes, space)
     attributes.pop("kernel_shape", None)
-    strides = attributes.pop("strides", [1] * space)
-    padding = _padding(attributes, space)
-    dilations = attributes.pop("dilations", [1] * space)
     more = attributes.pop("output_padding", [0] * space)
     if attributes.pop("group", 1) != 1:
         raise Unknown("a transposed convolution in groups has no rule")
@@ -120,12 +115,16 @@ def _window(attributes: Any, space: int) -> tuple[Any, ...]:
     if attributes.pop("ceil_mode", 0) or attributes.pop("storage_order", 0):
         raise Unknown("ceil_mode=1 and storage_order=1 have no rule")
     window = attributes.pop("kernel_shape")
-    strides = attributes.pop("strides", [1] * space)
-    padding = _padding(attributes, space)
-    dilations = attributes.pop("dilations", [1] * space)
+    strides, padding, dilations = _moves(attributes, space)
     padding = padding if isinstance(padding, str) else ((0, 0), (0, 0), *padding)
     ones = (1,) * (space + 2)
     return (1, 1, *window), (1, 1, *strides), padding, ones, (1, 1, *dilations)
+
+
+def _moves(attributes: Any, space: int) -> tuple[Any, Any, Any]:
+    """Strides, padding and dilations of a window."""
+    strides, dilations = (attributes.pop(name, [1] * space) for name in ("strides", "dilations"))
+    return strides, _padding(attributes, space), dilations
 
 
 def _padding(attributes: Any, space: int) -> Any:

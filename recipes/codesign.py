@@ -3,7 +3,8 @@
 Stage 1 searches widths, depth, activation, normalization and learning rate for a small error and
 few bit operations (BOPs), by NSGA-II; every trial of a population trains in one program. Stage 2
 trains the chosen architecture with fake quantization, and prunes 20 % of the weights left in each
-round, without rewinding. The picture is error over BOPs. Writes a folder that reproduces itself.
+round, without rewinding. The picture is error over BOPs. The best network is exported, without its
+code. Writes a folder that reproduces itself.
 
 References: McDermott et al., 2023, Neural Architecture Codesign for Fast Bragg Peak Analysis; Weitz
 et al., 2025, Neural Architecture Codesign for Fast Physics Applications.
@@ -28,6 +29,7 @@ from recipes.common import (
     cli,
     data,
     dead,
+    exported,
     flags,
     folder,
     lanes,
@@ -328,6 +330,10 @@ def codesign(config: Config) -> dict[str, Any]:
         network = ends[name].picked
         path = config.out / folder.MODEL / name.replace(" ", "-")
         checkpoints.save_model(path, network.params, network.batch_stats, network.masks)
+    name, seed = report.best(kept.records, limit)
+    variables = lanes.lane_of(ends[name].picked.variables, seed)
+    shape = study.train.images.shape[1:]
+    exported.save(config.out / exported.FILE, arms[name].module, variables, shape)
     return report.write(study, trial, limit, kept.records, seconds)
 
 

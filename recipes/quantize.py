@@ -3,10 +3,13 @@
 Trains networks of several sparsities by gradual magnitude pruning. Then every method quantizes
 their weights: without training (ptq), or with a training under fixed masks in which the network
 uses Q(masks * weights). Beside the plain loss a teacher may help: the dense network of the same
-seed. The picture is the error over the size in bits. Writes a folder that reproduces itself.
+seed. `--pattern 2:4` adds networks of GPUSQ's flow: the trained dense network is pruned to 2:4,
+trained with its teacher, and then quantized like the others. The picture is the error over the size
+in bits. Writes a folder that reproduces itself.
 
 References: Jacob et al., 2018 (qat); Esser et al., 2020 (lsq); Han et al., 2016 (codebook); Polino
-et al., 2018, Model Compression via Distillation and Quantization (levels, and the teacher).
+et al., 2018, Model Compression via Distillation and Quantization (levels, and the teacher); Yu et
+al., 2023, Boost Vision Transformer with GPU-Friendly Sparsity and Quantization (2:4).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from jaxprune.reparam import Reparameterization
+from jaxprune.reparam import DenseWeights, Reparameterization
 from recipes.common import checkpoints, data, dead, flags, folder, lanes, measures, settings
 from recipes.common.cli import command
 from recipes.common.journal import Journal, journal
@@ -42,6 +45,7 @@ METHODS: dict[str, Any] = {
 }
 GRIDS = {"layer": (), "output": -1}
 TEACHERS = ("none", "dense")
+PATTERNS = ("none", "2:4")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Config(settings.Settings):
         *(0.0, 0.5, 0.8, 0.9),
     )
     """The fractions of weights that are pruned; 0 for dense networks."""
+    pattern: Annotated[str, flags.choice(PATTERNS)] = "none"
+    """Beside these sparsities, networks with 2 of every 4 consecutive inputs."""
     bits: Annotated[tuple[int, ...], flags.at_least(2, 8), flags.DISTINCT] = (8, 4, 3, 2)
     """Bits of each weight."""
     method: Annotated[tuple[str, ...], flags.choice(METHODS), flags.DISTINCT] = tuple(METHODS)
@@ -80,8 +86,12 @@ class Config(settings.Settings):
     def conflicts(self) -> Iterator[str]:
         """The mistakes of several flags together."""
         yield from super().conflicts()
-        if "dense" in self.teacher and 0.0 not in self.sparsity:
-            yield "--teacher dense needs --sparsity 0 among the sparsities: it is the dense network"
+        needs = {
+            "--teacher dense": "dense" in self.teacher,
+            f"--pattern {self.pattern}": self.pattern != "none",
+        }
+        for flag in (flag for flag, needed in needs.items() if needed and 0.0 not in self.sparsity):
+            yield f"{flag} needs --sparsity 0 among the sparsities: it is the dense network"
 
 
 class Lane(NamedTuple):
@@ -114,6 +124,18 @@ class Study(NamedTuple):
         """The phases after the first: (method, bits)."""
         return [(method, bits) for method in self.config.method for bits in self.config.bits]
 
+    @property
+    def kinds(self) -> list[str]:
+        """The networks of a seed, by what is pruned."""
+        patterns = [] if self.config.pattern == "none" else [self.config.pattern]
+        return [*(f"{100 * sparsity:g} %" for sparsity in self.config.sparsity), *patterns]
+
+    @property
+    def sparsity(self) -> jax.Array:
+        """What gradual pruning prunes of each network: 0 of those with a pattern."""
+        given = jnp.array(self.config.sparsity, jnp.float32)
+        return jnp.pad(given, (0, len(self.kinds) - len(given)))
+
 
 # --- the methods ----------------------------------------------------------------------------------
 
@@ -129,8 +151,7 @@ def pruned(study: Study) -> tuple[lanes.Program, Lane]:
         masks = jp.every(config.every, gmp, start=first, stop=last)
         return jp.sparsify(settings.optimizer(config, study.steps), masks)
 
-    sparsity = jnp.repeat(jnp.array(config.sparsity, jnp.float32), n)
-    order = jnp.tile(study.keys, len(config.sparsity))
+    sparsity, order = jnp.repeat(study.sparsity, n), jnp.tile(study.keys, len(study.kinds))
     lane = Lane(order, sparsity, jnp.zeros(len(order)))
     train = study.dataset.train
     return lanes.program(study.module, optimizer, train, config.batch_size, study.chunk), lane
@@ -184,6 +205,8 @@ def one_run(study: Study, kept: Journal, i: int, network: Network) -> tuple[Netw
         train = lambda state, done, at: lanes.train(p, state, lane, study.steps, at, done)
         state = kept.once("float32", study.steps, lanes.begin(p, network, lane), train, words)
         network = state.network
+        if config.pattern != "none":
+            network = with_pattern(study, kept, network)
         record = {"method": "float32", "bits": 32} | told(study, network, 1)
         return network, {"seconds": kept.seconds(), **record}
 
@@ -210,10 +233,30 @@ def one_run(study: Study, kept: Journal, i: int, network: Network) -> tuple[Netw
     return network, {"seconds": kept.seconds(), **record}
 
 
-def lane_of(study: Study, network: Network) -> Lane:
-    """Teachers, then sparsities, then seeds."""
+def with_pattern(study: Study, kept: Journal, network: Network) -> Network:
+    """The networks, the last of which are dense and become 2:4: pruned at once, then trained."""
     config, n = study.config, study.config.seeds
-    many = len(config.sparsity)
+    before = (len(study.kinds) - 1) * n
+    rest, last = lanes.part(network, 0, before), lanes.part(network, before)
+    halves = lambda params: jp.select(
+        jp.magnitude(jp.kernels(params)), jp.uniform, 0.5, jp.nm(2, 4)
+    )
+    masks = jax.jit(jax.vmap(halves))(last.params)
+    params = jax.vmap(jp.apply_masks)(last.params, masks)
+    plain = Reparameterization(DenseWeights, lambda learned, **_: learned.weights)
+    p, lane = quantized(study, plain), lane_of(study, network)
+    lane = lanes.part(lane, len(lane.order) - n)  # with the last teacher
+    learned = DenseWeights(params)
+    first = lanes.begin(p, Network(learned, last.batch_stats, only(learned, masks)), lane)
+    train = lambda state, done, at: lanes.train(p, state, lane, study.tuned, at, done)
+    state = kept.once(config.pattern, study.tuned, first, train, f"{n} networks, {config.pattern}")
+    return lanes.join(rest, Network(state.params.weights, state.batch_stats, masks))
+
+
+def lane_of(study: Study, network: Network) -> Lane:
+    """Teachers, then kinds of networks, then seeds."""
+    config, n = study.config, study.config.seeds
+    many = len(study.kinds)
     weights = [config.weight if teacher == "dense" else 0.0 for teacher in config.teacher]
     teacher: Any = ()
     if "dense" in config.teacher:
@@ -221,13 +264,13 @@ def lane_of(study: Study, network: Network) -> Lane:
         dense = lanes.part(network, at, at + n)
         teacher = lanes.tile(dense.variables, many * len(weights))
     order = jnp.tile(study.keys, many * len(weights))
-    sparsity = jnp.tile(jnp.repeat(jnp.array(config.sparsity, jnp.float32), n), len(weights))
+    sparsity = jnp.tile(jnp.repeat(study.sparsity, n), len(weights))
     return Lane(order, sparsity, jnp.repeat(jnp.array(weights), many * n), teacher)
 
 
 def told(study: Study, network: Network, teachers: int) -> dict[str, Any]:
-    """Accuracies and sizes in bits: (teachers, sparsities, seeds)."""
-    shape = teachers, len(study.config.sparsity), study.config.seeds
+    """Accuracies and sizes in bits: (teachers, kinds of networks, seeds)."""
+    shape = teachers, len(study.kinds), study.config.seeds
     stored = network.params, network.masks
     size = lambda i: jp.reparam.coded_size(*lanes.lane_of(stored, i)).bits
     empty = [

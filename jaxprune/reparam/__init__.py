@@ -12,7 +12,8 @@ two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow
 pair but another function of the same params: N of M in the backward pass too. It stands on
 `backward_weights`, which gives the products of any function other weights in the backward pass.
 `fake_quantization` uses `FloatWeights` on uniform grids, and `lsq` also learns the steps of the
-grids (`LearnedSteps`); `quantized_size` counts their bits. In `learned_levels` all `Levels` learn.
+grids (`LearnedSteps`); `quantized_size` counts their bits. `fake_quantize` is for the inputs of
+layers. In `learned_levels` all `Levels` learn.
 `codebook` has `SharedValues`, with `codes` of all weights and a `codebook_size`; `coded_size` is
 the least bits of codes, values and masks by how often each is there. `lr2vq` has codebooks of
 `LowRankVectors`, of `lr2vq_size`. In `jlcm` codes learn too (`LearnedCodes`).
@@ -33,6 +34,7 @@ from jaxprune.reparam.decayed_flow import decayed_flow as decayed_flow
 from jaxprune.reparam.fake_quantization import FloatWeights as FloatWeights
 from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantization
 from jaxprune.reparam.fake_quantization import quantized_size as quantized_size
+from jaxprune.reparam.fake_quantize import fake_quantize as fake_quantize
 from jaxprune.reparam.jlcm import LearnedCodes as LearnedCodes
 from jaxprune.reparam.jlcm import jlcm as jlcm
 from jaxprune.reparam.learned_levels import Levels as Levels

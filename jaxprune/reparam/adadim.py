@@ -12,7 +12,7 @@ from jaxprune.base import Params
 from jaxprune.masks import merged
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam import grid
-from jaxprune.reparam.fake_quantization import on_grid
+from jaxprune.reparam.fake_quantize import on_grid
 from jaxprune.reparam.reparameterization import Reparameterization, check_learned
 from jaxprune.trees import is_none, map_scored, with_leaves
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from jaxprune.base import Params
 from jaxprune.masks import merged
 from jaxprune.prunable.rules import kernels
 from jaxprune.reparam import grid
+from jaxprune.reparam.fake_quantize import on_grid
 from jaxprune.reparam.reparameterization import Reparameterization, Size, check_learned, size_of
 from jaxprune.trees import map_scored
 
@@ -81,36 +79,6 @@ def fake_quantization(
         return merged(weights, map_scored(used, shapes, grid.leaves_of(weights, shapes)))
 
     return Reparameterization(init, apply)
-
-
-def on_grid(
-    what: str, bits: int, symmetric: bool, clip: float
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """`(ones of the shape of the grids, w) -> w on its grids`, with the gradient straight through.
-
-    Raises:
-      ValueError: for numbers that can't be.
-    """
-    grid.check_bits(what, bits)
-    if not 0 < clip <= 1:
-        raise ValueError(f"{what}: clip is in (0, 1]; got {clip}.")
-
-    def used(shape: jax.Array, w: jax.Array) -> jax.Array:
-        still = jax.lax.stop_gradient(w).astype(jnp.float32)
-        if symmetric:
-            step, top = clip * grid.symmetric_step(still, shape, bits), 2 ** (bits - 1) - 1
-            lowest, highest = -top, top
-        else:
-            ends = [end(still, grid.over(shape), keepdims=True) for end in (jnp.min, jnp.max)]
-            low, high = jnp.minimum(clip * ends[0], 0), jnp.maximum(clip * ends[1], 0)
-            step = (high - low) / (2**bits - 1)
-            zero = grid.rounded(-low, step, 0, 2**bits - 1)
-            lowest, highest = -zero, 2**bits - 1 - zero
-        level = grid.rounded(still, step, lowest, highest)
-        near = jnp.abs(still - step * level) <= 0.5001 * step  # where nothing is clipped
-        return grid.through(w, (step * level).astype(w.dtype), near | (step == 0))
-
-    return used
 
 
 def quantized_size(

@@ -57,9 +57,10 @@ def over(grid: jax.Array) -> tuple[int, ...]:
     return tuple(axis for axis, n in enumerate(grid.shape) if n == 1)
 
 
-def symmetric_step(w: jax.Array, grid: jax.Array, bits: int) -> jax.Array:
-    """The distance of two levels, so that the largest is the last level; 0 if all are 0."""
-    return jnp.max(jnp.abs(w), over(grid), keepdims=True) / (2 ** (bits - 1) - 1)
+def ends_of(w: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The least and the largest weight of each grid."""
+    low, high = (end(w, over(grid), keepdims=True) for end in (jnp.min, jnp.max))
+    return low, high
 
 
 def rounded(w: jax.Array, step: jax.Array, lowest: Any, highest: Any) -> jax.Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import dead, folder, report
+from recipes.common import dead, exported, folder, report
 from recipes.common.figures import pareto, style
 from recipes.common.report import Picture, Writeup
 
@@ -36,6 +36,25 @@ def picked(records: Records, name: str, limit: float) -> int:
     return int(near[-1]) if len(near) else int(np.argmin(errors))
 
 
+def networks(records: Records) -> list[str]:
+    """The names of the networks of stage 2, the first trial first."""
+    rounds = next(line for line in records if "round" in line)
+    return [name for name, value in rounds.items() if isinstance(value, Mapping)]
+
+
+def best(records: Records, limit: float) -> tuple[str, int]:
+    """The network that is exported: fewest BOPs among the good enough, and its best seed.
+
+    Where none is good enough it is the one with the least validation error.
+    """
+    rounds = [line for line in records if "round" in line]
+    at = {name: rounds[picked(records, name, limit)][name] for name in networks(records)}
+    error = {name: np.mean(of["validation_error"]) for name, of in at.items()}
+    worse = lambda name: max(error[name] - limit, 0)
+    name = min(at, key=lambda name: (worse(name), at[name]["bops"]))
+    return name, int(np.argmin(at[name]["validation_error"]))
+
+
 def write(
     study: Study,
     trial: Mapping[str, Any],
@@ -47,7 +66,7 @@ def write(
     config, chance = study.config, dead.chance(study.test.labels)
     rounds = [line for line in records if "round" in line]
     numbers: dict[str, Any] = {}
-    for name in [key for key, value in rounds[0].items() if isinstance(value, Mapping)]:
+    for name in networks(records):
         i = picked(records, name, limit)
         at = rounds[i][name]
         right = 1 - np.asarray(at["test_error"])
@@ -59,6 +78,7 @@ def write(
             "bops": at["bops"],
             "near": bool(np.mean(at["validation_error"]) <= limit),
         }
+    name, seed = best(records, limit)
     for of in numbers.values():
         of["times_fewer_bops"] = numbers["first trial"]["bops"] / of["bops"]
     summary = report.summary(
@@ -67,6 +87,7 @@ def write(
         steps=study.steps,
         chosen=dict(trial),
         trials=config.population * config.generations,
+        exported={"network": name, "seed": seed},
         chance=chance,
         arms=numbers,
         seconds=seconds,
@@ -132,7 +153,9 @@ def write_up(
         layers={},
         models=[f"{folder.MODEL}/{name.replace(' ', '-')}" for name in arms],
         notes=(
-            f"Each arm is reported at its sparsest round whose validation error is at most "
-            f"{config.tolerance:g} points above that of the first trial"
+            f"`{exported.FILE}` has the {summary['exported']['network']} network of seed "
+            f"{summary['exported']['seed']}, for `jax.export.deserialize`. Each arm is reported at "
+            f"its sparsest round whose validation error is at most {config.tolerance:g} points "
+            "above that of the first trial"
         ),
     )

@@ -24,15 +24,15 @@ def write(study: Study, records: Records, seconds: float) -> dict[str, Any]:
         for t, name in enumerate(names_of(study, record)):
             arms[name] = [
                 {
-                    "pruned": f"{100 * sparsity:g} %",
+                    "pruned": kind,
                     "test_accuracy": report.accuracy(
                         record["test_accuracy"][t][i],
                         chance,
-                        record["empty_layers"][t * len(study.config.sparsity) + i],
+                        record["empty_layers"][t * len(study.kinds) + i],
                     ),
                     "size_bits": report.over_seeds(record["size"][t][i]),
                 }
-                for i, sparsity in enumerate(study.config.sparsity)
+                for i, kind in enumerate(study.kinds)
             ]
     summary = report.summary(
         study.config,
@@ -69,7 +69,7 @@ def write_up(study: Study, arms: dict[str, Any]) -> Writeup:
             f"{config.model} on {config.dataset}, {config.seeds} seeds, {study.steps:,} steps, "
             f"then {study.tuned:,} a method: test accuracy in %, by the weights that are pruned"
         ),
-        columns=[f"{100 * sparsity:g} %" for sparsity in config.sparsity],
+        columns=study.kinds,
         rows=[
             (name, *(report.percent(of["test_accuracy"]).replace(" %", "") for of in cells))
             for name, cells in arms.items()

@@ -137,3 +137,32 @@ def test_masks_survive_quantization_aware_training_and_the_integers_after_it():
     np.testing.assert_allclose(
         integers.apply({"params": codes}, x), network.apply({"params": params}, x), atol=1e-5
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fake_quantization_has_the_grid_of_integer_kernels(bits):
+    """Its largest weight is half a level beyond its largest code, which a clip of ours says.
+
+    A negative one has the code below, which ours leaves out; so the largest are positive here.
+    """
+    qwix = pytest.importorskip("qwix")
+    x = jax.random.normal(jax.random.key(0), (64, 16))
+
+    def turned(w):
+        largest = jnp.take_along_axis(w, jnp.argmax(jnp.abs(w), 0)[None], 0)
+        return w * jnp.sign(largest) if w.ndim == 2 else w
+
+    params = jax.tree.map(turned, Net().init(jax.random.key(1), x)["params"])
+    scores = jp.magnitude(jp.kernels(params))
+    params = jp.apply_masks(params, jp.select(scores, jp.global_threshold, 0.8))
+    rule = qwix.QuantizationRule(weight_qtype=f"int{bits}")
+    integers = qwix.quantize_model(Net(), qwix.PtqProvider([rule]))
+    abstract = jax.eval_shape(integers.init, jax.random.key(0), x)["params"]
+    codes = qwix.quantize_params(params, abstract)
+    top = 2 ** (bits - 1) - 1
+    simulated = jp.reparam.fake_quantization(bits, axes=-1, clip=top / (top + 0.5))
+    used = simulated.apply(simulated.init(params))
+    np.testing.assert_allclose(
+        integers.apply({"params": codes}, x), Net().apply({"params": used}, x), atol=1e-6
+    )

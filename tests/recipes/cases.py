@@ -180,7 +180,8 @@ CASES = {
         Case(
             "quantize",
             "--seeds 2 --steps 16 --log-every 4 --sparsity 0 0.5 --bits 4 --method ptq lsq codebook"
-            " --teacher none dense --every 2 --batch-size 32 --train-examples 256 --width 0.25",
+            " --teacher none dense --pattern 2:4 --every 2 --batch-size 32 --train-examples 256"
+            " --width 0.25",
             "pareto",
             ("| ptq 4 bits |", "| lsq 4 bits, taught |"),
             ({"when": {"method": "float32"}}, {"call": 2}),
@@ -200,6 +201,7 @@ CASES = {
             "search pareto",
             ("| first trial |", "| 4 bits"),
             ({"when": {"generation": 0}}, {"call": 4}),
+            files=("network.stablehlo",),
         ),
         Case(
             "tickets",

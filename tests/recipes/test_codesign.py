@@ -1,14 +1,16 @@
 """The search trains narrow networks inside a wide one, and asks for the same trials again."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from recipes.common import search
+from recipes.common import exported, search
 from recipes.common.models import classification
 from recipes.common.models.searched import Architecture, Searched, Widest, narrowed
+from recipes.reports import codesign as report
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,42 @@ def test_a_search_that_is_told_the_same_asks_for_the_same():
     assert trials == asked()
     assert trials[0][0] == what[-1]
     assert len({tuple(trial.values()) for now in trials for trial in now}) > 6
+
+
+def test_the_exported_network_needs_no_code_and_no_other_example(tmp_path):
+    images = jax.random.normal(jax.random.key(0), (6, 2, 2, 1))
+    module = Searched((5, 4), 0.1, True, 3, bits=4)
+    variables = module.init(jax.random.key(1), images)
+    for i in range(3):
+        _, moved = module.apply(variables, (1 + i) * images, train=True, mutable=["batch_stats"])
+        variables = {**variables, **moved}
+    exported.save(tmp_path / exported.FILE, module, variables, (2, 2, 1))
+    network = jax.export.deserialize((tmp_path / exported.FILE).read_bytes())
+    np.testing.assert_allclose(
+        network.call(images), module.apply(variables, images), rtol=1e-5, atol=1e-6
+    )
+    alone = [network.call(image[None])[0] for image in images]
+    np.testing.assert_allclose(network.call(images), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_the_network_exported_is_the_cheapest_that_is_good_enough():
+    def of(errors, bops):
+        return {"validation_error": errors, "bops": bops}
+
+    rounds = [
+        {
+            "round": 0,
+            "first trial": of([0.1, 0.1], 9),
+            "8 bits": of([0.1, 0.08], 5),
+            "4 bits": of([0.2, 0.3], 3),
+        },
+        {
+            "round": 1,
+            "first trial": of([0.1, 0.1], 9),
+            "8 bits": of([0.13, 0.09], 4),
+            "4 bits": of([0.3, 0.3], 2),
+        },
+    ]
+    assert report.best(rounds, 0.12) == ("8 bits", 1)
+    assert report.best(rounds, 0.35) == ("4 bits", 0)
+    assert report.best(rounds, 0.01)[0] == "8 bits"

@@ -109,7 +109,7 @@ PROGRAMS = {
     "one_shot": [1, 1, 1, *[2] * 6],  # a repair
     "stability": [3, 4, 4],
     "soup": [1, 2, 2],
-    "quantize": [1, 1, 2, 3],
+    "quantize": [2, 2, 3, 4],  # training to 2:4 has its program
     "codesign": [1, 1, 3, 3],  # the search has one, stage 2 one for each number of bits
     "tickets": [1, 2, 2, 2],
     "structured": [1, 2, 2],

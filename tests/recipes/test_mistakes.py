@@ -224,6 +224,8 @@ MISTAKES = {
         "--method int8": "unknown --method 'int8'; choose one of ptq, qat, lsq, levels, codebook",
         "--sparsity 90": "--sparsity must be in [0, 1), got 90",
         "--teacher dense --sparsity 0.5": "--teacher dense needs --sparsity 0 among the",
+        "--pattern 2:4 --sparsity 0.5": "--pattern 2:4 needs --sparsity 0 among the",
+        "--pattern 1:4": "unknown --pattern '1:4'; choose one of none, 2:4",
         "--tune 0": "--tune must be in (0, 100], got 0",
     },
     "codesign": {

@@ -23,6 +23,8 @@ def test_saved_networks_are_those_of_the_table(run):
             kernel, mask = np.asarray(layer["kernel"]), np.asarray(masks[name]["kernel"])
             assert (kernel[~mask] == 0).all()
             assert all(len(np.unique(one)) <= 17 for one in kernel)  # and the zeros of a codebook
+            groups = mask[-2:].reshape(2, -1, 4, mask.shape[-1])  # the last networks are 2:4
+            assert (groups.sum(2) == 2).all()
 
 
 @pytest.mark.full
@@ -30,5 +32,7 @@ def test_fewer_bits_and_fewer_weights_take_less(run):
     arms = run("quantize").summary["arms"]
     sizes = {name: [of["size_bits"]["mean"] for of in cells] for name, cells in arms.items()}
     assert len(sizes) == 6
-    for name, (dense, half) in sizes.items():
-        assert half < dense and (name == "float32" or 5 * half < sizes["float32"][1])
+    for name, (dense, half, two_of_four) in sizes.items():
+        assert max(half, two_of_four) < dense and (
+            name == "float32" or 5 * half < sizes["float32"][1]
+        )

@@ -39,6 +39,29 @@ def test_a_grid_for_each_input_saves_an_outlier():
     assert error(-2) == pytest.approx(2.2e-5, abs=5e-7)
 
 
+def test_inputs_of_a_layer_by_hand():
+    x = jnp.array([[0.0, 1.0, 2.2, 7.5], [-1.0, 0.3, 0.7, 0.0]])
+    one = jp.reparam.fake_quantize(x, 4)
+    np.testing.assert_allclose(one, np.round(np.array(x) * 7 / 7.5) * 7.5 / 7, rtol=1e-6)
+    each = jp.reparam.fake_quantize(x, 4, axes=0)
+    np.testing.assert_allclose(each[1], [-1, 2 / 7, 5 / 7, 0], rtol=1e-6)
+    known = jax.jit(lambda x, high: jp.reparam.fake_quantize(x, 3, (), False, (0.0, high)))
+    np.testing.assert_allclose(known(x, 3.5), [[0, 1, 2, 3.5], [0, 0.5, 0.5, 0]], rtol=1e-6)
+    slope = jax.grad(lambda x: known(x, 3.5).sum())(x)
+    np.testing.assert_array_equal(slope, [[1, 1, 1, 0], [0, 1, 1, 1]])
+    half = jp.reparam.fake_quantize(x.astype(jnp.bfloat16), 2, ends=(-1, 1))
+    assert half.dtype == jnp.bfloat16 and set(half.ravel().tolist()) == {-1.0, 0.0, 1.0}
+
+
+def test_what_is_no_input_of_a_layer_says_so():
+    with pytest.raises(TypeError, match="x is int32, and only floats"):
+        jp.reparam.fake_quantize(jnp.ones(2, int), 4)
+    with pytest.raises(ValueError, match="bits is an int from 2 to 16; got 17"):
+        jp.reparam.fake_quantize(jnp.ones(2), 17)
+    with pytest.raises(ValueError, match=r"axis|axes"):
+        jp.reparam.fake_quantize(jnp.ones(2), 4, axes=3)
+
+
 def test_lsq_by_hand():
     method, w = jp.reparam.lsq(3), column(-3.0, 0.3, 0.8, 2.0)
     assert float(method.init(w).steps["kernel"][0, 0]) == pytest.approx(1.76092, abs=1e-5)

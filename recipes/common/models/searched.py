@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxprune.reparam import fake_quantize
+
 
 class Architecture(NamedTuple):
     """An architecture; arrays of these shapes, or stacks of them."""
@@ -41,7 +43,7 @@ class Widest(nn.Module):
                 for name, value in whole._asdict().items()
             )
         )
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for i in range(self.depth):
             y = _dense(self.width, i)(x)
             y = jnp.where(of.normed, _norm(train, i)(y), y)
@@ -69,12 +71,28 @@ class Searched(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for i, width in enumerate(self.widths):
-            x = _dense(width, i)(on_grid(x, self.bits))
+            x = _dense(width, i)(self.inputs(x, train, i))
             x = _norm(train, i)(x) if self.normed else x
             x = jnp.where(x > 0, x, self.slope * x)
-        return nn.Dense(self.classes, name="logits")(on_grid(x, self.bits))
+        return nn.Dense(self.classes, name="logits")(self.inputs(x, train, "logits"))
+
+    def inputs(self, x: jax.Array, train: bool, i: int | str) -> jax.Array:
+        """What a layer reads: floats, or a grid that ends at the largest value of each batch.
+
+        Outside of training it ends at the running mean of these, so that no example depends on
+        others.
+        """
+        if self.bits == 32:
+            return x
+        running = self.variable("batch_stats", f"largest_{i}", jnp.zeros, ())
+        largest = jnp.max(jnp.abs(x))
+        if train and not self.is_initializing():
+            old = jnp.where(running.value > 0, running.value, largest)
+            running.value = 0.9 * old + 0.1 * largest
+        end = largest if train else running.value
+        return fake_quantize(x, self.bits, ends=(-end, end))
 
 
 def _dense(width: int, i: int) -> nn.Dense:
@@ -83,16 +101,6 @@ def _dense(width: int, i: int) -> nn.Dense:
 
 def _norm(train: bool, i: int) -> nn.BatchNorm:
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"Norm_{i}")
-
-
-def on_grid(x: jax.Array, bits: int) -> jax.Array:
-    """`x` rounded to a symmetric grid up to its largest value; the gradient passes through."""
-    if bits >= 32:
-        return x
-    top = 2 ** (bits - 1) - 1
-    scale = jnp.max(jnp.abs(x)) / top
-    rounded = jnp.round(x / jnp.where(scale > 0, scale, 1.0)) * scale
-    return x + jax.lax.stop_gradient(rounded - x)
 
 
 def narrowed(params: Any, architecture: Architecture) -> Any:

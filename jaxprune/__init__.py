@@ -95,6 +95,7 @@ from jaxprune import at_init as at_init
 from jaxprune import tickets as tickets
 from jaxprune import soups as soups
 from jaxprune import distill as distill
+from jaxprune import distillation as distillation
 from jaxprune import calibration as calibration
 from jaxprune import gates as gates
 from jaxprune import reparam as reparam

@@ -7,8 +7,8 @@ import jaxprune as jp
 ROOMS = {
     name: getattr(jp, name)
     for name in (
-        *("allocation", "dynamic", "at_init", "tickets", "soups", "distill", "gates", "reparam"),
-        *("calibration", "structured", "analysis", "fast", "export", "plots"),
+        *("allocation", "dynamic", "at_init", "tickets", "soups", "distill", "distillation"),
+        *("gates", "reparam", "calibration", "structured", "analysis", "fast", "export", "plots"),
     )
 }
 

@@ -4,7 +4,7 @@ Stage 1 searches widths, depth, activation, normalization and learning rate for 
 few bit operations (BOPs), by NSGA-II; every trial of a population trains in one program. Stage 2
 trains the chosen architecture with fake quantization, and prunes 20 % of the weights left in each
 round, without rewinding. The picture is error over BOPs. The best network is exported, without its
-code. Writes a folder that reproduces itself.
+code, and by `--hls` as C++ for an FPGA. Writes a folder that reproduces itself.
 
 References: McDermott et al., 2023, Neural Architecture Codesign for Fast Bragg Peak Analysis; Weitz
 et al., 2025, Neural Architecture Codesign for Fast Physics Applications.
@@ -32,6 +32,7 @@ from recipes.common import (
     exported,
     flags,
     folder,
+    hls,
     lanes,
     measures,
     search,
@@ -46,6 +47,7 @@ from recipes.reports import codesign as report
 
 SLOPES = {"relu": 0.0, "leaky_relu": 0.1}
 LOG_EVERY = 50
+BIAS_BITS = 16
 HELD_OUT = 0.2  # of the training examples: the validation split
 
 
@@ -79,6 +81,9 @@ class Config(settings.Settings):
     """Passes over the data, of a trial and of a round."""
     seeds: settings.Seeds = 3
     """Seeds of each trial, and of each network of stage 2."""
+    hls: bool = False
+    """Also write an hls4ml project of the exported network, and check that its C++ gives the same
+    bits; the search then leaves out norms and leaky ReLU."""
     log_every: Annotated[int | None, flags.at_least(1), flags.default("50")] = None
     """Steps in one call of the device."""
     model: Annotated[str, flags.HIDDEN] = "mlp"
@@ -93,6 +98,8 @@ class Config(settings.Settings):
             yield f"--rates are the lowest and the highest, above 0, got {low:g} {high:g}"
         if not search.installed():
             yield f"recipes.codesign {search.MISSING}"
+        if self.hls and hls.lacks():
+            yield hls.lacks()
 
 
 EPOCHS = {"digits": 40, "mnist": 2, "cifar10": 4}
@@ -123,8 +130,8 @@ def choices(config: Config) -> search.Choices:
     lowest, highest = map(float, config.rates)
     return {
         **layers,
-        "activation": tuple(SLOPES),
-        "norm": ("none", "batch"),
+        "activation": ("relu",) if config.hls else tuple(SLOPES),
+        "norm": ("none",) if config.hls else ("none", "batch"),
         "learning rate": (lowest, highest),
     }
 
@@ -252,9 +259,7 @@ def arm(study: Study, trial: Mapping[str, Any], bits: int, rate: float | None = 
     by_round = lambda step: 1 - (1 - rate) ** jnp.minimum(step // study.steps, config.rounds - 1)
     smallest = jp.prune(jp.magnitude, jp.global_threshold, by_round)
     tx = jp.sparsify(optax.adam(trial["learning rate"]), jp.every(study.steps, smallest))
-    quantized = jp.reparam.fake_quantization(min(bits, 16))
-
-    used = lambda params: quantized.apply(quantized.init(params)) if bits < 32 else params
+    used = partial(fixed_point, bits) if bits < 32 else lambda params: params
     cross_entropy = classification(module)
     loss = lambda params, state, *batch_and_lane: cross_entropy(
         used(params), state.batch_stats, *batch_and_lane[:2]
@@ -263,6 +268,15 @@ def arm(study: Study, trial: Mapping[str, Any], bits: int, rate: float | None = 
     program = lanes.program(module, lambda lane: tx, *each)
     accuracies = (measures.accuracy(module, split) for split in (study.validation, study.test))
     return Arm(module, program, Lane(study.keys), jax.vmap(used), *accuracies)
+
+
+def fixed_point(bits: int, params: Any) -> Any:
+    """The params that a quantized network uses: kernels of so many bits, and biases of 16."""
+    of = jp.matching("*/kernel"), jp.matching("Dense_*/bias", "logits/bias")
+    for width, chosen in zip((bits, BIAS_BITS), of, strict=True):
+        pair = jp.reparam.fake_quantization(width, power_of_two=True, prunable=chosen)
+        params = pair.apply(pair.init(params))
+    return params
 
 
 def untrained(arm: Arm) -> Ends:
@@ -333,8 +347,13 @@ def codesign(config: Config) -> dict[str, Any]:
     name, seed = report.best(kept.records, limit)
     variables = lanes.lane_of(ends[name].picked.variables, seed)
     shape = study.train.images.shape[1:]
-    exported.save(config.out / exported.FILE, arms[name].module, variables, shape)
-    return report.write(study, trial, limit, kept.records, seconds)
+    module = arms[name].module
+    exported.save(config.out / exported.FILE, module, variables, shape)
+    equal = None
+    if config.hls and module.bits < 32:
+        some = study.test.images[: hls.COMPARED]
+        equal = hls.write(config.out / hls.FOLDER, variables, module.bits, some)
+    return report.write(study, trial, limit, kept.records, seconds, equal)
 
 
 def study_of(config: Config) -> Study:

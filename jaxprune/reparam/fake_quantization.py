@@ -29,6 +29,7 @@ def fake_quantization(
     axes: grid.Axes = (),
     symmetric: bool = True,
     clip: float = 1.0,
+    power_of_two: bool = False,
     prunable: Callable[[Params], Params] = kernels,
 ) -> Reparameterization:
     """The network uses weights on a uniform grid of 2^bits levels; the float weights learn.
@@ -52,6 +53,8 @@ def fake_quantization(
         `gates.logits`. (): one grid for each leaf; -1: for each output; -2: for each input.
       symmetric: whether the grid is as long on both sides of zero.
       clip: the grid ends at this part of the largest weight, in (0, 1].
+      power_of_two: whether the step is the next larger power of two, as fixed-point numbers have
+        it. Products of two such grids are fixed-point too.
       prunable: which leaves are quantized; all others are used as they are.
 
     Raises:
@@ -67,7 +70,7 @@ def fake_quantization(
     Reference: Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference.
     """
-    used = on_grid("fake_quantization", bits, symmetric, clip)
+    used = on_grid("fake_quantization", bits, symmetric, clip, power_of_two)
 
     def init(params: Params) -> FloatWeights:
         grid.shared("fake_quantization", params, axes, prunable)

@@ -17,6 +17,7 @@ def fake_quantize(
     axes: grid.Axes = (),
     symmetric: bool = True,
     ends: tuple[Any, Any] | None = None,
+    power_of_two: bool = False,
 ) -> jax.Array:
     """An array rounded to its uniform grid of 2^bits levels; gradients pass straight through.
 
@@ -35,6 +36,7 @@ def fake_quantize(
         symmetric grid has half of its levels below zero.
       ends: the lowest and the highest value; the grid is made to hold 0 as well. Numbers, or
         arrays of one entry for each grid, in the rank of `x`.
+      power_of_two: as in `fake_quantization`.
 
     Returns:
       Like `x`.
@@ -52,14 +54,16 @@ def fake_quantize(
     Reference: Jacob et al., 2018, Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference.
     """
-    used, x = on_grid("fake_quantize", bits, symmetric, 1.0), jnp.asarray(x)
+    used, x = on_grid("fake_quantize", bits, symmetric, 1.0, power_of_two), jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"fake_quantize: x is {x.dtype}, and only floats are quantized.")
     shape = grid.shared("fake_quantize", {"x": x}, axes, lambda tree: tree)["x"]
     return used(shape, x, ends)
 
 
-def on_grid(what: str, bits: int, symmetric: bool, clip: float) -> Callable[..., jax.Array]:
+def on_grid(
+    what: str, bits: int, symmetric: bool, clip: float, power_of_two: bool = False
+) -> Callable[..., jax.Array]:
     """`(ones of the shape of the grids, w) -> w on its grids`, with the gradient straight through.
 
     A third argument, (lowest, highest), takes the place of the least and the largest weight.
@@ -77,10 +81,12 @@ def on_grid(what: str, bits: int, symmetric: bool, clip: float) -> Callable[...,
         if symmetric:
             top = 2 ** (bits - 1) - 1
             step = clip * (jnp.maximum(jnp.abs(low), jnp.abs(high)) / top)
+            step = grid.power_of_two(step) if power_of_two else step
             lowest, highest = -top, top
         else:
             low, high = jnp.minimum(clip * low, 0), jnp.maximum(clip * high, 0)
             step = (high - low) / (2**bits - 1)
+            step = grid.power_of_two(step) if power_of_two else step
             zero = grid.rounded(-low, step, 0, 2**bits - 1)
             lowest, highest = -zero, 2**bits - 1 - zero
         level = grid.rounded(still, step, lowest, highest)

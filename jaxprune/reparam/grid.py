@@ -63,6 +63,12 @@ def ends_of(w: jax.Array, grid: jax.Array) -> tuple[jax.Array, jax.Array]:
     return low, high
 
 
+def power_of_two(step: jax.Array) -> jax.Array:
+    """The least power of two that is not smaller, exactly; 0 stays 0."""
+    fraction, exponent = jnp.frexp(step)
+    return jnp.where(step > 0, jnp.ldexp(1.0, exponent - (fraction == 0.5)), 0.0)
+
+
 def rounded(w: jax.Array, step: jax.Array, lowest: Any, highest: Any) -> jax.Array:
     """The nearest level of each weight, an integer as a float; 0 where the step is 0.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import dead, exported, folder, report
+from recipes.common import dead, exported, folder, hls, report
 from recipes.common.figures import pareto, style
 from recipes.common.report import Picture, Writeup
 
@@ -61,6 +61,7 @@ def write(
     limit: float,
     records: Records,
     seconds: float,
+    equal: int | None = None,
 ) -> dict[str, Any]:
     """Writes summary.json, report.md and the pictures, and prints the table."""
     config, chance = study.config, dead.chance(study.test.labels)
@@ -87,7 +88,7 @@ def write(
         steps=study.steps,
         chosen=dict(trial),
         trials=config.population * config.generations,
-        exported={"network": name, "seed": seed},
+        exported={"network": name, "seed": seed, "equal_in_hls": equal},
         chance=chance,
         arms=numbers,
         seconds=seconds,
@@ -154,8 +155,19 @@ def write_up(
         models=[f"{folder.MODEL}/{name.replace(' ', '-')}" for name in arms],
         notes=(
             f"`{exported.FILE}` has the {summary['exported']['network']} network of seed "
-            f"{summary['exported']['seed']}, for `jax.export.deserialize`. Each arm is reported at "
-            f"its sparsest round whose validation error is at most {config.tolerance:g} points "
-            "above that of the first trial"
+            f"{summary['exported']['seed']}, for `jax.export.deserialize`. "
+            f"{in_hls(study, summary)}Each arm is reported at its sparsest round whose validation "
+            f"error is at most {config.tolerance:g} points above that of the first trial"
         ),
+    )
+
+
+def in_hls(study: Study, summary: dict[str, Any]) -> str:
+    """How many images get the same bits from the C++, in words; "" without --hls."""
+    equal, asked = summary["exported"]["equal_in_hls"], study.config.hls
+    if equal is None:
+        return "The exported network is float32: it has no hls4ml project. " if asked else ""
+    of = min(study.test.images.shape[0], hls.COMPARED)
+    return (
+        f"`{hls.FOLDER}` is its hls4ml project: the C++ gives {equal} of {of} images equal bits. "
     )

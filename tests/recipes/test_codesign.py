@@ -1,5 +1,11 @@
 """The search trains narrow networks inside a wide one, and asks for the same trials again."""
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -7,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from recipes.common import exported, search
+from recipes.common import exported, hls, search
 from recipes.common.models import classification
 from recipes.common.models.searched import Architecture, Searched, Widest, narrowed
 from recipes.reports import codesign as report
@@ -117,3 +123,33 @@ def test_the_network_exported_is_the_cheapest_that_is_good_enough():
     assert report.best(rounds, 0.12) == ("8 bits", 1)
     assert report.best(rounds, 0.35) == ("4 bits", 0)
     assert report.best(rounds, 0.01)[0] == "8 bits"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("bits", [5])
+def test_the_project_of_hls4ml_gives_the_same_bits(bits, tmp_path):
+    """In a process of its own, because Keras chooses its backend when it is imported."""
+    if hls.lacks():
+        pytest.skip(hls.lacks())
+    program = f"""
+        import pathlib, jax, numpy as np
+        from recipes.codesign import fixed_point
+        from recipes.common import hls
+        from recipes.common.models.searched import Searched
+
+        images = jax.random.uniform(jax.random.key(0), (20, 4, 1, 1))
+        module = Searched((3,), 0.0, False, 2, bits={bits})
+        variables = module.init(jax.random.key(1), images)
+        _, moved = module.apply(variables, images, train=True, mutable=["batch_stats"])
+        shifted = jax.tree.map(lambda x: x + 0.03, variables["params"])
+        variables = {{**variables, **moved, "params": fixed_point({bits}, shifted)}}
+        assert hls.write(pathlib.Path("project"), variables, {bits}, images) == 20
+        model = hls._keras_model(variables, {bits}, 4)
+        logits = np.asarray(model(np.reshape(images, (20, 4))))
+        np.testing.assert_array_equal(logits, module.apply(variables, images))
+        assert pathlib.Path("project/firmware/parameters.h").exists()
+    """
+    where = {**os.environ, "PYTHONPATH": str(Path.cwd()), "KERAS_BACKEND": "jax"}
+    run = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(run, cwd=tmp_path, env=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -53,6 +53,23 @@ def test_inputs_of_a_layer_by_hand():
     assert half.dtype == jnp.bfloat16 and set(half.ravel().tolist()) == {-1.0, 0.0, 1.0}
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_powers_of_two_are_fixed_point_numbers(symmetric):
+    """Largest 1.75 of 3 bits: steps of 0.5833 or 0.25 become 1 or 0.25, and 2^-7 stays."""
+    x = jnp.array([0.3, -0.6, 1.75, 0.0]) if symmetric else jnp.array([0.3, 0.6, 1.75, 0.0])
+    grid = lambda x: jp.reparam.fake_quantize(x, 3, (), symmetric, power_of_two=True)
+    wanted = [0, -1, 2, 0] if symmetric else [0.25, 0.5, 1.75, 0]
+    np.testing.assert_array_equal(grid(x), wanted)
+    weights = used(
+        jp.reparam.fake_quantization(3, symmetric=symmetric, power_of_two=True),
+        {"kernel": x[:, None]},
+    )
+    np.testing.assert_array_equal(weights.ravel(), wanted)
+    small = 2.0**-7 * (3 if symmetric else 7) * jnp.array([0.0, 1.0])
+    np.testing.assert_array_equal(grid(small), small)
+    assert not np.asarray(grid(jnp.zeros(3))).any()
+
+
 def test_what_is_no_input_of_a_layer_says_so():
     with pytest.raises(TypeError, match="x is int32, and only floats"):
         jp.reparam.fake_quantize(jnp.ones(2, int), 4)

@@ -60,7 +60,7 @@ class Searched(nn.Module):
       slope: the slope of the activation below zero.
       normed: batch normalization before each activation.
       classes: of the logits.
-      bits: of the inputs of each layer, rounded to a symmetric grid; 32 for none.
+      bits: of the inputs of each layer, which are fixed-point numbers; 32 for floats.
     """
 
     widths: tuple[int, ...]
@@ -92,7 +92,7 @@ class Searched(nn.Module):
             old = jnp.where(running.value > 0, running.value, largest)
             running.value = 0.9 * old + 0.1 * largest
         end = largest if train else running.value
-        return fake_quantize(x, self.bits, ends=(-end, end))
+        return fake_quantize(x, self.bits, ends=(-end, end), power_of_two=True)
 
 
 def _dense(width: int, i: int) -> nn.Dense:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxprune as jp
 from jaxprune.structured import Compact, Removal, Structure
-from recipes.common import checkpoints, folder, models, report
+from recipes.common import checkpoints, folder, lanes, models, report
 from recipes.common.data import Dataset, Split
+from recipes.common.folder import RecipeError
 from recipes.common.settings import Settings
 from recipes.common.timing import CONTROL
 
@@ -73,6 +75,23 @@ def save(
     removed = [list(removal.removed) for removal in removals]
     content = {"network": dict(network), "image": list(image), "kept": kept, "removed": removed}
     folder.write(path / KEPT, json.dumps(content) + "\n")
+
+
+def side_by_side(
+    compacts: Sequence[Compact], image: Sequence[int]
+) -> tuple[Callable[..., Any], Any]:
+    """(the function of all, a stack of their params) of compacted networks with one program.
+
+    Raises `RecipeError` if the programs differ, as where layers keep other numbers of neurons.
+    """
+    images = jnp.zeros((1, *image))
+    programs = {str(jax.make_jaxpr(one.fn)(one.params, images)) for one in compacts}
+    if len(programs) > 1:
+        raise RecipeError(
+            "--seeds: the compacted networks of the seeds have other shapes, and can't train side "
+            "by side; take --seeds 1"
+        )
+    return compacts[0].fn, lanes.stacked(one.params for one in compacts)
 
 
 def compare(masked: Compact, small: Compact, test: Split, batch_size: int = 250) -> dict[str, Any]:

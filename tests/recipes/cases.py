@@ -226,6 +226,14 @@ CASES = {
             "--timings 0",
         ),
         Case(
+            "distill_pruned",
+            "--seeds 2 --steps 8 --tune 1 --log-every 4 --batch-size 32 --train-examples 256"
+            " --model mlp --width 0.125 --loss hinton fitnets relational",
+            "arms",
+            ("| dense |", "| just cut |", "| cross_entropy |", "| fitnets |", "Dense_2/kernel"),
+            ({"call": 3},),  # after the cut, while students train
+        ),
+        Case(
             "relaxation",  # four stages: 3 + 3 + 3 + 5 steps, in which gates can move
             "--seeds 2 --steps 14 --log-every 3 --evaluations 2 --train-examples 256"
             " --batch-size 32 --width 0.125 --timings 1 --thresholds 0.3 --final-threshold 0.5"

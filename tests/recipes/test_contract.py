@@ -113,6 +113,7 @@ PROGRAMS = {
     "codesign": [1, 1, 3, 3],  # the search has one, stage 2 one for each number of bits
     "tickets": [1, 2, 2, 2],
     "structured": [1, 2, 2],
+    "distill_pruned": [1, 2],
     "relaxation": [1, 1, 1, 1, 2],  # the last stage ends with a shorter chunk
 }
 

@@ -269,6 +269,17 @@ MISTAKES = {
         "--flops 0.001": "--flops: pick: flops=0.001 can't be met: with one neuron left",
         "--round-to 128 --flops 0.2": "flops=0.2 can't be met: with 128 neurons left in each",
     },
+    "distill_pruned": {
+        "--loss kd": "unknown --loss 'kd'; choose one of hinton, reverse_kl, balanced_kl",
+        "--loss hinton hinton": "--loss has hinton twice",
+        "--temperature 0": "--temperature must be in (0, inf), got 0",
+        "--weight 90": "--weight must be in [0, 1], got 90",
+        "--tune 0": "--tune must be in (0, 100], got 0",
+        "--norm batch": "--norm batch has running statistics",
+        "--model mlp --flops 0.0001": "--flops: pick: flops=0.0001 can't be met",
+        "--model mlp --loss attention": "--loss attention needs features with places",
+        "--model mlp --layers Conv_9/kernel": "--layers: features: the params have no leaf",
+    },
     "relaxation": {
         "--thresholds 0.2 0.1": "--thresholds must rise up to --final-threshold; got 0.2",
         "--flops 0.5 1": "--flops must be in [0, 1)",

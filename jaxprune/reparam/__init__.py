@@ -17,6 +17,7 @@ layers. In `learned_levels` all `Levels` learn.
 `codebook` has `SharedValues`, with `codes` of all weights and a `codebook_size`; `coded_size` is
 the least bits of codes, values and masks by how often each is there. `lr2vq` has codebooks of
 `LowRankVectors`, of `lr2vq_size`. In `jlcm` codes learn too (`LearnedCodes`).
+`fixed_point` has words of a length for each layer (`FixedPoint`), and `push_down` shortens them.
 `adadim` has `ChosenGrids`: of outputs or of inputs, whichever has the smaller error.
 """
 
@@ -35,6 +36,9 @@ from jaxprune.reparam.fake_quantization import FloatWeights as FloatWeights
 from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantization
 from jaxprune.reparam.fake_quantization import quantized_size as quantized_size
 from jaxprune.reparam.fake_quantize import fake_quantize as fake_quantize
+from jaxprune.reparam.fixed_point import FixedPoint as FixedPoint
+from jaxprune.reparam.fixed_point import fixed_point as fixed_point
+from jaxprune.reparam.fixed_point import push_down as push_down
 from jaxprune.reparam.jlcm import LearnedCodes as LearnedCodes
 from jaxprune.reparam.jlcm import jlcm as jlcm
 from jaxprune.reparam.learned_levels import Levels as Levels

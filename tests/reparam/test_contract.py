@@ -42,6 +42,7 @@ REPARAMETERIZATIONS = {
     "fake_quantization": partial(jp.reparam.fake_quantization, 6),
     "fake_quantization_of_outputs": partial(jp.reparam.fake_quantization, 5, -1, False, 0.9),
     "lsq": partial(jp.reparam.lsq, 5),
+    "fixed_point": partial(jp.reparam.fixed_point, 5),
     "learned_levels": partial(jp.reparam.learned_levels, 5),
     "codebook": partial(jp.reparam.codebook, 5),
     "lr2vq": partial(jp.reparam.lr2vq, 4, 2, 2),
@@ -61,11 +62,21 @@ WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("lora", "masked_lora"), ("down",)),
     **dict.fromkeys(("codebook", "lr2vq"), ("starts",)),
     "adadim": ("choice",),
+    "fixed_point": ("words",),
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")
 STILL = (*ADAPTERS, "learned_levels", "codebook", "lr2vq", "jlcm")  # kernels do not move
 N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
-GRIDS = ("fake_quantization", "lsq", "learned_levels", "codebook", "lr2vq", "jlcm", "adadim")
+GRIDS = (
+    "fake_quantization",
+    "lsq",
+    "fixed_point",
+    "learned_levels",
+    "codebook",
+    "lr2vq",
+    "jlcm",
+    "adadim",
+)
 DENSE = ("lora",)  # what the network uses has other zeros than the weights
 
 KEY = jax.random.key(7)

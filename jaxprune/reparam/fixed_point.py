@@ -138,7 +138,7 @@ def _divergence(w: jax.Array, word: jax.Array, bins: int) -> jax.Array:
     """Of the histogram of the quantized weights from that of the weights, in nats."""
     w = w.astype(jnp.float32)
     alive = (w != 0).ravel().astype(jnp.float32)
-    reach = jnp.stack([w.min(), w.max()])
+    reach = w.min(), w.max()
 
     def share(x: jax.Array) -> jax.Array:
         counts, _ = jnp.histogram(x.ravel(), bins, reach, weights=alive)

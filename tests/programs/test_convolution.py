@@ -27,12 +27,18 @@ CASES = [
     (5, (1, 1), ((3, 0), (1, 2)), (1, 1)),
     (3, (2, 2), ((4, 3), (0, 0)), (1, 1)),  # wider than the kernel: some outputs see only padding
     (3, (2, 1), "SAME", (2, 3)),
+    # along one axis: products of matrices, but for the strides
+    ((5, 1), (1, 1), "VALID", (1, 1)),
+    ((1, 3), (1, 1), ((1, 0), (2, 0)), (1, 1)),
+    ((8, 1), (1, 1), "VALID", (1, 1)),  # two places
+    ((3, 1), (2, 1), "SAME", (1, 1)),
 ]
 
 
 def arrays(kernel, seeds=()):
     x = jax.random.normal(jax.random.key(0), (*seeds, 2, 9, 8, 3))
-    w = jax.random.normal(jax.random.key(1), (*seeds, kernel, kernel, 3, 4))
+    window = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    w = jax.random.normal(jax.random.key(1), (*seeds, *window, 3, 4))
     return x, w
 
 
@@ -196,6 +202,16 @@ def test_it_takes_what_lax_takes():
     assert inspect.signature(conv_general_dilated).parameters.keys() == (
         inspect.signature(lax.conv_general_dilated).parameters.keys()
     )
+
+
+def test_along_one_axis_no_convolution_is_left():
+    (x, w), (ours, _) = arrays((5, 1)), both((1, 1), "VALID", (1, 1))
+    x = x[:, :, :1]
+    gradient = jax.jit(jax.grad(lambda x, w: jnp.sum(jnp.sin(ours(x, w))), (0, 1)))
+    said = gradient.lower(x, w).as_text()
+    assert "dot_general" in said and "convolution" not in said
+    flops = count_flops(lambda w, x: ours(x, w), w, x)
+    assert sum(flops.leaves.values()) == 2 * (2 * 5) * (5 * 3) * 4  # rows, window, outputs
 
 
 def test_drops_into_linen_and_nnx():

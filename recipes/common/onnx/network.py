@@ -11,6 +11,7 @@ import numpy as np
 
 from recipes.common.folder import RecipeError
 from recipes.common.onnx.files import Graph, Node
+from recipes.common.onnx.lookups import LOOKUP, lookup, with_lookups
 from recipes.common.onnx.operators import FLAT, RULES
 from recipes.common.onnx.windows import Unknown
 
@@ -66,6 +67,7 @@ def network(graph: Graph) -> Network:
         else:
             nodes.append(node)
     sizes = _sizes(nodes)
+    nodes = with_lookups(nodes, tensors, graph.outputs)
     is_param = lambda name, x: x.dtype == np.float32 and x.size > 1 and name not in sizes
     params = {name: jnp.asarray(x) for name, x in tensors.items() if is_param(name, x)}
     constants = {name: x for name, x in tensors.items() if name not in params}
@@ -97,7 +99,8 @@ def _results(node: Node, values: dict[str, Any]) -> list[Any]:
     attributes = dict(node.attributes)
     operands = [values[name] for name in node.inputs]
     try:
-        result = RULES[node.kind](attributes, *operands)
+        rule = lookup if node.kind == LOOKUP else RULES[node.kind]
+        result = rule(attributes, *operands)
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise RecipeError(
             f"the sizes of node '{node.name}' ({node.kind}) depend on values of the inputs"

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import jaxprune as jp
+
 SAME = {"SAME_UPPER": "SAME", "SAME_LOWER": "SAME_LOWER", "VALID": "VALID"}
 
 
@@ -19,15 +21,14 @@ def conv(attributes: Any, x: Any, kernel: Any, bias: Any = None) -> Any:
     strides, padding, dilations = _moves(attributes, x.ndim - 2)
     attributes.pop("kernel_shape", None)
     groups = attributes.pop("group", 1)
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        rhs_dilation=dilations,
-        dimension_numbers=_axes(x.ndim - 2),
-        feature_group_count=groups,
-    )
+    how: Any = {"rhs_dilation": dilations, "feature_group_count": groups}
+    if x.ndim == 4:  # the layout that is fast on CPU, in gradients too
+        x, kernel = x.transpose(0, 2, 3, 1), kernel.transpose(2, 3, 1, 0)
+        axes = "NHWC", "HWIO", "NHWC"
+        y = jp.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes, **how)
+        return _plus(y.transpose(0, 3, 1, 2), bias)
+    axes = _axes(x.ndim - 2)
+    y = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=axes, **how)
     return _plus(y, bias)
 
 

@@ -271,6 +271,27 @@ def test_weights_may_be_nodes(tmp_path):
     np.testing.assert_allclose(net.fn({"w": 2 * net.params["w"]}, x), 2 * x @ W["out/w"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("last", [3, 4])  # the numbers of the rows; or no one-hot array
+def test_the_product_of_a_one_hot_array_is_a_lookup(tmp_path, last):
+    """Numbers without a row, 7 and -1, read zeros; a table of which no number is a row is none."""
+    ids = np.array([[0, 2], [7, -1]], np.int32)
+    rows, table = np.array([[[0, 1, 2, last]]], np.int32), f32(4, 5)
+    tensors = {"shape": ints(-1, 2, 1), "wide": ints(2, 2, 4), "rows": rows, "table": table}
+    nodes = [
+        node("Reshape", ["ids", "shape"], ["r"]),
+        node("Expand", ["r", "wide"], ["e"]),
+        node("Equal", ["e", "rows"], ["q"]),
+        node("Cast", ["q"], ["hot"], to=1),
+        node("MatMul", ["hot", "table"], ["y"]),
+    ]
+    wanted = (ids[..., None] == rows).astype(np.float32) @ table
+    path = written(tmp_path / "net.onnx", nodes, tensors, {"ids": ids}, {"y": wanted})
+    net = onnx.network(onnx.read(path))
+    np.testing.assert_allclose(net.fn(net.params, ids), wanted, rtol=1e-6)
+    said = str(jax.make_jaxpr(net.fn)(net.params, ids))
+    assert ("gather" in said, "dot_general" in said) == (last == 3, last == 4)
+
+
 FILES = np.random.default_rng(0).integers(0, 257, (3, 2048)).astype(np.int32)
 PUBLISHED = {  # wheel -> file, inputs, weights
     "magika": ("models/standard_v3_3/model.onnx", FILES, 784_214),

@@ -39,6 +39,10 @@ class Files(NamedTuple):
         """Such as ".py"; "" for none."""
         return [path.suffix.lower() for path in self.paths]
 
+    def part(self, start: int, end: int) -> Files:
+        """The files from `start` to `end`."""
+        return Files(self.paths[start:end], self.windows[start:end])
+
 
 def read(folders: Sequence[Path], window: Window, per_extension: int, seed: int) -> Files:
     """Files of all folders below `folders`, at most so many of an extension, in random order.
@@ -68,8 +72,8 @@ def read(folders: Sequence[Path], window: Window, per_extension: int, seed: int)
         )
     rows = [np.frombuffer(row, np.int32) for row in found]
     order = np.random.default_rng(seed + 1).permutation(len(rows))
-    paths = list(found.values())
-    return Files([paths[i] for i in order], np.stack(rows)[order])
+    kept = list(found.values())
+    return Files([kept[i] for i in order], np.stack(rows)[order])
 
 
 def window_of(content: bytes, size: int, window: Window) -> np.ndarray | None:

@@ -5,3 +5,4 @@ from recipes.common.onnx.files import Node as Node
 from recipes.common.onnx.files import read as read
 from recipes.common.onnx.network import Network as Network
 from recipes.common.onnx.network import network as network
+from recipes.common.onnx.resized import resized as resized

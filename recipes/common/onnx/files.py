@@ -72,20 +72,22 @@ def read(path: Path | str) -> Graph:
     if not path.is_file():
         raise RecipeError(f"there is no ONNX file {path}")
     try:
-        model = _fields(path.read_bytes())
-        graph = _fields(_one(model, 7))
-        opsets = [_fields(each) for each in model.get(8, [])]
+        model = read_message(path.read_bytes())
+        graph = read_message(_one(model, 7))
+        opsets = [read_message(each) for each in model.get(8, [])]
         versions = {_text(_one(o, 1, b"")): _one(o, 2, 1) for o in opsets}
         nodes = tuple(map(_node, graph.get(1, [])))
-        tensors = dict(map(_tensor, graph.get(5, [])))
+        tensors = dict(map(read_tensor, graph.get(5, [])))
     except (IndexError, KeyError, struct.error, UnicodeDecodeError, ValueError) as error:
         raise RecipeError(f"{path} is no ONNX file that can be read: {error!r}") from error
-    names = lambda field: tuple(_text(_one(_fields(value), 1)) for value in graph.get(field, []))
+    names = lambda field: tuple(
+        _text(_one(read_message(value), 1)) for value in graph.get(field, [])
+    )
     inputs = tuple(name for name in names(11) if name not in tensors)
     return Graph(nodes, tensors, inputs, names(12), versions.get("", versions.get("ai.onnx", 1)))
 
 
-def _fields(message: bytes) -> dict[int, list[Any]]:
+def read_message(message: bytes) -> dict[int, list[Any]]:
     """The values of each field of a message, in their order."""
     found: dict[int, list[Any]] = {}
     at, end = 0, len(message)
@@ -148,7 +150,7 @@ def _text(value: bytes) -> str:
 
 
 def _node(message: bytes) -> Node:
-    fields = _fields(message)
+    fields = read_message(message)
     texts = lambda field: tuple(map(_text, fields.get(field, [])))
     attributes = dict(map(_attribute, fields.get(5, [])))
     name = _text(_one(fields, 3, b"")) or texts(2)[0]
@@ -157,13 +159,13 @@ def _node(message: bytes) -> Node:
 
 
 def _attribute(message: bytes) -> tuple[str, Any]:
-    fields = _fields(message)
+    fields = read_message(message)
     kind = _one(fields, 20, 0)
     values = {
         1: lambda: struct.unpack("<f", _one(fields, 2))[0],
         2: lambda: _one(fields, 3, 0),
         3: lambda: _text(_one(fields, 4, b"")),
-        4: lambda: _tensor(_one(fields, 5))[1],
+        4: lambda: read_tensor(_one(fields, 5))[1],
         6: lambda: _floats(fields.get(7, [])),
         7: lambda: [*_integers(fields.get(8, []))],
         8: lambda: [*map(_text, fields.get(9, []))],
@@ -171,8 +173,8 @@ def _attribute(message: bytes) -> tuple[str, Any]:
     return _text(_one(fields, 1)), values[kind]() if kind in values else None  # None: a graph
 
 
-def _tensor(message: bytes) -> tuple[str, np.ndarray]:
-    fields = _fields(message)
+def read_tensor(message: bytes) -> tuple[str, np.ndarray]:
+    fields = read_message(message)
     name, kind = _text(_one(fields, 8, b"")), _one(fields, 2)
     shape = [*_integers(fields.get(1, []))]
     if _one(fields, 14, 0):

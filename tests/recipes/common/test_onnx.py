@@ -271,6 +271,23 @@ def test_weights_may_be_nodes(tmp_path):
     np.testing.assert_allclose(net.fn({"w": 2 * net.params["w"]}, x), 2 * x @ W["out/w"], rtol=1e-5)
 
 
+def test_a_file_with_smaller_arrays_is_the_compacted_network(tmp_path):
+    path, x = two_layers(tmp_path / "net.onnx")
+    net = onnx.network(onnx.read(path))
+    structure = jp.analyze(net.fn, net.params, jnp.asarray(x))
+    kept = {name: np.arange(4) != 1 for name in structure.groups}
+    small = jp.compact(structure, net.params, kept)
+    again = tmp_path / "small.onnx"
+    again.write_bytes(onnx.resized(path, small.params))
+    read = onnx.network(onnx.read(again))
+    assert read.params["hidden/w"].shape == (3, 3)
+    np.testing.assert_array_equal(read.fn(read.params, x), small.fn(small.params, x))
+    message = said(lambda: onnx.resized(path, {"hidden": W["hidden/w"]}))
+    assert "has no array 'hidden', only after, first, hidden/b" in message
+    message = said(lambda: onnx.resized(path, {"first": np.zeros(2)}))
+    assert "the array 'first' is int64 of rank 1; got float64 of rank 1" in message
+
+
 @pytest.mark.parametrize("last", [3, 4])  # the numbers of the rows; or no one-hot array
 def test_the_product_of_a_one_hot_array_is_a_lookup(tmp_path, last):
     """Numbers without a row, 7 and -1, read zeros; a table of which no number is a row is none."""

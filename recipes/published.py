@@ -27,14 +27,15 @@ import optax
 
 import jaxprune as jp
 from jaxprune.structured import Compact, Structure
-from recipes.common import cli, files, flags, folder, magika, onnx, settings, timing
+from recipes.common import cli, files, flags, folder, magika, onnx, settings
 from recipes.common.files import Files
 from recipes.common.folder import RecipeError
 from recipes.common.magika import Magika
+from recipes.common.onnx.timed import Both, latencies
 from recipes.common.terminal import progress
 from recipes.reports import published as report
 
-SCORES = ("obspa", "activations", "taylor", "l1")
+SCORES = ("taylor", "obspa", "activations", "l1")
 BATCHES = (1, 32)  # of the times
 
 
@@ -47,27 +48,34 @@ class Config(settings.Run):
         tuple[Path, ...], flags.default("the Python installation and its site-packages")
     ] = ()
     """Folders with files of many types."""
-    per_extension: flags.Count = 100
-    """At most so many files of an extension, chosen at random."""
-    test_files: flags.Count = 1000
-    """Files that are held out; the answers of the table are theirs."""
+    test_files: flags.Count = 400
+    """Files that are held out: so many as they come, and so many of all extensions."""
+    per_extension: flags.Count = 40
+    """At most so many of the other files have the same extension."""
     calibration: flags.Count = 64
     """Other files, which --score and the update of the weights read."""
     flops: Annotated[float, flags.within("(0, 1)")] = 0.5
     """The share of the FLOPs that is left."""
-    score: Annotated[str, flags.choice(SCORES)] = "obspa"
+    score: Annotated[str, flags.choice(SCORES)] = "taylor"
     """The score of a channel."""
-    round_to: flags.Count = 8
+    update: Annotated[str, flags.choice(("none", "obspa"))] = "none"
+    """Before tuning, the weights that read pruned channels make up for them."""
+    channels: Annotated[str, flags.choice(("all", *magika.GROUPS))] = "bytes"
+    """The channels that may be pruned: of the table of bytes, of the convolution, or all."""
+    round_to: flags.Count = 1
     """The number of channels that are kept is a multiple of this."""
     seeds: settings.Seeds = 3
     """How often the smaller network is tuned, each time with the files in another order."""
     seed: Annotated[int, flags.at_least(0)] = 0
     """The first seed; the choice of the files depends on it too."""
-    steps: flags.Count = 250
+    steps: flags.Count = 150
     """Steps of tuning."""
-    batch_size: flags.Count = 16
+    batch_size: flags.Count = 8
     """Files of a step."""
-    learning_rate: flags.Positive = 1e-3
+    tune_all: bool = False
+    """Tune the table of bytes and its norm too, not only the layers after them: a step then takes
+    half as long again."""
+    learning_rate: flags.Positive = 5e-4
     """The highest rate of Adam; it falls to zero by a cosine."""
     bits: Annotated[int, flags.at_least(2, 16)] = 8
     """Bits of the weights after tuning."""
@@ -89,7 +97,7 @@ class Study(NamedTuple):
     fn: Callable[..., jax.Array]  # of the full network
     params: Mapping[str, jax.Array]
     structure: Structure
-    test: Files
+    tests: Mapping[str, Files]  # held out, by how they were chosen
     rest: Files
     answers: np.ndarray  # probabilities of the full network, (files of the rest, types)
 
@@ -105,25 +113,29 @@ def published(config: Config) -> dict[str, Any]:
     began = time.perf_counter()
     s = study_of(config, own)
     kept = pick(s)
-    cut = jp.compact(s.structure, s.params, kept)
-    repaired = jp.compact(s.structure, updated(s, kept), kept)
-    tuned = [tune(s, repaired, config.seed + i) for i in range(config.seeds)]
-    small = [on_grid(config.bits, repaired.fn, params, s.test.windows[:1])[0] for params in tuned]
+    small = jp.compact(s.structure, updated(s, kept), kept)
+    cut = jp.structured.shrink(s.structure, s.params, kept)
+    tuned = [tune(s, small, config.seed + i) for i in range(config.seeds)]
+    coarse = [on_grid(s, small.fn, params)[0] for params in tuned]
     networks = {
         "full": (s.fn, [s.params]),
-        "pruned": (cut.fn, [cut.params]),
-        "updated": (repaired.fn, [repaired.params]),
-        "tuned": (repaired.fn, tuned),
-        f"tuned, {config.bits} bits": (repaired.fn, small),
+        "pruned": (small.fn, [cut]),
+        **({"updated": (small.fn, [small.params])} if config.update != "none" else {}),
+        "tuned": (small.fn, tuned),
+        f"tuned, {config.bits} bits": (small.fn, coarse),
     }
     told = {
-        name: [answers(fn, params, s.test.windows, name) for params in each]
+        name: {
+            test: [answers(fn, params, held.windows, name) for params in each]
+            for test, held in s.tests.items()
+        }
         for name, (fn, each) in networks.items()
     }
     path = config.out / folder.MODEL / "magika.onnx"
     folder.write(path, onnx.resized(s.magika.path, as_file(s, tuned[0], kept)))
-    seconds = times(s, Compact(tuned[0], repaired.fn), path)
-    bits = on_grid(config.bits, repaired.fn, tuned[0], s.test.windows[:1])[1]
+    pair = {"full": Both(s.fn, s.params, own.path), "tuned": Both(small.fn, tuned[0], path)}
+    seconds = latencies(pair, s.rest.windows, BATCHES, config.rounds, config.seed)
+    bits = on_grid(s, small.fn, tuned[0])[1]
     return report.write(s, kept, told, bits, seconds, time.perf_counter() - began)
 
 
@@ -131,26 +143,29 @@ def study_of(config: Config, own: Magika) -> Study:
     """Reads the network and the files, and asks the network about the files."""
     net = onnx.network(onnx.read(own.path))
     python = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
-    found = files.read(config.files or python, own.window, config.per_extension, config.seed)
-    n, needed = len(found.paths), config.test_files + max(config.calibration, config.batch_size)
-    if n < needed:
+    read = partial(files.read, config.files or python, own.window)
+    come = read(config.seed, config.test_files)
+    others = read(config.seed, per_extension=config.per_extension, without=come)
+    n, least = len(others.paths), max(config.calibration, config.batch_size)
+    if n < config.test_files + least:
         raise RecipeError(
-            f"{n:,} files are too few for --test-files {config.test_files:,} and {needed - n} more"
-            "; take more --files or a larger --per-extension, or hold out fewer"
+            f"{n:,} more files are too few for --test-files {config.test_files:,} and {least} to "
+            "tune with; take more --files or a larger --per-extension, or hold out fewer"
         )
-    test, rest = found.part(0, config.test_files), found.part(config.test_files, n)
-    structure = jp.analyze(net.fn, net.params, test.windows[:1])
+    tests = {"as they come": come, "of all types": others.part(0, config.test_files)}
+    rest = others.part(config.test_files, n)
+    structure = jp.analyze(net.fn, net.params, rest.windows[:1])
     labels = answers(net.fn, net.params, rest.windows, "labels")
-    return Study(config, own, net.fn, net.params, structure, test, rest, labels)
+    return Study(config, own, net.fn, net.params, structure, tests, rest, labels)
 
 
 def pick(s: Study) -> dict[str, Any]:
     """The channels of the highest scores that the share of the FLOPs pays for."""
-    score = jp.structured.normalized(partial(scores, s))
+    config, score = s.config, jp.structured.normalized(partial(scores, s))
+    groups = None if config.channels == "all" else [magika.GROUPS[config.channels]]
+    pruned = partial(jp.pick, flops=config.flops, round_to=config.round_to, groups=groups)
     try:
-        return jp.pick(
-            s.structure, score(s.params), flops=s.config.flops, round_to=s.config.round_to
-        )
+        return pruned(s.structure, score(s.params))
     except ValueError as error:
         raise RecipeError(f"--flops: {' '.join(str(error).split())}") from error
 
@@ -177,6 +192,8 @@ def own_answers(fn: Any, params: Any, batch: jax.Array) -> jax.Array:
 
 def updated(s: Study, kept: Any) -> Any:
     """The params, in which the weights that read pruned channels make up for them."""
+    if s.config.update == "none":
+        return s.params
     batch = jnp.asarray(s.rest.windows[: s.config.calibration])
     return jp.calibration.obspa(s.structure, s.params, kept, [batch])
 
@@ -186,23 +203,27 @@ def tune(s: Study, small: Compact, seed: int) -> Any:
     config, n = s.config, s.config.batch_size
     tx = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
 
+    still = {} if config.tune_all else {k: small.params[k] for k in magika.FIRST & {*small.params}}
+
     @jax.jit
-    def step(params: Any, state: Any, windows: jax.Array, wanted: jax.Array) -> Any:
-        grads = jax.grad(lambda params: divergence(small.fn(params, windows), wanted))(params)
+    def step(params: Any, state: Any, still: Any, windows: jax.Array, wanted: jax.Array) -> Any:
+        loss = lambda params: divergence(small.fn({**params, **still}, windows), wanted)
+        value, grads = jax.value_and_grad(loss)(params)
         updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        return optax.apply_updates(params, updates), state, value
 
     generator = np.random.default_rng([config.seed, seed])
     epochs = -(-config.steps // (len(s.rest.paths) // n))
     order = [generator.permutation(len(s.rest.paths)) for _ in range(epochs)]
     batches = np.concatenate([one[: len(one) // n * n].reshape(-1, n) for one in order])
-    params, state = small.params, tx.init(small.params)
+    params = {name: x for name, x in small.params.items() if name not in still}
+    state = tx.init(params)
     with progress(f"tuning, seed {seed}", config.steps) as show:
         for i in range(config.steps):
             at = batches[i]
-            params, state = step(params, state, s.rest.windows[at], s.answers[at])
-            show(i + 1, "steps")
-    return params
+            params, state, loss = step(params, state, still, s.rest.windows[at], s.answers[at])
+            show(i + 1, f"divergence {loss:.3f}")
+    return {**params, **still}
 
 
 def divergence(p: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -211,27 +232,26 @@ def divergence(p: jax.Array, wanted: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(wanted * (log(wanted) - log(p)), -1))
 
 
-def on_grid(bits: int, fn: Any, params: Any, window: Any) -> tuple[Any, int]:
+def on_grid(s: Study, fn: Any, params: Any) -> tuple[Any, int]:
     """The params with the weights of the products on one grid for each leaf, and their bits."""
-    chosen = jp.matching(layouts=jp.layouts(fn, params, window))
-    method = jp.reparam.fake_quantization(bits, prunable=chosen)
-    size = jp.reparam.quantized_size(params, bits, prunable=chosen)
+    chosen = jp.matching(layouts=jp.layouts(fn, params, s.rest.windows[:1]))
+    method = jp.reparam.fake_quantization(s.config.bits, prunable=chosen)
+    size = jp.reparam.quantized_size(params, s.config.bits, prunable=chosen)
     return method.apply(method.init(params)), size.bits
 
 
-# --- answers and times ----------------------------------------------------------------------------
+# --- answers and files ----------------------------------------------------------------------------
 
 
-def answers(fn: Any, params: Any, windows: np.ndarray, words: str, batch: int = 32) -> np.ndarray:
+def answers(fn: Any, params: Any, windows: np.ndarray, words: str) -> np.ndarray:
     """Probabilities (n, types) of windows (n, bytes), in batches; the last one is filled up."""
     run, found = jax.jit(fn), []  # params are arguments: XLA would fold constants for minutes
-    batch = min(batch, len(windows))
+    batch, width = BATCHES[-1], windows.shape[1]
     with progress(f"answers, {words}", len(windows)) as show:
         for first in range(0, len(windows), batch):
-            some = windows[min(first, len(windows) - batch) :][:batch]
-            new = min(batch, len(windows) - first)
-            found.append(np.asarray(run(params, some))[-new:])
-            show(first + new, "files")
+            some = windows[first : first + batch]
+            found.append(np.asarray(run(params, np.resize(some, (batch, width))))[: len(some)])
+            show(first + len(some), "files")
     return np.concatenate(found)
 
 
@@ -242,48 +262,6 @@ def as_file(s: Study, params: Mapping[str, Any], kept: Mapping[str, Any]) -> dic
         for name, times in magika.SIZES.items()
     }
     return {name: np.asarray(x) for name, x in params.items()} | sizes
-
-
-def times(s: Study, small: Compact, path: Path) -> dict[str, dict[str, Any]]:
-    """{run: {batch: seconds of a file, and how many times as fast as the full network}}."""
-    import onnxruntime  # magika needs it
-
-    jax_runs = {"full": (jax.jit(s.fn), s.params), "small": (jax.jit(small.fn), small.params)}
-    sessions = {
-        name: onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        for name, file in (("full", s.magika.path), ("small", path))
-    }
-    check(sessions["small"], small, s.test.windows[:4])
-    found: dict[str, dict[str, Any]] = {}
-    for batch in BATCHES:
-        windows = s.test.windows[np.arange(batch) % len(s.test.windows)]
-        runs: dict[str, Callable[[], Any]] = {}
-        for name, of in (("full", "full"), ("small", "small"), (report.AGAIN, "full")):
-            runs[f"{name}, JAX"] = partial(answered, *jax_runs[of], windows)
-            runs[f"{name}, onnxruntime"] = partial(sessions[of].run, None, {"bytes": windows})
-        for run in runs.values():
-            run()  # compiles
-        seconds = timing.interleaved(runs, s.config.rounds, s.config.seed)
-        measured = {name: timing.Measured(np.array(x) / batch) for name, x in seconds.items()}
-        for name, x in measured.items():
-            faster = timing.ratio(measured, f"full, {name.split(', ')[1]}", name)
-            told = {"seconds": timing.Spread.of(x.seconds)._asdict()}
-            told["times_as_fast"] = faster._asdict()
-            found.setdefault(name, {})[str(batch)] = told
-    return found
-
-
-def answered(fn: Any, params: Any, windows: np.ndarray) -> None:
-    """Waits for the answers."""
-    jax.block_until_ready(fn(params, windows))
-
-
-def check(session: Any, small: Compact, windows: np.ndarray) -> None:
-    """Raises `RecipeError` unless the ONNX file answers as the smaller network does."""
-    (own,) = session.run(None, {"bytes": windows})
-    error = float(np.abs(own - np.asarray(jax.jit(small.fn)(small.params, windows))).max())
-    if not error < 1e-4:
-        raise RecipeError(f"the ONNX file of the smaller network answers otherwise, by {error:.2g}")
 
 
 main = cli.command(Config, published)

@@ -44,11 +44,22 @@ class Files(NamedTuple):
         return Files(self.paths[start:end], self.windows[start:end])
 
 
-def read(folders: Sequence[Path], window: Window, per_extension: int, seed: int) -> Files:
-    """Files of all folders below `folders`, at most so many of an extension, in random order.
+def read(
+    folders: Sequence[Path],
+    window: Window,
+    seed: int,
+    most: int | None = None,
+    per_extension: int | None = None,
+    without: Files | None = None,
+) -> Files:
+    """Files of all folders below `folders`, in random order, with windows that differ.
 
     Links, unreadable files, files of fewer than `least` bytes and windows that were met before are
     left out. The files depend on the seed and on what lies in the folders.
+
+    Args:
+      most, per_extension: at most so many files, in all and of an extension; None for all.
+      without: files whose windows are left out.
 
     Raises:
       RecipeError: if a folder is none, or no file is left.
@@ -58,22 +69,26 @@ def read(folders: Sequence[Path], window: Window, per_extension: int, seed: int)
             raise RecipeError(f"--files '{folder}' is no folder")
     paths = np.array(sorted({path for folder in folders for path in _below(folder)}), object)
     counts: dict[str, int] = defaultdict(int)
+    met = set() if without is None else {row.tobytes() for row in without.windows}
     found: dict[bytes, Path] = {}
-    for path in np.random.default_rng(seed).permutation(paths):
-        extension = Path(path).suffix.lower()
-        if counts[extension] < per_extension:
-            row = _window_of(path, window)
-            if row is not None and row.tobytes() not in found:
-                found[row.tobytes()] = Path(path)
-                counts[extension] += 1
+    for path in map(Path, np.random.default_rng(seed).permutation(paths)):
+        if len(found) == most:
+            break
+        if counts[path.suffix.lower()] == per_extension:
+            continue
+        row = _window_of(path, window)
+        if row is not None and (key := row.tobytes()) not in met:
+            met.add(key)
+            found[key] = path
+            counts[path.suffix.lower()] += 1
     if not found:
         raise RecipeError(
             f"--files {' '.join(map(str, folders))} has no file of {window.least} bytes or more"
         )
-    rows = [np.frombuffer(row, np.int32) for row in found]
-    order = np.random.default_rng(seed + 1).permutation(len(rows))
+    rows = np.stack([np.frombuffer(row, np.int32) for row in found])
+    order = np.random.default_rng(seed).permutation(len(rows))
     kept = list(found.values())
-    return Files([kept[i] for i in order], np.stack(rows)[order])
+    return Files([kept[i] for i in order], rows[order])
 
 
 def window_of(content: bytes, size: int, window: Window) -> np.ndarray | None:
@@ -102,7 +117,7 @@ def _below(folder: Path) -> list[str]:
     return found
 
 
-def _window_of(path: str, window: Window) -> np.ndarray | None:
+def _window_of(path: Path, window: Window) -> np.ndarray | None:
     try:
         size = os.stat(path).st_size
         if size < window.least or not os.path.isfile(path):

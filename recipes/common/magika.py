@@ -15,8 +15,19 @@ from recipes.common.files import Window
 from recipes.common.folder import RecipeError
 
 MODEL = "models/standard_v3_3"
+GROUPS = {"bytes": "jax2tf_get_logits_", "convolution": "*/Conv_0"}  # of channels
 # The sizes that the file writes down: each is so many times the neurons that are kept of the table.
 TABLE, SIZES = "jax2tf_get_logits_/Const:0", {"const_fold_opt__154": 4}
+LAYERS = "jax2tf_get_logits_/pjit_get_logits_/MagikaV2/"
+FIRST = frozenset(  # the table, its bias, and the norm after it
+    (
+        TABLE,
+        *(
+            f"{LAYERS}{name}:0"
+            for name in ("Dense_0/Reshape", "LayerNorm_0/Reshape_2", "LayerNorm_0/Reshape_3")
+        ),
+    )
+)
 
 
 class Magika(NamedTuple):

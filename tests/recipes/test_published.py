@@ -1,15 +1,20 @@
 """The published network: a tiny run, the scores, its mistakes."""
 
 import json
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from recipes import published
 from recipes.common import folder, magika
+from recipes.common.files import Files
 from recipes.common.folder import RecipeError
 from recipes.common.magika import Magika
+from recipes.published import Study
 from tests.recipes import running
 
 
@@ -29,24 +34,67 @@ def test_types_by_extension():
     assert magika.by_extension(own, [0], [".unknown"]) == 0
 
 
+def toy(**flags):
+    """Rows of 3 numbers to probabilities of 2 types, by 4 channels of which the third is weak."""
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    params = {"a": jnp.asarray(a * np.float32([1, 1, 1e-4, 1])), "b": jnp.asarray(b[:2].T)}
+    fn = lambda params, x: jax.nn.softmax(jnp.tanh(x @ params["a"]) @ params["b"])
+    x = np.random.default_rng(1).normal(size=(16, 3)).astype(np.float32)
+    config = published.Config(**{"calibration": 8, "batch_size": 4, "channels": "all", **flags})
+    structure, rest = jp.analyze(fn, params, x[:1]), Files([Path(str(i)) for i in range(16)], x)
+    return Study(config, None, fn, params, structure, {}, rest, np.asarray(fn(params, x)))
+
+
+@pytest.mark.parametrize("score", published.SCORES)
+def test_the_weak_channel_goes_first(score):
+    s = toy(score=score, flops=0.8)
+    (kept,) = published.pick(s).values()
+    np.testing.assert_array_equal(kept, [True, True, False, True])
+    with pytest.raises(RecipeError, match="--flops"):
+        published.pick(toy(score=score, flops=0.01))
+
+
+def test_the_update_and_tuning_bring_the_answers_nearer():
+    s = toy(update="obspa", steps=60, learning_rate=0.05)
+    kept = {name: np.arange(4) != 0 for name in s.structure.groups}
+    wanted, far = s.answers, []
+    for config in (published.Config(update="none"), s.config):
+        own = jp.compact(s.structure, published.updated(s._replace(config=config), kept), kept)
+        far.append(float(published.divergence(own.fn(own.params, s.rest.windows), wanted)))
+    tuned = published.tune(s, own, 0)
+    far.append(float(published.divergence(own.fn(tuned, s.rest.windows), wanted)))
+    assert far[0] > 1.2 * far[1] > 2 * far[2]
+    other = published.tune(s, own, 1)["a"]
+    assert (other != tuned["a"]).any()  # the files in another order
+
+
+def test_answers_of_any_number_of_files():
+    s, calls = toy(), []
+    found = published.answers(
+        lambda params, x: calls.append(x.shape) or s.fn(params, x), s.params, s.rest.windows, ""
+    )
+    np.testing.assert_allclose(found, s.answers, rtol=1e-6)
+    assert calls == [(published.BATCHES[-1], 3)]
+
+
 @pytest.mark.full
 def test_it_writes_a_table_and_a_network(tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("magika")
     flags = (
-        "--files recipes tests .docs --test-files 6 --calibration 2 --steps 2 --batch-size 2"
-        " --seeds 2 --rounds 1 --per-extension 8"
+        "--files recipes .docs/pages --test-files 2 --calibration 2 --steps 2 --batch-size 2"
+        " --seeds 2 --rounds 1 --per-extension 4 --channels all --round-to 8"
     )
     published.main([*flags.split(), "--out", str(tmp_path / "run")])
     summary = json.loads((tmp_path / "run" / folder.SUMMARY).read_text())
     arms = summary["arms"]
-    assert list(arms) == ["full", "pruned", "updated", "tuned", "tuned, 8 bits"]
-    assert arms["full"]["same_answers"]["mean"] == 1
-    assert len(arms["tuned"]["same_answers"]["per_seed"]) == 2
+    assert list(arms) == ["full", "pruned", "tuned", "tuned, 8 bits"]
+    assert arms["full"]["same_answers"]["as they come"]["mean"] == 1
+    assert len(arms["tuned"]["same_answers"]["of all types"]["per_seed"]) == 2
     assert 0.4 < arms["tuned"]["flops"] / arms["full"]["flops"] <= 0.5
     assert 3.5 < arms["tuned"]["bits"] / arms["tuned, 8 bits"]["bits"] < 4
     assert all(left % 8 == 0 < left < size for left, size in summary["widths"].values())
-    assert set(summary["latency"]) >= {"full, JAX", "small, JAX", "small, onnxruntime"}
+    assert set(summary["latency"]) >= {"full, JAX", "tuned, JAX", "again, onnxruntime"}
     assert "| full / tuned |" in (tmp_path / "run" / folder.REPORT).read_text()
     path = tmp_path / "run" / folder.MODEL / "magika.onnx"
     (told,) = onnxruntime.InferenceSession(str(path)).run(
@@ -71,7 +119,8 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
 
 def test_few_files(tmp_path):
     pytest.importorskip("magika")
-    (tmp_path / "one.txt").write_text("so few files")
-    config = published.Config(files=(tmp_path,))
-    with pytest.raises(RecipeError, match="1 files are too few for --test-files 1,000"):
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(f"so few files: {i}")
+    config = published.Config(files=(tmp_path,), test_files=1)
+    with pytest.raises(RecipeError, match="2 more files are too few for --test-files 1 and 64"):
         published.study_of(config, magika.load())

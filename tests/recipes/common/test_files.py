@@ -37,19 +37,23 @@ def test_files_of_a_folder(tmp_path):
     }.items():  # fmt: skip
         (tmp_path / name).write_text(content)
     os.symlink(tmp_path / "a.txt", tmp_path / "link.c")
-    found = files.read([tmp_path, tmp_path / "deep"], SMALL, 2, 0)
+    found = files.read([tmp_path, tmp_path / "deep"], SMALL, 0, per_extension=2)
     assert sorted(found.extensions) in (
         ["", ".py", ".py", ".txt", ".txt"],
         ["", ".py", ".txt", ".txt"],  # the copy was met after a.txt
     )
     assert found.windows.shape == (len(found.paths), 7) and found.windows.dtype == np.int32
     assert len(np.unique(found.windows, axis=0)) == len(found.paths)
-    again = files.read([tmp_path], SMALL, 2, 0)
+    again = files.read([tmp_path], SMALL, 0, per_extension=2)
     assert again.paths == found.paths
     for path, row in zip(found.paths, found.windows, strict=True):
         content = path.read_bytes()
         np.testing.assert_array_equal(row, files.window_of(content, len(content), SMALL))
-    assert files.read([tmp_path], SMALL, 2, 0).part(1, 3).paths == found.paths[1:3]
+    assert found.part(1, 3).paths == found.paths[1:3]
+    two = files.read([tmp_path], SMALL, 0, most=2)
+    rest = files.read([tmp_path], SMALL, 1, without=two)
+    assert (len(two.paths), len(rest.paths)) == (2, 3)  # of five windows
+    assert len(np.unique(np.concatenate([two.windows, rest.windows]), axis=0)) == 5
 
 
 def test_windows_are_those_of_magika(tmp_path):
@@ -63,13 +67,13 @@ def test_windows_are_those_of_magika(tmp_path):
         path.write_bytes(content)
         with path.open("rb") as stream:
             features = own(magika.types.Seekable(stream), 1024, 0, 1024, 256, 4096, False)
-        (row,) = files.read([tmp_path], window, 10, 0).windows
+        (row,) = files.read([tmp_path], window, 0).windows
         assert row.tolist() == [*features.beg, *features.end]
         path.unlink()
 
 
 def test_mistakes(tmp_path):
     with pytest.raises(RecipeError, match="nowhere' is no folder"):
-        files.read([tmp_path / "nowhere"], SMALL, 2, 0)
+        files.read([tmp_path / "nowhere"], SMALL, 0)
     with pytest.raises(RecipeError, match="has no file of 2 bytes or more"):
-        files.read([tmp_path], SMALL, 2, 0)
+        files.read([tmp_path], SMALL, 0)

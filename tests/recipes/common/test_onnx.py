@@ -14,6 +14,7 @@ from recipes.common import onnx
 from recipes.common.folder import RecipeError
 from recipes.common.onnx.files import DTYPES
 from recipes.common.onnx.operators import RULES
+from recipes.common.onnx.timed import ENGINES, Both, latencies
 
 # --- files by hand --------------------------------------------------------------------------------
 
@@ -286,6 +287,21 @@ def test_a_file_with_smaller_arrays_is_the_compacted_network(tmp_path):
     assert "has no array 'hidden', only after, first, hidden/b" in message
     message = said(lambda: onnx.resized(path, {"first": np.zeros(2)}))
     assert "the array 'first' is int64 of rank 1; got float64 of rank 1" in message
+
+
+def test_times_are_of_equal_networks(tmp_path):
+    pytest.importorskip("onnxruntime")
+    path, x = two_layers(tmp_path / "net.onnx")
+    net = onnx.network(onnx.read(path))
+    own = Both(net.fn, net.params, path)
+    told = latencies({"first": own, "second": own}, x, (1, 2), 2)
+    names = ("first", "second", "again")
+    assert set(told) == {f"{name}, {engine}" for name in names for engine in ENGINES}
+    assert set(told["second, JAX"]) == {"1", "2"}
+    assert told["first, onnxruntime"]["2"]["times_as_fast"]["median"] == 1
+    other = own._replace(params=jax.tree.map(lambda w: 2 * w, net.params))
+    message = said(lambda: latencies({"first": own, "second": other}, x, (1,), 2))
+    assert "second: the ONNX file differs from the function by" in message
 
 
 @pytest.mark.parametrize("last", [3, 4])  # the numbers of the rows; or no one-hot array

@@ -115,7 +115,7 @@ def published(config: Config) -> dict[str, Any]:
     kept = pick(s)
     small = jp.compact(s.structure, updated(s, kept), kept)
     cut = jp.structured.shrink(s.structure, s.params, kept)
-    tuned = [tune(s, small, config.seed + i) for i in range(config.seeds)]
+    tuned = tune(s, small)
     coarse = [on_grid(s, small.fn, params)[0] for params in tuned]
     networks = {
         "full": (s.fn, [s.params]),
@@ -198,12 +198,12 @@ def updated(s: Study, kept: Any) -> Any:
     return jp.calibration.obspa(s.structure, s.params, kept, [batch])
 
 
-def tune(s: Study, small: Compact, seed: int) -> Any:
-    """The params of the smaller network, after it has learned the full network's answers."""
+def tune(s: Study, small: Compact) -> list[Any]:
+    """The params of the smaller network, by seed, after it has learned the full one's answers."""
     config, n = s.config, s.config.batch_size
     tx = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.steps))
-
-    still = {} if config.tune_all else {k: small.params[k] for k in magika.FIRST & {*small.params}}
+    still = {name: x for name, x in small.params.items() if name in magika.FIRST}
+    still = {} if config.tune_all else still
 
     @jax.jit
     def step(params: Any, state: Any, still: Any, windows: jax.Array, wanted: jax.Array) -> Any:
@@ -212,18 +212,23 @@ def tune(s: Study, small: Compact, seed: int) -> Any:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    generator = np.random.default_rng([config.seed, seed])
-    epochs = -(-config.steps // (len(s.rest.paths) // n))
-    order = [generator.permutation(len(s.rest.paths)) for _ in range(epochs)]
-    batches = np.concatenate([one[: len(one) // n * n].reshape(-1, n) for one in order])
-    params = {name: x for name, x in small.params.items() if name not in still}
-    state = tx.init(params)
-    with progress(f"tuning, seed {seed}", config.steps) as show:
-        for i in range(config.steps):
-            at = batches[i]
-            params, state, loss = step(params, state, still, s.rest.windows[at], s.answers[at])
-            show(i + 1, f"divergence {loss:.3f}")
-    return {**params, **still}
+    found = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        params = {name: x for name, x in small.params.items() if name not in still}
+        state = tx.init(params)
+        with progress(f"tuning, seed {seed}", config.steps) as show:
+            for i, at in enumerate(batches(len(s.rest.paths), n, config.steps, seed)):
+                params, state, loss = step(params, state, still, s.rest.windows[at], s.answers[at])
+                show(i + 1, f"divergence {loss:.3f}")
+        found.append({**params, **still})
+    return found
+
+
+def batches(files: int, size: int, steps: int, seed: int) -> np.ndarray:
+    """Which files the steps read, (steps, size): all in random order, then all in another."""
+    generator, epochs = np.random.default_rng(seed), -(-steps // (files // size))
+    order = [generator.permutation(files)[: files // size * size] for _ in range(epochs)]
+    return np.concatenate(order).reshape(-1, size)[:steps]
 
 
 def divergence(p: jax.Array, wanted: jax.Array) -> jax.Array:

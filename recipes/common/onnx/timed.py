@@ -31,7 +31,7 @@ def latencies(
     batches: Sequence[int],
     rounds: int,
     seed: int = 0,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
 ) -> dict[str, dict[str, Any]]:
     """{"name, engine": {batch: {"seconds", "times_as_fast"}}}: of one example, and of the first.
 

@@ -19,6 +19,8 @@ the least bits of codes, values and masks by how often each is there. `lr2vq` ha
 `LowRankVectors`, of `lr2vq_size`. In `jlcm` codes learn too (`LearnedCodes`).
 `fixed_point` has words of a length for each layer (`FixedPoint`), and `push_down` shortens them.
 `adadim` has `ChosenGrids`: of outputs or of inputs, whichever has the smaller error.
+In `random_fold` all kernels are made of one `SharedArray`. In `random_subspace` the params move
+along fixed random directions, and the coordinates of a `Point` learn.
 """
 
 from jaxprune.reparam.adadim import ChosenGrids as ChosenGrids
@@ -50,6 +52,10 @@ from jaxprune.reparam.lr2vq import lr2vq_size as lr2vq_size
 from jaxprune.reparam.lsq import LearnedSteps as LearnedSteps
 from jaxprune.reparam.lsq import lsq as lsq
 from jaxprune.reparam.masked_lora import masked_lora as masked_lora
+from jaxprune.reparam.random_fold import SharedArray as SharedArray
+from jaxprune.reparam.random_fold import random_fold as random_fold
+from jaxprune.reparam.random_subspace import Point as Point
+from jaxprune.reparam.random_subspace import random_subspace as random_subspace
 from jaxprune.reparam.reparameterization import Reparameterization as Reparameterization
 from jaxprune.reparam.reparameterization import Size as Size
 from jaxprune.reparam.reparameterization import size_of as size_of

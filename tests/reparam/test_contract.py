@@ -48,11 +48,15 @@ REPARAMETERIZATIONS = {
     "lr2vq": partial(jp.reparam.lr2vq, 4, 2, 2),
     "jlcm": partial(jp.reparam.jlcm, 4),
     "adadim": partial(jp.reparam.adadim, None, 6),
+    "random_fold": partial(jp.reparam.random_fold, jax.random.key(3), 3.0),
+    "random_fold_whole": partial(jp.reparam.random_fold, jax.random.key(3), 1),
+    "random_subspace": partial(jp.reparam.random_subspace, jax.random.key(3), 10),
 }
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
     *("soft_threshold", "hard_concrete_tested", "straight_through", "continuous_sparsification"),
     *("lora", "masked_lora", "scaled_lora", "decayed_flow"),
+    *("random_fold_whole", "random_subspace"),
 )
 NEEDS_KEY = ("hard_concrete", "bernoulli_of_inputs")
 NEEDS_STEP = ("continuous_sparsification", "decayed_flow", "stepwise_flow", "geometric_flow")
@@ -63,9 +67,11 @@ WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("codebook", "lr2vq"), ("starts",)),
     "adadim": ("choice",),
     "fixed_point": ("words",),
+    **dict.fromkeys(("random_fold", "random_fold_whole"), ("scales",)),
 }
 ADAPTERS = ("lora", "masked_lora", "scaled_lora")
-STILL = (*ADAPTERS, "learned_levels", "codebook", "lr2vq", "jlcm")  # kernels do not move
+# kernels do not move
+STILL = (*ADAPTERS, "learned_levels", "codebook", "lr2vq", "jlcm", "random_subspace")
 N_OF_M = ("sr_ste", "decayed_flow", "stepwise_flow")
 GRIDS = (
     "fake_quantization",
@@ -77,7 +83,9 @@ GRIDS = (
     "jlcm",
     "adadim",
 )
-DENSE = ("lora",)  # what the network uses has other zeros than the weights
+DENSE = ("lora", "random_subspace")  # what the network uses has other zeros than the weights
+SHARED = ("random_fold", "random_fold_whole")  # the kernels are no part of what is learned
+TOGETHER = ("random_fold",)  # kernels share numbers with each other
 
 KEY = jax.random.key(7)
 EXTRAS = {"key": KEY, "step": 0}
@@ -91,7 +99,7 @@ TREES = {
 }
 
 # geometric_flow is stepwise_flow; the others are much like codebook and fake_quantization
-LATER = ("geometric_flow", "lr2vq", "jlcm", "adadim")
+LATER = ("geometric_flow", "lr2vq", "jlcm", "adadim", "random_fold_whole")
 SOON = [name for name in REPARAMETERIZATIONS if name not in LATER]
 
 every_method = pytest.mark.parametrize("name", quick(REPARAMETERIZATIONS, *SOON))
@@ -159,7 +167,7 @@ def test_layers_of_a_stack_are_chosen_one_by_one(name):
     stack, one = made(name, stacked), made(name)
     used = stack.apply(stack.init({"layers": {"kernel": layers}}), **EXTRAS)["layers"]["kernel"]
     assert used.shape == layers.shape
-    if name not in NEEDS_KEY:
+    if name not in (*NEEDS_KEY, *TOGETHER):
         for i in range(3):
             alone = one.apply(one.init({"kernel": layers[i]}), **EXTRAS)["kernel"]
             np.testing.assert_allclose(used[i], alone)
@@ -255,6 +263,8 @@ def test_gradients_reach_all_that_is_learned(name):
 def test_sparsify_prunes_weights_and_so_the_network(name):
     method = made(name)
     start = method.init(tiny_params())
+    if name in SHARED:
+        pytest.skip("its masks are of the shared array: tests/reparam/test_random_fold.py")
     masks = jp.select(jp.magnitude(kernels_of_weights(start)), jp.erk, 0.75)
     learned, state, _ = trained(method, jp.sparsify(optax.adam(0.03), jp.fixed(masks)), start, 4)
     masks = jp.get_masks(state)
@@ -271,10 +281,11 @@ def test_what_init_did_not_make_is_refused(name):
     what = name if name in (*ADAPTERS, *N_OF_M) else "weight_gates"
     what = "soft_threshold" if name.startswith("soft") else what
     what = "stepwise_flow" if name == "geometric_flow" else what
+    what = name.removesuffix("_whole") if name.startswith("random") else what
     what = next((grid for grid in GRIDS if name.startswith(grid)), what)
     with pytest.raises(TypeError, match=rf"{what}.apply needs what {what}.init.* makes.*got dict"):
         made(name).apply(tiny_params(), **EXTRAS)
-    with pytest.raises(ValueError, match=r"nothing to (gate|adapt|prune|quantize)"):
+    with pytest.raises(ValueError, match=r"nothing to (gate|adapt|prune|quantize|share)"):
         made(name).init({"bias": jnp.ones(3)})
 
 

@@ -1,0 +1,48 @@
+"""All chosen leaves as one sequence of numbers, in the order of the tree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.base import Params
+from jaxprune.prunable.layers import folded
+from jaxprune.trees import present_leaves
+
+
+def chosen_of(what: str, params: Params, prunable: Callable[[Params], Params]) -> Any:
+    """The leaves of the params that `prunable` chooses, None for the others; stacks are whole.
+
+    Raises:
+      TypeError: for a leaf that is not of floats.
+      ValueError: if no leaf is chosen.
+    """
+    chosen = folded(prunable(params))
+    leaves = present_leaves(chosen)
+    if not leaves:
+        raise ValueError(f"{what}: there is nothing to share, every leaf is None.")
+    for name, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{what}: '{name}' is {leaf.dtype}, and only floats can be made of shared numbers. "
+                f"Leave it out: prunable=jp.matching(exclude='{name}')."
+            )
+    return chosen
+
+
+def joined(leaves: Sequence[jax.Array]) -> jax.Array:
+    """All entries of all leaves, float32 (n,)."""
+    return jnp.concatenate([leaf.ravel().astype(jnp.float32) for leaf in leaves])
+
+
+def parts(sequence: jax.Array, shapes: Sequence[tuple[int, ...]]) -> Iterator[jax.Array]:
+    """The inverse of `joined`: an array of each shape, in float32."""
+    start = 0
+    for shape in shapes:
+        size = math.prod(shape)
+        yield sequence[start : start + size].reshape(shape)
+        start += size

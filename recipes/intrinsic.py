@@ -77,6 +77,7 @@ class Study(NamedTuple):
     config: Config
     dataset: data.Dataset
     module: Any
+    test: measures.Accuracy
     steps: int
     chunk: int
 
@@ -113,6 +114,9 @@ def network(key: jax.Array, point: jax.Array, first: Any) -> Any:
     return jp.reparam.random_subspace(key, len(point)).apply(Point(first, point))
 
 
+networks = jax.jit(jax.vmap(network))
+
+
 def lane_of(study: Study, first: Any, d: int) -> Lane:
     """Seeds side by side; with Adam each step moves the params as far as one of plain training."""
     keys = study.keys
@@ -142,8 +146,8 @@ def one_run(study: Study, kept: Journal, p: Any, i: int, found: Found) -> tuple[
     config, first = study.config, found.first
     if i == 0:
         tx = jp.sparsify(settings.optimizer(config, study.steps), jp.fixed(lanes.keep_all))
-        plain, lane = study.program(lambda lane: tx), lanes.Lane(study.keys)
-        trained = lanes.trained(kept, "dense", plain, first, lane, study.steps)
+        plain, order = study.program(lambda lane: tx), lanes.Lane(study.keys)
+        trained = lanes.trained(kept, "dense", plain, first, order, study.steps)
         return found, {"d": None, **told(study, kept, "dense", trained)}
 
     d, highest = config.dims[i - 1], max(config.dims)
@@ -151,7 +155,7 @@ def one_run(study: Study, kept: Journal, p: Any, i: int, found: Found) -> tuple[
     start = Network(jnp.zeros(masks.shape), first.batch_stats, masks)
     lane = lane_of(study, first.params, d)
     trained = lanes.trained(kept, f"d {d}", p, start, lane, study.steps)
-    params = jax.jit(jax.vmap(network))(lane.directions, trained.params, first.params)
+    params = networks(lane.directions, trained.params, first.params)
     used = Network(params, trained.batch_stats, first.masks)
     found = found._replace(points=found.points.at[i - 1].set(trained.params))
     return found, {"d": d, **told(study, kept, f"d-{d}", used)}
@@ -162,8 +166,7 @@ def told(study: Study, kept: Journal, name: str, trained: Network) -> dict[str, 
     path = study.config.out / folder.MODEL / name
     folder.remove(path)  # of a run that was stopped
     checkpoints.save_model(path, *trained)
-    test = measures.accuracy(study.module, study.dataset.test)
-    return {"seconds": kept.seconds(), "test_accuracy": test(trained.variables).tolist()}
+    return {"seconds": kept.seconds(), "test_accuracy": study.test(trained.variables).tolist()}
 
 
 def compressed(study: Study, points: np.ndarray, d: int) -> bytes:
@@ -183,7 +186,7 @@ def decompressed(study: Study, file: Path) -> Any:
     first = lanes.initial(subspace(study), keys).params
     rest = int(held["of"]) - held["points"].shape[1]
     points = np.pad(held["points"], ((0, 0), (0, rest)))
-    return jax.jit(jax.vmap(network))(data.folded(keys, Key.METHOD), jnp.asarray(points), first)
+    return networks(data.folded(keys, Key.METHOD), jnp.asarray(points), first)
 
 
 def study_of(config: Config) -> Study:
@@ -191,7 +194,8 @@ def study_of(config: Config) -> Study:
     dataset = settings.dataset_of(config)
     plan = settings.plan_of(config, len(dataset.train.labels))
     module = settings.module_of(config, dataset.classes)
-    return Study(config, dataset, module, plan.steps, plan.chunk_steps)
+    test = measures.accuracy(module, dataset.test)
+    return Study(config, dataset, module, test, plan.steps, plan.chunk_steps)
 
 
 def intrinsic(config: Config) -> dict[str, Any]:

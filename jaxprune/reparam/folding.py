@@ -40,10 +40,8 @@ def spread(short: jax.Array, n: int, places: Places) -> jax.Array:
     """
     twice = jnp.concatenate([short, short])
     part = lambda shift: lax.dynamic_slice(twice, (shift,), short.shape)
-    whole = jax.vmap(part)(places.shifts)
-    if places.signs is not None:
-        whole = with_signs(places.signs, whole)
-    return whole.ravel()[:n]
+    whole = jax.vmap(part)(places.shifts).ravel()[:n]
+    return whole if places.signs is None else with_signs(places.signs, whole)
 
 
 def sums(sequence: jax.Array, m: int, places: Places) -> jax.Array:

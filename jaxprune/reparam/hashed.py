@@ -11,13 +11,12 @@ _STEP, _FIRST, _SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 
 
 def with_signs(key: jax.Array, x: jax.Array) -> jax.Array:
-    """`x` (rows, columns), each entry times +1 or -1 by a hash of its row and column.
+    """`x`, each entry times +1 or -1 by a hash of its index in `x.ravel()` and of 64 bits of `key`.
 
-    Each row has 32 random bits of `key`, and the hash mixes them with the column. So a call draws
-    as many random numbers as there are rows.
+    One index for all axes: XLA would divide to make an index of each row, entry by entry.
     """
-    rows = jax.random.bits(key, (len(x), 1), jnp.uint32)
-    h = rows + jnp.uint32(_STEP) * lax.broadcasted_iota(jnp.uint32, x.shape, 1)
-    h = (h ^ (h >> 16)) * jnp.uint32(_FIRST)
+    start, mixed = jax.random.bits(key, (2,), jnp.uint32)
+    h = start + jnp.uint32(_STEP) * lax.iota(jnp.uint32, x.size).reshape(x.shape)
+    h = ((h ^ (h >> 16)) ^ mixed) * jnp.uint32(_FIRST)
     h = (h ^ (h >> 13)) * jnp.uint32(_SECOND)
     return jnp.where(h >> 31 == 0, x, -x)

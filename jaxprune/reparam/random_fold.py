@@ -55,20 +55,22 @@ def random_fold(
     """All kernels are made of shared numbers, one for `compression` weights, and these learn.
 
         forward    theta_i = scale s_i shared[(h_k + i) mod m],  k = floor(i / m)
-        init       scale = rms of the leaf;  shared_j = sum of s_i theta_i / scale, over sqrt(count)
+        init       scale = rms of the leaf / rms of all
+                   shared_j = sum of s_i theta_i / scale, over the square root of their number
         backward   slope of shared_j = sum of s_i scale g_i, over the sum of scale^2
 
     All chosen leaves are one sequence of n weights, cut in parts of m = n / compression. Each part
     has all shared numbers once, in order from a random place h_k on, with random signs s_i; the
     sums are over the weights that a number makes. So each number makes as many weights as any
     other, or one more. At compression 1 it makes one: `apply(init(params))` is `params`, and
-    training is plain training. Places and signs come from `key` in each call: nothing of the size
-    of the params is stored.
+    gradient descent is that of plain training. Places and signs come from `key` in each call:
+    nothing of the size of the params is stored.
 
     `init` takes its numbers from the params, so the first weights have the deviation that their
-    layers need. `stable` divides the slope by the sum of the squared scales: a weight moves as far
-    as it would alone, whatever the scales are. The forward pass is the same without it. The authors
-    scale gradients too; this form is ours.
+    layers need, and a number is as large as a weight, which the rate of Adam counts on. `stable`
+    divides the slope by the sum of the squared scales: a weight moves as far as it would alone,
+    whatever the scales are. The forward pass is the same without it. The authors scale gradients
+    too; this form is ours.
 
     Masks of `sparsify` are of `shared`, `prunable=matching("shared")`: a zero there is a zero in
     all of its weights.
@@ -90,10 +92,10 @@ def random_fold(
     >>> half = jp.reparam.random_fold(jax.random.key(0), compression=2)
     >>> learned = half.init({'kernel': jnp.array([[3., -3.], [3., 3.]]), 'bias': jnp.zeros(2)})
     >>> learned.shared.shape, learned.scales
-    ((2,), Array([3.], dtype=float32))
+    ((2,), Array([1.], dtype=float32))
     >>> half.apply(learned._replace(shared=jnp.array([1., 2.])))['kernel']
-    Array([[6., 3.],
-           [6., 3.]], dtype=float32)
+    Array([[-2.,  1.],
+           [ 2.,  1.]], dtype=float32)
 
     References: Desai and Shrivastava, 2023, In Defense of Parameter Sharing for Model-Compression;
     Chen et al., 2015, Compressing Neural Networks with the Hashing Trick.
@@ -116,7 +118,8 @@ def random_fold(
                 f"random_fold: compression is {compression:g}, and there are only {n:,} weights."
             )
         m = round(n / compression)
-        scales = jnp.stack([_rms(name, leaf) for name, leaf in present_leaves(chosen)])
+        rms = jnp.stack([_rms(name, leaf) for name, leaf in present_leaves(chosen)])
+        scales = rms / jnp.sqrt(jnp.mean(joined(leaves) ** 2))
         units = [leaf / jnp.where(s > 0, s, 1) for leaf, s in zip(leaves, scales, strict=True)]
         places = places_of(n, m)
         counts = sums(jnp.ones(n), m, places._replace(signs=None))

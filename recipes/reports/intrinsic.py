@@ -120,12 +120,13 @@ def write_up(study: Study, summary: Mapping[str, Any]) -> Writeup:
 
 def in_words(found: Sequence[float | None], dims: Sequence[int]) -> str:
     """The intrinsic dimension of all seeds."""
-    if any(d is None for d in found):
-        return f"above {max(dims):,} in {sum(d is None for d in found)} of {len(found)} seeds"
-    if all(d == min(dims) for d in found):
+    reached = [d for d in found if d is not None]
+    if len(reached) < len(found):
+        return f"above {max(dims):,} in {len(found) - len(reached)} of {len(found)} seeds"
+    if all(d == min(dims) for d in reached):
         return f"at most {min(dims):,}"
-    deviation = f" ± {np.std(found, ddof=1):,.0f}" if len(found) > 1 else ""
-    return f"{np.mean(found):,.0f}{deviation}"
+    deviation = f" ± {np.std(reached, ddof=1):,.0f}" if len(reached) > 1 else ""
+    return f"{np.mean(reached):,.0f}{deviation}"
 
 
 def smallest(summary: Mapping[str, Any]) -> str:

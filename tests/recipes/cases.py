@@ -187,6 +187,25 @@ CASES = {
             ({"when": {"method": "float32"}}, {"call": 2}),
         ),
         Case(
+            "intrinsic",
+            "--seeds 2 --steps 12 --log-every 4 --dims 4 32 --batch-size 32 --train-examples 256"
+            " --width 0.25",
+            "dimensions",
+            ("| dense |", "| d = 4 |", "| d = 32 |", "d_int90: above 32", "a seed, 136 bytes"),
+            ({"when": {"d": None}}, {"call": 2}),
+            files=("compressed.npz",),
+        ),
+        Case(
+            "sharing",
+            "--seeds 2 --steps 12 --log-every 4 --evaluations 3 --train-examples 512"
+            " --batch-size 32 --compression 4 --rounds 3 --width 0.25",
+            "stored",
+            ("| random_fold |", "| gmp |", "| small_dense |", "| synflow |"),
+            AT_STEP_4,
+            "--method random_fold",
+            ("random_fold 4x",),
+        ),
+        Case(
             "embeddings",
             "--seeds 2 --steps 12 --log-every 4 --dims 8 4 2 --bits 32 1 --batch-size 32"
             " --train-examples 256 --width 0.25",

@@ -110,6 +110,8 @@ PROGRAMS = {
     "stability": [3, 4, 4],
     "soup": [1, 2, 2],
     "quantize": [2, 2, 3, 4],  # training to 2:4 has its program
+    "intrinsic": [1, 2, 2],  # one for all dimensions
+    "sharing": [5, 5, 5],  # what is pruned at first shares one
     "codesign": [1, 1, 3, 3],  # the search has one, stage 2 one for each number of bits
     "tickets": [1, 2, 2, 2],
     "structured": [1, 2, 2],

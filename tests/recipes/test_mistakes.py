@@ -101,6 +101,22 @@ MISTAKES = {
         "--width 0": "--width must be in (0, 100], got 0",
         "--per-class 30 --train-examples 256": "snip: a balanced batch needs 30 examples",
     },
+    "intrinsic": {
+        "--dims 0": "--dims must be at least 1, got 0",
+        "--dims 10 10": "--dims has 10 twice",
+        "--dims": "--dims needs at least one value",
+        "--dims 10 60000": "--dims has 60,000, and the network only 50,610 params",
+        "--share 90": "--share must be in (0, 1], got 90 (a fraction: did you mean 0.9?)",
+        "--model conv --norm batch": "--norm batch has running statistics, which no subspace",
+    },
+    "sharing": {
+        "--method roast": "unknown --method 'roast'; choose one of random_fold, gmp, snip",
+        "--compression 1": "--compression must be in (1, 10000], got 1",
+        "--compression 2 2": "--compression has 2.0 twice",
+        "--compression": "--compression needs at least one value",
+        "--rounds 0": "--rounds must be at least 1, got 0",
+        "--train-examples 256": "grasp 2x: a balanced batch needs 25 examples",
+    },
     "gates": {
         "--kept 0": "--kept must be in (0, 1), got 0",
         "--kept 20": "--kept must be in (0, 1), got 20 (a fraction: did you mean 0.2?)",

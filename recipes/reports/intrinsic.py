@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from recipes.common import dead, folder, report
 from recipes.common.figures import left, style
@@ -156,5 +157,8 @@ def picture(summary: Mapping[str, Any], name: str) -> bytes:
         for i, d in enumerate(d for d in summary["d_int"] if d is not None):
             axes.axvline(d, color=look.color, linewidth=0.8, label=None if i else name)
         axes.set(title="Test accuracy (%)", xlabel="Dimension d of the subspace", xscale="log")
+        axes.xaxis.set_major_locator(FixedLocator([own["d"] for own in arms]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda d, _: f"{d:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         figure.key(axes)
     return figure.png

@@ -198,9 +198,10 @@ CASES = {
         Case(
             "sharing",
             "--seeds 2 --steps 12 --log-every 4 --evaluations 3 --train-examples 512"
-            " --batch-size 32 --compression 4 --rounds 3 --width 0.25",
+            " --batch-size 32 --compression 4 --width 0.25"
+            " --method random_fold gmp snip small_dense",
             "stored",
-            ("| random_fold |", "| gmp |", "| small_dense |", "| synflow |"),
+            ("| random_fold |", "| gmp |", "| snip |", "| small_dense |"),
             AT_STEP_4,
             "--method random_fold",
             ("random_fold 4x",),

@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import os
 import tempfile
+import zlib
 
 # Tests compile far more than they compute: machine code need not be fast. XLA's older emitters
 # take less than half the time of its fusion emitters; jaxlib 0.11 has them no longer.
@@ -32,6 +33,22 @@ if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", programs.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of the tests marked `full` one turn stays where JAXPRUNE_TURN names it: "0/3" of three.
+
+    Tests of a file with the same parameters have the same turn, since they share what they run.
+    """
+    turn, turns = map(int, os.environ.get("JAXPRUNE_TURN", "0/1").split("/"))
+
+    def is_later(item):
+        shared = f"{item.path.name} {item.callspec.id if hasattr(item, 'callspec') else ''}"
+        return item.get_closest_marker("full") and zlib.crc32(shared.encode()) % turns != turn
+
+    if later := [item for item in items if is_later(item)]:
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if not is_later(item)]
 
 
 def pytest_collection_finish():

@@ -1,4 +1,6 @@
-"""Which cases of a product the quick tests run; `.ci/run` runs all."""
+"""Which cases of a product the quick tests run, and which ones `full` tests run."""
+
+import itertools
 
 import pytest
 
@@ -17,3 +19,9 @@ def pairs(rows, columns, row, column):
         for a in rows
         for b in columns
     ]
+
+
+def by_turns(rows, columns, *always):
+    """Cases (row, column): each row has the columns `always`, and one of the others by turns."""
+    turns = itertools.cycle(column for column in columns if column not in always)
+    return [(row, column) for row in rows for column in (*always, next(turns))]

@@ -150,11 +150,16 @@ def test_pruned_weights_gradients_and_moments_are_exactly_zero(transform, optimi
 
 
 def low_precision():
-    """Quick: a few transforms by turns in either precision, all optimizers in float16."""
+    """All transforms by turns in either precision, two of them in both and with all optimizers.
+
+    Quick: a few by turns, all optimizers in float16.
+    """
     turns = dict(zip(TRANSFORMS, itertools.cycle((jnp.bfloat16, jnp.float16)), strict=False))
     for t, o in itertools.product(TRANSFORMS, OPTIMIZERS):
         if o == "adam" or t in ("gradual_global", "rigl"):
             for dtype in (jnp.bfloat16, jnp.float16):
+                if dtype != turns[t] and t not in ("gradual_global", "rigl"):
+                    continue
                 by_turns = o == "adam" and t in (*FEW, "rigl") and dtype == turns[t]
                 is_quick = by_turns or (t == "gradual_global" and dtype == jnp.float16)
                 yield pytest.param(t, o, dtype, marks=() if is_quick else pytest.mark.full)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from tests.quick import quick
+from tests.quick import by_turns, quick
 from tests.transforms import loss, tiny_params
 
 # name -> a method, given which leaves it changes
@@ -132,8 +132,7 @@ def test_at_first_the_network_uses_the_params(name):
 
 
 @pytest.mark.full
-@every_method
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize(("name", "tree"), by_turns(REPARAMETERIZATIONS, TREES, "dict"))
 def test_params_may_be_any_pytree(name, tree):
     method, params = made(name), TREES[tree]
     used = method.apply(method.init(params), **EXTRAS)
@@ -218,8 +217,9 @@ def trained(method, tx, start, steps):
 
 
 @pytest.mark.full
-@every_method
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "dtype"), by_turns(REPARAMETERIZATIONS, [jnp.float32, jnp.bfloat16])
+)
 def test_training_keeps_shapes_and_dtypes_and_lowers_the_loss(name, dtype):
     method = made(name)
     start = method.init(tiny_params(dtype))

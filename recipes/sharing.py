@@ -1,4 +1,4 @@
-"""Shared weights beside pruned ones, at equal numbers stored: `python -m recipes.sharing --help`.
+"""Shared weights beside pruned ones, at equal sizes: `python -m recipes.sharing --help`.
 
 A network of n weights stores n / c numbers. Random sharing makes all its weights of them; magnitude
 pruning, gradually or at initialization, SNIP, SynFlow and GraSP keep that many weights; a small

@@ -47,7 +47,6 @@ from recipes.reports import codesign as report
 
 SLOPES = {"relu": 0.0, "leaky_relu": 0.1}
 LOG_EVERY = 50
-BIAS_BITS = 16
 HELD_OUT = 0.2  # of the training examples: the validation split
 
 
@@ -273,7 +272,7 @@ def arm(study: Study, trial: Mapping[str, Any], bits: int, rate: float | None = 
 def fixed_point(bits: int, params: Any) -> Any:
     """The params that a quantized network uses: kernels of so many bits, and biases of 16."""
     of = jp.matching("*/kernel"), jp.matching("Dense_*/bias", "logits/bias")
-    for width, chosen in zip((bits, BIAS_BITS), of, strict=True):
+    for width, chosen in zip((bits, hls.BIAS_BITS), of, strict=True):
         pair = jp.reparam.fake_quantization(width, power_of_two=True, prunable=chosen)
         params = pair.apply(pair.init(params))
     return params

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +118,10 @@ def push_down(
     lengths = jnp.array(WORDS, jnp.float32)
 
     def shortest(word: jax.Array, w: jax.Array) -> jax.Array:
-        told = jax.lax.map(lambda length: _divergence(w, length, bins), lengths)
+        share = partial(_shares, w.astype(jnp.float32), bins)
+        p = share(w)
+        gap = lambda length: jnp.log(p / share(_used(length, w)))
+        told = jax.lax.map(lambda length: (p * gap(length)).sum(), lengths)
         enough = lengths[jnp.argmax(told <= tolerance)]
         enough = jnp.where((told <= tolerance).any(), enough, WORDS[-1])
         return jnp.full_like(word, jnp.minimum(enough + spare, WORDS[-1]))
@@ -134,15 +138,9 @@ def _used(word: jax.Array, w: jax.Array) -> jax.Array:
     return grid.through(w, near.astype(w.dtype), jnp.bool_(True))
 
 
-def _divergence(w: jax.Array, word: jax.Array, bins: int) -> jax.Array:
-    """Of the histogram of the quantized weights from that of the weights, in nats."""
-    w = w.astype(jnp.float32)
+def _shares(w: jax.Array, bins: int, x: jax.Array) -> jax.Array:
+    """The shares (bins,) of a histogram of x over the reach of w, without the zeros of w."""
     alive = (w != 0).ravel().astype(jnp.float32)
-    reach = w.min(), w.max()
-
-    def share(x: jax.Array) -> jax.Array:
-        counts, _ = jnp.histogram(x.ravel(), bins, reach, weights=alive)
-        return (counts + 1) / (alive.sum() + bins)
-
-    p, q = share(w), share(_used(word, w))
-    return (p * jnp.log(p / q)).sum()
+    x = x.ravel().astype(jnp.float32)
+    counts, _ = jnp.histogram(x, bins, (w.min(), w.max()), weights=alive)
+    return (counts + 1) / (alive.sum() + bins)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxprune.base import Params
 from jaxprune.prunable.layers import folded
-from jaxprune.trees import present_leaves
+from jaxprune.reparam.reparameterization import check_floats
 
 
 def chosen_of(what: str, params: Params, prunable: Callable[[Params], Params]) -> Any:
@@ -22,15 +22,7 @@ def chosen_of(what: str, params: Params, prunable: Callable[[Params], Params]) -
       ValueError: if no leaf is chosen.
     """
     chosen = folded(prunable(params))
-    leaves = present_leaves(chosen)
-    if not leaves:
-        raise ValueError(f"{what}: there is nothing to share, every leaf is None.")
-    for name, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"{what}: '{name}' is {leaf.dtype}, and only floats can be made of shared numbers. "
-                f"Leave it out: prunable=jp.matching(exclude='{name}')."
-            )
+    check_floats(what, chosen, "share", "can be made of shared numbers")
     return chosen
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune.base import Params
 from jaxprune.gates.gate import logits as one_for_each
 from jaxprune.prunable.layers import split_like
-from jaxprune.trees import present_leaves
+from jaxprune.reparam.reparameterization import check_floats
 
 BITS = range(2, 17)
 Axes = int | Sequence[int] | None
@@ -35,15 +35,7 @@ def shared(what: str, params: Params, axes: Axes, prunable: Callable[[Params], P
       ValueError: if no leaf is chosen, or a leaf has no such axis.
     """
     chosen = prunable(params)
-    leaves = present_leaves(chosen)
-    if not leaves:
-        raise ValueError(f"{what}: there is nothing to quantize, every leaf is None.")
-    for name, leaf in leaves:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"{what}: '{name}' is {leaf.dtype}, and only floats are quantized. Leave it out: "
-                f"prunable=jp.matching(exclude='{name}')."
-            )
+    check_floats(what, chosen, "quantize", "are quantized")
     return one_for_each(chosen, axes, 1.0)
 
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.base import Params
+from jaxprune.trees import present_leaves
 
 Learned = Any  # pytree of arrays that any optimizer can train
 L = TypeVar("L")
@@ -68,6 +70,24 @@ def size_of(learned: Learned) -> Size:
         n = int(np.prod(shape, dtype=object))
         numbers, bits = numbers + n, bits + n * _bits(dtype)
     return Size(numbers, bits)
+
+
+def check_floats(what: str, chosen: Params, verb: str, only: str) -> None:
+    """Raises unless there are chosen leaves, all of floats.
+
+    Raises:
+      TypeError: for a leaf that is not of floats.
+      ValueError: if no leaf is chosen.
+    """
+    leaves = present_leaves(chosen)
+    if not leaves:
+        raise ValueError(f"{what}: there is nothing to {verb}, every leaf is None.")
+    for name, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{what}: '{name}' is {leaf.dtype}, and only floats {only}. Leave it out: "
+                f"prunable=jp.matching(exclude='{name}')."
+            )
 
 
 def check_learned(what: str, kind: type[L], learned: Learned) -> L:

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.reparam.grid import power_of_two
 from recipes.common import folder
 
 FOLDER = "hls"
+BIAS_BITS = 16
 COMPARED = 1000  # images that the C++ reads
 MISSING = "--hls needs packages: pip install 'jaxprune[hls]'"
 COMPILER = "--hls compiles the C++ that it writes, and needs g++"
@@ -82,16 +85,16 @@ def _keras_model(variables: Mapping[str, Any], bits: int, inputs: int) -> Any:
             heterogeneous_axis=None if place == "datalane" else (),
         )
 
-    layers, params, statistics = [keras.Input((inputs,))], variables["params"], variables
+    layers, params, ends = [keras.Input((inputs,))], variables["params"], variables["batch_stats"]
     for name, layer in params.items():
-        end = float(statistics["batch_stats"][f"largest_{name.removeprefix('Dense_')}"])
+        end = ends[f"largest_{name.removeprefix('Dense_')}"]
         made = QDense(
             layer["kernel"].shape[1],
             activation=None if name == "logits" else "relu",
             name=name.lower(),
             iq_conf=on_grid("datalane", bits, step_of(end, bits)),
             kq_conf=on_grid("weight", bits, step_of(np.abs(layer["kernel"]).max(), bits)),
-            bq_conf=on_grid("bias", 16, step_of(np.abs(layer["bias"]).max(), 16)),
+            bq_conf=on_grid("bias", BIAS_BITS, step_of(np.abs(layer["bias"]).max(), BIAS_BITS)),
         )
         layers.append(made)
     model = keras.Sequential(layers)
@@ -103,5 +106,4 @@ def _keras_model(variables: Mapping[str, Any], bits: int, inputs: int) -> Any:
 
 def step_of(end: Any, bits: int) -> float:
     """The step of the grid of so many bits that ends at `end`: a power of two; 1 for no end."""
-    top = 2 ** (bits - 1) - 1
-    return float(2.0 ** np.ceil(np.log2(float(end) / top))) if end > 0 else 1.0
+    return float(power_of_two(jnp.float32(end) / (2 ** (bits - 1) - 1))) or 1.0

@@ -2,6 +2,7 @@
 
 Trains several seeds in one program, each twice: dense, and pruned gradually to --sparsity. Both
 start from the same weights and see the same batches. Writes a folder that reproduces itself.
+`recipes.small_dense` compares with dense networks that are as small as the pruned one.
 
 Reference: Zhu and Gupta, 2017, To prune, or not to prune.
 """

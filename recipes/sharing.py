@@ -11,7 +11,6 @@ Reference: Desai and Shrivastava, 2023, In Defense of Parameter Sharing for Mode
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from recipes.prune_at_init import EXAMPLES, PER_CLASS, maker, masks_of
 from recipes.random_erk import weights
 from recipes.reports import sharing as report
 from recipes.reports.sharing import name
+from recipes.small_dense import bracket
 
 AT_INIT = ("snip", "synflow", "grasp", "magnitude", "random")
 METHODS = ("random_fold", "gmp", *AT_INIT, "small_dense")
@@ -133,14 +133,10 @@ def small(config: Config, dataset: Dataset, times: float) -> nn.Module | None:
     """The widest network of at most that many weights; None where one neuron a layer has more."""
     batch = Split(*(x[:1] for x in dataset.train))
     of_width = partial(models.model, config.model, dataset.classes, config.norm)
-    most = weights(of_width(config.width), batch) / times
-    low, high = config.width / 1000, config.width
-    if weights(of_width(low), batch) > most:
-        return None
-    for _ in range(11):  # to a third of a percent
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if weights(of_width(middle), batch) <= most else (low, middle)
-    return of_width(low)
+    count = lambda width: weights(of_width(width), batch)
+    most = count(config.width) / times
+    low, _ = bracket(count, most, config.width)
+    return of_width(low) if count(low) <= most else None
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ ON_TERMINAL = 6  # lines; the rest is in report.md
 
 
 def chance(labels: np.ndarray) -> float:
-    """The highest accuracy that is chance, as a fraction; test `labels` are int (n,).
+    """The highest accuracy that is chance, as a fraction; test `labels` are int (n,) or (n, t).
 
     It is the share p of the largest class, and its standard error sqrt(p (1 - p) / n).
     """
-    share = np.bincount(labels).max() / len(labels)
-    return float(share + np.sqrt(share * (1 - share) / len(labels)))
+    share = np.bincount(labels.ravel()).max() / labels.size
+    return float(share + np.sqrt(share * (1 - share) / labels.size))
 
 
 def signs(accuracy: Any, chance: float, empty_layers: Mapping[str, int]) -> dict[str, Any]:

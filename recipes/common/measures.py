@@ -55,9 +55,10 @@ def _padded(split: Split, batch_size: int) -> Split:
     batch_size = min(batch_size, len(split.labels))
     padding = -len(split.labels) % batch_size
     images = np.concatenate([split.images, np.zeros_like(split.images[:padding])])
-    labels = np.concatenate([split.labels, np.full(padding, -1, np.int32)])
-    images = images.reshape(-1, batch_size, *images.shape[1:])
-    return jax.device_put(Split(images, labels.reshape(-1, batch_size)))
+    empty = np.full((padding, *split.labels.shape[1:]), -1, np.int32)
+    labels = np.concatenate([split.labels, empty])
+    parts = (part.reshape(-1, batch_size, *part.shape[1:]) for part in (images, labels))
+    return jax.device_put(Split(*parts))
 
 
 def measure_on(module: nn.Module, split: Split, batch_size: int = 1000) -> Measure:
@@ -107,7 +108,10 @@ def losses_on(module: nn.Module, split: Split, examples: int) -> Losses:
 
 
 def accuracy(module: Any, split: Split, batch_size: int = 250) -> Accuracy:
-    """A function from the variables of a stack to their accuracy (lanes,) on all of `split`."""
+    """A function from the variables of a stack to their accuracy (lanes,) on all of `split`.
+
+    An example may have several labels, such as the tokens of a text: (n, t).
+    """
     batches = _padded(split, batch_size)
 
     @jax.jit
@@ -118,7 +122,7 @@ def accuracy(module: Any, split: Split, batch_size: int = 250) -> Accuracy:
         over_lanes = jax.vmap(count, in_axes=(0, None, None))
         return jax.lax.map(lambda batch: over_lanes(variables, *batch), batches).sum(0)
 
-    return lambda variables: np.asarray(right(variables, batches)) / len(split.labels)
+    return lambda variables: np.asarray(right(variables, batches)) / split.labels.size
 
 
 def recalibrated(

@@ -44,6 +44,13 @@ CASES = {
             AT_STEP_4,
         ),
         Case(
+            "small_dense",
+            f"{SHORT} --batch-size 32 --sparsity 0.5 --width 0.25 --every 3",
+            "non_zeros",
+            ("| 50 % | 3,338 | 3,327 |", "points: sparse minus small"),
+            AT_STEP_4,
+        ),
+        Case(
             "dynamic",
             f"{SHORT} --every 3 --sparsity 0.9 --method {' '.join(DYNAMIC)}",
             "training layers churn",

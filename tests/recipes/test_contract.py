@@ -98,6 +98,7 @@ def test_an_interrupted_run_of_its_configuration_goes_on_to_the_same_bits(
 # name -> training programs that were compiled up to each line of metrics.jsonl
 PROGRAMS = {
     "gmp": [2, 2, 2],
+    "small_dense": [3, 3, 3],
     "dynamic": [8, 8, 8],
     "random_erk": [7, 7, 7],
     "allocations": [1, 1, 1],

@@ -34,6 +34,16 @@ MISTAKES = {
         "--out /dev/null/x": "--out '/dev/null/x' is not writable",
         "--resume": "config.yaml",
     },
+    "small_dense": {
+        "--sparsity 0": "--sparsity must be in (0, 1), got 0",
+        "--sparsity 90": "--sparsity must be in (0, 1), got 90 (a fraction: did you mean 0.9?)",
+        "--sparsity 0.9 0.9": "--sparsity has 0.9 twice",
+        "--sparsity": "--sparsity needs at least one value",
+        "--model lenet --width 0.1 --sparsity 0.99": "--sparsity 0.99 leaves 73 of 2,370 params",
+        "--dataset names --model conv": "--dataset names trains a decoder: leave out --model conv",
+        "--dataset names --context 20000": "--context 20000 needs a text of 20,001 tokens",
+        "--every 0": "--every must be at least 1, got 0",
+    },
     "dynamic": {
         "--method rigl lottery": "unknown --method 'lottery'; choose one of static, set, rigl",
         "--method rigl set rigl": "--method has rigl twice",

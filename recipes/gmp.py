@@ -26,7 +26,7 @@ PATTERNS = {"unstructured": jp.unstructured, "block4x4": jp.block(4, 4)}
 
 
 @dataclass(frozen=True)
-class Config(settings.Settings):
+class Config(settings.Shifted):
     """Gradual magnitude pruning beside dense training, several seeds in one program."""
 
     out: Path = Path("runs/gmp")

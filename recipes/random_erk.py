@@ -37,7 +37,7 @@ ALLOCATIONS = ("uniform", "uniform_plus", "er", "erk", "erk_plus", "snip")
 
 
 @dataclass(frozen=True)
-class Config(settings.Settings):
+class Config(settings.Shifted):
     """Random pruning at initialization beside dense training, several seeds in one program."""
 
     out: Path = Path("runs/random_erk")

@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import cli, data, dead, flags, lanes, measures, settings
+from recipes.common import cli, data, dead, flags, lanes, measures, settings, shift
 from recipes.common.data import Key
 from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, Network
@@ -39,7 +39,7 @@ AVERAGES = ("uniform", "greedy")
 
 
 @dataclass(frozen=True)
-class Config(PathSettings):
+class Config(PathSettings, settings.Shifted):
     """Sparse model soups, several seeds and all their children in one program."""
 
     out: Path = Path("runs/soup")
@@ -148,7 +148,9 @@ def one_phase(
     soup = uniform if config.average == "uniform" else greedy.params
     ends = zip(pruned, (soup, imp, longer), strict=True)
 
-    tested = report.judge(config, s, children, greedy, [uniform, greedy.params, imp, longer])
+    is_last = phase == len(s.sparsities)
+    others = [uniform, greedy.params, imp, longer]
+    tested = report.judge(config, s, children, greedy, others, config.shift and is_last)
     between = measures.between_siblings(s.measure, children, config.points)
     record = {
         **_record(phase, sparsity, began),
@@ -250,6 +252,7 @@ class Study(NamedTuple):
     validate: measures.Accuracy
     together: measures.Accuracy  # of ensembles: children (seeds, children, ...)
     measure: measures.Measure  # of what lies between children
+    shift: shift.Measure  # of all networks, after the last phase
 
 
 def study_of(config: Config, dataset: data.Dataset) -> Study:
@@ -285,6 +288,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
         validate=measures.accuracy(module, validation),
         together=measures.accuracy(Ensemble(module), dataset.test),
         measure=measures.measure_of(config, module, dataset._replace(train=train)),
+        shift=shift.measure_of(module, dataset, config.dataset),
     )
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import jaxprune as jp
-from recipes.common import best, cli, data, dead, flags, lanes, measures, models, settings
+from recipes.common import best, cli, data, dead, flags, lanes, measures, models, settings, shift
 from recipes.common.best import End
 from recipes.common.data import Key
 from recipes.common.folder import RecipeError
@@ -48,7 +48,7 @@ PHASE = Key.STUDY + 1  # and above: the key of a phase: new orders of examples, 
 
 
 @dataclass(frozen=True)
-class Config(settings.Settings):
+class Config(settings.Shifted):
     """Iterative pruning: lottery tickets, their controls, and ways of retraining."""
 
     out: Path = Path("runs/tickets")
@@ -260,6 +260,7 @@ class Study(NamedTuple):
     evaluations: int  # of validation accuracy, in a phase
     validate: measures.Accuracy
     test: measures.Accuracy
+    shift: shift.Measure | None  # of dense networks, and after the last phase
 
     @property
     def length(self) -> int:
@@ -298,7 +299,9 @@ def one_phase(
         settled = settled._replace(ends=ends)
     step = (journal.records[-1]["step"] if journal.records else 0) + looks[-1]
     record = {"phase": phase, "step": step, "seconds": journal.seconds()}
-    return settled, record | {arm: report.of_end(end, s.test) for arm, end in ends.items()}
+    under_shift = s.shift if phase in (0, s.phases) else None
+    told = {arm: report.of_end(end, s.test, under_shift) for arm, end in ends.items()}
+    return settled, record | told
 
 
 def train(
@@ -354,6 +357,7 @@ def study_of(config: Config, dataset: data.Dataset, validation: data.Split) -> S
         evaluations=config.evaluations,
         validate=measures.accuracy(module, validation),
         test=measures.accuracy(module, dataset.test),
+        shift=shift.measure_of(module, dataset, config.dataset) if config.shift else None,
     )
 
 

@@ -121,6 +121,9 @@ class Picture(NamedTuple):
     caption: str
 
 
+Rows = tuple[Sequence[str], Sequence[Sequence[str]]]  # (columns, rows), as in a `Writeup`
+
+
 class Writeup(NamedTuple):
     """A result in words and numbers, already formatted."""
 
@@ -135,6 +138,7 @@ class Writeup(NamedTuple):
     saved: str = STACK  # what {models} hold
     of_layers: str = "The first seed, layer by layer"
     logged: bool = True  # whether the run has a metrics.jsonl
+    more: Mapping[str, Rows] = {}  # title -> another table
 
 
 def summary(config: Settings, studies: str, **numbers: Any) -> dict[str, Any]:
@@ -174,11 +178,13 @@ def finish(config: Run, writeup: Writeup, summary: dict[str, Any]) -> dict[str, 
 
 def to_terminal(writeup: Writeup, signs: Sequence[str], last: str) -> None:
     """Prints the table after its headline, then the first signs, then the last line."""
-    more = len(signs) - dead.ON_TERMINAL
-    rest = [f"... and {more} more: see {REPORT}"] if more > 0 else []
+    others = len(signs) - dead.ON_TERMINAL
+    rest = [f"... and {others} more: see {REPORT}"] if others > 0 else []
     lines = [*signs[: dead.ON_TERMINAL], *rest, last]
     table = terminal_table(writeup.columns, writeup.rows)
-    Console(highlight=False, markup=False).print(writeup.headline, table, *lines, sep="\n")
+    more = [part for title, own in writeup.more.items() for part in (title, terminal_table(*own))]
+    say = Console(highlight=False, markup=False).print
+    say(writeup.headline, table, *more, *lines, sep="\n")
 
 
 def terminal_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -215,6 +221,7 @@ def to_markdown(
         f"![{picture.caption}]({path})\n\n{picture.caption}"
         for path, picture in writeup.pictures.items()
     )
+    more = [f"{title}:\n\n{markdown_table(*own)}\n" for title, own in writeup.more.items()]
     layers = [f"**{arm}**\n\n```\n{text}\n```" for arm, text in writeup.layers.items()]
     if layers:
         layers = [f"{writeup.of_layers}:", *layers, ""]
@@ -227,7 +234,7 @@ def to_markdown(
 
 {markdown_table(writeup.columns, writeup.rows)}
 {dead_networks if signs else ""}
-Run it again: `{command}`
+{"".join(f"{table}{chr(10)}" for table in more)}Run it again: `{command}`
 
 {pictures}
 

@@ -109,6 +109,14 @@ class Settings(Run):
             yield "--tensorboard needs a package: pip install 'jaxprune[tensorboard]'"
 
 
+@dataclass(frozen=True)
+class Shifted(Settings):
+    """The flag of a study that also tests on data that are not like the training data."""
+
+    shift: bool = False
+    """At the end test on corrupted images too, and on attacked ones; tell how sure networks are."""
+
+
 class Plan(NamedTuple):
     """The length of a training, the same for all arms."""
 

@@ -13,14 +13,15 @@ import optax
 
 import jaxprune as jp
 from jaxprune.masks import like
-from recipes.common import arms, checkpoints, data, dead, folder, lanes, report, settings
+from recipes.common import arms, checkpoints, data, dead, folder, lanes, report, settings, shift
 from recipes.common.arms import Arm, History, States, Weights
 from recipes.common.figures import style
 from recipes.common.folder import RecipeError
 from recipes.common.journal import journal
-from recipes.common.lanes import State
+from recipes.common.lanes import Network, State
 from recipes.common.report import Picture, Writeup
 from recipes.common.settings import Settings
+from recipes.common.terminal import counted
 
 CURVES, LAYERS = "plots/training.png", "plots/layers.png"
 
@@ -134,8 +135,10 @@ def publish(
 ) -> dict[str, Any]:
     """Writes the models, the figures, summary.json and report.md, and prints the table.
 
-    The report tells the layers of all arms with masks, or of the arms in `told`.
+    The report tells the layers of all arms with masks, or of the arms in `told`. With --shift it
+    also tells how all arms do under shift.
     """
+    shifted = under_shift(config, outcome)
     models = {name: f"{folder.MODEL}/{name.replace(' ', '-')}" for name in masked(outcome)}
     if list(models) == ["sparse"]:  # one network needs no name
         models = {"sparse": folder.MODEL}
@@ -150,11 +153,27 @@ def publish(
         ),
         columns=columns,
         rows=rows,
-        pictures=pictures,
+        pictures={**pictures, **shift.pictures(shifted)},
         layers={n: layer_report(outcome, n) for n in models if told is None or n in told},
         models=list(models.values()),
+        more=shift.tables(shifted),
     )
-    return report.finish(config, writeup, summary)
+    return report.finish(config, writeup, summary | shift.summary(shifted))
+
+
+def under_shift(config: Settings, outcome: Outcome) -> shift.Shown:
+    """By arm the numbers of `shift.measure_of`; {} without --shift."""
+    if not (isinstance(config, settings.Shifted) and config.shift):
+        return {}
+    found = {}
+    with counted("under shift", len(outcome.arms)) as done:
+        for name, arm in outcome.arms.items():
+            state = outcome.states[name]
+            used = Network(arms.network(arm, state), state.batch_stats, None)
+            measure = shift.measure_of(arm.module, outcome.dataset, config.dataset)
+            found[name] = measure(used.variables)
+            done(name)
+    return found
 
 
 def save_model(path: Path, outcome: Outcome, name: str) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import checkpoints, dead, folder, lanes, measures, report
+from recipes.common import checkpoints, dead, folder, lanes, measures, report, shift
 from recipes.common.figures import pairs, style
 from recipes.common.figures.pairs import Paths
 from recipes.common.lanes import Network
@@ -64,12 +64,18 @@ def write(
         phases=phases,
         seconds=round(seconds, 2),
         phase_seconds=[record["seconds"] for record in records],
+        **shift.summary(after[-1].get("shift", {})),
     )
     return report.finish(config, write_up(config, ends.soup, records, summary), summary)
 
 
 def judge(
-    config: Config, s: Study, children: Any, greedy: jp.soups.GreedySoup, others: list[Any]
+    config: Config,
+    s: Study,
+    children: Any,
+    greedy: jp.soups.GreedySoup,
+    others: list[Any],
+    under_shift: bool,
 ) -> dict[str, Any]:
     """Accuracies on test data, and the choices on validation data; lists are over seeds."""
     m, seeds = config.children, config.seeds
@@ -78,17 +84,33 @@ def judge(
     test, validation = (np.split(of(everyone), [m * seeds]) for of in (s.test, s.validate))
     of_children, chosen_by = (part[0].reshape(seeds, m) for part in (test, validation))
     best = chosen_by.argmax(1)  # the first of equal ones
-    uniform, greedily, imp, longer = test[1].reshape(4, seeds)
-    accuracy = {
-        SOUP: uniform,
-        GREEDY: greedily,
-        BEST: of_children[np.arange(seeds), best],
-        MEAN: of_children.mean(1),
-        ENSEMBLE: s.together(children),
-        IMP: imp,
-        longer_name(m): longer,
-    }
+
+    def by_arm(of_children: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+        """Of (..., seeds, children) and (..., 4, seeds) each arm's (..., seeds)."""
+        uniform, greedily, imp, longer = np.moveaxis(others, -2, 0)
+        return {
+            SOUP: uniform,
+            GREEDY: greedily,
+            BEST: of_children[..., np.arange(seeds), best],
+            MEAN: of_children.mean(-1),
+            IMP: imp,
+            longer_name(m): longer,
+        }
+
+    accuracy = by_arm(of_children, test[1].reshape(4, seeds))
+    names = list(accuracy)
+    accuracy[ENSEMBLE] = s.together(children)
+    names.insert(names.index(IMP), ENSEMBLE)
+    accuracy = {arm: accuracy[arm] for arm in names}
+    shifted: dict[str, dict[str, Any]] = {}
+    for kind, values in s.shift(everyone).items() if under_shift else ():
+        own, rest = np.split(values, [m * seeds], -1)
+        first = values.shape[:-1]
+        parts = by_arm(own.reshape(*first, seeds, m), rest.reshape(*first, 4, seeds))
+        for arm, numbers in parts.items():
+            shifted.setdefault(arm, {})[kind] = lists(numbers)
     return {
+        **({"shift": shifted} if under_shift else {}),
         "test_accuracy": {arm: lists(values) for arm, values in accuracy.items()},
         "children_test_accuracy": lists(of_children),
         "children_validation_accuracy": lists(chosen_by),
@@ -179,6 +201,7 @@ def pictures(
             style.layer_density({SOUP: report.layer_density(soups.masks)}),
             "Weights kept in each layer: mean and standard deviation over seeds.",
         ),
+        **shift.pictures(after[-1].get("shift", {})),
     }
 
 
@@ -223,4 +246,5 @@ def write_up(config: Config, soups: Network, records: Records, summary: dict[str
         pictures=pictures(config, soups, records, summary),
         layers={SOUP: report.layers_of_first(soups)},
         models=[folder.MODEL],
+        more=shift.tables(records[-1].get("shift", {})),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.common import checkpoints, dead, folder, report
+from recipes.common import checkpoints, dead, folder, report, shift
 from recipes.common.best import End
 from recipes.common.figures import left, style
 from recipes.common.measures import Accuracy
@@ -26,8 +26,9 @@ MOST_WITH_SPREAD = 4  # arms: there is no room for more on 80 columns
 Records = Sequence[dict[str, Any]]  # the lines of metrics.jsonl, one a phase
 
 
-def of_end(end: End, test: Accuracy) -> dict[str, list[Any]]:
+def of_end(end: End, test: Accuracy, measure: shift.Measure | None = None) -> dict[str, Any]:
     """An arm's part of a line of metrics.jsonl; lists are over replicates."""
+    under_shift = {"shift": shift.lists(measure(end.early.variables))} if measure else {}
     return {
         "kept_weights": report.kept_weights(end.network.masks)[0].tolist(),
         "empty_layers": dead.empty_layers(end.network.masks),
@@ -35,6 +36,15 @@ def of_end(end: End, test: Accuracy) -> dict[str, list[Any]]:
         "early_step": end.step.tolist(),
         "test_accuracy": test(end.early.variables).tolist(),
         "end_test_accuracy": test(end.network.variables).tolist(),
+        **under_shift,
+    }
+
+
+def under_shift(records: Records) -> shift.Shown:
+    """By arm, after the last phase, what --shift measured; {} without it."""
+    ends = {"dense": records[0]["dense"], **records[-1]}
+    return {
+        arm: end["shift"] for arm, end in ends.items() if isinstance(end, dict) and "shift" in end
     }
 
 
@@ -74,6 +84,7 @@ def write(
             for arm, phases in arms.items()
         },
         seconds=round(seconds, 2),
+        **shift.summary(under_shift(records)),
     )
     return report.finish(config, write_up(config, records, ends, summary), summary)
 
@@ -127,6 +138,7 @@ def pictures(
             "Weights kept in each layer after the last phase: mean and standard deviation over "
             "replicates. Controls keep as many as ltr.",
         ),
+        **shift.pictures(under_shift(records)),
     }
 
 
@@ -172,4 +184,5 @@ def write_up(
             if arm in METHODS
         },
         models=[f"{folder.MODEL}/{arm}" for arm in config.method],
+        more=shift.tables(under_shift(records)),
     )

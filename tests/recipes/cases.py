@@ -80,9 +80,9 @@ CASES = {
         ),
         Case(
             "random_erk",
-            f"{SHORT} --sparsity 0.6 --allocation {' '.join(ALLOCATIONS)}",
-            "training layers",
-            ("| dense |", *(f"| {arm} |" for arm in ALLOCATIONS)),
+            f"{SHORT} --sparsity 0.6 --shift --allocation {' '.join(ALLOCATIONS)}",
+            "training layers shift",
+            ("| dense |", *(f"| {arm} |" for arm in ALLOCATIONS), "| all corruptions |"),
             AT_STEP_4,
             "--allocation erk",
             ("erk",),
@@ -234,9 +234,9 @@ CASES = {
             "tickets",
             "--seeds 2 --steps 12 --log-every 3 --evaluations 2 --train-examples 256"
             " --batch-size 32 --phases 3 --sparsity 0.9 --rewind 3 --schedule drops"
-            f" --learning-rate 0.01 --method {' '.join((*TICKETS, *CONTROLS))}",
-            "tickets layers",
-            tuple(f"\n| {arm} | " for arm in (*TICKETS, *CONTROLS, "sap keeps")),
+            f" --learning-rate 0.01 --shift --method {' '.join((*TICKETS, *CONTROLS))}",
+            "tickets layers shift",
+            tuple(f"\n| {arm} | " for arm in (*TICKETS, *CONTROLS, "sap keeps", "all corruptions")),
             ({"when": {"step": 24}}, {"call": 1}),
         ),
         Case(

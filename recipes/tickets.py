@@ -4,7 +4,8 @@ Trains several dense replicates, then prunes their smallest weights phase after 
 after each: with the weights rewound (ltr), with the rates rewound or restarted (lrr, ft, slr, clr,
 llr, allr), or by as much as the PQ index allows (sap); beside them tickets with new initial weights
 (reinit) and with random masks of the same layer-wise counts (random). The report gives the test
-accuracy of a network at the step of its best validation accuracy.
+accuracy of a network at the step of its best validation accuracy, and the PQ index of its weights
+after each phase.
 
 References: Frankle and Carbin, 2019, The Lottery Ticket Hypothesis; Renda et al., 2020, Comparing
 Rewinding and Fine-tuning in Neural Network Pruning; Zimmer et al., 2023, How I Learned to Stop
@@ -88,7 +89,7 @@ class Config(settings.Shifted):
     """The layer of the logits: pruned at half the rate of the others, not at all, or as they are;
     --sparsity is the sparsity of the others."""
     sap_norms: tuple[float, float] = (0.5, 1.0)
-    """sap: p and q of the PQ index, 0 < p <= 1 <= q."""
+    """p and q of the PQ index, by which sap prunes, and which is told for all; 0 < p <= 1 <= q."""
     sap_scope: Annotated[str, flags.choice(SCOPES)] = "global"
     """sap: the unit that has one index and one number of weights to prune."""
     validation: Annotated[int | None, flags.default("a tenth")] = None
@@ -261,6 +262,7 @@ class Study(NamedTuple):
     validate: measures.Accuracy
     test: measures.Accuracy
     shift: shift.Measure | None  # of dense networks, and after the last phase
+    norms: tuple[float, float]  # p and q of the PQ index
 
     @property
     def length(self) -> int:
@@ -300,7 +302,7 @@ def one_phase(
     step = (journal.records[-1]["step"] if journal.records else 0) + looks[-1]
     record = {"phase": phase, "step": step, "seconds": journal.seconds()}
     under_shift = s.shift if phase in (0, s.phases) else None
-    told = {arm: report.of_end(end, s.test, under_shift) for arm, end in ends.items()}
+    told = {arm: report.of_end(end, s.test, s.norms, under_shift) for arm, end in ends.items()}
     return settled, record | told
 
 
@@ -358,6 +360,7 @@ def study_of(config: Config, dataset: data.Dataset, validation: data.Split) -> S
         validate=measures.accuracy(module, validation),
         test=measures.accuracy(module, dataset.test),
         shift=shift.measure_of(module, dataset, config.dataset) if config.shift else None,
+        norms=config.sap_norms,
     )
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
+import jaxprune as jp
 from recipes.common import checkpoints, dead, folder, report, shift
 from recipes.common.best import End
 from recipes.common.figures import left, style
+from recipes.common.lanes import Network
 from recipes.common.measures import Accuracy
 from recipes.common.report import Picture, Writeup
 
@@ -21,12 +24,15 @@ RETRAINING = ("lrr", "ft", "slr", "clr", "llr", "allr")  # the weights stay, by 
 METHODS = ("ltr", *RETRAINING, "sap")
 CONTROLS = ("reinit", "random")  # of ltr
 PICTURE, LAYERS = "plots/tickets.png", "plots/layers.png"
+INDEX = "plots/pq_index.png"
 MOST_WITH_SPREAD = 4  # arms: there is no room for more on 80 columns
 
 Records = Sequence[dict[str, Any]]  # the lines of metrics.jsonl, one a phase
 
 
-def of_end(end: End, test: Accuracy, measure: shift.Measure | None = None) -> dict[str, Any]:
+def of_end(
+    end: End, test: Accuracy, norms: tuple[float, float], measure: shift.Measure | None = None
+) -> dict[str, Any]:
     """An arm's part of a line of metrics.jsonl; lists are over replicates."""
     under_shift = {"shift": shift.lists(measure(end.early.variables))} if measure else {}
     return {
@@ -36,8 +42,15 @@ def of_end(end: End, test: Accuracy, measure: shift.Measure | None = None) -> di
         "early_step": end.step.tolist(),
         "test_accuracy": test(end.early.variables).tolist(),
         "end_test_accuracy": test(end.network.variables).tolist(),
+        "pq_index": _indices(end.network, norms),
         **under_shift,
     }
+
+
+def _indices(network: Network, norms: tuple[float, float]) -> list[float]:
+    """The PQ index of all kept weights of each network."""
+    of_one = lambda params, masks: jp.tickets.pq_index(jp.kernels(params), *norms, masks)
+    return np.asarray(jax.vmap(of_one)(network.params, network.masks)).tolist()
 
 
 def under_shift(records: Records) -> shift.Shown:
@@ -91,7 +104,7 @@ def write(
 
 def of_phase(numbers: Mapping[str, Any], phase: int, weights: int, chance: float) -> dict[str, Any]:
     """The numbers of an arm in a phase; `weights` may be pruned."""
-    keys = ("end_test_accuracy", "validation_accuracy", "early_step")
+    keys = ("end_test_accuracy", "validation_accuracy", "early_step", "pq_index")
     return {
         "phase": phase,
         "weights_left": float(np.mean(numbers["kept_weights"]) / weights),
@@ -138,7 +151,23 @@ def pictures(
             "Weights kept in each layer after the last phase: mean and standard deviation over "
             "replicates. Controls keep as many as ltr.",
         ),
+        INDEX: Picture(
+            left.over_phases(indices(records, config.method), "PQ index of the weights left"),
+            "The PQ index of all weights that are left, after the training of each phase: 0 if all "
+            "are equal, near 1 if few hold all. Means over replicates; bands from the lowest "
+            "replicate to the highest.",
+        ),
         **shift.pictures(under_shift(records)),
+    }
+
+
+def indices(records: Records, arms: Sequence[str]) -> dict[str, np.ndarray]:
+    """By arm that prunes, the PQ index after each phase (1 + phases, replicates); first dense."""
+    dense = records[0]["dense"]["pq_index"]
+    return {
+        arm: np.array([dense, *(r[arm]["pq_index"] for r in records[1:])])
+        for arm in arms
+        if arm in METHODS
     }
 
 
@@ -184,5 +213,12 @@ def write_up(
             if arm in METHODS
         },
         models=[f"{folder.MODEL}/{arm}" for arm in config.method],
-        more=shift.tables(under_shift(records)),
+        more=_index_table(indices(records, config.method)) | shift.tables(under_shift(records)),
     )
+
+
+def _index_table(arms: Mapping[str, np.ndarray]) -> dict[str, report.Rows]:
+    """Its mean over replicates, a row for each phase."""
+    means = np.stack([values.mean(1) for values in arms.values()], 1)
+    rows = [[str(i), *(f"{index:.3f}" for index in phase)] for i, phase in enumerate(means)]
+    return {"The PQ index of the weights left, after each phase": (list(arms), rows)}

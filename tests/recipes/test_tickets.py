@@ -39,6 +39,22 @@ def test_every_phase_prunes_as_much_as_it_should(finished):
 
 
 @pytest.mark.full
+def test_the_index_after_each_phase_is_that_of_the_weights_left(finished):
+    """1 - mean(sqrt |w|)^2 / mean |w|, of all kept weights of a replicate."""
+    for arm in ("ltr", "sap"):
+        params, _, masks = finished.model(arm)
+        for i, told in enumerate(finished.summary["arms"][arm][-1]["pq_index"]["per_seed"]):
+            kept = [np.abs(params[n]["kernel"][i][masks[n]["kernel"][i]]) for n in LAYERS]
+            w = np.concatenate(kept).astype(np.float64)
+            assert told == pytest.approx(1 - np.sqrt(w).mean() ** 2 / w.mean(), abs=1e-5)
+    curves = report.indices(finished.records, finished.config.method)
+    assert set(curves) == set(tickets.METHODS)
+    assert all(values.shape == (4, 2) for values in curves.values())
+    first = [values[0].tolist() for values in curves.values()]
+    assert all(values == first[0] for values in first)  # of the dense networks
+
+
+@pytest.mark.full
 def test_early_steps_are_steps_at_which_validation_was_measured(finished):
     for record in finished.records[1:]:
         for arm in ARMS:
@@ -147,7 +163,7 @@ def test_what_is_told_is_of_the_first_step_of_best_validation_accuracy():
     study = study._replace(validate=lambda _: np.full(2, next(accuracy)), test=of_kernel)
     journal = Watched(of_kernel)
     ends, _ = tickets.train(study, {"lrr": begun["lrr"]}, [2, 4, 6, 8], "phase", journal)
-    told = report.of_end(ends["lrr"], study.test)
+    told = report.of_end(ends["lrr"], study.test, study.norms)
     assert told["early_step"] == [4, 4] and told["validation_accuracy"] == [0.7, 0.7]
     assert told["test_accuracy"] == journal.seen[4] != journal.seen[8]
     assert told["end_test_accuracy"] == journal.seen[8]

@@ -21,6 +21,7 @@ from recipes.common.figures.style import (
     band,
     canvas,
     looks,
+    steps_locator,
 )
 
 TICKS = (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -112,6 +113,23 @@ def flops_left(
             axes.set(title=title, xlabel="FLOPs left (%)")
             axes.xaxis.set_major_locator(FixedLocator([100 * share for share in asked]))
         figure.key(several[0])
+    return figure.png
+
+
+def over_phases(arms: Mapping[str, np.ndarray], title: str) -> bytes:
+    """PNG of a number over phases, from phase 0 on: by arm (phases, replicates)."""
+    drawn = looks(["dense", *arms])
+    with canvas(5.0, 2.7) as figure:
+        axes = figure.subplots()
+        for arm, values in arms.items():
+            look, phases = drawn[arm], range(len(values))
+            style = look.line + look.marker
+            axes.plot(phases, values.mean(1), style, color=look.color, label=arm, markersize=4)
+            low, high = values.min(1), values.max(1)
+            axes.fill_between(phases, low, high, color=look.color, alpha=0.18, linewidth=0)
+        axes.set(title=title, xlabel="Phase")
+        axes.xaxis.set_major_locator(steps_locator(10))
+        figure.key(axes)
     return figure.png
 
 

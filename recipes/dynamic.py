@@ -4,7 +4,8 @@ Trains several seeds in one program, by one method or by several in turns, from 
 on the same batches. Writes a folder that reproduces itself.
 
 References: Mocanu et al., 2018 (SET); Evci et al., 2020 (RigL); Liu et al., 2021 (ITOP; GraNet);
-Jayakumar et al., 2020 (Top-KAST); Lin et al., 2020 (DPF); Zhu and Gupta, 2017 (GMP).
+Jayakumar et al., 2020 (Top-KAST); Lin et al., 2020 (DPF); Zhu and Gupta, 2017 (GMP); Wang et al.,
+2023 (ISS).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from recipes.common.report import Picture
 from recipes.gmp import pruning_steps
 
 CHURN = "plots/churn.png"
-METHODS = ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf")
+METHODS = ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf", "iss")
 ALLOCATIONS = {"erk": jp.erk, "er": jp.er, "uniform": jp.uniform}
-DENSE_COPIES = {"top_kast": Weights.DENSE_COPY, "dpf": Weights.DENSE_COPY}
+DENSE_COPIES = dict.fromkeys(("top_kast", "dpf"), Weights.DENSE_COPY)
 TOP_KAST_DECAY = 1e-4
 # Weights outside the network learn, and drift until they are next compared with those inside: so
 # these methods update more often. DPF as its authors; Top-KAST less often than its paper.
@@ -50,7 +51,7 @@ class Config(settings.Settings):
     allocation: Annotated[
         str | None,
         flags.choice(ALLOCATIONS),
-        flags.default("erk; top_kast uniform; gmp, dpf one threshold for all layers"),
+        flags.default("erk; top_kast, iss uniform; gmp, dpf one threshold for all layers"),
     ] = None
     """The sparsity of each layer, for every method."""
     every: Annotated[
@@ -62,7 +63,8 @@ class Config(settings.Settings):
     begin: flags.Fraction = 0.1
     """gmp, dpf: when pruning begins, as a fraction of the steps."""
     end: Annotated[float, flags.within("(begin, 1]")] = 0.75
-    """set, rigl: when rewiring ends; gmp, dpf: when the final sparsity is reached."""
+    """set, rigl: when rewiring ends; gmp, dpf: when the final sparsity is reached; iss: when the
+    weights that shrink are pruned."""
     fraction: Annotated[
         float | None, flags.within("[0, 1]"), flags.default("set, rigl 0.3; granet 0.5")
     ] = None
@@ -75,6 +77,8 @@ class Config(settings.Settings):
         flags.default("half of --sparsity"),
     ] = None
     """top_kast: the fraction of weights that are not trained."""
+    shrink: Annotated[float, flags.within("[0, 1]")] = 0.95
+    """iss: what a step leaves of each of the smallest weights; 0 is hard thresholding."""
     replace_step: bool = False
     """An update of the masks takes the place of the optimizer's step, as in RigL's code."""
 
@@ -131,6 +135,12 @@ def optimizers(
         masks = jp.every(often["dpf"], masks, begin, max(end, steps - often["dpf"]))
         return jp.keep_dense(dense, masks)
 
+    def iss(key: jax.Array) -> optax.GradientTransformation:
+        how = allocation["iss"]
+        shrinking = optax.chain(dense, jp.dynamic.soft_shrinkage(sparsity, config.shrink, how))
+        cut = jp.itop(jp.prune(jp.magnitude, how, sparsity))
+        return jp.sparsify(shrinking, jp.every(1, cut, end, end))
+
     return {
         "static": lambda key: sparsified(jp.static(key, sparsity, allocation["static"])),
         "set": lambda key: sparsified(jp.set(key, sparsity, rewired, allocation["set"]), stop=end),
@@ -143,6 +153,7 @@ def optimizers(
         ),
         "top_kast": top_kast,
         "dpf": dpf,
+        "iss": iss,
     }
 
 
@@ -150,13 +161,14 @@ def allocations(config: Config) -> dict[str, Any]:
     """Method -> the sparsity of each layer."""
     if config.allocation is not None:
         return dict.fromkeys(METHODS, ALLOCATIONS[config.allocation])
-    own = {"gmp": jp.global_threshold, "dpf": jp.global_threshold, "top_kast": jp.uniform}
-    return dict.fromkeys(METHODS, jp.erk) | own
+    of_all, of_each = jp.global_threshold, jp.uniform
+    own = dict.fromkeys(("gmp", "dpf"), of_all)
+    return dict.fromkeys(METHODS, jp.erk) | own | dict.fromkeys(("top_kast", "iss"), of_each)
 
 
 def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
     """Raises `RecipeError` if a layer would keep no weight; random starts check it themselves."""
-    for method in ("gmp", "top_kast", "dpf"):
+    for method in ("gmp", "top_kast", "dpf", "iss"):
         allocation = allocations(config)[method]
         if method in config.method and allocation is not jp.global_threshold:
 

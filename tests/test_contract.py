@@ -44,6 +44,7 @@ OPTIMIZERS = {
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adamw)(
         optax.linear_schedule(0.05, 0.01, 5), b2=0.99
     ),  # its numbers have the dtype of the params, and 0.999 would be 1 in bfloat16
+    "soft_shrinkage": lambda: optax.chain(optax.adam(0.05), jp.dynamic.soft_shrinkage(0.5)),
     "noise_and_momentum": lambda: optax.chain(
         optax.add_noise(0.1, 0.5, jax.random.key(0)), optax.sgd(0.05, momentum=0.9)
     ),

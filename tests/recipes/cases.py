@@ -51,6 +51,14 @@ CASES = {
             AT_STEP_4,
         ),
         Case(
+            "plasticity",
+            "--seeds 2 --steps 8 --log-every 2 --prunes 2 --recover 4 --sparsity 0.5 0.9"
+            " --train-examples 256 --batch-size 32 --width 0.25",
+            "plasticity",
+            ("|  | before | 50 % | 90 % |", "\n| 4 | ", "4 steps later"),
+            ({"when": {"step": 0}}, {"call": 3}),
+        ),
+        Case(
             "dynamic",
             f"{SHORT} --every 3 --sparsity 0.9 --method {' '.join(DYNAMIC)}",
             "training layers churn",

@@ -99,6 +99,7 @@ def test_an_interrupted_run_of_its_configuration_goes_on_to_the_same_bits(
 PROGRAMS = {
     "gmp": [2, 2, 2],
     "small_dense": [3, 3, 3],
+    "plasticity": [1, 2, 2],  # one for all copies
     "dynamic": [9, 9, 9],
     "random_erk": [7, 7, 7],
     "allocations": [1, 1, 1],

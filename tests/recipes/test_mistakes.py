@@ -34,6 +34,16 @@ MISTAKES = {
         "--out /dev/null/x": "--out '/dev/null/x' is not writable",
         "--resume": "config.yaml",
     },
+    "plasticity": {
+        "--sparsity 1": "--sparsity must be in (0, 1), got 1",
+        "--sparsity 0.9 0.5": "--sparsity must rise, as the table does; got 0.9 0.5",
+        "--sparsity 0.9 0.9": "--sparsity has 0.9 twice",
+        "--prunes 0": "--prunes must be at least 1, got 0",
+        "--recover 0": "--recover must be at least 1, got 0",
+        "--prunes 30 --steps 20": "--prunes 30 and --recover 2 do not fit into 20 steps",
+        "--recover 21 --steps 20": "--prunes 8 and --recover 21 do not fit into 20 steps",
+        "--allocation lamp": "unknown --allocation 'lamp'; choose one of global, erk, uniform",
+    },
     "small_dense": {
         "--sparsity 0": "--sparsity must be in (0, 1), got 0",
         "--sparsity 90": "--sparsity must be in (0, 1), got 90 (a fraction: did you mean 0.9?)",

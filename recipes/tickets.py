@@ -2,15 +2,15 @@
 
 Trains several dense replicates, then prunes their smallest weights phase after phase, retraining
 after each: with the weights rewound (ltr), with the rates rewound or restarted (lrr, ft, slr, clr,
-llr, allr), or by as much as the PQ index allows (sap); beside them tickets with new initial weights
-(reinit) and with random masks of the same layer-wise counts (random). The report gives the test
-accuracy of a network at the step of its best validation accuracy, and the PQ index of its weights
-after each phase.
+llr, allr), by as much as the PQ index allows (sap), or in part by a rule that leaves more units
+active (ap); beside them tickets with new initial weights (reinit) and with random masks of the same
+layer-wise counts (random). The report gives the test accuracy of a network at the step of its best
+validation accuracy, and the PQ index of its weights after each phase.
 
 References: Frankle and Carbin, 2019, The Lottery Ticket Hypothesis; Renda et al., 2020, Comparing
 Rewinding and Fine-tuning in Neural Network Pruning; Zimmer et al., 2023, How I Learned to Stop
 Worrying and Love Retraining; Diao et al., 2023, Pruning Deep Neural Networks from a Sparsity
-Perspective.
+Perspective; Liu et al., 2022, AP: Selective Activation for De-sparsifying Pruned Neural Networks.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ LAST = ("half", "exempt", "pruned")
 SCOPES: dict[str, Any] = {"neuron": {"axis": -1}, "layer": {}, "global": {"together": True}}
 EPOCHS = {"digits": 20, "mnist": 2, "cifar10": 10}
 HELD_OUT = 0.1  # of the training examples, unless said
+EXAMPLES = 1000  # of the test data: ap counts the units that are zero there
 REINIT = Key.STUDY  # the key of new initial weights
 PHASE = Key.STUDY + 1  # and above: the key of a phase: new orders of examples, shuffled masks
 
@@ -76,7 +77,7 @@ class Config(settings.Shifted):
     phases: flags.Count = 18
     """How often to prune and train again; 18 to 0.98 prune 20 % of what is left, as published."""
     rewind: Annotated[int, flags.at_least(0)] = 0
-    """ltr, sap: the step of the first training whose weights to rewind to; 0 are the initial."""
+    """ltr, sap, ap: rewind to the weights of this step of the first training; 0 are the initial."""
     retrain_steps: Annotated[int | None, flags.at_least(1), flags.default("as at first")] = None
     """lrr, ft, slr, clr, llr, allr: training steps in a phase."""
     allocation: Annotated[str, flags.choice(ALLOCATIONS)] = "uniform"
@@ -92,6 +93,8 @@ class Config(settings.Shifted):
     """p and q of the PQ index, by which sap prunes, and which is told for all; 0 < p <= 1 <= q."""
     sap_scope: Annotated[str, flags.choice(SCOPES)] = "global"
     """sap: the unit that has one index and one number of weights to prune."""
+    ap_share: Annotated[float, flags.within("[0, 1]")] = 0.1
+    """ap: of what a phase prunes, the fraction that goes to make more units active."""
     validation: Annotated[int | None, flags.default("a tenth")] = None
     """Training examples to hold out, to choose the step to test by."""
     tolerance: Annotated[float, flags.within("[0, 100]")] = 0.5
@@ -111,6 +114,8 @@ class Config(settings.Shifted):
         p, q = self.sap_norms
         if not (0 < p <= 1 <= q and p < q):
             yield f"--sap-norms must be p and q, 0 < p <= 1 <= q, p < q; got {p:g} {q:g}"
+        if "ap" in self.method and self.model == "vit":
+            yield "--method ap counts units with ReLU, and --model vit has none; choose another"
         if "ft" in self.method and self.schedule == "cosine":
             yield (
                 "--method ft trains at the lowest rate of --schedule cosine, which is all but "
@@ -154,7 +159,8 @@ def transforms(config: Config) -> dict[str, jp.MaskTransform]:
     by_phase = jp.tickets.schedule(sparsity, n)
     smallest = jp.prune(jp.magnitude, allocation, by_phase, prunable=prunable)
     adaptive = jp.sap(*p_q, **SCOPES[config.sap_scope], prunable=prunable)
-    made = {method: adaptive if method == "sap" else smallest for method in METHODS}
+    active = jp.tickets.ap(by_phase, config.ap_share, allocation, prunable)
+    made = dict.fromkeys(METHODS, smallest) | {"sap": adaptive, "ap": active}
     return {name: jp.chain(jp.fixed(lanes.keep_all), own) for name, own in made.items()}
 
 
@@ -167,6 +173,7 @@ def rates_of(s: Study, method: str, phase: jp.tickets.Phase) -> jax.Array:
     schedules: dict[str, Callable[[], optax.Schedule]] = {
         "ltr": lambda: rewound,
         "sap": lambda: rewound,
+        "ap": lambda: rewound,
         "lrr": lambda: jp.tickets.lrr(s.schedule, s.steps, n),
         "ft": lambda: jp.tickets.ft(s.schedule, s.steps),
         "slr": lambda: jp.tickets.slr(s.schedule, s.steps, n),
@@ -263,6 +270,7 @@ class Study(NamedTuple):
     test: measures.Accuracy
     shift: shift.Measure | None  # of dense networks, and after the last phase
     norms: tuple[float, float]  # p and q of the PQ index
+    dead: measures.Accuracy | None  # the dynamic dead rate, where ap is compared
 
     @property
     def length(self) -> int:
@@ -302,7 +310,9 @@ def one_phase(
     step = (journal.records[-1]["step"] if journal.records else 0) + looks[-1]
     record = {"phase": phase, "step": step, "seconds": journal.seconds()}
     under_shift = s.shift if phase in (0, s.phases) else None
-    told = {arm: report.of_end(end, s.test, s.norms, under_shift) for arm, end in ends.items()}
+    told = {
+        arm: report.of_end(end, s.test, s.norms, under_shift, s.dead) for arm, end in ends.items()
+    }
     return settled, record | told
 
 
@@ -343,7 +353,7 @@ def study_of(config: Config, dataset: data.Dataset, validation: data.Split) -> S
             "--retrain-steps must be at most the steps of the first training"
         )
     optimizer = settings.OPTIMIZERS[config.optimizer]
-    module = settings.module_of(config, dataset.classes)
+    module, by_ap = settings.module_of(config, dataset.classes), "ap" in config.method
     by_lane = lambda lane: jp.sparsify(lanes.by_rates(optimizer, lane), jp.fixed(lanes.keep_all))
     return Study(
         program=lanes.program(module, by_lane, dataset.train, plan.batch_size, plan.chunk_steps),
@@ -361,6 +371,7 @@ def study_of(config: Config, dataset: data.Dataset, validation: data.Split) -> S
         test=measures.accuracy(module, dataset.test),
         shift=shift.measure_of(module, dataset, config.dataset) if config.shift else None,
         norms=config.sap_norms,
+        dead=measures.dead_rate(module, dataset.test.images[:EXAMPLES]) if by_ap else None,
     )
 
 

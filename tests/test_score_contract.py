@@ -20,6 +20,9 @@ SCORES = {
     "random": jp.random(jax.random.key(1)),
     "lamp": jp.lamp(),
     "lamp_of_saliency": jp.lamp(jp.saliency),
+    "activating": lambda params, **context: jp.tickets.activating(
+        params, rewind_to=jax.tree.map(lambda w: -w, params), **context
+    ),
 }
 # name -> (params -> scores), of the network in tests/at_init/toy.py
 AT_INIT = {

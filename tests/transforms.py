@@ -1,5 +1,7 @@
 """What the contract and the golden tests share: tiny params and every mask transform."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,12 @@ def neurons(params):
     return jp.analyze(network, params, jax.ShapeDtypeStruct((1, 16), params["temperature"].dtype))
 
 
+def rewound(params, transform):
+    """A transform that is told of the weights at a rewind step, as by `tickets.next_phase`."""
+    early = jax.tree.map(lambda w: 0.5 * w + 0.1, params)
+    return transform._replace(update=functools.partial(transform.update, rewind_to=early))
+
+
 # name -> params -> mask transform
 TRANSFORMS = {
     "gradual_uniform": lambda p: jp.every(2, jp.prune(jp.magnitude, jp.uniform, ramp())),
@@ -92,6 +100,7 @@ TRANSFORMS = {
         jax.random.key(4), 0.7, jp.allocation.like(jp.magnitude(jp.kernels(p)))
     ),
     "sap": lambda p: jp.every(2, jp.sap(1, 2)),
+    "ap": lambda p: jp.every(2, rewound(p, jp.tickets.ap(ramp(), 0.5))),
     "set": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, fading())),
     "set_two_sided": lambda p: jp.every(2, jp.set(jax.random.key(5), 0.7, 0.3, two_sided=True)),
     "rigl": lambda p: jp.every(2, jp.rigl(jax.random.key(6), 0.7, fading(), jp.uniform), stop=5),

@@ -7,7 +7,7 @@ Paths: `lerp`, `loss_along`, `instability`, `bezier`, `fit_curve`. Copies traine
 `hessian_trace`, `hessian_diagonal`, `hessian_eigenvalues`, `hessian_spectrum` (a `Spectrum`),
 `spectral_density`. The mean of a loss over batches: `over_batches`. Alignment: `match_weights` and
 `permute`, by the coupling that `jp.analyze(fn, params, x).coupling()` finds. Curves over sparsity:
-`drop_point` (a `DropPoint`).
+`drop_point` (a `DropPoint`). Units that give zero: `dead_relus` (two rates, a `DeadRelus`).
 """
 
 from jaxprune.analysis.alignment import match_weights as match_weights
@@ -18,6 +18,8 @@ from jaxprune.analysis.connectivity import lerp as lerp
 from jaxprune.analysis.connectivity import loss_along as loss_along
 from jaxprune.analysis.curves import bezier as bezier
 from jaxprune.analysis.curves import fit_curve as fit_curve
+from jaxprune.analysis.dead_relus import DeadRelus as DeadRelus
+from jaxprune.analysis.dead_relus import dead_relus as dead_relus
 from jaxprune.analysis.directions import random_direction as random_direction
 from jaxprune.analysis.drops import DropPoint as DropPoint
 from jaxprune.analysis.drops import drop_point as drop_point

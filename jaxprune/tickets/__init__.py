@@ -1,12 +1,15 @@
 """Lottery tickets: prune what is left, rewind, train again, phase after phase.
 
-`iterative` runs the phases. `next_phase` makes one of them, a `Phase`. `rate`, `sparsities` and
+`iterative` runs the phases. `next_phase` makes one of them, a `Phase`. `ap` prunes by magnitude and
+a little by the score `activating`, which makes more units active. `rate`, `sparsities` and
 `schedule` split a sparsity into equal phases, and `sparsity_after` is the way back; `pq_index` is
 the measure that `jp.sap` prunes by. Learning rates of retraining: `ft`, `lrr`, `slr`, `clr`, `llr`,
 `allr`. Controls: `shuffle` the masks, `reinitialize` the weights.
 """
 
 from jaxprune.methods.sap import pq_index as pq_index
+from jaxprune.tickets.ap import activating as activating
+from jaxprune.tickets.ap import ap as ap
 from jaxprune.tickets.controls import reinitialize as reinitialize
 from jaxprune.tickets.controls import shuffle as shuffle
 from jaxprune.tickets.phases import Phase as Phase

@@ -141,7 +141,8 @@ def next_phase(
     """Prunes trained `params`, and rewinds the rest: a phase without its training.
 
     Args:
-      transform: prunes; `number` is its step, so that its schedules count phases.
+      transform: prunes; `number` is its step, so that its schedules count phases. It is also given
+        `rewind_to=`, for `ap`.
       state: of the transform, from `transform.init(params)` or the phase before.
       params: as trained.
       number: int32 scalar, which phase, from 0; may be traced: all phases are one program.
@@ -150,7 +151,9 @@ def next_phase(
         training may donate them.
     """
     number = jnp.asarray(number, jnp.int32)
-    new = transform.update(state, params, grads=None, step=number, opt_state=None)
+    new = transform.update(
+        state, params, grads=None, step=number, opt_state=None, rewind_to=rewind_to
+    )
     before, after = (_n_kept(masks) for masks in (state.masks, new.masks))
     # a copy, since training may donate it
     start = copied(apply_masks(params if rewind_to is None else rewind_to, new.masks))

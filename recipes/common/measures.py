@@ -125,6 +125,18 @@ def accuracy(module: Any, split: Split, batch_size: int = 250) -> Accuracy:
     return lambda variables: np.asarray(right(variables, batches)) / split.labels.size
 
 
+def dead_rate(module: nn.Module, images: np.ndarray) -> Accuracy:
+    """A function from the variables of a stack to their dynamic dead rate (lanes,) on `images`."""
+    batch = jax.device_put(images)
+
+    @jax.jit
+    @jax.vmap
+    def rate(variables):
+        return jp.analysis.dead_relus(module.apply, variables, batch).dynamic
+
+    return lambda variables: np.asarray(rate(variables))
+
+
 def recalibrated(
     measure: Measure, module: nn.Module, train: Split, batch_size: int, examples: int = 2000
 ) -> Measure:

@@ -19,22 +19,28 @@ from recipes.common.report import Picture, Writeup
 if TYPE_CHECKING:
     from recipes.tickets import Config, Study
 
-REWINDING = ("ltr", "sap")  # the weights go back to those of the rewind step
+REWINDING = ("ltr", "sap", "ap")  # the weights go back to those of the rewind step
 RETRAINING = ("lrr", "ft", "slr", "clr", "llr", "allr")  # the weights stay, by these rates
-METHODS = ("ltr", *RETRAINING, "sap")
+METHODS = ("ltr", *RETRAINING, "sap", "ap")
 CONTROLS = ("reinit", "random")  # of ltr
 PICTURE, LAYERS = "plots/tickets.png", "plots/layers.png"
-INDEX = "plots/pq_index.png"
+INDEX, DEAD = "plots/pq_index.png", "plots/dead.png"
 MOST_WITH_SPREAD = 4  # arms: there is no room for more on 80 columns
 
 Records = Sequence[dict[str, Any]]  # the lines of metrics.jsonl, one a phase
 
 
 def of_end(
-    end: End, test: Accuracy, norms: tuple[float, float], measure: shift.Measure | None = None
+    end: End,
+    test: Accuracy,
+    norms: tuple[float, float],
+    measure: shift.Measure | None = None,
+    dead_rate: Accuracy | None = None,
 ) -> dict[str, Any]:
     """An arm's part of a line of metrics.jsonl; lists are over replicates."""
-    under_shift = {"shift": shift.lists(measure(end.early.variables))} if measure else {}
+    more = {"shift": shift.lists(measure(end.early.variables))} if measure else {}
+    if dead_rate:
+        more["dead_rate"] = dead_rate(end.early.variables).tolist()
     return {
         "kept_weights": report.kept_weights(end.network.masks)[0].tolist(),
         "empty_layers": dead.empty_layers(end.network.masks),
@@ -43,7 +49,7 @@ def of_end(
         "test_accuracy": test(end.early.variables).tolist(),
         "end_test_accuracy": test(end.network.variables).tolist(),
         "pq_index": _indices(end.network, norms),
-        **under_shift,
+        **more,
     }
 
 
@@ -104,13 +110,13 @@ def write(
 
 def of_phase(numbers: Mapping[str, Any], phase: int, weights: int, chance: float) -> dict[str, Any]:
     """The numbers of an arm in a phase; `weights` may be pruned."""
-    keys = ("end_test_accuracy", "validation_accuracy", "early_step", "pq_index")
+    keys = ("end_test_accuracy", "validation_accuracy", "early_step", "pq_index", "dead_rate")
     return {
         "phase": phase,
         "weights_left": float(np.mean(numbers["kept_weights"]) / weights),
         "kept_weights": numbers["kept_weights"],
         "test_accuracy": report.accuracy(numbers["test_accuracy"], chance, numbers["empty_layers"]),
-        **{key: report.over_seeds(numbers[key]) for key in keys},
+        **{key: report.over_seeds(numbers[key]) for key in keys if key in numbers},
     }
 
 
@@ -128,26 +134,31 @@ def pictures(
     config: Config, records: Records, ends: Mapping[str, End], weights: int
 ) -> dict[str, Picture]:
     """The figures, by their path below the folder of the run."""
-    curves = {
-        arm: (
-            [np.mean(r[arm]["kept_weights"]) / weights for r in records[1:]],
-            np.array([r[arm]["test_accuracy"] for r in records[1:]]),
-        )
-        for arm in config.method
-    }
+
+    def curves(key: str) -> dict[str, style.Curve]:
+        return {
+            arm: (
+                [np.mean(r[arm]["kept_weights"]) / weights for r in records[1:]],
+                np.array([r[arm][key] for r in records[1:]]),
+            )
+            for arm in config.method
+        }
+
+    dense = lambda key: np.array(records[0]["dense"][key])
+    drawn = style.looks(["dense", *config.method])
     density = {
         arm: report.layer_density(ends[arm].network.masks)
         for arm in config.method
         if arm in METHODS
     }
-    return {
+    made = {
         PICTURE: Picture(
-            left.weights_left(curves, np.array(records[0]["dense"]["test_accuracy"])),
+            left.weights_left(curves("test_accuracy"), dense("test_accuracy")),
             "Means over replicates; bands from the worst to the best; the grey band is that of "
             "the dense networks.",
         ),
         LAYERS: Picture(
-            style.layer_density(density, style.looks(["dense", *config.method])),
+            style.layer_density(density, drawn),
             "Weights kept in each layer after the last phase: mean and standard deviation over "
             "replicates. Controls keep as many as ltr.",
         ),
@@ -159,6 +170,13 @@ def pictures(
         ),
         **shift.pictures(under_shift(records)),
     }
+    if "dead_rate" in records[0]["dense"]:
+        made[DEAD] = Picture(
+            left.rates(curves("dead_rate"), dense("dead_rate"), drawn),
+            "The dynamic dead rate: of the units with ReLU, how many give zero for an example of "
+            "the test data. Means over replicates; bands from the lowest to the highest.",
+        )
+    return made
 
 
 def indices(records: Records, arms: Sequence[str]) -> dict[str, np.ndarray]:

@@ -280,6 +280,8 @@ MISTAKES = {
         "--sparsity 1": "--sparsity must be in (0, 1), got 1",
         "--rate 20": "--rate must be in (0, 1), got 20 (a fraction: did you mean 0.2?)",
         "--phases 0": "--phases must be at least 1, got 0",
+        "--ap-share 2": "--ap-share must be in [0, 1], got 2",
+        "--method ap --model vit": "--method ap counts units with ReLU, and --model vit has none",
         "--rewind -1": "--rewind must be at least 0, got -1",
         "--steps 50 --rewind 50": "--rewind 50: the first training has 50 steps, and weights are",
         "--retrain-steps 0": "--retrain-steps must be at least 1, got 0",

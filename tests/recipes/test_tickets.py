@@ -82,7 +82,7 @@ def test_the_summary_says_down_to_where_an_arm_keeps_up(finished):
     summary = finished.summary
     assert summary["prunable_weights"] == WEIGHTS
     assert summary["phase_steps"] == {
-        arm: 9 if arm in ("ltr", "sap", "random") else 12 for arm in ARMS
+        arm: 9 if arm in ("ltr", "sap", "ap", "random") else 12 for arm in ARMS
     }
     assert [n["phase"] for n in summary["arms"]["ltr"]] == [1, 2, 3]
     found = [

@@ -155,6 +155,14 @@ CASES = {
             ({"when": {"phase": 1}}, {"call": 2}),
         ),
         Case(
+            "gmp_soup",
+            "--seeds 2 --children 2 --steps 8 --log-every 2 --prunes 2 --begin 0.25 --end 0.75"
+            " --sparsity 0.5 --train-examples 256 --batch-size 32 --width 0.25 --vary init",
+            "averages",
+            ("| soup |", "| alone |", "| dense soup |", "| step 6 to 50 % |"),
+            ({"when": {"step": 2}}, {"call": 2}),
+        ),
+        Case(
             "distill",
             "--seeds 2 --iterations 12 --log-every 4 --steps 8 --real-batch 16 --width 0.25"
             " --images-per-class 2 --network-steps 2",

@@ -113,6 +113,7 @@ PROGRAMS = {
     "one_shot": [1, 1, 1, *[2] * 6],  # a repair
     "stability": [3, 4, 4],
     "soup": [1, 2, 2],
+    "gmp_soup": [1, 1, 1],
     "quantize": [2, 2, 3, 4],  # training to 2:4 has its program
     "intrinsic": [1, 2, 2],  # one for all dimensions
     "sharing": [5, 5, 5],  # what is pruned at first shares one

@@ -44,6 +44,16 @@ MISTAKES = {
         "--recover 21 --steps 20": "--prunes 8 and --recover 21 do not fit into 20 steps",
         "--allocation lamp": "unknown --allocation 'lamp'; choose one of global, erk, uniform",
     },
+    "gmp_soup": {
+        "--sparsity 95": "--sparsity must be in [0, 1), got 95 (a fraction: did you mean 0.95?)",
+        "--children 1": "--children must be at least 2, got 1",
+        "--prunes 0": "--prunes must be at least 1, got 0",
+        "--begin 0.5 --end 0.4": "--end must be in (0.5, 1), got 0.4",
+        "--end 1": "--end must be in (0.2, 1), got 1",
+        "--vary length": "unknown --vary 'length'; choose one of order, init",
+        "--steps 10": "--prunes 8: between any two prunes, before the first and after the last",
+        "--model conv --norm batch": "--norm batch has running statistics, which no average has",
+    },
     "small_dense": {
         "--sparsity 0": "--sparsity must be in (0, 1), got 0",
         "--sparsity 90": "--sparsity must be in (0, 1), got 90 (a fraction: did you mean 0.9?)",

@@ -54,6 +54,7 @@ from jaxprune.methods.set import set as set
 from jaxprune.methods.static import static as static
 
 # dense weights, sparse network
+from jaxprune.methods.bip import bip as bip
 from jaxprune.methods.dpf import dpf as dpf
 from jaxprune.methods.top_kast import top_kast as top_kast
 

@@ -5,7 +5,7 @@ on the same batches. Writes a folder that reproduces itself.
 
 References: Mocanu et al., 2018 (SET); Evci et al., 2020 (RigL); Liu et al., 2021 (ITOP; GraNet);
 Jayakumar et al., 2020 (Top-KAST); Lin et al., 2020 (DPF); Zhu and Gupta, 2017 (GMP); Wang et al.,
-2023 (ISS).
+2023 (ISS); Zhang et al., 2022 (BiP).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from recipes.common.report import Picture
 from recipes.gmp import pruning_steps
 
 CHURN = "plots/churn.png"
-METHODS = ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf", "iss")
+METHODS = ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf", "iss", "bip")
 ALLOCATIONS = {"erk": jp.erk, "er": jp.er, "uniform": jp.uniform}
-DENSE_COPIES = dict.fromkeys(("top_kast", "dpf"), Weights.DENSE_COPY)
+DENSE_COPIES = dict.fromkeys(("top_kast", "dpf", "bip"), Weights.DENSE_COPY)
 TOP_KAST_DECAY = 1e-4
 # Weights outside the network learn, and drift until they are next compared with those inside: so
-# these methods update more often. DPF as its authors; Top-KAST less often than its paper.
-EVERY = {"top_kast": 5, "dpf": 16}
+# these methods update more often. DPF and BiP as their authors; Top-KAST less often than its paper.
+EVERY = {"top_kast": 5, "dpf": 16, "bip": 1}
 EVERY_ELSE = 50
 
 
@@ -51,20 +51,20 @@ class Config(settings.Settings):
     allocation: Annotated[
         str | None,
         flags.choice(ALLOCATIONS),
-        flags.default("erk; top_kast, iss uniform; gmp, dpf one threshold for all layers"),
+        flags.default("erk; top_kast, iss uniform; gmp, dpf, bip one threshold for all layers"),
     ] = None
     """The sparsity of each layer, for every method."""
     every: Annotated[
-        int | None, flags.at_least(1), flags.default("50; top_kast 5; dpf 16, as published")
+        int | None, flags.at_least(1), flags.default("50; top_kast 5; dpf 16, bip 1, as published")
     ] = None
     """Steps between updates of the masks. set rewires as often as rigl, as little and as long, so
     that they differ only in what grows. The paper of set rewires 30 % after each epoch, to the
     last."""
     begin: flags.Fraction = 0.1
-    """gmp, dpf: when pruning begins, as a fraction of the steps."""
+    """gmp, dpf, bip: when pruning begins, as a fraction of the steps."""
     end: Annotated[float, flags.within("(begin, 1]")] = 0.75
     """set, rigl: when rewiring ends; gmp, dpf: when the final sparsity is reached; iss: when the
-    weights that shrink are pruned."""
+    weights that shrink are pruned; bip: when the masks stop to learn."""
     fraction: Annotated[
         float | None, flags.within("[0, 1]"), flags.default("set, rigl 0.3; granet 0.5")
     ] = None
@@ -79,6 +79,10 @@ class Config(settings.Settings):
     """top_kast: the fraction of weights that are not trained."""
     shrink: Annotated[float, flags.within("[0, 1]")] = 0.95
     """iss: what a step leaves of each of the smallest weights; 0 is hard thresholding."""
+    mask_rate: flags.NotNegative = 1.0
+    """bip: the learning rate of the scores, by SGD with momentum 0.9; 0 is one-shot magnitude."""
+    gamma: flags.Positive = 1.0
+    """bip: the strength of the penalty on the weights, as the gradient of the scores has it."""
     replace_step: bool = False
     """An update of the masks takes the place of the optimizer's step, as in RigL's code."""
 
@@ -141,6 +145,11 @@ def optimizers(
         cut = jp.itop(jp.prune(jp.magnitude, how, sparsity))
         return jp.sparsify(shrinking, jp.every(1, cut, end, end))
 
+    def bip(key: jax.Array) -> optax.GradientTransformation:
+        scores = optax.sgd(config.mask_rate, 0.9)
+        masks = jp.itop(jp.bip(sparsity, scores, config.gamma, allocation["bip"]))
+        return jp.train_only(dense, jp.every(often["bip"], masks, begin, end))
+
     return {
         "static": lambda key: sparsified(jp.static(key, sparsity, allocation["static"])),
         "set": lambda key: sparsified(jp.set(key, sparsity, rewired, allocation["set"]), stop=end),
@@ -154,6 +163,7 @@ def optimizers(
         "top_kast": top_kast,
         "dpf": dpf,
         "iss": iss,
+        "bip": bip,
     }
 
 
@@ -162,13 +172,13 @@ def allocations(config: Config) -> dict[str, Any]:
     if config.allocation is not None:
         return dict.fromkeys(METHODS, ALLOCATIONS[config.allocation])
     of_all, of_each = jp.global_threshold, jp.uniform
-    own = dict.fromkeys(("gmp", "dpf"), of_all)
+    own = dict.fromkeys(("gmp", "dpf", "bip"), of_all)
     return dict.fromkeys(METHODS, jp.erk) | own | dict.fromkeys(("top_kast", "iss"), of_each)
 
 
 def check_layers(config: Config, module: nn.Module, dataset: Dataset) -> None:
     """Raises `RecipeError` if a layer would keep no weight; random starts check it themselves."""
-    for method in ("gmp", "top_kast", "dpf", "iss"):
+    for method in ("gmp", "top_kast", "dpf", "iss", "bip"):
         allocation = allocations(config)[method]
         if method in config.method and allocation is not jp.global_threshold:
 

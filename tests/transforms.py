@@ -119,5 +119,8 @@ DENSE_WEIGHTS = {
     "top_kast": lambda p, inner: jp.train_only(
         optax.chain(jp.dynamic.top_kast_decay(0.5), inner), jp.every(2, jp.top_kast(0.8, 0.5))
     ),
+    "bip": lambda p, inner: jp.train_only(
+        inner, jp.every(2, jp.bip(0.7, optax.sgd(0.5, 0.9)), start=2)
+    ),
     "freeze_fixed": lambda p, inner: jp.train_only(inner, jp.fixed(ticket(p))),
 }

@@ -85,8 +85,8 @@ def train_only(
     the transform has masks `trained`, as in `top_kast`, these say which weights are trained.
 
     The masks are updated first, as in `sparsify`. The masks of a transform that compares dense
-    weights (`top_kast`, `dpf`) are updated after the optimizer has stepped, as in `keep_dense`: the
-    masks in the state are made from the weights of the next forward pass.
+    weights (`top_kast`, `dpf`, `bip`) are updated after the optimizer has stepped, as in
+    `keep_dense`: the masks in the state are made from the weights of the next forward pass.
 
     `inner` receives `mask_state=` beside all extra arguments.
 

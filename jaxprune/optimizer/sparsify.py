@@ -77,7 +77,7 @@ def sparsify(
       TypeError: if `inner` is no optimizer or `transform` no mask transform.
       ValueError: if updates replace steps and `transform` has no cadence; (in update) if `params`
         is missing; (in init) if `inner` already has masks, or `transform` needs weights that stay
-        dense (`dpf`, `top_kast`).
+        dense (`dpf`, `top_kast`, `bip`).
 
     >>> import jax.numpy as jnp, optax, jaxprune as jp
     >>> params = {'kernel': jnp.array([[3., -1.], [2., -4.]])}
@@ -101,8 +101,8 @@ def sparsify(
         if ranking := ranks_dense_weights(state.mask_state):
             raise ValueError(
                 f"sparsify zeroes pruned weights, and a transform with a {kind_of(ranking)} "
-                "compares weights that stay dense: give dpf to keep_dense, and top_kast to "
-                "train_only."
+                "compares weights that stay dense: give dpf to keep_dense, and top_kast or "
+                "bip to train_only."
             )
         return state
 
@@ -138,7 +138,7 @@ def track_masks(transform: MaskTransform) -> optax.GradientTransformationExtraAr
     Raises:
       TypeError: if `transform` is no mask transform.
       ValueError: (in update) if `params` is missing; (in init) if `transform` compares weights that
-        stay dense (`dpf`, `top_kast`).
+        stay dense (`dpf`, `top_kast`, `bip`).
     """
     check_kinds("track_masks", optax.identity(), transform)
 
@@ -149,8 +149,8 @@ def track_masks(transform: MaskTransform) -> optax.GradientTransformationExtraAr
                 "track_masks updates masks before the optimizer steps, and a transform with a "
                 f"{kind_of(ranking)} reads the weights after it: its masks would be a step late. "
                 "Write keep_dense(optax.sgd(0.1), dpf(0.9)) in place of "
-                "optax.chain(track_masks(dpf(0.9)), optax.sgd(0.1)), and give top_kast to "
-                "train_only."
+                "optax.chain(track_masks(dpf(0.9)), optax.sgd(0.1)), and give top_kast or "
+                "bip to train_only."
             )
         return TrackMasksState(jnp.zeros((), jnp.int32), mask_state)
 

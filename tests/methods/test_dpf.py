@@ -69,14 +69,15 @@ def test_patterns():
         jp.once(jp.dpf(0.5)),
         jp.chain(jp.itop(jp.dpf(0.5))),
         jp.top_kast(0.9, 0.8),
+        jp.bip(0.5, optax.sgd(0.1)),
     ],
-    ids=["dpf", "every", "once", "chain", "top_kast"],
+    ids=["dpf", "every", "once", "chain", "top_kast", "bip"],
 )
 def test_sparsify_refuses_what_ranks_dense_weights(transform):
     params = {"kernel": jnp.ones((4, 4))}
     with pytest.raises(ValueError, match="compares weights that stay dense") as error:
         jp.sparsify(optax.sgd(0.1), transform).init(params)
-    assert "dpf to keep_dense, and top_kast to train_only" in str(error.value)
+    assert "dpf to keep_dense, and top_kast or bip to train_only" in str(error.value)
 
 
 @pytest.mark.parametrize("sparsity", [1.0, -0.1, optax.constant_schedule(1.0)])

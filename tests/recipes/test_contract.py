@@ -100,7 +100,7 @@ PROGRAMS = {
     "gmp": [2, 2, 2],
     "small_dense": [3, 3, 3],
     "plasticity": [1, 2, 2],  # one for all copies
-    "dynamic": [9, 9, 9],
+    "dynamic": [10, 10, 10],
     "random_erk": [7, 7, 7],
     "allocations": [1, 1, 1],
     # masks move without another program; the arrays of gradual pruning become smaller

@@ -34,7 +34,7 @@ def test_masks_move_as_the_method_says(finished):
         assert first[method]["sparsity"] == pytest.approx([0.9, 0.9], abs=1e-4)
     for method in ("gmp", "dpf", "granet", "iss"):
         assert first[method]["sparsity"][0] < 0.9
-    for method in ("gmp", "dpf", "granet", "iss"):
+    for method in ("gmp", "dpf", "granet", "iss", "bip"):
         assert last[method]["ever_active"] == [1, 1]
     for record in records:
         assert record["static"]["overlap_first"] == record["static"]["overlap_previous"] == [1, 1]
@@ -47,7 +47,7 @@ def test_masks_move_as_the_method_says(finished):
 
 @pytest.mark.full
 def test_two_seeds_have_different_masks(finished):
-    for method in ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf", "iss"):
+    for method in ("static", "set", "rigl", "granet", "gmp", "top_kast", "dpf", "iss", "bip"):
         _, _, masks = finished.model(method)
         mask = masks["Dense_1"]["kernel"]
         assert (mask[0] != mask[1]).any()

@@ -75,6 +75,7 @@ MISTAKES = {
         "--backward-sparsity 0.99": "--backward-sparsity must be in [0, 0.95], got 0.99",
         "--begin 0.5 --end 0.4": "--end must be in (0.5, 1], got 0.4",
         "--every 0": "--every must be at least 1, got 0",
+        "--gamma 0": "--gamma must be in (0, inf), got 0",
         "--shrink 1.5": "--shrink must be in [0, 1], got 1.5",
         "--width 0": "--width must be in (0, 100], got 0",
         "--allocation global": "unknown --allocation 'global'; choose one of erk, er, uniform",

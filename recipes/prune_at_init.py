@@ -6,8 +6,9 @@ two controls: its masks shuffled within layers, and other weights under its mask
 that reproduces itself. Test data choose nothing: every number is measured at the last step.
 
 References: Lee et al., 2019 (SNIP); Wang et al., 2020 (GraSP); Tanaka et al., 2020 (SynFlow);
-de Jorge et al., 2021 (FORCE, iterative SNIP); Liu et al., 2022 (random, ERK); Frankle et al., 2021,
-Pruning Neural Networks at Initialization: Why Are We Missing the Mark? (the controls).
+de Jorge et al., 2021 (FORCE, iterative SNIP); Liu et al., 2022 (random, ERK); Farahani, 2024
+(random search); Frankle et al., 2021, Pruning Neural Networks at Initialization: Why Are We Missing
+the Mark? (the controls).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from recipes.reports.prune_at_init import (
     pictures_of,
 )
 
-METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random")
+METHODS = ("snip", "grasp", "synflow", "force", "iter_snip", "magnitude", "random", "random_search")
 ROUNDS = {"synflow": 100, "force": 60, "iter_snip": 60}
 PER_CLASS = {"grasp": 25}  # examples of each class, as its authors take
 EXAMPLES = 10  # of each class, for the other methods
@@ -75,7 +76,10 @@ class Config(settings.Settings):
         flags.at_least(1),
         flags.default("grasp 25, as in its authors' code; the others 10"),
     ] = None
-    """snip, grasp, force, iter_snip: training examples of each class that a seed's masks see."""
+    """snip, grasp, force, iter_snip, random_search: training examples of each class that a seed's
+    masks see."""
+    candidates: flags.Count = 100
+    """random_search: the number of random masks, of which the one with the lowest loss trains."""
 
 
 # --- the methods ----------------------------------------------------------------------------------
@@ -92,7 +96,7 @@ def arms(config: Config, dataset: Dataset, steps: int) -> dict[str, Arm]:
     for method in config.method:
         of_each = config.per_class or PER_CLASS.get(method, EXAMPLES)
         rows = partial(balanced_rows, labels=labels, classes=classes, of_each=of_each)
-        make[method] = maker(masks_of(method, module, rows, config.rounds))
+        make[method] = maker(masks_of(method, module, rows, config.rounds, config.candidates))
     draw = redraw(module, dataset.train.images)
 
     def start(kind: Kind, keys: jax.Array, params: Any) -> tuple[Any, Any]:
@@ -114,6 +118,7 @@ def masks_of(
     module: nn.Module,
     rows: Callable[[jax.Array], jax.Array],
     rounds: int | None = None,
+    candidates: int = 1,
 ) -> MasksOf:
     """One of `METHODS`, as a function of one seed; `rows` draws the examples that it sees.
 
@@ -135,6 +140,8 @@ def masks_of(
                 return jp.at_init.iter_snip(loss, params, sparsity, rounds)
             case "random":
                 return jp.select(jp.random(key)(jp.kernels(params)), jp.erk, sparsity)
+            case "random_search":
+                return jp.at_init.random_search(key, loss, params, sparsity, candidates)
             case "magnitude":
                 scores = jp.magnitude(jp.kernels(params))
             case "snip":

@@ -31,7 +31,7 @@ class Case(NamedTuple):
 
 
 AT_STEP_4 = ({"when": {"step": 4}},)
-INIT = f"{SHORT} --rounds 3 --per-class 5"
+INIT = f"{SHORT} --rounds 3 --per-class 5 --candidates 3"
 
 CASES = {
     case.recipe: case

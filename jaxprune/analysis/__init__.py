@@ -8,6 +8,7 @@ Paths: `lerp`, `loss_along`, `instability`, `bezier`, `fit_curve`. Copies traine
 `spectral_density`. The mean of a loss over batches: `over_batches`. Alignment: `match_weights` and
 `permute`, by the coupling that `jp.analyze(fn, params, x).coupling()` finds. Curves over sparsity:
 `drop_point` (a `DropPoint`). Units that give zero: `dead_relus` (two rates, a `DeadRelus`).
+Inputs that matter: `input_strength`.
 """
 
 from jaxprune.analysis.alignment import match_weights as match_weights
@@ -38,4 +39,5 @@ from jaxprune.analysis.planes import plane as plane
 from jaxprune.analysis.planes import plane_through as plane_through
 from jaxprune.analysis.stability import fork as fork
 from jaxprune.analysis.stability import instability_at as instability_at
+from jaxprune.analysis.strength import input_strength as input_strength
 from jaxprune.losses import over_batches as over_batches

@@ -238,6 +238,14 @@ CASES = {
             ({"when": {"method": "slicing"}},),
         ),
         Case(
+            "select_features",
+            "--seeds 2 --steps 12 --log-every 4 --hidden 16 --every 4 --train-examples 256"
+            " --batch-size 32",
+            "chosen",
+            ("| set |", "| dense |", "| variance |", "| random |"),
+            ({"when": {"method": "set"}}, {"call": 1}),
+        ),
+        Case(
             "codesign",
             "--seeds 2 --steps 6 --log-every 3 --population 3 --generations 2 --rounds 2"
             " --widths 4 8 --depth 2 --bits 4 --batch-size 32 --train-examples 256",

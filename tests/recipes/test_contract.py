@@ -118,6 +118,7 @@ PROGRAMS = {
     "intrinsic": [1, 2, 2],  # one for all dimensions
     "sharing": [5, 5, 5],  # what is pruned at first shares one
     "codesign": [1, 1, 3, 3],  # the search has one, stage 2 one for each number of bits
+    "select_features": [1, 2, 2, 2],
     "tickets": [1, 2, 2, 2],
     "structured": [1, 2, 2],
     "distill_pruned": [1, 2],

@@ -276,6 +276,12 @@ MISTAKES = {
         "--pattern 1:4": "unknown --pattern '1:4'; choose one of none, 2:4",
         "--tune 0": "--tune must be in (0, 100], got 0",
     },
+    "select_features": {
+        "--features 65": "--features 65 is more than all 64 inputs",
+        "--method pca": "unknown --method 'pca'; choose one of set, dense, variance, random",
+        "--noise -1": "--noise must be in [0, inf), got -1",
+        "--sparsity 90": "--sparsity must be in [0, 1), got 90",
+    },
     "codesign": {
         "--rates 0.01 0.001": "--rates are the lowest and the highest, above 0, got 0.01 0.001",
         "--bits 32": "--bits must be at most 16, got 32",

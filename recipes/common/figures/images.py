@@ -46,6 +46,19 @@ def over_time(sets: Mapping[int, np.ndarray], mean: np.ndarray, std: np.ndarray)
     return figure.png
 
 
+def chosen(maps: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """PNG of a map of each method and of the pixels that it chooses: (h, w), and bool (h, w)."""
+    with canvas(1.9 * len(maps), 2.2, layout="compressed", grid=False) as figure:
+        several = figure.subplots(1, len(maps), squeeze=False)[0]
+        for axes, (method, (values, mask)) in zip(several, maps.items(), strict=True):
+            axes.imshow(values, cmap="gray")
+            rows, columns = np.nonzero(mask)
+            size = 200 / max(mask.shape)
+            axes.scatter(columns, rows, s=size, color=COLORS[1], linewidths=0)
+            axes.set(title=method, xticks=[], yticks=[])
+    return figure.png
+
+
 def loss(steps: Sequence[int], values: np.ndarray) -> bytes:
     """PNG of a loss over steps, values (points, seeds)."""
     with canvas(5.0, 2.6) as figure:

@@ -7,10 +7,11 @@ params. It is a pair of pure functions, `init` and `apply`. `size_of` counts wha
 numbers and in bits: a `Size`. `soft_threshold` learns a threshold for each layer beside the weights
 (a `SoftThreshold`), and `weight_gates` a gate for each weight (`WeightGates`). `lora`,
 `masked_lora` and `scaled_lora` learn low-rank `Adapters` of kernels that do not move; the latter
-two keep the zeros of pruned params. `sr_ste`, `decayed_flow` and `stepwise_flow` use N of M of
-`DenseWeights`, which all learn; the frames of the last are `halving` or `geometric`. `bdwp` is no
-pair but another function of the same params: N of M in the backward pass too. It stands on
-`backward_weights`, which gives the products of any function other weights in the backward pass.
+two keep the zeros of pruned params. In `doped` the kernels learn too, and are sparse. `sr_ste`,
+`decayed_flow` and `stepwise_flow` use N of M of `DenseWeights`, which all learn; the frames of the
+last are `halving` or `geometric`. `bdwp` is no pair but another function of the same params: N of M
+in the backward pass too. It stands on `backward_weights`, which gives the products of any function
+other weights in the backward pass.
 `fake_quantization` uses `FloatWeights` on uniform grids, and `lsq` also learns the steps of the
 grids (`LearnedSteps`); `quantized_size` counts their bits. `fake_quantize` is for the inputs of
 layers. In `learned_levels` all `Levels` learn.
@@ -34,6 +35,7 @@ from jaxprune.reparam.coded_size import coded_size as coded_size
 from jaxprune.reparam.codes import codebook_size as codebook_size
 from jaxprune.reparam.codes import codes as codes
 from jaxprune.reparam.decayed_flow import decayed_flow as decayed_flow
+from jaxprune.reparam.doped import doped as doped
 from jaxprune.reparam.fake_quantization import FloatWeights as FloatWeights
 from jaxprune.reparam.fake_quantization import fake_quantization as fake_quantization
 from jaxprune.reparam.fake_quantization import quantized_size as quantized_size

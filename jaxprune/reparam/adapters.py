@@ -1,4 +1,4 @@
-"""What low-rank adapters have in common: two factors beside each kernel, which does not move."""
+"""What low-rank adapters have in common: two factors beside each kernel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Adapters(NamedTuple):
     """What an optimizer trains.
 
     Attributes:
-      weights: the params. Kernels with adapters have no gradient; all others train.
+      weights: the params. Kernels with adapters have no gradient, but in `doped`; all others train.
       down: (inputs, rank) for each such kernel, in its dtype; a window counts as inputs. None for
         other leaves.
       up: (rank, outputs).
@@ -40,22 +40,25 @@ Factors = Callable[[str, jax.Array, int, int], tuple[jax.Array, jax.Array]]
 
 def adapters(
     what: str,
-    rank: int,
+    rank: int | Callable[[int, int], int],
     factors: Factors,
     used: Callable[[jax.Array, jax.Array], jax.Array],
     prunable: Callable[[Params], Params],
+    moves: bool = False,
 ) -> Reparameterization:
     """The pair of a kind of adapter.
 
     Args:
+      rank: of all kernels, or of one: (inputs, outputs) -> rank.
       factors: the first factors of a kernel.
       used: `(kernel, down @ up in the shape of the kernel) -> the kernel in use`.
+      moves: whether the kernels learn too.
 
     Raises:
       ValueError: for a rank below 1; (in init) above the inputs or outputs of a kernel, or without
         a kernel, or where inputs and outputs can't be known.
     """
-    if not is_int(rank, 1):
+    if not callable(rank) and not is_int(rank, 1):
         raise ValueError(f"{what}: rank is a whole number, at least 1; got {rank!r}.")
 
     def init(params: Params) -> Adapters:
@@ -68,9 +71,16 @@ def adapters(
             if w is None:
                 return None
             inputs, outputs = _sides(layouts[name], w.shape)
-            if rank > min(inputs, outputs):
+            r = rank(inputs, outputs) if callable(rank) else rank
+            if r < 1:
                 raise ValueError(
-                    f"{what}: rank {rank} is above that of '{name}', which has {inputs} inputs and "
+                    f"{what}: the rank of '{name}' would be {r}: it has {inputs} inputs and "
+                    f"{outputs} outputs, and the sparsity pays for no factor. Leave it out with "
+                    "prunable=jp.matching(exclude=...)."
+                )
+            if r > min(inputs, outputs):
+                raise ValueError(
+                    f"{what}: rank {r} is above that of '{name}', which has {inputs} inputs and "
                     f"{outputs} outputs. Take a lower rank, or leave it out with "
                     "prunable=jp.matching(exclude=...)."
                 )
@@ -91,7 +101,8 @@ def adapters(
             product = jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
             matrix = product.reshape(as_matrix(w, layouts[name]).shape)
             delta = from_matrix(matrix, layouts[name], w.shape)
-            return used(lax.stop_gradient(w), delta).astype(w.dtype)
+            kernel = w if moves else lax.stop_gradient(w)
+            return used(kernel, delta).astype(w.dtype)
 
         return merged(weights, map_named(of_kernel, kernels, down, up))
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
@@ -75,6 +76,25 @@ def test_what_is_learned_is_less():
     assert jp.reparam.size_of((learned.down, learned.up)).numbers == 131_072
 
 
+def test_doped_kernels_learn_under_masks_and_cost_as_much_as_dense_ones():
+    params = {"a": {"kernel": jax.random.normal(KEY, (40, 20))}, "bias": jnp.ones(3)}
+    method = jp.reparam.doped(KEY, 0.75)
+    learned = method.init(params)
+    assert learned.down["a"]["kernel"].shape == (40, 10)  # 0.75 * 800 / 60
+    tx = jp.sparsify(
+        optax.adam(0.1), jp.static(KEY, 0.75, jp.uniform, jp.matching("weights/*kernel"))
+    )
+    state = tx.init(learned)
+    loss = lambda learned: jnp.sum((method.apply(learned)["a"]["kernel"] - 1) ** 2)
+    for _ in range(3):
+        updates, state = tx.update(jax.grad(loss)(learned), state, learned)
+        learned = optax.apply_updates(learned, updates)
+    kernel, mask = learned.weights["a"]["kernel"], jp.get_masks(state).weights["a"]["kernel"]
+    assert (kernel != params["a"]["kernel"]).all() and not kernel[~mask].any()
+    assert int(mask.sum()) + jp.reparam.size_of((learned.down, learned.up)).numbers == 800
+    assert method.apply(learned)["a"]["kernel"].all()
+
+
 def test_ranks_that_cannot_be_are_told():
     for rank in (0, 2.0, True):
         with pytest.raises(ValueError, match="lora: rank is a whole number, at least 1"):
@@ -83,5 +103,7 @@ def test_ranks_that_cannot_be_are_told():
         ValueError, match="rank 3 is above that of 'kernel', which has 3 inputs and 2"
     ):
         jp.reparam.scaled_lora(3).init({"kernel": KERNEL})
+    with pytest.raises(ValueError, match="rank of 'kernel' would be 0: it has 3 inputs and 2"):
+        jp.reparam.doped(KEY, 0.5).init({"kernel": KERNEL})
     with pytest.raises(ValueError, match="masked_lora needs to know which axes of 'x/kernel'"):
         jp.reparam.masked_lora(KEY, 1).init({"x": {"kernel": jnp.ones((2, 3, 4))}})

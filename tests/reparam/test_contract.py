@@ -33,6 +33,7 @@ REPARAMETERIZATIONS = {
     "lora": partial(jp.reparam.lora, jax.random.key(3), 2, 4.0),
     "masked_lora": partial(jp.reparam.masked_lora, jax.random.key(3), 2, 4.0),
     "scaled_lora": partial(jp.reparam.scaled_lora, 2),
+    "doped": partial(jp.reparam.doped, jax.random.key(3), 0.8),
     "sr_ste": partial(jp.reparam.sr_ste, 2, 4, 1e-3),
     "decayed_flow": partial(jp.reparam.decayed_flow, 1, 4, lambda step: jnp.exp(-0.1 * step)),
     "stepwise_flow": partial(jp.reparam.stepwise_flow, 1, 4, 6),
@@ -55,7 +56,7 @@ REPARAMETERIZATIONS = {
 # `apply(init(params))` is `params`
 IDENTICAL_AT_FIRST = (
     *("soft_threshold", "hard_concrete_tested", "straight_through", "continuous_sparsification"),
-    *("lora", "masked_lora", "scaled_lora", "decayed_flow"),
+    *("lora", "masked_lora", "scaled_lora", "doped", "decayed_flow"),
     *("random_fold_whole", "random_subspace"),
 )
 NEEDS_KEY = ("hard_concrete", "bernoulli_of_inputs")
@@ -63,7 +64,7 @@ NEEDS_STEP = ("continuous_sparsification", "decayed_flow", "stepwise_flow", "geo
 # the parts of what is learned whose slope is zero at first: only decay moves the logits
 WITHOUT_SLOPE_AT_FIRST = {
     **dict.fromkeys(("soft_threshold", "hard_concrete_tested"), ("logits",)),
-    **dict.fromkeys(("lora", "masked_lora"), ("down",)),
+    **dict.fromkeys(("lora", "masked_lora", "doped"), ("down",)),
     **dict.fromkeys(("codebook", "lr2vq"), ("starts",)),
     "adadim": ("choice",),
     "fixed_point": ("words",),
@@ -83,7 +84,8 @@ GRIDS = (
     "jlcm",
     "adadim",
 )
-DENSE = ("lora", "random_subspace")  # what the network uses has other zeros than the weights
+# what the network uses has other zeros than the weights
+DENSE = ("lora", "doped", "random_subspace")
 SHARED = ("random_fold", "random_fold_whole")  # the kernels are no part of what is learned
 LOWERED = {"random_subspace": 0.97}  # by ten directions of 576
 TOGETHER = ("random_fold",)  # kernels share numbers with each other
@@ -279,7 +281,7 @@ def test_sparsify_prunes_weights_and_so_the_network(name):
 
 @every_method
 def test_what_init_did_not_make_is_refused(name):
-    what = name if name in (*ADAPTERS, *N_OF_M) else "weight_gates"
+    what = name if name in (*ADAPTERS, *N_OF_M, "doped") else "weight_gates"
     what = "soft_threshold" if name.startswith("soft") else what
     what = "stepwise_flow" if name == "geometric_flow" else what
     what = name.removesuffix("_whole") if name.startswith("random") else what

@@ -26,14 +26,13 @@ import numpy as np
 import jaxprune as jp
 from recipes.common import cli, data, flags, folder, models, settings, study, text
 from recipes.common.arms import Arm, Weights
-from recipes.common.data import Dataset, Split
+from recipes.common.data import Dataset
 from recipes.common.folder import RecipeError
 from recipes.common.models import decoder
 from recipes.gmp import gradual
 from recipes.reports import small_dense as report
 from recipes.reports.small_dense import SMALL, SPARSE, name
 
-OVERLAP = 8  # a window of training text begins every context / 8 characters
 DECODER = decoder.SIZES["tiny"]
 
 
@@ -152,15 +151,7 @@ def dataset_of(config: Config) -> Dataset:
     if config.dataset in data.DATASETS:
         return settings.dataset_of(config)
     folder.check_out(config.out, config.overwrite, config.resume)
-    read = text.load(config.dataset, config.data_dir)
-    stride = max(1, config.context // OVERLAP)
-    train = text.windows(read.train, config.context, stride)
-    train, test = (
-        Split(seen, after.astype(np.int32))
-        for seen, after in (train, text.windows(read.test, config.context, config.context))
-    )
-    train = Split(*(x[: config.train_examples] for x in train))
-    return Dataset(train, test, len(read.words), np.zeros(1), np.ones(1))
+    return text.dataset(config.dataset, config.data_dir, config.context, config.train_examples)
 
 
 main = cli.command(Config, small_dense)

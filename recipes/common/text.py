@@ -22,13 +22,14 @@ import numpy as np
 import optax
 
 from recipes.common import data, pairs
-from recipes.common.data import Split
+from recipes.common.data import Dataset, Split
 from recipes.common.folder import RecipeError, reason
 from recipes.common.pairs import Pairs
 
 DATASETS = ("names", "tiny_shakespeare")
 HELD = 0.05  # of the text, to validate on; as much to test on
 BLOCK = 32  # names that stay together
+OVERLAP = 8  # a window of training text begins every context / 8 characters
 NUMBERED = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HANGUL SYLLABLE")  # made from codes
 
 
@@ -171,6 +172,24 @@ def windows(tokens: np.ndarray, context: int, stride: int) -> Split:
     starts = np.arange(0, len(tokens) - context, stride)
     every = np.lib.stride_tricks.sliding_window_view(tokens, context + 1)[starts]
     return Split(every[:, :-1].copy(), every[:, 1:].copy())
+
+
+def dataset(
+    name: str, data_dir: Path | None, context: int, train_examples: int | None = None
+) -> Dataset:
+    """Windows of characters (n, t), labeled by the character after each (n, t), as a data set.
+
+    Windows of training text overlap, and begin every `context` / 8 characters. `train_examples`
+    takes the first ones only.
+    """
+    read = load(name, data_dir)
+    parts = ((read.train, max(1, context // OVERLAP)), (read.test, context))
+    train, test = (
+        Split(seen, after.astype(np.int32))
+        for seen, after in (windows(tokens, context, stride) for tokens, stride in parts)
+    )
+    train = Split(*(x[:train_examples] for x in train))
+    return Dataset(train, test, len(read.words), np.zeros(1), np.ones(1))
 
 
 def cross_entropy(logits: jax.Array, tokens: Any) -> jax.Array:

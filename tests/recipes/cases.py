@@ -264,6 +264,14 @@ CASES = {
             ({"when": {"step": 24}}, {"call": 1}),
         ),
         Case(
+            "layers",
+            "--seeds 2 --steps 4 --log-every 2 --blocks 3 --removed 1 2 --width 0.25"
+            " --method snip random --when init trained --train-examples 256 --batch-size 32",
+            "blocks",
+            ("| snip, trained |", "| random |", "| FLOPs | 81 % | 62 % |"),
+            ({"when": {"cell": None}}, {"call": 2}),
+        ),
+        Case(
             "structured",
             "--seeds 2 --steps 16 --retrain 0.5 --rounds 1 --score l1 random --train-examples 300"
             " --batch-size 32 --width 0.125 --log-every 8 --timings 1 --update noise",

@@ -120,6 +120,7 @@ PROGRAMS = {
     "codesign": [1, 1, 3, 3],  # the search has one, stage 2 one for each number of bits
     "select_features": [1, 2, 2, 2],
     "tickets": [1, 2, 2, 2],
+    "layers": [1, 2, 3, 3, 3, 3, 3],  # one for each depth
     "structured": [1, 2, 2],
     "distill_pruned": [1, 2],
     "relaxation": [1, 1, 1, 1, 2],  # the last stage ends with a shorter chunk

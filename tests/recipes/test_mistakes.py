@@ -54,6 +54,18 @@ MISTAKES = {
         "--steps 10": "--prunes 8: between any two prunes, before the first and after the last",
         "--model conv --norm batch": "--norm batch has running statistics, which no average has",
     },
+    "layers": {
+        "--blocks 1": "--blocks must be at least 2, got 1",
+        "--removed 0": "--removed must be at least 1, got 0",
+        "--removed 2 2": "--removed has 2 twice",
+        "--removed": "--removed needs at least one value",
+        "--removed 8": "--removed must leave a block of --blocks 8, got 8",
+        "--method l1": "unknown --method 'l1'; choose one of snip, grasp, magnitude, random",
+        "--when late": "unknown --when 'late'; choose one of init, trained",
+        "--examples 0": "--examples must be at least 1, got 0",
+        "--examples 2000": "--examples 2000 is more than all 1,437 examples",
+        "--tolerance 101": "--tolerance must be in [0, 100], got 101",
+    },
     "small_dense": {
         "--sparsity 0": "--sparsity must be in (0, 1), got 0",
         "--sparsity 90": "--sparsity must be in (0, 1), got 90 (a fraction: did you mean 0.9?)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -55,8 +56,13 @@ def of_end(
 
 def _indices(network: Network, norms: tuple[float, float]) -> list[float]:
     """The PQ index of all kept weights of each network."""
+    return np.asarray(_pq_indices(network.params, network.masks, norms)).tolist()
+
+
+@partial(jax.jit, static_argnums=2)
+def _pq_indices(params: Any, masks: Any, norms: tuple[float, float]) -> jax.Array:
     of_one = lambda params, masks: jp.tickets.pq_index(jp.kernels(params), *norms, masks)
-    return np.asarray(jax.vmap(of_one)(network.params, network.masks)).tolist()
+    return jax.vmap(of_one)(params, masks)
 
 
 def under_shift(records: Records) -> shift.Shown:

@@ -258,9 +258,9 @@ CASES = {
             "tickets",
             "--seeds 2 --steps 12 --log-every 3 --evaluations 2 --train-examples 256"
             " --batch-size 32 --phases 3 --sparsity 0.9 --rewind 3 --schedule drops"
-            f" --learning-rate 0.01 --shift --method {' '.join((*TICKETS, *CONTROLS))}",
-            "tickets layers shift pq_index dead",
-            tuple(f"\n| {arm} | " for arm in (*TICKETS, *CONTROLS, "sap keeps", "all corruptions")),
+            f" --learning-rate 0.01 --method {' '.join((*TICKETS, *CONTROLS))}",
+            "tickets layers pq_index dead",
+            tuple(f"\n| {arm} | " for arm in (*TICKETS, *CONTROLS, "sap keeps")),
             ({"when": {"step": 24}}, {"call": 1}),
         ),
         Case(

@@ -92,18 +92,24 @@ def test_the_table_has_means_over_strengths(measured):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("recipe", "arms"),
+    ("recipe", "how", "arms"),
     [
-        ("gmp", {"dense", "sparse"}),
-        ("soup", {"soup", "greedy soup", "best child", "mean child", "IMP", "IMP 3x"}),
+        ("gmp", "", {"dense", "sparse"}),
+        ("soup", "", {"soup", "greedy soup", "best child", "mean child", "IMP", "IMP 3x"}),
+        ("tickets", " --method ltr --phases 1", {"dense", "ltr"}),
     ],
 )
-def test_studies_test_under_shift(recipe, arms, tmp_path):
-    done = running.varied(recipe, "--shift", tmp_path / "run")
+def test_studies_test_under_shift(recipe, how, arms, tmp_path):
+    done = running.varied(recipe, f"--shift{how}", tmp_path / "run")
     assert set(done.summary["shift"]) == arms
-    tested = done.summary["arms"] if recipe == "gmp" else done.summary["phases"][-1]
+    told = done.summary["phases"][-1] if recipe == "soup" else done.summary
     for arm, numbers in done.summary["shift"].items():
-        own = tested[arm]["test_accuracy"] if recipe == "gmp" else tested["test_accuracy"][arm]
+        if recipe == "soup":
+            own = told["test_accuracy"][arm]
+        elif recipe == "gmp":
+            own = told["arms"][arm]["test_accuracy"]
+        else:
+            own = (told["dense"] if arm == "dense" else told["arms"][arm][-1])["test_accuracy"]
         assert numbers["clean"]["per_seed"] == pytest.approx(own["per_seed"], abs=1e-6)
     assert (done.out / shift.PICTURE).exists()
     assert "| all corruptions |" in (done.out / "report.md").read_text()

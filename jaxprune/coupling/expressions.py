@@ -86,16 +86,32 @@ def resolved(e: Expr) -> Expr:
             return e.bound
         return ONE if e.size == 1 else e
     if isinstance(e, Prod):
-        factors = _flat(map(resolved, e.factors), Prod)
+        factors = _flat(map(resolved, e.factors))
         return factors[0] if len(factors) == 1 else Prod(factors)
-    parts = tuple(part for part in _flat(map(resolved, e.parts), Sum) if size(part) != 0)
+    parts = tuple(part for part in _segments(e) if size(part) != 0)
     return parts[0] if len(parts) == 1 else Sum(parts)
 
 
-def _flat(exprs: Iterable[Expr], kind: Any) -> Axes:
-    inner = "factors" if kind is Prod else "parts"
-    nested = [getattr(e, inner) if isinstance(e, kind) and e != ONE else (e,) for e in exprs]
-    return tuple(e for each in nested for e in each if kind is Sum or e != ONE)
+def _segments(e: Sum) -> Iterator[Expr]:
+    """The resolved parts of `e` from left to right, no sum in a sum.
+
+    Without recursion: `h[:, 1:] + h[:, :-1]` binds atoms to sums as deep as h has neurons.
+    """
+    left = list(e.parts[::-1])
+    while left:
+        part = left.pop()
+        if isinstance(part, Atom) and part.bound is not None:
+            left.append(part.bound)
+        elif isinstance(part, Sum):
+            left.extend(part.parts[::-1])
+        else:
+            part = resolved(part)  # of a product, which may turn out to be a sum
+            left.extend(part.parts[::-1]) if isinstance(part, Sum) else (yield part)
+
+
+def _flat(factors: Iterable[Expr]) -> Axes:
+    nested = [e.factors if isinstance(e, Prod) else (e,) for e in factors]
+    return tuple(e for each in nested for e in each if e != ONE)
 
 
 def atoms(e: Expr) -> Iterator[Atom]:
@@ -174,6 +190,8 @@ def _unify_sums(a: Sum, b: Sum, why: str) -> None:
         if size(left[-1]) == size(right[-1]):
             unify(left.pop(), right.pop(), why)
             continue
+        if _opened(left) or _opened(right):  # parts that an earlier cut has cut
+            continue
         if not all(isinstance(size(part), int) for part in (left[-1], right[-1])):
             freeze(a, why)  # which of them ends first is not known
             freeze(b, why)
@@ -183,6 +201,16 @@ def _unify_sums(a: Sum, b: Sum, why: str) -> None:
         large, small = left.pop(), right.pop()
         left.append(Atom(size(large) - size(small)))
         unify(large, Sum((small, left[-1])), why)
+
+
+def _opened(parts: list[Expr]) -> bool:
+    """Whether the last of `parts` was a sum; if so, its parts now stand in its place."""
+    last = parts[-1]
+    while isinstance(last, Atom) and last.bound is not None:
+        last = last.bound
+    if isinstance(last, Sum):
+        parts[-1:] = last.parts[::-1]
+    return isinstance(last, Sum)
 
 
 def _cut(whole: Sum, product: Prod, why: str) -> None:

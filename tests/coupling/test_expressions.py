@@ -75,6 +75,14 @@ def test_a_bound_atom_is_refined_wherever_it_is():
     assert [list(atom.frozen) for atom in atoms(other)] == [["late"], ["late"], []]
 
 
+def test_an_axis_that_is_itself_one_entry_further_is_one_neuron_many_times():
+    n = 2000  # more than Python's stack is deep
+    first, last, body, tail = Atom(1), Atom(1), Atom(n - 1), Atom(n - 1)
+    unify(Sum((first, tail)), Sum((body, last)), "h[1:] and h[:-1] are cut from h")
+    unify(tail, body, "h[1:] + h[:-1]")
+    assert resolved(tail) == resolved(body) == Sum((ONE,) * (n - 1))
+
+
 def test_reasons_go_with_what_an_atom_becomes():
     hidden = Atom(12, "input")
     unify(hidden, row(3, 4), "")

@@ -19,11 +19,13 @@ neurons that are kept, `kept` is its inverse, and `prune` is a mask transform. S
 `output_losses` or `moment_changes`. `performance_aware` prunes group by group while a loss stays
 within its `allowances`. Gates of groups: `gate_logits`, `apply_gates`
 (`per_example` of a batch), `relaxed_cost`; `cut` removes what they close, and `required_groups`
-keep a neuron. `register_rule` teaches `jp.analyze` a primitive.
+keep a neuron; `apply_block_gates` has a gate for a block. `register_rule` teaches `jp.analyze` a
+primitive.
 """
 
 from jaxprune.coupling.structure import Structure as Structure
 from jaxprune.programs.primitives import register_rule as register_rule
+from jaxprune.structured.block_gates import apply_block_gates as apply_block_gates
 from jaxprune.structured.bops import bops as bops
 from jaxprune.structured.compact import Compact as Compact
 from jaxprune.structured.compact import shrink as shrink

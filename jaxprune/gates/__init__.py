@@ -10,8 +10,8 @@ mask transforms; their logits are ordinary params of an ordinary optimizer. Gate
 Logits: `logits`. Families, each a `Gate`: `hard_concrete`, `binary_concrete`, `gumbel_softmax`,
 `bernoulli`, `straight_through`, `continuous_sparsification` (with `rewound_logits`), `vib` (its
 `Bottleneck` by `bottleneck`, with `information` and `log_alpha`) and `n_of_m` of blocks (with
-`depth_logits` and `choices`). `bi_mask` mixes importance and sizes (`one_hot_loss`). Costs: `kept_weights`,
-`kept_flops`. A budget is met by `lagrangian` with its `multipliers`
+`depth_logits` and `choices`). `bi_mask` mixes importance and sizes (`one_hot_loss`). Costs:
+`kept_weights`, `kept_flops`. A budget is met by `lagrangian` with its `multipliers`
 (`Multipliers`). Penalties: `slimming`, `polarization`, `consensus`, `disagreement`, `ejector` (its
 strength by `cubic_ramp`). `box` keeps params in an interval, and `keep_strongest` keeps a layer
 from closing. Masks: `threshold`, `keep_at_least`, `within_budget`, then `masks`.

@@ -347,7 +347,8 @@ def phases(
     The only loop over phases. A resumed run continues after the last settled phase. All states have
     one structure; a phase without a record (None) adds no line to metrics.jsonl.
     """
-    state = journal.last(state) or state
+    saved = journal.last(state)
+    state = state if saved is None else saved  # an array has no truth
     for i in range(journal.settled, count):
         state, record = phase(i, state)
         if record is not None:

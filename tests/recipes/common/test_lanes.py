@@ -291,3 +291,8 @@ def test_phases_are_a_fold_that_goes_on():
     assert lanes.phases(later, 4, ["first"], add) == ["first", 0, 1, 2, 3]
     assert later.records == [{"phase": 2}, {"phase": 3}]
     assert lanes.phases(later, 4, ["first"], add) == ["first", 0, 1, 2, 3]  # nothing is left
+
+
+def test_the_state_of_phases_may_be_an_array():
+    add = lambda i, state: (state + i, None)
+    np.testing.assert_array_equal(lanes.phases(Kept(2, np.zeros(3)), 4, np.ones(3), add), [5, 5, 5])

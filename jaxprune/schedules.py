@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxprune.base import is_count, is_known
+from jaxprune.base import check_sparsity, is_count, is_known
 
 # The step at which a schedule is past all its transitions, 16,777,216. Every integer up to it is a
 # float32, and the int32 arithmetic of a schedule, such as `step + 1` or `100 * step`, fits there.
@@ -83,6 +83,14 @@ def check_schedule(schedule: optax.Schedule) -> None:
             "optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=...) ends at 0.9; "
             "a function of your own must level off: jnp.minimum(step / 1000, 1.0) * 0.9."
         )
+
+
+def check_sparsities(sparsity: Any, of: str = "weights") -> None:
+    """ValueError if a sparsity, or a known schedule of it at some step, is out of range."""
+    if callable(sparsity):
+        check_schedule(sparsity)
+    else:
+        check_sparsity(sparsity, of=of)
 
 
 def wrong_values(

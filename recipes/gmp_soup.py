@@ -28,7 +28,7 @@ import jaxprune as jp
 from recipes.common import cli, data, dead, flags, lanes, measures, settings
 from recipes.common.data import Dataset, Key
 from recipes.common.folder import RecipeError
-from recipes.common.journal import At, Journal, journal
+from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, State
 from recipes.common.report import kept_weights
 from recipes.reports import gmp_soup as report
@@ -130,14 +130,8 @@ def one_phase(s: Study, kept: Journal, phase: int, state: State) -> tuple[State,
     start = s.at[phase - 1] if phase else 0
     is_end = phase == len(s.at)
     stop = s.steps if is_end else s.at[phase]
-
-    def to_the_stop(state: State, done: int, at: At) -> State:
-        since = lambda step, state: at(step - start, state)
-        state = lanes.copied(state)  # training takes its memory, and the journal has it
-        return lanes.train(s.program, state, lane_of(s, phase), stop, since, start + done)
-
-    words = f"{np.prod(s.families)} networks"
-    state = kept.once(f"to step {stop}", stop - start, state, to_the_stop, words)
+    lane = lane_of(s, phase)
+    state = lanes.continued(kept, f"to step {stop}", s.program, state, lane, start, stop)
     record = {"step": stop, **tested(s, state), "seconds": kept.seconds()}
     return (state if is_end else at_a_prune(s, phase, state)), record
 

@@ -28,7 +28,6 @@ from recipes.reports import language as report
 
 SAMPLE = Key.STUDY  # the purpose of a seed's key
 LOG_EVERY = {"tiny": 25, "small": 5, "medium": 1}  # about a second on a core
-OVERLAP = 8  # a window of training begins every context / 8 tokens
 TOKENS = ("characters", "pairs")
 WARM_UP, DECAY, CLIP = 0.05, 0.1, 1.0
 
@@ -120,7 +119,7 @@ def study_of(config: Config) -> Study:
     folder.check_out(config.out, config.overwrite, config.resume)
     vocabulary = config.vocabulary if config.tokens == "pairs" else 0
     read = text.load(config.dataset, config.data_dir, config.text, vocabulary)
-    stride = max(1, config.context // OVERLAP)
+    stride = max(1, config.context // text.OVERLAP)
     train = text.windows(read.train, config.context, stride)
     settings.check_batch(config.batch_size, len(train.labels))
     module = models.Decoder(len(read.words), decoder.SIZES[config.model])

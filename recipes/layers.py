@@ -45,7 +45,7 @@ from recipes.common.lanes import Lane, Network, State
 from recipes.common.models import classification
 from recipes.common.models.residual import WIDTH, Residual
 from recipes.reports import layers as report
-from recipes.small_dense import DECODER, narrowed
+from recipes.small_dense import DECODER, dataset_of, narrowed
 
 METHODS = ("snip", "grasp", "magnitude", "random")
 WHEN = ("init", "trained")
@@ -252,17 +252,9 @@ def layers(config: Config) -> dict[str, Any]:
         return report.write(s, kept.records, chance, time.perf_counter() - began)
 
 
-def dataset_of(config: Config) -> Dataset:
-    """Images, or windows of characters with those after each."""
-    if config.dataset in data.DATASETS:
-        return settings.dataset_of(config)
-    folder.check_out(config.out, config.overwrite, config.resume)
-    return text.dataset(config.dataset, config.data_dir, config.context, config.train_examples)
-
-
 def study_of(config: Config) -> Study:
     """The data, the networks and the tickets of a run."""
-    dataset = dataset_of(config)
+    dataset = dataset_of(config, config.context)
     plan = settings.plan_of(config, len(dataset.train.labels))
     if config.examples > len(dataset.train.labels):
         raise RecipeError(

@@ -24,7 +24,7 @@ import jaxprune as jp
 from recipes.common import cli, dead, flags, lanes, measures, settings
 from recipes.common.data import Dataset
 from recipes.common.folder import RecipeError
-from recipes.common.journal import At, Journal, journal
+from recipes.common.journal import Journal, journal
 from recipes.common.lanes import Lane, State
 from recipes.gmp import ALLOCATIONS
 from recipes.reports import plasticity as report
@@ -130,16 +130,10 @@ def trained(
     s: Study, kept: Journal, name: str, state: State, start: int, stop: int, copies: int = 1
 ) -> State:
     """The state after the steps from `start` to `stop`; copies see the examples of their parent."""
-    lane = Lane(lanes.tile(s.keys, copies))
-
-    def to_the_end(state: State, done: int, at: At) -> State:
-        since = lambda step, state: at(step - start, state)
-        state = lanes.copied(state)  # training takes its memory, and the journal has it
-        return lanes.train(s.program, state, lane, stop, since, start + done)
-
     if start == stop:
         return state
-    return kept.once(name, stop - start, state, to_the_end, f"{len(lane.order)} networks")
+    lane = Lane(lanes.tile(s.keys, copies))
+    return lanes.continued(kept, name, s.program, state, lane, start, stop)
 
 
 # --- the command ----------------------------------------------------------------------------------

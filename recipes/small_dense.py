@@ -143,15 +143,17 @@ def sizes(module: nn.Module, shape: Any) -> tuple[int, int]:
 
 def small_dense(config: Config) -> dict[str, Any]:
     """Trains, writes the folder `config.out`, prints a table; returns what summary.json holds."""
-    return report.write(config, study.train(config, partial(arms, config), dataset_of(config)))
+    return report.write(
+        config, study.train(config, partial(arms, config), dataset_of(config, config.context))
+    )
 
 
-def dataset_of(config: Config) -> Dataset:
-    """Images; or windows of characters (n, t), labeled by the character after each (n, t)."""
+def dataset_of(config: settings.Settings, context: int) -> Dataset:
+    """Images; or windows of `context` characters, labeled by the character after each (n, t)."""
     if config.dataset in data.DATASETS:
         return settings.dataset_of(config)
     folder.check_out(config.out, config.overwrite, config.resume)
-    return text.dataset(config.dataset, config.data_dir, config.context, config.train_examples)
+    return text.dataset(config.dataset, config.data_dir, context, config.train_examples)
 
 
 main = cli.command(Config, small_dense)

@@ -150,7 +150,7 @@ def one_phase(
 
     is_last = phase == len(s.sparsities)
     others = [uniform, greedy.params, imp, longer]
-    tested = report.judge(config, s, children, greedy, others, config.shift and is_last)
+    tested = report.judge(config, s, children, greedy, others, is_last)
     between = measures.between_siblings(s.measure, children, config.points)
     record = {
         **_record(phase, sparsity, began),
@@ -252,7 +252,7 @@ class Study(NamedTuple):
     validate: measures.Accuracy
     together: measures.Accuracy  # of ensembles: children (seeds, children, ...)
     measure: measures.Measure  # of what lies between children
-    shift: shift.Measure  # of all networks, after the last phase
+    shift: shift.Measure | None  # of all networks, after the last phase
 
 
 def study_of(config: Config, dataset: data.Dataset) -> Study:
@@ -288,7 +288,7 @@ def study_of(config: Config, dataset: data.Dataset) -> Study:
         validate=measures.accuracy(module, validation),
         together=measures.accuracy(Ensemble(module), dataset.test),
         measure=measures.measure_of(config, module, dataset._replace(train=train)),
-        shift=shift.measure_of(module, dataset, config.dataset),
+        shift=shift.measure_of(module, dataset, config.dataset) if config.shift else None,
     )
 
 

@@ -6,7 +6,7 @@ them, so a factor on them is a factor on what the block adds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune.coupling.reader import Program, Step
@@ -33,19 +33,26 @@ class _Value(NamedTuple):
     depends: bool = False
 
 
-def last_layers(program: Program, paths: Iterable[str], part: Collection[str]) -> Paths | None:
-    """The last leaves of `part` before its results leave it; None if there is no way around it.
+def last_layers(
+    program: Program, paths: Iterable[str], parts: Mapping[str, Collection[str]]
+) -> dict[str, Paths | None]:
+    """By part its last leaves before its results leave it; None if there is no way around it.
 
     Args:
       paths: of the leaves that are the first operands of the program, in their order.
-      part: the paths of the leaves of the part. Without it every output that depends on an input
-        still has to.
+      parts: the paths of the leaves of each part. Without the part every output that depends on an
+        input still has to.
     """
     paths = list(paths)
-    results, before = _followed(program, paths, part), _followed(program, paths, ())
-    if any(then.depends and not now.depends for then, now in zip(before, results, strict=True)):
-        return None
-    return NONE.union(*(x.behind for x in results))
+    before = _followed(program, paths, ())
+
+    def last(part: Collection[str]) -> Paths | None:
+        results = _followed(program, paths, frozenset(part))
+        if any(then.depends and not now.depends for then, now in zip(before, results, strict=True)):
+            return None
+        return NONE.union(*(x.behind for x in results))
+
+    return {name: last(part) for name, part in parts.items()}
 
 
 def _followed(program: Program, paths: Sequence[str], part: Collection[str]) -> list[_Value]:

@@ -17,7 +17,6 @@ from jaxprune.base import (
     Pattern,
     check_allocation,
     check_pattern,
-    check_sparsity,
 )
 from jaxprune.masks import merged
 from jaxprune.methods.dynamic import magnitudes
@@ -25,7 +24,7 @@ from jaxprune.one_shot import select
 from jaxprune.pattern import unstructured
 from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import check_any, kernels
-from jaxprune.schedules import check_schedule, last_value, sparsity_at
+from jaxprune.schedules import check_sparsities, last_value, sparsity_at
 
 
 class DpfState(NamedTuple):
@@ -73,10 +72,7 @@ def dpf(
     """
     check_allocation(allocation)
     check_pattern(pattern)
-    if callable(sparsity):
-        check_schedule(sparsity)
-    else:
-        check_sparsity(sparsity)
+    check_sparsities(sparsity)
     last = last_value(sparsity) if callable(sparsity) else None
 
     def masks(params: Params, step: Any, at_end: Any) -> Masks:

@@ -33,7 +33,7 @@ from jaxprune.one_shot import select
 from jaxprune.pattern import unstructured
 from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import check_any, kernels
-from jaxprune.schedules import check_schedule, last_value, sparsity_at
+from jaxprune.schedules import check_sparsities, last_value, sparsity_at
 from jaxprune.scores import fisher, gradient, magnitude, saliency
 from jaxprune.selection.deferred import defer
 from jaxprune.selection.drop_grow import among
@@ -80,10 +80,7 @@ def prune(
     check_function("prune: prunable", prunable, ", such as jp.kernels or jp.matching('*/kernel')")
     check_allocation(allocation)
     check_pattern(pattern)
-    if callable(sparsity):
-        check_schedule(sparsity)
-    else:
-        check_sparsity(sparsity)
+    check_sparsities(sparsity)
 
     last = last_value(sparsity) if callable(sparsity) else None
 

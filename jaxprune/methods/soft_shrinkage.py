@@ -16,7 +16,6 @@ from jaxprune.base import (
     Pattern,
     check_allocation,
     check_pattern,
-    check_sparsity,
 )
 from jaxprune.masks import merged
 from jaxprune.methods.dynamic import magnitudes
@@ -24,7 +23,7 @@ from jaxprune.one_shot import select
 from jaxprune.pattern import unstructured
 from jaxprune.prunable.layers import folded
 from jaxprune.prunable.rules import check_any, kernels
-from jaxprune.schedules import check_schedule, sparsity_at
+from jaxprune.schedules import check_sparsities, sparsity_at
 from jaxprune.trees import map_scored
 
 
@@ -83,10 +82,7 @@ def soft_shrinkage(
     """
     check_allocation(allocation)
     check_pattern(pattern)
-    if callable(sparsity):
-        check_schedule(sparsity)
-    else:
-        check_sparsity(sparsity)
+    check_sparsities(sparsity)
     if isinstance(factor, (int, float)) and not 0 <= factor <= 1:
         raise ValueError(
             "soft_shrinkage: the factor is what is left of a weight after one step, in [0, 1]; "

@@ -83,9 +83,11 @@ def looks(arms: Iterable[str]) -> dict[str, Look]:
     return {arm: look(arm) for arm in arms}
 
 
-def band(axes: Axes, curve: Curve, label: str, look: Look, points: bool = False) -> None:
-    """Draws the mean over seeds in percent, and the range from the worst seed to the best."""
-    steps, values = np.asarray(curve[0]), 100 * np.asarray(curve[1])
+def band(
+    axes: Axes, curve: Curve, label: str, look: Look, points: bool = False, scale: float = 100
+) -> None:
+    """Draws the mean over seeds, in percent by default, and the range over seeds."""
+    steps, values = np.asarray(curve[0]), scale * np.asarray(curve[1])
     style = look.line + (look.marker if points else "")
     axes.plot(steps, values.mean(1), style, color=look.color, label=label, markersize=4)
     low, high = values.min(1), values.max(1)

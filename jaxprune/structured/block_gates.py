@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxprune.base import Params
 from jaxprune.coupling.last_layers import last_layers
 from jaxprune.coupling.structure import Structure
-from jaxprune.structured.check import check_all, check_params
+from jaxprune.structured.check import check_all
 from jaxprune.structured.removal import weights_of
 from jaxprune.trees import map_named
 
@@ -46,16 +46,15 @@ def apply_block_gates(structure: Structure, params: Params, gates: Mapping[str, 
 
     Reference: Fang et al., 2025, TinyFusion: Diffusion Transformers Learned Shallow.
     """
-    check_all("apply_block_gates", structure, params)
-    prefix = check_params("apply_block_gates", structure, params)
+    prefix = check_all("apply_block_gates", structure, params)
     if wrong := [block for block, gate in gates.items() if jnp.shape(gate) != ()]:
         raise ValueError(
             f"apply_block_gates: the gate of block '{wrong[0]}' is a scalar; got shape "
             f"{jnp.shape(gates[wrong[0]])}. With an axis of seeds in front, use vmap."
         )
     of_leaf: dict[str, Any] = {}
-    for block, leaves in weights_of(structure, list(gates)).items():
-        last = last_layers(structure.program, structure.axes, set(leaves))
+    blocks = weights_of(structure, list(gates))
+    for block, last in last_layers(structure.program, structure.axes, blocks).items():
         if last is None:
             raise ValueError(
                 f"apply_block_gates: without block '{block}' an output depends on no input, for "

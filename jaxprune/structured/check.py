@@ -55,8 +55,8 @@ def check_params(what: str, structure: Structure, params: Params) -> str:
     return prefix
 
 
-def check_all(what: str, structure: Structure, params: Params) -> None:
-    """ValueError unless the params are all that were analyzed, in the shapes that they had."""
+def check_all(what: str, structure: Structure, params: Params) -> str:
+    """As `check_params`, and ValueError unless the params are all that were analyzed."""
     prefix = check_params(what, structure, params)
     leaves = {prefix + path for path, _ in present_leaves(params)}
     missing = [(path, None) for path in structure.axes if path not in leaves]
@@ -65,6 +65,7 @@ def check_all(what: str, structure: Structure, params: Params) -> None:
             f"{what}: {quoted(missing)} were analyzed and are not there. Give all that fn takes, "
             "such as Flax's variables with their batch_stats; shrink takes any part of them."
         )
+    return prefix
 
 
 def part_of(structure: Structure, tree: Any, params: Params, what: str) -> Any:

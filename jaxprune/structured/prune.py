@@ -18,13 +18,12 @@ from jaxprune.base import (
     Score,
     check_allocation,
     check_score,
-    check_sparsity,
 )
 from jaxprune.coupling.groups import chosen
 from jaxprune.coupling.structure import Structure
 from jaxprune.masks import merged
 from jaxprune.methods.combine import once
-from jaxprune.schedules import check_schedule, sparsity_at
+from jaxprune.schedules import check_sparsities, sparsity_at
 from jaxprune.sharding import automatic, sharded_like
 from jaxprune.structured.check import part_of
 from jaxprune.structured.kept import kept as kept_neurons
@@ -63,10 +62,7 @@ def prune(
     """
     check_score("structured.prune: score", score)
     check_allocation(allocation)
-    if callable(sparsity):
-        check_schedule(sparsity)
-    else:
-        check_sparsity(sparsity, of="neurons")
+    check_sparsities(sparsity, of="neurons")
     if not structure.groups:
         raise ValueError(
             "structured.prune: there is no group to prune; print the structure to see what freezes "

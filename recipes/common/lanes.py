@@ -373,3 +373,18 @@ def trained(
 
     state = begin(p, network, lane)
     return journal.once(name, steps, state, to_the_end, f"{len(lane.order)} networks").network
+
+
+def continued(
+    journal: Journal, name: str, p: Program, state: State, lane: Any, start: int, stop: int
+) -> State:
+    """The states after the steps from `start` to `stop`, of the same optimizers; a resumed run
+    continues within. `state` is left as it is.
+    """
+
+    def to_the_end(state: State, done: int, at: At) -> State:
+        since = lambda step, state: at(step - start, state)
+        state = copied(state)  # training takes its memory, and the journal has it
+        return train(p, state, lane, stop, since, start + done)
+
+    return journal.once(name, stop - start, state, to_the_end, f"{len(lane.order)} networks")

@@ -40,13 +40,18 @@ def accuracy(
     return over_seeds(values) | dead.signs(values, chance, empty_layers)
 
 
-def percent(numbers: dict[str, Any]) -> str:
+def percent(numbers: Mapping[str, Any], unit: str = " %") -> str:
     """`over_seeds` of fractions as "97.81 ± 0.12 %", with the mark of dead networks.
 
-    One seed has no deviation: "97.81 %".
+    One seed has no deviation: "97.81 %". A table whose title says "in %" needs no `unit`.
     """
     deviation = f" ± {100 * numbers['std']:.2f}" if len(numbers["per_seed"]) > 1 else ""
-    return f"{100 * numbers['mean']:.2f}{deviation} %{dead.mark(numbers)}"
+    return f"{100 * numbers['mean']:.2f}{deviation}{unit}{dead.mark(numbers)}"
+
+
+def points(numbers: Mapping[str, Any]) -> str:
+    """`over_seeds` of a difference of fractions in points, with its sign: "+0.28 ± 0.05"."""
+    return f"{100 * numbers['mean']:+.2f} ± {100 * numbers['std']:.2f}"
 
 
 def plus_minus(numbers: dict[str, Any], decimals: int, factor: float = 1) -> str:

@@ -177,10 +177,13 @@ def under_shift(config: Settings, outcome: Outcome) -> shift.Shown:
 
 
 def save_model(path: Path, outcome: Outcome, name: str) -> None:
-    """The masked weights, running statistics and masks of an arm, all seeds."""
-    state = outcome.states[name]
-    params = arms.network(outcome.arms[name], state)
-    masks = like(arms.masks(outcome.arms[name], state), params)  # without what else was learned
+    """The weights, running statistics and masks of an arm, all seeds; a dense arm keeps all."""
+    arm, state = outcome.arms[name], outcome.states[name]
+    params = arms.network(arm, state)
+    if arm.weights is Weights.DENSE:
+        masks = lanes.keep_all(params)
+    else:
+        masks = like(arms.masks(arm, state), params)  # without what else was learned
     checkpoints.save_model(path, params, state.batch_stats, masks)
 
 

@@ -29,7 +29,7 @@ from recipes.common.pairs import Pairs
 DATASETS = ("names", "tiny_shakespeare")
 HELD = 0.05  # of the text, to validate on; as much to test on
 BLOCK = 32  # names that stay together
-OVERLAP = 8  # a window of training text begins every context / 8 characters
+OVERLAP = 8  # a window of training text begins every context / 8 tokens
 NUMBERED = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH", "HANGUL SYLLABLE")  # made from codes
 
 

@@ -91,7 +91,7 @@ def write_up(s: Study, summary: dict[str, Any]) -> Writeup:
 def cells(numbers: dict[str, Any]) -> list[str]:
     """The cells of a row."""
     minus = numbers.get("minus_cross_entropy")
-    bare = lambda key: report.percent(numbers[key]).replace(" %", "")
+    bare = lambda key: report.percent(numbers[key], unit="")
     return [
         bare("test_accuracy"),
         report.plus_minus(minus, 2, 100) if minus else "",

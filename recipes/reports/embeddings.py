@@ -74,7 +74,7 @@ def write_up(study: Study, cells: Cells) -> Writeup:
         rows=[
             (
                 name_of(method, bits),
-                *(report.percent(row[r]["map"]).replace(" %", "") for r in config.dims),
+                *(report.percent(row[r]["map"], unit="") for r in config.dims),
             )
             for method, rows in cells.items()
             for bits, row in rows.items()

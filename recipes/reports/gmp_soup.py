@@ -79,11 +79,10 @@ def write_up(s: Study, records: Records, summary: Mapping[str, Any]) -> Writeup:
 
     def row(arm: str) -> list[str]:
         told, gain = arms[arm]["test_accuracy"], arms[arm]["average_minus_mean_child"]
-        points = f"{100 * gain['mean']:+.2f} ± {100 * gain['std']:.2f}"
-        percent = lambda kind: report.percent(told[kind]).replace(" %", "")
+        percent = lambda kind: report.percent(told[kind], unit="")
         cells = [percent(kind) for kind in ("average", "mean child")]
         kept = [np.mean(arms[arm][key]) for key in ("kept_by_average", "kept_weights")]
-        return [arm, *cells, points, *(f"{n:,.0f}" for n in kept)]
+        return [arm, *cells, report.points(gain), *(f"{n:,.0f}" for n in kept)]
 
     def prune(i: int, told: Mapping[str, Any]) -> list[str]:
         cells = [

@@ -87,7 +87,7 @@ def write_up(s: Study, summary: Mapping[str, Any]) -> Writeup:
 
     def row(arm: str) -> list[str]:
         told = [arms[arm][str(left)]["test_accuracy"] for left in lefts]
-        return [arm, *(report.percent(numbers).replace(" %", "") for numbers in told)]
+        return [arm, *(report.percent(numbers, unit="") for numbers in told)]
 
     def share(key: str, name: str) -> list[str]:
         return [name, *(f"{100 * costs[str(left)][key] / whole[key]:.0f} %" for left in lefts)]

@@ -71,7 +71,7 @@ def write_up(study: Study, arms: dict[str, Any]) -> Writeup:
         ),
         columns=study.kinds,
         rows=[
-            (name, *(report.percent(of["test_accuracy"]).replace(" %", "") for of in cells))
+            (name, *(report.percent(of["test_accuracy"], unit="") for of in cells))
             for name, cells in arms.items()
         ],
         pictures={

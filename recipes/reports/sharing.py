@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import jaxprune as jp
-from recipes.common import arms, checkpoints, dead, folder, lanes, report, study
+from recipes.common import arms, dead, folder, report, study
 from recipes.common.arms import Weights
 from recipes.common.figures import left, style
 from recipes.common.report import Picture, Writeup
@@ -39,7 +39,7 @@ def write(config: Config, outcome: study.Outcome) -> dict[str, Any]:
         seconds=round(outcome.seconds, 2),
     )
     for arm in outcome.arms:
-        _save(config, outcome, arm)
+        study.save_model(config.out / folder.MODEL / arm.replace(" ", "-"), outcome, arm)
     return report.finish(config, write_up(config, summary), summary)
 
 
@@ -77,16 +77,6 @@ def entropy(kept: int, weights: int) -> int:
     return int(np.ceil(np.sum(counts * np.log2(weights / counts))))
 
 
-def _save(config: Config, outcome: study.Outcome, name: str) -> None:
-    """The networks of an arm, all seeds; a mask keeps all where nothing is pruned."""
-    arm, state = outcome.arms[name], outcome.states[name]
-    params = arms.network(arm, state)
-    sparse = arm.weights is Weights.SPARSE
-    masks = arms.masks(arm, state) if sparse else lanes.keep_all(params)
-    path = config.out / folder.MODEL / name.replace(" ", "-")
-    checkpoints.save_model(path, params, state.batch_stats, masks)
-
-
 def write_up(config: Config, summary: Mapping[str, Any]) -> Writeup:
     """The result, for people: a row for each method."""
     numbers = summary["arms"]
@@ -94,7 +84,7 @@ def write_up(config: Config, summary: Mapping[str, Any]) -> Writeup:
 
     def cell(method: str, times: float) -> str:
         own = numbers.get(name(method, times))
-        return report.percent(own["test_accuracy"]).replace(" %", "") if own else "-"
+        return report.percent(own["test_accuracy"], unit="") if own else "-"
 
     return Writeup(
         title="Shared and pruned weights",

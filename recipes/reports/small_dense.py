@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from recipes.common import arms, checkpoints, dead, folder, lanes, report, study, text
+from recipes.common import arms, dead, folder, report, study, text
 from recipes.common.arms import Weights
 from recipes.common.figures import left
 from recipes.common.report import Picture, Writeup
@@ -43,7 +43,7 @@ def write(config: Config, outcome: study.Outcome) -> dict[str, Any]:
         seconds=round(outcome.seconds, 2),
     )
     for arm in outcome.arms:
-        _save(config, outcome, arm)
+        study.save_model(config.out / folder.MODEL / arm.replace(" ", "-"), outcome, arm)
     return report.finish(config, write_up(config, summary), summary)
 
 
@@ -68,16 +68,6 @@ def _numbers(config: Config, outcome: study.Outcome, name: str) -> dict[str, Any
     return numbers
 
 
-def _save(config: Config, outcome: study.Outcome, name: str) -> None:
-    """The networks of an arm, all seeds; a mask keeps all where nothing is pruned."""
-    arm, state = outcome.arms[name], outcome.states[name]
-    params = arms.network(arm, state)
-    sparse = arm.weights is Weights.SPARSE
-    masks = arms.masks(arm, state) if sparse else lanes.keep_all(params)
-    path = config.out / folder.MODEL / name.replace(" ", "-")
-    checkpoints.save_model(path, params, state.batch_stats, masks)
-
-
 def write_up(config: Config, summary: Mapping[str, Any]) -> Writeup:
     """The result, for people: a row for each sparsity."""
     numbers, is_text = summary["arms"], config.dataset in text.DATASETS
@@ -92,8 +82,7 @@ def write_up(config: Config, summary: Mapping[str, Any]) -> Writeup:
             cells += [f"{one['bits']['mean']:.3f}" for one in (sparse, small)]
         else:
             cells += [_percent(one) for one in (sparse, small)]
-        points = f"{100 * gap['mean']:+.2f} ± {100 * gap['std']:.2f}"
-        return [f"{100 * sparsity:g} %", *cells, points]
+        return [f"{100 * sparsity:g} %", *cells, report.points(gap)]
 
     bits = f", {numbers['dense']['bits']['mean']:.3f} bits a character" if is_text else ""
     return Writeup(
@@ -124,7 +113,7 @@ def write_up(config: Config, summary: Mapping[str, Any]) -> Writeup:
 
 
 def _percent(numbers: Mapping[str, Any]) -> str:
-    return report.percent(numbers["test_accuracy"]).replace(" %", "")
+    return report.percent(numbers["test_accuracy"], unit="")
 
 
 def _mean(numbers: Mapping[str, Any]) -> str:

@@ -75,7 +75,7 @@ def judge(
     children: Any,
     greedy: jp.soups.GreedySoup,
     others: list[Any],
-    under_shift: bool,
+    is_last: bool,
 ) -> dict[str, Any]:
     """Accuracies on test data, and the choices on validation data; lists are over seeds."""
     m, seeds = config.children, config.seeds
@@ -85,7 +85,9 @@ def judge(
     of_children, chosen_by = (part[0].reshape(seeds, m) for part in (test, validation))
     best = chosen_by.argmax(1)  # the first of equal ones
 
-    def by_arm(of_children: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    def by_arm(
+        of_children: np.ndarray, others: np.ndarray, together: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         """Of (..., seeds, children) and (..., 4, seeds) each arm's (..., seeds)."""
         uniform, greedily, imp, longer = np.moveaxis(others, -2, 0)
         return {
@@ -93,24 +95,22 @@ def judge(
             GREEDY: greedily,
             BEST: of_children[..., np.arange(seeds), best],
             MEAN: of_children.mean(-1),
+            **together,
             IMP: imp,
             longer_name(m): longer,
         }
 
-    accuracy = by_arm(of_children, test[1].reshape(4, seeds))
-    names = list(accuracy)
-    accuracy[ENSEMBLE] = s.together(children)
-    names.insert(names.index(IMP), ENSEMBLE)
-    accuracy = {arm: accuracy[arm] for arm in names}
+    together = {ENSEMBLE: s.together(children)}
+    accuracy = by_arm(of_children, test[1].reshape(4, seeds), together)
     shifted: dict[str, dict[str, Any]] = {}
-    for kind, values in s.shift(everyone).items() if under_shift else ():
+    for kind, values in s.shift(everyone).items() if s.shift and is_last else ():
         own, rest = np.split(values, [m * seeds], -1)
         first = values.shape[:-1]
-        parts = by_arm(own.reshape(*first, seeds, m), rest.reshape(*first, 4, seeds))
+        parts = by_arm(own.reshape(*first, seeds, m), rest.reshape(*first, 4, seeds), {})
         for arm, numbers in parts.items():
             shifted.setdefault(arm, {})[kind] = lists(numbers)
     return {
-        **({"shift": shifted} if under_shift else {}),
+        **({"shift": shifted} if shifted else {}),
         "test_accuracy": {arm: lists(values) for arm, values in accuracy.items()},
         "children_test_accuracy": lists(of_children),
         "children_validation_accuracy": lists(chosen_by),

@@ -132,11 +132,7 @@ def over_phases(arms: Mapping[str, np.ndarray], title: str) -> bytes:
     with canvas(5.0, 2.7) as figure:
         axes = figure.subplots()
         for arm, values in arms.items():
-            look, phases = drawn[arm], range(len(values))
-            style = look.line + look.marker
-            axes.plot(phases, values.mean(1), style, color=look.color, label=arm, markersize=4)
-            low, high = values.min(1), values.max(1)
-            axes.fill_between(phases, low, high, color=look.color, alpha=0.18, linewidth=0)
+            band(axes, (range(len(values)), values), arm, drawn[arm], points=True, scale=1)
         axes.set(title=title, xlabel="Phase")
         axes.xaxis.set_major_locator(steps_locator(10))
         figure.key(axes)
